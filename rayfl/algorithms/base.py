@@ -1,0 +1,95 @@
+"""What an algorithm is: six pure functions on flat vectors. Their defaults together are FedAvg.
+
+Shapes: P parameters, C clients of a stack. Every vector is `[..., P]`, every scalar `[..., 1]`:
+`[P]` and `[1]` on the server, `[C, P]` and `[C, 1]` where C clients are trained together. Reduce over
+the last axis only, and one rule serves both.
+
+Algorithms draw no random numbers, do no I/O and change no tensor that they were given.
+Gradients, momenta and control variates point uphill (the gradient convention).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from rayfl.algorithms.vectors import scaled_to
+
+Vectors = dict[str, Tensor]
+Grad = Callable[[Tensor], Tensor]
+"""`[..., P] -> [..., P]`: each client's gradient on its current minibatch. One call, one backward pass."""
+
+
+class ClientContext(NamedTuple):
+    """What a client knows in its round."""
+
+    start: Tensor
+    """Start point of the round, `[..., P]`."""
+    shared: Vectors
+    """The other vectors of the broadcast."""
+    lr: float
+    """Local learning rate of this round."""
+    steps: Tensor
+    """K_i, local steps that the client takes in this round, `[..., 1]`."""
+    step: int
+    """k, number of the current local step, from 0."""
+
+
+class ServerContext(NamedTuple):
+    """What the server knows when it aggregates."""
+
+    lr: float
+    """Local learning rate of this round."""
+    steps: float
+    """Mean of K_i over the cohort."""
+    participation: float
+    """S / N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """FedAvg, and the base of every other method: the fields of a subclass are its hyper-parameters."""
+
+    paper: ClassVar[str] = ""
+    """Where the method comes from, one line."""
+
+    def init_server(self, w: Tensor) -> Vectors:
+        """Server state before the first round."""
+        return {}
+
+    def init_client(self, w: Tensor) -> Vectors:
+        """Memory of a client that has not been in a cohort yet."""
+        return {}
+
+    def broadcast(self, w: Tensor, server: Vectors) -> tuple[Tensor, Vectors]:
+        """Start point of the cohort and the vectors that travel down with it."""
+        return w, {}
+
+    def local_step(
+        self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
+    ) -> tuple[Tensor, Vectors]:
+        """Direction d of one step `x <- x - lr * (clip(d) + weight_decay * x)`, and the memory."""
+        return grad(x), memory
+
+    def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
+        """What travels up after the last step, given `delta` = last iterate - start, and the memory.
+
+        `ctx.step` is the number of steps of the longest client here.
+        """
+        return {"delta": delta}, memory
+
+    def server_step(
+        self, w: Tensor, server: Vectors, mean: Vectors, ctx: ServerContext
+    ) -> tuple[Tensor, Vectors]:
+        """New parameters and server state; `mean[name]` is the cohort's mean of that upload."""
+        return w + mean["delta"], server
+
+
+def sam(grad: Grad, rho: float) -> Grad:
+    """Sharpness-aware gradient oracle: `grad(x + rho * g / ||g||)` with `g = grad(x)`, two backward passes.
+
+    Foret et al., "Sharpness-Aware Minimization", ICLR 2021, arXiv:2010.01412, equation (2). The norm is
+    the global one over all parameters; both passes see the same minibatch.
+    """
+    return lambda x: grad(x + scaled_to(grad(x), rho))

@@ -1,0 +1,36 @@
+"""FedCM: clients mix the global momentum into every local step.
+
+Xu, Wang, Wang and Yao, "FedCM: Federated Learning with Client-level Momentum", 2021,
+arXiv:2106.10874, Algorithm 2.
+Legend: Delta = mean gradient of the last cohort, -D / (K lr), 0 before the first round; alpha = weight
+of the local gradient.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from rayfl.algorithms.base import Algorithm
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedCM(Algorithm):
+    paper: ClassVar[str] = "Xu et al., 2021, arXiv:2106.10874"
+
+    alpha: Annotated[float, Field(gt=0, le=1, description="weight of the local gradient")] = 0.1
+    server_lr: Annotated[float, Field(gt=0, description="server learning rate eta_g")] = 1.0
+
+    def init_server(self, w):
+        return {"Delta": torch.zeros_like(w)}
+
+    def broadcast(self, w, server):
+        return w, {"Delta": server["Delta"]}
+
+    def local_step(self, x, memory, grad, ctx):
+        return self.alpha * grad(x) + (1 - self.alpha) * ctx.shared["Delta"], memory
+
+    def server_step(self, w, server, mean, ctx):
+        Delta = mean["delta"] / (-ctx.steps * ctx.lr)
+        return w + self.server_lr * mean["delta"], {"Delta": Delta}

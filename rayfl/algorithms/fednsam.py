@@ -1,0 +1,55 @@
+"""FedNSAM: global Nesterov momentum with sharpness-aware clients.
+
+"FedNSAM: Consistency of Local and Global Flatness for Federated Learning", 2026, arXiv:2602.23827.
+Three algorithms were released under this name; two are here.
+
+`FedNSAM` (default) extrapolates, then runs local SAM: clients start at z = w + gamma m, and each step
+uses the gradient at y + rho g / ||g||. Two backward passes a step.
+
+`FedNSAMMomentum` uses the momentum for both, as the abstract's sentence says ("global Nesterov
+momentum as the direction of client global perturbations and extrapolation"): clients start at w, and
+each step uses the gradient at y + gamma m - rho m / ||m||. One backward pass a step; no perturbation
+while m = 0.
+
+Legend: m = momentum, the last displacement of w (it points downhill); the server is FedAvgM's, so with
+the start z the new w is the mean of the clients' last iterates.
+Deviation: the released server of 2026-03 forgets the old momentum (m = (1 + gamma) D); here
+m <- gamma m + D. The released worker ignores the configured rho and gamma; here they hold.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from rayfl.algorithms.base import sam
+from rayfl.algorithms.fedavgm import FedAvgM
+from rayfl.algorithms.vectors import scaled_to
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedNSAM(FedAvgM):
+    paper: ClassVar[str] = "FedNSAM, 2026, arXiv:2602.23827 (extrapolation and local SAM)"
+
+    gamma: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum")] = 0.85
+    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
+
+    def broadcast(self, w, server):
+        return w + self.gamma * server["m"], {}
+
+    def local_step(self, x, memory, grad, ctx):
+        return sam(grad, self.rho)(x), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedNSAMMomentum(FedAvgM):
+    paper: ClassVar[str] = "FedNSAM, 2026, arXiv:2602.23827 (one backward pass, momentum as both)"
+
+    gamma: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum")] = 0.85
+    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
+
+    def broadcast(self, w, server):
+        return w, {"ahead": self.gamma * server["m"] - scaled_to(server["m"], self.rho)}
+
+    def local_step(self, x, memory, grad, ctx):
+        return grad(x + ctx.shared["ahead"]), memory

@@ -1,0 +1,33 @@
+"""Arithmetic that the algorithms share, on flat vectors `[..., P]`; reductions run over the last axis only."""
+
+import torch
+from torch import Tensor
+
+# Below this norm a vector has no direction worth following (the papers' formulas would divide by 0).
+TINY = 1e-12
+
+
+def norm(v: Tensor) -> Tensor:
+    """Global L2 norm, `[..., P] -> [..., 1]`."""
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def unit(v: Tensor) -> Tensor:
+    """`v / ||v||`, and exactly 0 where `||v||` is below `TINY`; `[..., P] -> [..., P]`."""
+    return v * _inverse_norm(v)
+
+
+def scaled_to(v: Tensor, radius: float) -> Tensor:
+    """`radius * v / ||v||`, and exactly 0 where `||v||` is below `TINY`; `[..., P] -> [..., P]`."""
+    return v * (radius * _inverse_norm(v))
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity, 0 where either vector has no direction; `[..., P] -> [..., 1]`."""
+    dot = torch.linalg.vecdot(a, b.expand_as(a), dim=-1).unsqueeze(-1)
+    return dot * _inverse_norm(a) * _inverse_norm(b)
+
+
+def _inverse_norm(v: Tensor) -> Tensor:
+    length = norm(v)
+    return torch.where(length < TINY, torch.zeros_like(length), 1 / length.clamp_min(TINY))

@@ -1,0 +1,32 @@
+"""The errors that users see. Each message names the value, what is allowed and what to do."""
+
+
+class ConfigError(Exception):
+    """Bad input, found before any actor starts. The command line exits with code 2."""
+
+
+class RunError(Exception):
+    """A run that had started cannot go on. The command line exits with code 1."""
+
+
+class ClientError(RunError):
+    """Code that ran for some clients raised; carries round, client ids, algorithm and the traceback."""
+
+    def __init__(self, round: int, clients: tuple[int, ...], algorithm: str, traceback: str):
+        # All four go to Exception.__init__ so that the error pickles across processes.
+        super().__init__(round, clients, algorithm, traceback)
+        self.round, self.clients, self.algorithm, self.traceback = (
+            round,
+            clients,
+            algorithm,
+            traceback,
+        )
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.clients[:10])) + (", ..." if len(self.clients) > 10 else "")
+        last_line = self.traceback.strip().splitlines()[-1]
+        return f"round {self.round}, clients [{shown}], algorithm '{self.algorithm}': {last_line}"
+
+
+class DivergedError(RunError):
+    """The loss or an update stopped being finite."""

@@ -1,0 +1,196 @@
+"""START HERE: config -> data -> partition -> model -> actors -> rounds -> metrics.
+
+`prepare` does and checks everything that can be done before an actor starts; `run` does the rest.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import nn
+
+from rayfl import models
+from rayfl.config import Experiment, Resources
+from rayfl.data.datasets import Dataset
+from rayfl.data.partition import Partition, split
+from rayfl.history import History
+from rayfl.runtime import cluster
+from rayfl.runtime.server import Federation, Record
+from rayfl.training.engine import LocalSettings, sha256
+from rayfl.training.flat import Layout
+from rayfl.training.gradient import dense_chain
+
+if TYPE_CHECKING:
+    from rayfl.tracking import Store, Tracker
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment whose input was found good."""
+
+    config: Experiment
+    data: Dataset
+    partition: Partition
+    model: nn.Module
+    federation: Federation
+    settings: LocalSettings
+
+    @property
+    def units_per_round(self) -> int:
+        return -(-self.federation.cohort_size // self.federation.clients_per_unit)
+
+    def job(self) -> cluster.Job:
+        """What the server actor needs."""
+        w, buffers = Layout(self.model).flatten(self.model)
+        return cluster.Job(
+            algorithm=self.config.algorithm,
+            name=self.config.algorithm_name,
+            model=self.model,
+            initial=(w.numpy(), buffers.numpy()),
+            data=(self.data, self.partition),
+            settings=self.settings,
+            federation=self.federation,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves."""
+
+    history: pd.DataFrame
+    """One row a round; see `History.frame`."""
+    summary: dict[str, float]
+    state_dict: dict[str, torch.Tensor]
+    """Final parameters, for `load_state_dict` of the plain model."""
+    model_sha256: str
+    """Of the final w."""
+    run_id: str | None
+    """Of MLflow; None if tracking is off."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known before the actors start."""
+
+    prepared: Prepared
+    placement: cluster.Placement
+    run_id: str | None
+    ui_command: str | None
+
+
+def prepare(config: Experiment) -> Prepared:
+    """Load the data, split them among the clients and build the model; ConfigError if that cannot be."""
+    data = config.data.load()
+    fed = config.federation
+    partition = split(config.partition, data.y_train, fed.clients, config.seed)
+    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
+    federation = Federation(
+        seed=config.seed,
+        clients=fed.clients,
+        cohort_size=fed.cohort,
+        rounds=fed.rounds,
+        lrs=fed.lrs,
+        clients_per_unit=fed.clients_per_unit or clients_per_unit(model, fed.cohort),
+        eval_every=fed.eval_every,
+        test_samples=len(data.y_test),
+    )
+    settings = LocalSettings(
+        seed=config.seed,
+        batch_size=fed.batch_size,
+        local_epochs=fed.local_epochs,
+        local_steps=fed.local_steps,
+        weight_decay=fed.weight_decay,
+        max_norm=fed.max_norm,
+        augment=config.data.augment,
+    )
+    return Prepared(config, data, partition, model, federation, settings)
+
+
+def clients_per_unit(model: nn.Module, cohort_size: int) -> int:
+    """Clients of a work unit where the config leaves it open; never a matter of how many actors there are.
+
+    One, so that any number of actors shares a round evenly; for chains of linear layers, which train
+    best as a stack, an eighth of the cohort.
+    """
+    return -(-cohort_size // 8) if dense_chain(model) is not None else 1
+
+
+def run(
+    config: Experiment,
+    on_start: Callable[[Start], None] = lambda start: None,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> Result:
+    """Run the experiment: on the cluster that `config.ray.address` names, or on this machine.
+
+    `on_start` is called once it is known where the actors go, before they do; `on_record` for every
+    record. Raises ConfigError before any actor starts, RunError after. Interrupted or failed, it leaves
+    no actor behind, and the MLflow run has every finished round.
+    """
+    prepared, history = prepare(config), History()
+    with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
+        opening = aside.submit(_open_store, config)
+        placement = cluster.place(_wanted(config.resources), prepared.units_per_round)
+        store = opening.result()
+        with _tracked(store, prepared, history) as tracker:
+            run_id = tracker.run_id if tracker else None
+            on_start(Start(prepared, placement, run_id, store.ui_command if store else None))
+            with cluster.launched(prepared.job(), placement) as server:
+                if tracker:
+                    tracker.describe_data(prepared.data, prepared.partition)
+                    tracker.describe_actors(server.describe())
+                for record in server.run():
+                    history.add(*record)
+                    if tracker:
+                        tracker.log(*record)
+                    on_record(record)
+                w, buffers = map(torch.tensor, server.parameters())
+            digest = sha256(w)
+            if tracker:
+                tracker.tag("rayfl.model_sha256", digest)
+    Layout(prepared.model).load(prepared.model, w, buffers)
+    return Result(
+        history.frame(),
+        history.summary(config.tracking.targets),
+        prepared.model.state_dict(),
+        digest,
+        run_id,
+    )
+
+
+def _wanted(resources: Resources) -> cluster.Resources:
+    given = resources.model_dump()
+    return cluster.Resources(**{k: None if v == "auto" else v for k, v in given.items()})
+
+
+def _open_store(config: Experiment) -> "Store | None":
+    if not config.tracking.enabled:
+        return None
+    from rayfl.tracking import Store  # mlflow takes a second to import; Ray starts meanwhile
+
+    return Store(config.tracking.uri, config.tracking.experiment)
+
+
+@contextlib.contextmanager
+def _tracked(
+    store: "Store | None", prepared: Prepared, history: History
+) -> Iterator["Tracker | None"]:
+    """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done."""
+    if store is None:
+        yield None
+        return
+    from rayfl.tracking import Tracker
+
+    tracker = Tracker(store, prepared.config)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status, history.summary(prepared.config.tracking.targets))

@@ -1,0 +1,89 @@
+"""Model names -> `nn.Module`s that map samples [n, *sample_shape] to logits [n, num_classes]."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from rayfl.errors import ConfigError
+from rayfl.models.lenet import LeNet5
+from rayfl.models.mlp import MLP
+from rayfl.models.resnet import ResNet18
+from rayfl.seeds import integer
+
+__all__ = ["MODELS", "Factory", "Model", "build"]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The options of a model, a frozen dataclass that can build it."""
+
+    def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """A freshly initialised model."""
+        ...
+
+
+MODELS: dict[str, type[Model]] = {
+    "lenet5": LeNet5,
+    "mlp": MLP,
+    "resnet18": ResNet18,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factory:
+    """Any function that makes a model; it is called with `num_classes` and the options."""
+
+    path: str  # `package.module:function`, for messages
+    factory: Callable[..., nn.Module]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        return self.factory(num_classes=num_classes, **self.options)
+
+
+def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+    """Build the model on the CPU, with weights that depend on `seed` only, and try it.
+
+    Raises ConfigError if the model cannot be built or does not fit the data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would reseed the accelerators too, and no fork restores them.
+        torch.default_generator.manual_seed(integer(seed, "init"))
+        try:
+            model = spec.build(sample_shape, num_classes)
+            output = _try(model, sample_shape)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"model.name = {_name(spec)!r}: fails on samples {list(sample_shape)} with "
+                f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "
+                "change the model's options, or take another model"
+            ) from error
+    expected = (2, num_classes)
+    got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if got != expected:
+        raise ConfigError(
+            f"model.name = {_name(spec)!r}: 2 samples {list(sample_shape)} must give logits of "
+            f"shape {expected}, it gives {got}"
+        )
+    return model
+
+
+def _try(model: nn.Module, sample_shape: tuple[int, ...]) -> Any:
+    model.eval()  # so that the trial does not move batch statistics
+    with torch.no_grad():
+        output = model(torch.zeros(2, *sample_shape))
+    model.train()
+    return output
+
+
+def _name(spec: Model) -> str:
+    """How the config names this model."""
+    if isinstance(spec, Factory):
+        return spec.path
+    registered = (name for name, known in MODELS.items() if known is type(spec))
+    return next(registered, type(spec).__name__)

@@ -1,0 +1,247 @@
+"""Connects to Ray, places the actors of an experiment, and runs its server there."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# Before Ray starts anything: its workers run at nice 15 by default, and lose to any other process.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# An actor without a GPU must not see one.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import nn
+
+from rayfl.algorithms.base import Algorithm
+from rayfl.data.datasets import Dataset
+from rayfl.data.partition import Partition
+from rayfl.errors import ConfigError, RunError
+from rayfl.runtime.client import Client
+from rayfl.runtime.pool import ActorPool
+from rayfl.runtime.server import Federation, Record, Server
+from rayfl.training.engine import LocalSettings, configure_process
+
+PLACEMENT_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the client actors of one experiment ask for."""
+
+    num_actors: int | None
+    """None: as many as the cluster has room for, but no more than there are work units in a round."""
+    cpus_per_actor: float | None
+    """None: 1, or the half or quarter that lets `num_actors` fit."""
+    gpus_per_actor: float | None
+    """None: a quarter of a GPU where the cluster has any, else none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Client actors that fit: how many, and each one's share."""
+
+    actors: int
+    cpus: float
+    gpus: float
+    nodes: int
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+    def __str__(self) -> str:
+        share = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+        of = f"{self.nodes} node" + ("s" if self.nodes > 1 else "")
+        return f"1 server actor, {self.actors} client actors with {share} each, on {of}"
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connection to the running cluster at `address`, or to a fresh one on this machine for None."""
+    if (
+        ray.is_initialized()
+    ):  # a notebook, or the tests: the caller's connection, and theirs to close
+        yield
+        return
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"ray.address = {address!r}: no Ray cluster answers there ({_first_line(error)}); start one "
+            "with `ray start --head`, or leave ray.address empty to start one for this run"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def place(wanted: Resources, units_per_round: int) -> Placement:
+    """How many client actors fit on the connected cluster.
+
+    Raises ConfigError if not even one does, or if fewer fit than `num_actors` asks for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = wanted.gpus_per_actor
+    if gpus is None:
+        gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
+    for cpus in [wanted.cpus_per_actor] if wanted.cpus_per_actor else [1.0, 0.5, 0.25]:
+        slots = [_slots(node, cpus, gpus) for node in nodes]
+        room = sum(slots)
+        if room and room >= (wanted.num_actors or 1):
+            actors = wanted.num_actors or min(room, units_per_round)
+            used = sum(1 for count in slots if count)
+            return Placement(actors=actors, cpus=cpus, gpus=gpus, nodes=min(used, actors))
+    asked = f"{wanted.num_actors or 1} client actors with {cpus:g} CPU"
+    asked += f" and {gpus:g} GPU each" if gpus else " each"
+    has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
+    raise ConfigError(
+        f"resources.num_actors = {wanted.num_actors or 'auto'}: {asked} do not fit; the cluster's "
+        f"nodes have [{has}], room for {room}; lower resources.num_actors, cpus_per_actor or "
+        "gpus_per_actor, or add nodes"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a server and its client actors work on."""
+
+    algorithm: Algorithm
+    name: str
+    """Of the algorithm, as users write it."""
+    model: nn.Module
+    initial: tuple[np.ndarray, np.ndarray]
+    """First w `[P]` and buffers `[Q]`."""
+    data: tuple[Dataset, Partition]
+    settings: LocalSettings
+    federation: Federation
+
+class ServerActor:
+    """The server as a Ray actor, which owns the client actors."""
+
+    def __init__(
+        self,
+        server: dict[str, Any],
+        client: dict[str, Any],
+        placement: Placement,
+        group: Any,
+    ):
+        configure_process(threads=1)
+        remote = ray.remote(Client)
+        arguments = {
+            **client,
+            "threads": max(1, math.floor(placement.cpus)),
+            "gpu_fraction": placement.gpus,
+        }
+        self.actors = [
+            remote.options(
+                num_cpus=placement.cpus,
+                num_gpus=placement.gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            ).remote(**arguments)
+            for index in range(placement.actors)
+        ]
+        self.server = Server(**server, pool=ActorPool(self.actors))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Where the client actors run, once all of them are ready."""
+        return ray.get([actor.describe.remote() for actor in self.actors])
+
+    def run(self) -> Iterator[Record]:
+        yield from self.server.run()
+
+    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.server.parameters()
+
+
+class RemoteServer:
+    """The driver's end of a server actor."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Where the client actors run, once all of them are ready."""
+        with _errors_unwrapped():
+            return ray.get(self._actor.describe.remote())
+
+    def run(self) -> Iterator[Record]:
+        """All rounds' records, as they come."""
+        with _errors_unwrapped():
+            for ref in self._actor.run.options(num_returns="streaming").remote():
+                yield ray.get(ref)
+
+    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        with _errors_unwrapped():
+            return ray.get(self._actor.parameters.remote())
+
+
+@contextlib.contextmanager
+def launched(
+    job: Job, placement: Placement
+) -> Iterator[RemoteServer]:
+    """A server actor and its client actors; all gone, and their resources free, at the end."""
+    group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
+    actor = None
+    try:
+        if not group.wait(PLACEMENT_TIMEOUT_S):
+            free = ray.available_resources()
+            raise ConfigError(
+                f"resources.num_actors = {placement.actors}: the cluster could hold {placement}, but "
+                f"its resources are in use (free: {free.get('CPU', 0):g} CPU, "
+                f"{free.get('GPU', 0):g} GPU, after {PLACEMENT_TIMEOUT_S} s); wait, or ask for less"
+            )
+        both = {"algorithm": job.algorithm, "name": job.name}
+        w, buffers = job.initial
+        server = both | {"w": w, "buffers": buffers, "federation": job.federation}
+        # The server passes the references on: every node maps one copy of the data.
+        stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
+        client = both | stored | {"settings": job.settings}
+        remote = ray.remote(ServerActor).options(num_cpus=0)
+        actor = remote.remote(server, client, placement, group)
+        yield RemoteServer(actor)
+    finally:
+        if actor is not None:
+            ray.kill(actor)  # its client actors go with their owner
+        remove_placement_group(group)
+
+
+@contextlib.contextmanager
+def _errors_unwrapped() -> Iterator[None]:
+    """Errors of the server as they were raised there, without Ray's wrapping."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, (ConfigError, RunError)):
+            raise error.cause from None
+        raise RunError(f"the server actor failed: {error}") from error
+    except RayActorError as error:
+        raise RunError(f"the server actor died: {_first_line(error)}") from error
+
+
+def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """Client actors with these shares that fit on a node."""
+    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
+    if not gpus:
+        return by_cpu
+    on_node = math.floor(node.get("GPU", 0))
+    # A fraction comes from one GPU, so what is left over on each is lost.
+    by_gpu = on_node * math.floor(1 / gpus + 1e-9) if gpus <= 1 else math.floor(on_node / gpus)
+    return min(by_cpu, by_gpu)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,192 @@
+"""The server: global parameters, server state, and the rounds.
+
+`Server` is a plain class over a pool. Round r: sample the cohort, broadcast, cut the cohort into work
+units, add up what they bring back in the order of the units, and let the algorithm aggregate.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rayfl import seeds
+from rayfl.algorithms.base import Algorithm, ServerContext
+from rayfl.errors import DivergedError
+from rayfl.runtime.pool import Pool, Ticket
+from rayfl.training.engine import (
+    Broadcast,
+    EvaluationResult,
+    UnitResult,
+    WorkUnit,
+    as_tensor,
+)
+
+# Samples that one evaluation unit covers: fixed, so that no sum depends on the number of actors.
+EVALUATION_UNIT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """The rounds of one experiment."""
+
+    seed: int
+    clients: int
+    cohort_size: int
+    rounds: int
+    lrs: tuple[float, ...]
+    """Local learning rate of each round."""
+    clients_per_unit: int
+    eval_every: int
+    test_samples: int
+
+
+class Record(NamedTuple):
+    """Metrics after `round` rounds. A round's evaluation comes in a record of its own, later."""
+
+    round: int
+    metrics: dict[str, float]
+
+
+class Server:
+    """Holds w and the server state, and runs rounds on a pool of clients."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        name: str,
+        w: np.ndarray,
+        buffers: np.ndarray,
+        federation: Federation,
+        pool: Pool,
+    ):
+        self.algorithm, self.name, self.federation, self.pool = algorithm, name, federation, pool
+        self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
+        self.state = algorithm.init_server(self.w)
+        self.memories: dict[int, Any] = {}
+        """Handle of each client's memory, by client id; clients never sampled have none."""
+        self._remembers = bool(algorithm.init_client(torch.zeros(1)))
+        self._evaluations: deque[tuple[int, list[Ticket]]] = deque()
+
+    @torch.no_grad()
+    def run(self) -> Iterator[Record]:
+        """All rounds; evaluations overlap the rounds after theirs."""
+        f = self.federation
+        for round in range(1, f.rounds + 1):
+            yield self._round(round)
+            if round % f.eval_every == 0 or round == f.rounds:
+                self._evaluations.append((round, self._evaluate(round)))
+            self.pool.poll()
+            yield from self._evaluated(wait=False)
+        yield from self._evaluated(wait=True)
+
+    def cohort(self, round: int) -> list[int]:
+        """Client ids of this round, ascending: S of N without replacement, uniformly."""
+        f = self.federation
+        rng = seeds.generator(f.seed, "cohort", round)
+        return sorted(rng.choice(f.clients, f.cohort_size, replace=False).tolist())
+
+    def _round(self, round: int) -> Record:
+        f, began = self.federation, time.perf_counter()
+        lr = f.lrs[round - 1]
+        start, shared = self.algorithm.broadcast(self.w, self.state)
+        broadcast = Broadcast(
+            start.numpy(), {name: v.numpy() for name, v in shared.items()}, self.buffers.numpy()
+        )
+        cohort = self.cohort(round)
+        units = [
+            WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
+            for i in range(0, len(cohort), f.clients_per_unit)
+        ]
+        handle = self.pool.put(broadcast)
+        tickets = [self.pool.train(unit, handle, self._memories(unit)) for unit in units]
+        sums: dict[str, torch.Tensor] = {}
+        results: list[UnitResult] = []
+        for unit, ticket in zip(units, tickets, strict=True):  # in unit order, whoever is first
+            result: UnitResult = self.pool.wait(ticket)
+            self._check_finite(unit, result)
+            for name, value in result.sums.items():
+                sums[name] = sums[name] + as_tensor(value) if name in sums else as_tensor(value)
+            # Large arrays of a result are the object store's: a reference would keep them there.
+            results.append(result._replace(sums={n: v[:0] for n, v in result.sums.items()}))
+            self.memories.update(zip(unit.clients, ticket.memories, strict=False))
+        mean = {name: value / len(cohort) for name, value in sums.items()}
+        self.buffers = mean.pop("buffers")
+        steps = sum(result.steps for result in results) / len(cohort)
+        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / f.clients)
+        self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
+        return Record(round, self._metrics(lr, began, broadcast, mean, results))
+
+    def _memories(self, unit: WorkUnit) -> list[Any] | None:
+        return [self.memories.get(client) for client in unit.clients] if self._remembers else None
+
+    def _check_finite(self, unit: WorkUnit, result: UnitResult) -> None:
+        finite = np.isfinite(result.losses) & np.isfinite(result.drifts)
+        if finite.all():
+            return
+        clients = [c for c, ok in zip(unit.clients, finite, strict=True) if not ok]
+        raise DivergedError(
+            f"round {unit.round}, algorithm '{self.name}': the loss or the update of clients {clients} "
+            f"is not finite; lower federation.lr (now {unit.lr:g}) or the algorithm's rho, "
+            "or set federation.max_norm"
+        )
+
+    def _metrics(
+        self,
+        lr: float,
+        began: float,
+        broadcast: Broadcast,
+        mean: dict[str, torch.Tensor],
+        results: list[UnitResult],
+    ) -> dict[str, float]:
+        """The round's metrics; bytes and passes are those of the whole cohort in this round."""
+        cohort = self.federation.cohort_size
+        down = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
+        up = [*mean.values(), self.buffers]
+        # Whatever the algorithm keeps as a scalar (an adaptive alpha) is worth a curve.
+        scalars = {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
+        return {
+            "train/loss": float(np.concatenate([r.losses for r in results]).mean(dtype=np.float64)),
+            "train/drift": float(
+                np.concatenate([r.drifts for r in results]).mean(dtype=np.float64)
+            ),
+            "train/lr": lr,
+            **scalars,
+            "cost/bytes_down": float(cohort * sum(v.nbytes for v in down)),
+            "cost/bytes_up": float(cohort * sum(v.nbytes for v in up)),
+            "cost/backward_passes": float(sum(r.backward_passes for r in results)),
+            "time/client_s": sum(r.seconds for r in results),
+            "time/round_s": time.perf_counter() - began,
+        }
+
+    def _evaluate(self, round: int) -> list[Ticket]:
+        handle = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
+        n = self.federation.test_samples
+        return [
+            self.pool.evaluate(round, handle, first, min(first + EVALUATION_UNIT, n))
+            for first in range(0, n, EVALUATION_UNIT)
+        ]
+
+    def _evaluated(self, wait: bool) -> Iterator[Record]:
+        """Finished evaluations in the order of their rounds."""
+        while self._evaluations:
+            round, tickets = self._evaluations[0]
+            if not wait and not all(ticket.done for ticket in tickets):
+                return
+            parts: list[EvaluationResult] = [self.pool.wait(ticket) for ticket in tickets]
+            samples = sum(part.samples for part in parts)
+            self._evaluations.popleft()
+            yield Record(
+                round,
+                {
+                    "test/loss": sum(part.loss for part in parts) / samples,
+                    "test/accuracy": sum(part.correct for part in parts) / samples,
+                },
+            )
+
+    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """w `[P]` and buffers `[Q]`."""
+        return self.w.numpy(), self.buffers.numpy()

@@ -1,0 +1,25 @@
+"""Every random draw of an experiment comes from (seed, purpose, round, client) and nothing else.
+
+So no draw depends on how many actors run, on which of them runs a client, or on what ran before.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+Purpose = Literal["partition", "cohort", "batches", "augment", "model", "init"]
+_PURPOSES: dict[Purpose, int] = {
+    # The numbers are part of every result: never renumber, only append.
+    "partition": 0, "cohort": 1, "batches": 2, "augment": 3, "model": 4, "init": 5,
+}  # fmt: skip
+
+
+def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:
+    """The independent random stream of this purpose, round and client."""
+    sequence = np.random.SeedSequence((seed, _PURPOSES[purpose], round, client))
+    return np.random.Generator(np.random.PCG64(sequence))
+
+
+def integer(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> int:
+    """A 63-bit seed for libraries that take one integer (torch.manual_seed)."""
+    return int(generator(seed, purpose, round, client).integers(2**63))

@@ -1,0 +1,197 @@
+"""MLflow: one run per experiment, one batch of metrics per finished round.
+
+The store is an absolute sqlite file in the working directory unless the config names another. Metrics
+are written as rounds finish (rounds faster than `FLUSH_SECONDS` go together), so a run that is killed
+keeps what it had finished.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+# Usage data are the user's to give, and a machine without a network must not wait for them.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A tracking server that is not there must be an error within seconds, not minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+from mlflow.entities import Dataset as MLflowDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from rayfl.config import Experiment
+from rayfl.data.datasets import Dataset
+from rayfl.data.partition import Partition
+from rayfl.errors import ConfigError
+
+FLUSH_SECONDS = 0.25
+_METRICS_PER_BATCH = 1000  # MLflow's limit
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+class Store:
+    """An MLflow tracking store and the experiment in it."""
+
+    def __init__(self, uri: str | None, experiment: str):
+        """Open the store, creating the experiment if need be; ConfigError if that cannot be done."""
+        self.uri = uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        try:
+            self.client = MlflowClient(self.uri)
+            found = self.client.get_experiment_by_name(experiment)
+            self.experiment_id = (
+                found.experiment_id if found else self._create(experiment, local=uri is None)
+            )
+        except Exception as error:  # MLflow lets through whatever its backend raises
+            raise ConfigError(
+                f"tracking.uri = {self.uri!r}: MLflow cannot use it ({_first_line(error)}); give a "
+                "sqlite:/// file or the http address of a running MLflow server, or set "
+                "tracking.enabled=false"
+            ) from error
+        if found and found.lifecycle_stage != "active":
+            raise ConfigError(
+                f"tracking.experiment = {experiment!r}: was deleted in {self.uri}; restore it with "
+                "`mlflow experiments restore`, or choose another name"
+            )
+
+    @property
+    def ui_command(self) -> str:
+        """What opens MLflow's pages for this store."""
+        if self.uri.startswith("http"):
+            return self.uri
+        return f"mlflow ui --backend-store-uri {self.uri}"
+
+    def _create(self, experiment: str, local: bool) -> str:
+        location = (Path.cwd() / "mlruns").as_uri() if local else None
+        try:
+            return self.client.create_experiment(experiment, artifact_location=location)
+        except MlflowException as error:
+            found = self.client.get_experiment_by_name(experiment)
+            if error.error_code == "RESOURCE_ALREADY_EXISTS" and found:  # another run was first
+                return found.experiment_id
+            raise
+
+
+class Tracker:
+    """One MLflow run."""
+
+    def __init__(self, store: Store, experiment: Experiment):
+        self._client, self._experiment = store.client, experiment
+        self._pending: list[Metric] = []
+        self._flushed = 0.0
+        name = experiment.tracking.run_name or (
+            f"{experiment.algorithm_name}-{experiment.flat()['data.name']}-seed{experiment.seed}"
+        )
+        run = self._client.create_run(store.experiment_id, run_name=name, tags=_tags(experiment))
+        self.run_id: str = run.info.run_id
+        flat = experiment.flat()
+        params = [Param(key, _canonical(value)) for key, value in flat.items()]
+        for i in range(0, len(params), 100):  # MLflow's limit
+            self._client.log_batch(self.run_id, params=params[i : i + 100])
+
+    def describe_actors(self, actors: list[dict[str, Any]]) -> None:
+        """Record where the client actors run and which engine they chose."""
+        self.tag("rayfl.device", actors[0]["device"])
+        self.tag("rayfl.engine", actors[0]["engine"])
+        self._client.log_dict(self.run_id, {"client actors": actors}, "actors.json")
+
+    def describe_data(self, data: Dataset, partition: Partition) -> None:
+        """Record the dataset with the partition's digest, its histogram and its picture."""
+        from rayfl.data.picture import heatmap  # matplotlib: not before the actors are on their way
+
+        histogram = partition.histogram(data.y_train, data.num_classes)
+        profile = {"clients": len(histogram), "samples": len(data.y_train)}
+        entry = MLflowDataset(
+            name=data.name,
+            digest=partition.digest()[:36],  # MLflow's limit
+            source_type="rayfl",
+            source=json.dumps(
+                {k: v for k, v in self._experiment.flat().items() if k.startswith("data.")}
+            ),
+            profile=json.dumps(profile),
+        )
+        context = [InputTag("mlflow.data.context", "train")]
+        self._client.log_inputs(self.run_id, [DatasetInput(entry, context)])
+        self._client.log_text(self.run_id, self._experiment.to_yaml(), "config.yaml")
+        rows = {"classes": data.classes, "clients": histogram.tolist()}
+        self._client.log_dict(self.run_id, rows, "partition/histogram.json")
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "histogram.png"
+            heatmap(histogram, data.classes, picture)
+            self._client.log_artifact(self.run_id, str(picture), "partition")
+
+    def log(self, round: int, metrics: Mapping[str, float]) -> None:
+        """Record a round's metrics, now or with those of the rounds right after it."""
+        now = int(time.time() * 1000)
+        self._pending += [Metric(key, value, now, round) for key, value in metrics.items()]
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything that was logged."""
+        while self._pending:
+            batch, self._pending = (
+                self._pending[:_METRICS_PER_BATCH],
+                self._pending[_METRICS_PER_BATCH:],
+            )
+            self._client.log_batch(self.run_id, metrics=batch)
+        self._flushed = time.monotonic()
+
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._client.set_tag(self.run_id, key, value)
+
+    def finish(
+        self, status: Literal["FINISHED", "FAILED", "KILLED"], summary: Mapping[str, float]
+    ) -> None:
+        """Write what is left and the summary, and end the run."""
+        self.log(int(summary.get("rounds", 0)), summary)
+        self.flush()
+        self._client.set_terminated(self.run_id, status)
+
+
+def _tags(experiment: Experiment) -> dict[str, str]:
+    versions = {
+        f"version.{package}": importlib.metadata.version(package)
+        for package in ("rayfl", "ray", "torch", "numpy", "mlflow")
+    }
+    commit = _git_commit()
+    return {
+        "rayfl.algorithm": experiment.algorithm_name,
+        "rayfl.seed": str(experiment.seed),
+        "rayfl.config_hash": experiment.hash,
+        "version.python": platform.python_version(),
+        **versions,
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, where the user's own methods are."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _canonical(value: Any) -> str:
+    """One spelling of each value, so that queries can compare params as text."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

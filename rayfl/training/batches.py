@@ -1,0 +1,166 @@
+"""Minibatches as whole-tensor operations: which samples each local step sees, and how they look.
+
+Shapes: C clients of a stack, K steps, B samples of a batch, n samples of the dataset.
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayfl import seeds
+from rayfl.data.datasets import Dataset
+
+
+class Plan(NamedTuple):
+    """What one client's round consists of; drawn on the CPU, equal on every device."""
+
+    indices: np.ndarray
+    """Samples of each step, int64 `[K, B]`; entries past `sizes[k]` are 0."""
+    sizes: np.ndarray
+    """True batch size of each step, int64 `[K]`."""
+    flips: np.ndarray | None
+    """Samples that are mirrored, bool `[K, B]`."""
+    shifts: np.ndarray | None
+    """Rows and columns by which the crop moves, int64 `[K, B, 2]`, from 0 to twice the padding."""
+
+
+class Minibatch(NamedTuple):
+    """One local step's samples of C clients."""
+
+    inputs: Tensor
+    """`[C, B, *sample_shape]`, normalised; images are channels-last in memory."""
+    targets: Tensor
+    """int64 `[C, B]`."""
+    weights: Tensor | None
+    """`[C, B]`, 1/size for a client's samples and 0 for padding; None: no padding, mean over B."""
+
+
+def steps_per_round(
+    samples: int, batch_size: int, local_epochs: int | None, local_steps: int | None
+) -> int:
+    """K_i of a client with this many samples: `local_steps`, or whole epochs with a smaller last batch."""
+    if local_steps is not None:
+        return local_steps
+    assert local_epochs is not None
+    return local_epochs * math.ceil(samples / batch_size)
+
+
+def plan(
+    samples: np.ndarray,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    round: int,
+    client: int,
+    augment: str,
+    padding: int,
+) -> Plan:
+    """Draw a client's batches: reshuffled epochs over `samples`, each ending in a smaller batch if it must."""
+    n, width = len(samples), min(batch_size, len(samples))
+    per_epoch = math.ceil(n / batch_size)
+    rng = seeds.generator(seed, "batches", round, client)
+    epochs = np.zeros((math.ceil(steps / per_epoch), per_epoch * width), dtype=np.int64)
+    for epoch in epochs:
+        epoch[:n] = samples[rng.permutation(n)]
+    sizes = np.full((len(epochs), per_epoch), width)
+    sizes[:, -1] = n - (per_epoch - 1) * width
+    flips = shifts = None
+    if augment != "none":
+        rng = seeds.generator(seed, "augment", round, client)
+        flips = rng.random((steps, width)) < 0.5
+        if augment == "flip_crop":
+            shifts = rng.integers(0, 2 * padding + 1, (steps, width, 2))
+    return Plan(epochs.reshape(-1, width)[:steps], sizes.reshape(-1)[:steps], flips, shifts)
+
+
+class DeviceData:
+    """One split of a dataset on one device: uint8 stays uint8 and becomes float a batch at a time."""
+
+    def __init__(self, dataset: Dataset, split: str, device: torch.device):
+        x, y = {
+            "train": (dataset.x_train, dataset.y_train),
+            "test": (dataset.x_test, dataset.y_test),
+        }[split]
+        self.shape = x.shape[1:]  # (H, W, channels) or (F,)
+        self.x = as_tensor(x.reshape(len(x), -1)).to(device)  # [n, D]
+        self.y = as_tensor(y).to(device)
+        self.padding = max(1, self.shape[0] // 8)
+        # x / 255 and (x - mean) / std in one multiplication and one addition over whole rows.
+        std = dataset.std * (255 if x.dtype == np.uint8 else 1)
+        repeats = self.x.shape[1] // self.shape[-1]
+        self.scale = torch.from_numpy(np.tile(1 / std, repeats).astype(np.float32)).to(device)
+        self.shift = torch.from_numpy(
+            np.tile(-dataset.mean / dataset.std, repeats).astype(np.float32)
+        ).to(device)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Normalised samples in storage order, `[m] -> [m, H, W, channels]` or `[m, F]`."""
+        rows = self.x.index_select(0, indices).to(torch.float32)
+        return rows.mul_(self.scale).add_(self.shift).view(-1, *self.shape)
+
+    def minibatch(self, plans: list[Plan], step: int) -> Minibatch:
+        """The minibatch of this step for the stack's clients; finished clients repeat their last one."""
+        steps = [min(step, len(p.sizes) - 1) for p in plans]
+        sizes = [int(p.sizes[k]) for p, k in zip(plans, steps, strict=True)]
+        width = max(sizes)
+        indices = self._stack(
+            [_row(p.indices, k, width) for p, k in zip(plans, steps, strict=True)]
+        )
+        inputs = self.inputs(indices.view(-1))
+        if plans[0].flips is not None:
+            flips = [_row(p.flips, k, width) for p, k in zip(plans, steps, strict=True)]
+            shifts = None
+            if plans[0].shifts is not None:
+                shifts = [_row(p.shifts, k, width) for p, k in zip(plans, steps, strict=True)]
+                shifts = self._stack(shifts).view(-1, 2)
+            inputs = self._augment(inputs, self._stack(flips).view(-1), shifts)
+        if len(self.shape) == 3:
+            inputs = inputs.permute(0, 3, 1, 2)
+        weights = None
+        if min(sizes) < width:
+            rows = [(np.arange(width) < size) / np.float32(size) for size in sizes]
+            weights = self._stack(rows)
+        targets = self.y.index_select(0, indices.view(-1)).view(indices.shape)
+        return Minibatch(inputs.unflatten(0, indices.shape), targets, weights)
+
+    def _stack(self, rows: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(rows)).to(self.x.device, non_blocking=True)
+
+    def _augment(self, images: Tensor, flips: Tensor, shifts: Tensor | None) -> Tensor:
+        """Crop from the zero-padded normalised images, then mirror; `[m, H, W, channels]`."""
+        m, height, width, channels = images.shape
+        pad = self.padding if shifts is not None else 0
+        rows = torch.arange(height, device=images.device).expand(m, -1)
+        columns = torch.arange(width, device=images.device).expand(m, -1)
+        columns = torch.where(flips[:, None], width - 1 - columns, columns)
+        if shifts is not None:
+            images = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+            rows, columns = rows + shifts[:, :1], columns + shifts[:, 1:]
+        first = torch.arange(m, device=images.device)[:, None] * (height + 2 * pad)
+        flat = ((first + rows) * (width + 2 * pad))[:, :, None] + columns[:, None, :]
+        picked = images.reshape(-1, channels).index_select(0, flat.view(-1))
+        return picked.view(m, height, width, channels)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the array's memory, which may be read-only (the object store): do not write to it."""
+    if not array.flags.writeable:
+        # torch has no read-only tensors and warns; the store's arrays are never written to here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.from_numpy(array)
+    return torch.from_numpy(array)
+
+
+def _row(values: np.ndarray, step: int, width: int) -> np.ndarray:
+    """`values[step]` cut or zero-padded to `width` samples."""
+    row = values[step][:width]
+    missing = width - len(row)
+    return np.pad(row, [(0, missing)] + [(0, 0)] * (row.ndim - 1)) if missing else row

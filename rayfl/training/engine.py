@@ -1,0 +1,251 @@
+"""The engine executes work units: it trains the clients of one unit, or evaluates a piece of the test set.
+
+It holds what every unit needs (model, data, algorithm) and nothing that a result depends on: the same
+unit gives the same bits in any process of one device type.
+"""
+
+import ctypes
+import hashlib
+import platform
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from rayfl import seeds
+from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl.data.datasets import Dataset
+from rayfl.data.partition import Partition
+from rayfl.training.batches import DeviceData, Plan, as_tensor, plan, steps_per_round
+from rayfl.training.flat import Layout, views
+from rayfl.training.gradient import DenseStack, PerClient, dense_chain
+from rayfl.training.local import SGD, Trained, train_stack
+
+Arrays = dict[str, np.ndarray]
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """How clients train, the same for all of them."""
+
+    seed: int
+    batch_size: int
+    local_epochs: int | None
+    local_steps: int | None
+    weight_decay: float
+    max_norm: float | None
+    augment: str
+
+
+class WorkUnit(NamedTuple):
+    """Some clients of one round: what a client actor executes at a time."""
+
+    round: int
+    clients: tuple[int, ...]
+    lr: float
+
+
+class Broadcast(NamedTuple):
+    """What travels down, float32 arrays."""
+
+    start: np.ndarray
+    """`[P]`."""
+    shared: Arrays
+    """`[P]` or `[1]` each."""
+    buffers: np.ndarray
+    """`[Q]`."""
+
+
+class UnitResult(NamedTuple):
+    """What a work unit brings back; the clients' memories travel beside it."""
+
+    sums: Arrays
+    """Each upload summed over the unit's clients in their order; `buffers [Q]` among them."""
+    losses: np.ndarray
+    """`[C]`, mean training loss of each client."""
+    drifts: np.ndarray
+    """`[C]`, L2 norm of each client's delta."""
+    steps: int
+    """Local steps of all clients together."""
+    backward_passes: int
+    seconds: float
+
+
+class EvaluationResult(NamedTuple):
+    """Sums over a piece of the test set."""
+
+    loss: float
+    correct: int
+    samples: int
+
+
+class Engine:
+    """Executes work units on one device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        algorithm: Algorithm,
+        dataset: Dataset,
+        partition: Partition,
+        settings: LocalSettings,
+        device: str,
+    ):
+        self.device = torch.device(device)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.layout = Layout(model)
+        self.algorithm, self.partition, self.settings = algorithm, partition, settings
+        self.remembers = bool(algorithm.init_client(torch.zeros(1)))
+        self.train_data = DeviceData(dataset, "train", self.device)
+        self.test_data = DeviceData(dataset, "test", self.device)
+        self.oracle = (
+            DenseStack(model, self.layout)
+            if dense_chain(model) is not None
+            else PerClient(model, self.layout)
+        )
+
+    @torch.no_grad()
+    def train(
+        self, unit: WorkUnit, broadcast: Broadcast, memories: list[Arrays | None]
+    ) -> tuple[UnitResult, list[Arrays]]:
+        """Train the unit's clients, given each client's memory (None: its first round)."""
+        began = time.perf_counter()
+        self.model.train()
+        # A copy: matrix kernels may round differently for memory that is aligned differently.
+        start = torch.tensor(broadcast.start, device=self.device)
+        shared = {name: torch.tensor(v, device=self.device) for name, v in broadcast.shared.items()}
+        stacks = [range(len(unit.clients))] if self.oracle.stacks else [
+            range(i, i + 1) for i in range(len(unit.clients))
+        ]  # fmt: skip
+        sums: Vectors = {}
+        losses, drifts, kept, steps, passes = [], [], [], 0, 0
+        for stack in stacks:
+            clients = [unit.clients[i] for i in stack]
+            memory = self._memory([memories[i] for i in stack], start)
+            buffers = torch.tensor(broadcast.buffers, device=self.device)
+            plans = [self._plan(unit.round, client) for client in clients]
+            trained = self._train_stack(unit, clients, plans, start, shared, memory, buffers)
+            if trained.memory.keys() != memory.keys():
+                raise ValueError(
+                    f"upload returned the memory {sorted(trained.memory)}, "
+                    f"but init_client names {sorted(memory)}: the names must stay the same"
+                )
+            uploads = trained.uploads | {"buffers": buffers.unsqueeze(0)}
+            for name, value in uploads.items():
+                summed = value.sum(0) if len(value) > 1 else value[0]
+                sums[name] = sums[name] + summed if name in sums else summed
+            losses.append(trained.losses)
+            drifts.append(torch.linalg.vector_norm(trained.uploads["delta"], dim=-1))
+            kept += [
+                {name: _to_numpy(value[c]) for name, value in trained.memory.items()}
+                for c in range(len(clients))
+            ]
+            steps += sum(len(p.sizes) for p in plans)
+            passes += trained.backward_passes
+        result = UnitResult(
+            sums={name: _to_numpy(value) for name, value in sums.items()},
+            losses=_to_numpy(torch.cat(losses)),
+            drifts=_to_numpy(torch.cat(drifts)),
+            steps=steps,
+            backward_passes=passes,
+            seconds=time.perf_counter() - began,
+        )
+        return result, kept
+
+    @torch.no_grad()
+    def evaluate(self, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
+        """Loss and correct predictions of test samples `first` to `last` at `broadcast.start`."""
+        self.model.eval()
+        start = torch.tensor(broadcast.start, device=self.device)
+        buffers = torch.tensor(broadcast.buffers, device=self.device)
+        tensors = views(self.layout.parameters, start) | views(self.layout.buffers, buffers)
+        loss, correct = 0.0, 0
+        for begin in range(first, last, EVALUATION_BATCH):
+            indices = torch.arange(begin, min(begin + EVALUATION_BATCH, last), device=self.device)
+            inputs = self.test_data.inputs(indices)
+            if inputs.dim() == 4:
+                inputs = inputs.permute(0, 3, 1, 2)
+            outputs = functional_call(self.model, tensors, (inputs,))
+            targets = self.test_data.y[indices]
+            loss += F.cross_entropy(outputs, targets, reduction="sum").item()
+            correct += int((outputs.argmax(-1) == targets).sum())
+        return EvaluationResult(loss, correct, last - first)
+
+    def _plan(self, round: int, client: int) -> Plan:
+        samples, s = self.partition.client(client), self.settings
+        steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
+        padding = self.train_data.padding
+        return plan(samples, s.batch_size, steps, s.seed, round, client, s.augment, padding)
+
+    def _memory(self, memories: list[Arrays | None], w: Tensor) -> Vectors:
+        """The clients' memories as one stack, `[C, P]` each."""
+        first = {} if all(memories) else self.algorithm.init_client(w)
+        rows = [
+            {name: as_tensor(v).to(self.device) for name, v in memory.items()} if memory else first
+            for memory in memories
+        ]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _train_stack(
+        self,
+        unit: WorkUnit,
+        clients: list[int],
+        plans: list[Plan],
+        start: Tensor,
+        shared: Vectors,
+        memory: Vectors,
+        buffers: Tensor,
+    ) -> Trained:
+        """Train one stack; `buffers` is updated in place."""
+        s = self.settings
+        if isinstance(self.oracle, PerClient):
+            self.oracle.begin_client(buffers)
+            # Layers that draw random numbers (dropout) use torch's global generator.
+            torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
+
+        def minibatch(k: int):
+            if isinstance(self.oracle, PerClient):
+                self.oracle.begin_step()
+            return self.train_data.minibatch(plans, k)
+
+        return train_stack(
+            self.algorithm,
+            self.oracle,
+            minibatch,
+            start,
+            shared,
+            memory,
+            [len(p.sizes) for p in plans],
+            SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm),
+        )
+
+
+def configure_process(threads: int) -> None:
+    """Settings of a process that trains: deterministic kernels, and memory that is kept, not returned."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if platform.libc_ver()[0] == "glibc":
+        # By default glibc hands every large activation back to the kernel and faults it in again at
+        # the next step: 15 to 25 % of a small convnet's time.
+        libc = ctypes.CDLL(None)
+        mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        libc.mallopt(top_pad, 64 << 20)
+
+
+def sha256(w: Tensor) -> str:
+    """SHA-256 over the bytes of a flat vector, little-endian float32."""
+    return hashlib.sha256(w.detach().cpu().numpy().astype("<f4").tobytes()).hexdigest()
+
+
+def _to_numpy(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().contiguous().numpy()

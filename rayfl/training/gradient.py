@@ -1,0 +1,152 @@
+"""Gradient oracles: flat parameters of a stack of clients -> flat gradients on their minibatches.
+
+Two oracles compute the same thing. `PerClient` takes any `nn.Module`, one client at a time: on CPUs that
+is the fastest way for convolutions. `DenseStack` takes chains of linear layers and trains C clients at
+once by batched matrix products: small layers leave a CPU idle when they come one at a time.
+
+Shapes: C clients, B samples, P parameters.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from rayfl.training.batches import Minibatch
+from rayfl.training.flat import Layout, views
+
+
+class Oracle(Protocol):
+    """Gradients of the mean cross-entropy at `x [C, P]` on `batch`: `([C, P], losses [C])`."""
+
+    stacks: bool
+    """Whether several clients go into one call."""
+
+    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]: ...
+
+
+class PerClient:
+    """Autograd of any module, one client a call (C = 1)."""
+
+    stacks = False
+
+    def __init__(self, model: nn.Module, layout: Layout):
+        self.model, self.layout = model, layout
+        self.buffers: dict[str, Tensor] = {}
+        self._fresh_step = True
+
+    def begin_client(self, buffers: Tensor) -> None:
+        """Start a client with these float buffers `[Q]`; forward passes update them in place."""
+        self.buffers = views(self.layout.buffers, buffers)
+
+    def begin_step(self) -> None:
+        """The next call is the step's first pass: it alone updates buffers (SAM's second must not)."""
+        self._fresh_step = True
+
+    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        buffers = self.buffers
+        if buffers and not self._fresh_step:
+            buffers = {name: tensor.clone() for name, tensor in buffers.items()}
+        self._fresh_step = False
+        leaves = {
+            name: view.requires_grad_()
+            for name, view in views(self.layout.parameters, x[0].detach()).items()
+        }
+        with torch.enable_grad():
+            outputs = functional_call(self.model, leaves | buffers, (batch.inputs[0],))
+            loss = F.cross_entropy(outputs, batch.targets[0])
+        tensors = torch.autograd.grad(
+            loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        gradient = torch.empty_like(x)
+        for slot, tensor in zip(self.layout.parameters, tensors, strict=True):
+            slot.view(gradient[0]).copy_(tensor)
+        return gradient, loss.detach().view(1)
+
+
+class Dense(NamedTuple):
+    """One linear layer inside the flat vector."""
+
+    weight: int
+    bias: int | None
+    inputs: int
+    outputs: int
+
+
+class DenseStack:
+    """Hand-written backward pass of Flatten, Linear, ReLU, ..., Linear for C clients at once."""
+
+    stacks = True
+
+    def __init__(self, model: nn.Module, layout: Layout):
+        layers = dense_chain(model)
+        assert layers is not None, "the model is no chain of linear layers"
+        offsets = {slot.name: slot.offset for slot in layout.parameters}
+        self.layers = [
+            Dense(
+                offsets[f"{name}.weight"],
+                offsets[f"{name}.bias"] if layer.bias is not None else None,
+                layer.in_features,
+                layer.out_features,
+            )
+            for name, layer in layers
+        ]
+
+    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        hidden = batch.inputs.flatten(2)  # [C, B, features]
+        seen = []
+        for layer in self.layers:
+            seen.append(hidden)
+            hidden = torch.bmm(hidden, self._weight(x, layer).transpose(1, 2))
+            if layer.bias is not None:
+                hidden += x[:, layer.bias : layer.bias + layer.outputs].unsqueeze(1)
+            if layer is not self.layers[-1]:
+                hidden.relu_()
+        log_p = F.log_softmax(hidden, dim=-1)  # [C, B, classes]
+        targets = batch.targets.unsqueeze(-1)
+        picked = -log_p.gather(-1, targets).squeeze(-1)
+        error = log_p.exp_().scatter_add_(-1, targets, torch.full_like(picked, -1.0).unsqueeze(-1))
+        if batch.weights is None:
+            losses = picked.mean(-1)
+            error /= picked.shape[-1]
+        else:
+            losses = (picked * batch.weights).sum(-1)
+            error *= batch.weights.unsqueeze(-1)
+        return self._backward(x, seen, error), losses
+
+    def _backward(self, x: Tensor, seen: list[Tensor], error: Tensor) -> Tensor:
+        """`[C, P]` from each layer's inputs and the error `[C, B, classes]` at the logits."""
+        gradient = torch.empty_like(x)
+        for layer, inputs in zip(reversed(self.layers), reversed(seen), strict=True):
+            torch.bmm(error.transpose(1, 2), inputs, out=self._weight(gradient, layer))
+            if layer.bias is not None:
+                gradient[:, layer.bias : layer.bias + layer.outputs] = error.sum(1)
+            if layer is not self.layers[0]:
+                error = torch.bmm(error, self._weight(x, layer))
+                error *= inputs > 0
+        return gradient
+
+    @staticmethod
+    def _weight(flat: Tensor, layer: Dense) -> Tensor:
+        size = layer.inputs * layer.outputs
+        part = flat[:, layer.weight : layer.weight + size]
+        return part.unflatten(1, (layer.outputs, layer.inputs))
+
+
+def dense_chain(model: nn.Module) -> list[tuple[str, nn.Linear]] | None:
+    """The linear layers of a Sequential of Flatten, Linear, ReLU, ..., Linear; None for anything else."""
+    if not isinstance(model, nn.Sequential):
+        return None
+    parts = [(name, part) for name, part in model.named_children() if not _is_flatten(part)]
+    linear, between = parts[::2], parts[1::2]
+    alternates = len(parts) % 2 == 1 and all(type(part) is nn.Linear for _, part in linear)
+    trainable = all(p.requires_grad for p in model.parameters())
+    if alternates and trainable and all(type(part) is nn.ReLU for _, part in between):
+        return [(name, part) for name, part in linear if isinstance(part, nn.Linear)]
+    return None
+
+
+def _is_flatten(part: nn.Module) -> bool:
+    return type(part) is nn.Flatten and part.start_dim == 1 and part.end_dim == -1
