@@ -52,7 +52,9 @@ def main() -> None:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except ClientError as error:
-        errors.print(f"{escape(error.traceback.rstrip())}\n[bold red]error:[/] {escape(str(error))}")
+        errors.print(
+            f"{escape(error.traceback.rstrip())}\n[bold red]error:[/] {escape(str(error))}"
+        )
         sys.exit(1)
     except RunError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
@@ -113,7 +115,9 @@ def partition(
         shown = [str(count) if count else "·" for count in counts]
         table.add_row(str(client), str(counts.sum()), str((counts > 0).sum()), *shown)
     # Piped into a file, a table must not be cut to the width of a terminal that is not there.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 40 + 12 * len(data.classes))
+    console = Console(
+        highlight=False, width=None if sys.stdout.isatty() else 40 + 12 * len(data.classes)
+    )
     console.print(table)
     sizes = histogram.sum(1)
     console.print(
@@ -208,7 +212,11 @@ class Progress:
         last = self._round == self._rounds and "test/accuracy" in record.metrics
         if now - self._printed >= self.PLAIN_SECONDS or last:
             self._printed = now
-            print(f"round {self._round}/{self._rounds}  {self._metrics()}", file=sys.stderr, flush=True)
+            print(
+                f"round {self._round}/{self._rounds}  {self._metrics()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _metrics(self) -> str:
         shown = {
@@ -280,7 +288,9 @@ def _options(cls: type) -> Iterator[tuple[str, str, str]]:
     properties = TypeAdapter(cls).json_schema()["properties"] if dataclasses.fields(cls) else {}
     for field in dataclasses.fields(cls):
         schema = properties[field.name]
-        default = "(required)" if field.default is dataclasses.MISSING else json.dumps(field.default)
+        default = (
+            "(required)" if field.default is dataclasses.MISSING else json.dumps(field.default)
+        )
         yield field.name, default, schema.get("description", "")
 
 

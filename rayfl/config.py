@@ -122,7 +122,8 @@ class Resources(Section):
         "auto", description="client actors; auto: as many as fit and have work"
     )
     cpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="CPUs of each, and its threads; auto: 1, or a part if num_actors needs it"
+        "auto",
+        description="CPUs of each, and its threads; auto: 1, or a part if num_actors needs it",
     )
     gpus_per_actor: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",

@@ -13,10 +13,14 @@ _PURPOSES: dict[Purpose, int] = {
     "partition": 0, "cohort": 1, "batches": 2, "augment": 3, "model": 4, "init": 5,
 }  # fmt: skip
 
+# Without it (seed, 0, 0, 0) would be the stream of numpy's own default_rng(seed), with which users
+# shuffle their data.
+_SALT = 0x7261796C
+
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:
     """The independent random stream of this purpose, round and client."""
-    sequence = np.random.SeedSequence((seed, _PURPOSES[purpose], round, client))
+    sequence = np.random.SeedSequence((_SALT, seed, _PURPOSES[purpose], round, client))
     return np.random.Generator(np.random.PCG64(sequence))
 
 

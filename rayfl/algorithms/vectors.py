@@ -1,4 +1,4 @@
-"""Arithmetic that the algorithms share, on flat vectors `[..., P]`; reductions run over the last axis only."""
+"""Arithmetic on flat vectors `[..., P]` that the algorithms share; it reduces over the last axis only."""
 
 import torch
 from torch import Tensor

@@ -116,9 +116,8 @@ class Digits(Source):
     def read(self) -> Dataset:
         from sklearn.datasets import load_digits
 
-        data = load_digits()
-        x = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]  # 0..16 -> 0..255
-        y = np.asarray(data.target)
+        flat, y = (np.asarray(array) for array in load_digits(return_X_y=True))
+        x = np.rint(flat * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)  # 0..16 -> 0..255
         # Every fifth sample of each class is a test sample: stratified, and the same for ever.
         by_class = np.argsort(y, kind="stable")
         rank = np.empty_like(y)

@@ -42,7 +42,7 @@ class ResNet18:
         model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes, norm_layer=norm)
         if self.stem == "cifar":
             model.conv1 = nn.Conv2d(sample_shape[0], 64, 3, padding=1, bias=False)
-            model.maxpool = nn.Identity()
+            model.set_submodule("maxpool", nn.Identity())
         else:
             model.conv1 = nn.Conv2d(sample_shape[0], 64, 7, stride=2, padding=3, bias=False)
         # The new convolution starts the way torchvision starts all others.

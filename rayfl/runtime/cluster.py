@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
 
 PLACEMENT_TIMEOUT_S = 20
+BUNDLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,7 @@ class Job:
     settings: LocalSettings
     federation: Federation
 
+
 class ServerActor:
     """The server as a Ray actor, which owns the client actors."""
 
@@ -160,8 +163,15 @@ class ServerActor:
         """Where the client actors run, once all of them are ready."""
         return ray.get([actor.describe.remote() for actor in self.actors])
 
-    def run(self) -> Iterator[Record]:
-        yield from self.server.run()
+    def run(self) -> Iterator[list[Record]]:
+        """All records, those of fast rounds bundled: each message costs the driver a millisecond."""
+        bundle, sent = [], time.monotonic()
+        for record in self.server.run():
+            bundle.append(record)
+            if time.monotonic() - sent > BUNDLE_SECONDS:
+                yield bundle
+                bundle, sent = [], time.monotonic()
+        yield bundle
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         return self.server.parameters()
@@ -182,7 +192,7 @@ class RemoteServer:
         """All rounds' records, as they come."""
         with _errors_unwrapped():
             for ref in self._actor.run.options(num_returns="streaming").remote():
-                yield ray.get(ref)
+                yield from ray.get(ref)
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         with _errors_unwrapped():
@@ -190,9 +200,7 @@ class RemoteServer:
 
 
 @contextlib.contextmanager
-def launched(
-    job: Job, placement: Placement
-) -> Iterator[RemoteServer]:
+def launched(job: Job, placement: Placement) -> Iterator[RemoteServer]:
     """A server actor and its client actors; all gone, and their resources free, at the end."""
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
     actor = None

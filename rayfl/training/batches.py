@@ -59,7 +59,7 @@ def plan(
     augment: str,
     padding: int,
 ) -> Plan:
-    """Draw a client's batches: reshuffled epochs over `samples`, each ending in a smaller batch if it must."""
+    """Draw a client's batches: reshuffled epochs over `samples`, the last batch smaller if need be."""
     n, width = len(samples), min(batch_size, len(samples))
     per_epoch = math.ceil(n / batch_size)
     rng = seeds.generator(seed, "batches", round, client)

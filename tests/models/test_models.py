@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 import sys
 
 import pytest
@@ -75,9 +76,9 @@ def test_lenet_pools_before_the_relu_without_changing_the_result():
     model = build(LeNet5(), CIFAR, 10, seed=0)
     assert isinstance(model, nn.Sequential)
     layers = list(model)
-    for i, layer in enumerate(layers):
-        if isinstance(layer, nn.MaxPool2d):
-            layers[i], layers[i + 1] = layers[i + 1], layers[i]
+    assert [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)] == [1, 4]
+    for i in (1, 4):
+        layers[i], layers[i + 1] = layers[i + 1], layers[i]
     x = torch.randn(4, *CIFAR)
     assert torch.equal(nn.Sequential(*layers)(x), model(x))
 
@@ -155,7 +156,7 @@ def wrong_output(num_classes: int) -> nn.Module:
 
 
 def no_tensor(num_classes: int) -> nn.Module:
-    return nn.LSTM(2, num_classes)
+    return nn.Sequential(nn.Flatten(), nn.LSTM(12, num_classes))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,5 @@ def test_torchvision_models_work_by_import_path():
 
 
 def test_importing_the_models_does_not_import_torchvision():
-    import subprocess
-
     code = "import sys, rayfl.models; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

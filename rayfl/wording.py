@@ -1,0 +1,148 @@
+"""What a config may hold, in words: turns types and pydantic's findings into one line for users.
+
+The words come from JSON schemas, so a message says everything that a key allows, not only the first
+rule that a value broke.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from rayfl.errors import ConfigError
+
+Schema = Mapping[str, Any]
+
+_UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
+# What broke is a type, a bound or a choice: `allowed` says it all. Otherwise pydantic's words stand.
+_DESCRIBED = (
+    *("_type", "greater_than", "greater_than_equal", "less_than", "less_than_equal"),
+    *("literal_error", "int_from_float", "none_required", "string_too_short", "too_short"),
+)
+_BOUNDS = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "of at least",
+    "exclusiveMaximum": "less than",
+    "maximum": "at most",
+}
+_LONGEST_VALUE = 100
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known word closest to `word`, or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+def shown(value: Any) -> str:
+    """A value as users would write it; a long one is cut."""
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def one_line(message: object) -> str:
+    """The text of an error without its line breaks."""
+    return " ".join(str(message).split())
+
+
+def unknown_key(key: str, value: Any, known: Iterable[str]) -> ConfigError:
+    """The complaint about a dotted key that is not among its `known` siblings."""
+    parent = key.rpartition(".")[0]
+    siblings = sorted(f"{parent}.{name}" if parent else name for name in known)
+    return ConfigError(
+        f"{key} = {shown(value)}: unknown key{nearest(key, siblings)}; "
+        f"allowed: {', '.join(siblings)}"
+    )
+
+
+def allowed(schema: Schema, root: Schema | None = None) -> str:
+    """What a value of this JSON schema may be, such as "'auto' or an integer greater than 0".
+
+    `root` is the schema whose `$defs` it refers to. Empty if there are no words for it.
+    """
+    schema = _resolved(schema, root or schema)
+    if "anyOf" in schema:
+        members = [allowed(member, root or schema) for member in schema["anyOf"]]
+        words = sorted(members, key=lambda word: word[:1] not in "'n")  # 'auto' and null go first
+        return " or ".join(words) if all(words) else ""
+    if "const" in schema or "enum" in schema:
+        choices = [shown(c) for c in schema.get("enum", [schema.get("const")])]
+        return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+    bounds = " and ".join(f"{word} {schema[b]:g}" for b, word in _BOUNDS.items() if b in schema)
+    match schema.get("type"):
+        case "integer" | "number" as kind:
+            return f"{'an' if kind == 'integer' else 'a'} {kind} {bounds}".rstrip()
+        case "array":
+            items = allowed(schema.get("items", {}), root or schema)
+            return f"a list, each item {items}" if items else "a list"
+        case "object":
+            keys = ", ".join(schema.get("properties", {}))
+            return f"a section with the keys {keys}" if keys else "a section"
+        case "string":
+            return "text that is not empty" if schema.get("minLength") else "text"
+        case kind:
+            return {"boolean": "true or false", "null": "null"}.get(str(kind), "")
+
+
+def config_error(error: ValidationError, model: Any, section: str = "") -> ConfigError:
+    """The first thing that pydantic found in a `model`, as one line with the dotted key."""
+    root = TypeAdapter(model).json_schema()
+    first = error.errors(include_url=False)[0]
+    kind, value, location = first["type"], first["input"], first["loc"]
+    if kind in _UNKNOWN:
+        path, parent = _locate(root, location[:-1], section)
+        return unknown_key(_dotted(path, location[-1]), value, parent.get("properties", {}))
+    key, schema = _locate(root, location, section)
+    words = allowed(schema, root)
+    if kind == "missing":
+        about = f" ({schema['description']})" if "description" in schema else ""
+        return ConfigError(f"{key} is missing{about}: it must be {words}; add it")
+    if not words or not kind.endswith(_DESCRIBED):
+        message = one_line(first["msg"]).removeprefix("Value error, ")
+        message = message.removeprefix("Assertion failed, ").replace("Input should be", "must be")
+        is_section = isinstance(value, Mapping)
+        return ConfigError(f"{key}: {message}" if is_section else f"{key} = {shown(value)}: {message}")
+    if isinstance(value, Mapping) and value:
+        inner, value = next(iter(value.items()))
+        return ConfigError(
+            f"{key}.{inner} = {shown(value)}: unknown key; {key} has no keys, it must be {words}"
+        )
+    quote = f"; for text, quote it: {key}='\"{value}\"'" if _could_be_quoted(value, words) else ""
+    return ConfigError(f"{key} = {shown(value)}: must be {words}{quote}")
+
+
+def _could_be_quoted(value: Any, words: str) -> bool:
+    return "text" in words and isinstance(value, bool | int | float)
+
+
+def _locate(root: Schema, location: tuple[str | int, ...], section: str) -> tuple[str, Schema]:
+    """Dotted key and schema at a location of pydantic's."""
+    path, schema = section, _resolved(root, root)
+    for part in location:
+        # pydantic's locations name the members of unions too, which are no keys.
+        if (child := _child(schema, part, root)) is not None:
+            path, schema = _dotted(path, part), child
+    return path, schema
+
+
+def _child(schema: Schema, part: str | int, root: Schema) -> Schema | None:
+    for member in (schema, *schema.get("anyOf", ())):
+        member = _resolved(member, root)
+        children = member.get("properties", {})
+        child = member.get("items") if isinstance(part, int) else children.get(part)
+        if child is not None:
+            return _resolved(child, root)
+    return None
+
+
+def _resolved(schema: Schema, root: Schema) -> Schema:
+    """The schema, with what it refers to."""
+    if "$ref" not in schema:
+        return schema
+    return {**root["$defs"][schema["$ref"].rpartition("/")[2]], **schema, "$ref": None} 
+
+
+def _dotted(path: str, part: str | int) -> str:
+    return f"{path}.{part}" if path else str(part)

@@ -1,0 +1,132 @@
+"""Quadratic clients for rayfl's own local loop, and the smallest server that can run its algorithms.
+
+Shapes: C clients of a stack, P parameters.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy_reference import Federation
+from torch import Tensor
+
+from rayfl.algorithms import Algorithm
+from rayfl.algorithms.base import ServerContext, Vectors
+from rayfl.training.local import SGD, Trained, train_stack
+
+
+class Minibatch(NamedTuple):
+    """The quadratics of C clients in one local step."""
+
+    A: Tensor
+    """`[C, P, P]`."""
+    b: Tensor
+    """`[C, P]`."""
+
+
+class Quadratic:
+    """The oracle of 1/2 (x - b)^T A (x - b); every row is computed alike, however many there are."""
+
+    stacks = True
+
+    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        offset = x - batch.b
+        gradient = torch.stack([A @ row for A, row in zip(batch.A, offset, strict=True)])
+        return gradient, (offset * gradient).sum(-1) / 2
+
+
+class State(NamedTuple):
+    """A federated training between two rounds."""
+
+    w: Tensor
+    server: Vectors
+    memories: tuple[Vectors, ...]
+    """Of each of the N clients."""
+
+
+def federation(
+    rounds: int = 6,
+    clients: int = 3,
+    size: int = 5,
+    K: Sequence[int] = (4, 2, 3),
+    noise: float = 0.5,
+    seed: int = 0,
+    cohorts: Sequence[Sequence[int]] = ((0, 2), (1,), (0, 1), (2,), (1, 2), (0, 1, 2)),
+    **rest,
+) -> Federation:
+    """Clients that disagree in optimum and curvature (0.2 to 3), minibatches, a decaying learning rate."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(clients, size, size)))[0]
+    curvatures = np.geomspace(0.2, 2, clients)[:, None, None] * rng.uniform(
+        1, 1.5, (clients, size, 1)
+    )
+    A = axes @ (curvatures * axes.transpose(0, 2, 1))
+    b = rng.normal(size=(clients, 1, size)) * 2
+    return Federation(
+        A=A,
+        b=b + noise * rng.normal(size=(rounds, clients, max(K), size)),
+        x0=rng.normal(size=size) * 2,
+        cohorts=tuple(tuple(cohorts[r % len(cohorts)]) for r in range(rounds)),
+        K=tuple(K),
+        eta=tuple(0.1 * 0.9**r for r in range(rounds)),
+        **rest,
+    )
+
+
+def begin(algorithm: Algorithm, f: Federation, dtype: torch.dtype) -> State:
+    """The state before the first round."""
+    w = torch.tensor(f.x0, dtype=dtype)
+    first = algorithm.init_client(w)  # one dict for all: changing it in place would show
+    return State(w, algorithm.init_server(w), (first,) * f.N)
+
+
+def train(
+    algorithm: Algorithm, f: Federation, r: int, state: State, clients: Sequence[int]
+) -> Trained:
+    """Train these clients of round r as one stack."""
+    start, shared = algorithm.broadcast(state.w, state.server)
+    ids, dtype = list(clients), start.dtype
+    A, b = torch.tensor(f.A[ids], dtype=dtype), torch.tensor(f.b[r, ids], dtype=dtype)
+    names = state.memories[ids[0]]
+    return train_stack(
+        algorithm,
+        Quadratic(),
+        lambda k: Minibatch(A, b[:, k]),
+        start,
+        shared,
+        {name: torch.stack([state.memories[i][name] for i in ids]) for name in names},
+        [f.K[i] for i in ids],
+        SGD(lr=f.eta[r], weight_decay=f.wd, max_norm=f.C),
+    )
+
+
+def aggregate(
+    algorithm: Algorithm, f: Federation, r: int, state: State, trained: Trained
+) -> State:
+    """What the server makes of a cohort that was trained as one stack."""
+    cohort = f.cohorts[r]
+    mean = {name: value.sum(0) / len(cohort) for name, value in trained.uploads.items()}
+    steps = sum(f.K[i] for i in cohort) / len(cohort)
+    ctx = ServerContext(lr=f.eta[r], steps=steps, participation=len(cohort) / f.N)
+    w, server = algorithm.server_step(state.w, state.server, mean, ctx)
+    memories = list(state.memories)
+    for row, i in enumerate(cohort):
+        memories[i] = {name: value[row] for name, value in trained.memory.items()}
+    return State(w, server, tuple(memories))
+
+
+def states(
+    algorithm: Algorithm, f: Federation, dtype: torch.dtype = torch.float64
+) -> Iterator[State]:
+    """The state after each round."""
+    state = begin(algorithm, f, dtype)
+    for r, cohort in enumerate(f.cohorts):
+        state = aggregate(algorithm, f, r, state, train(algorithm, f, r, state, cohort))
+        yield state
+
+
+def last(algorithm: Algorithm, f: Federation, dtype: torch.dtype = torch.float64) -> State:
+    """The state after the last round."""
+    *_, state = states(algorithm, f, dtype)
+    return state

@@ -1,0 +1,258 @@
+"""What every algorithm of the registry promises to the loop, the server and the config.
+
+All start from a state that some rounds have filled, because zeros hide most mistakes.
+"""
+
+import dataclasses
+import pickle
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from numpy_reference import Federation
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from quadratics import State, aggregate, begin, federation, last, states, train
+
+from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.algorithms.base import ClientContext, ServerContext, Vectors
+
+INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
+    "fedwmsam-no_control_variates": ALGORITHMS["fedwmsam"](control_variates=False),
+    "fedwmsam-fixed_alpha": ALGORITHMS["fedwmsam"](adaptive=False),
+    "fedwmsam-rho_0": ALGORITHMS["fedwmsam"](rho=0.0),
+    "fedwmsam-alpha_1": ALGORITHMS["fedwmsam"](alpha=1.0, adaptive=False),
+    "fedwmsam-lr_scale": ALGORITHMS["fedwmsam"](lookahead_scale="lr"),
+    "fedavg-server_lr": ALGORITHMS["fedavg"](server_lr=0.5),
+}
+HYPER_PARAMETERS = [
+    (name, field.name)
+    for name, method in ALGORITHMS.items()
+    for field in dataclasses.fields(method)
+]
+each_algorithm = pytest.mark.parametrize("algorithm", INSTANCES.values(), ids=INSTANCES)
+each_class = pytest.mark.parametrize("name", ALGORITHMS)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+EVERYONE = [(0, 1, 2)]
+# Odd, and longer than a vector register: a reduction's tail counts.
+SIZE = 37
+
+
+def warm(algorithm: Algorithm, dtype: torch.dtype) -> tuple[State, Federation, int]:
+    """A state in which nothing is zero, the federation it comes from, and the next round."""
+    f = federation(rounds=5, size=SIZE, wd=0.01, C=5.0)
+    return last(algorithm, f._replace(cohorts=f.cohorts[:4]), dtype), f, 4
+
+
+def snapshot(*groups: Vectors) -> list[Vectors]:
+    return [{name: value.clone() for name, value in group.items()} for group in groups]
+
+
+def same(left: Vectors, right: Vectors) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def shapes(vectors: Vectors) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in vectors.items()}
+
+
+@each_dtype
+@each_algorithm
+def test_a_stack_equals_its_clients_one_at_a_time(algorithm, dtype):
+    """Bit for bit, with 4, 2 and 3 local steps: a finished client is not touched by the others' steps."""
+    state, f, r = warm(algorithm, dtype)
+    stack = train(algorithm, f, r, state, (0, 1, 2))
+    alone = [train(algorithm, f, r, state, (i,)) for i in range(3)]
+    for i, one in enumerate(alone):
+        assert same({n: v[i : i + 1] for n, v in stack.uploads.items()}, one.uploads)
+        assert same({n: v[i : i + 1] for n, v in stack.memory.items()}, one.memory)
+        assert torch.equal(stack.losses[i : i + 1], one.losses)
+    assert stack.backward_passes == sum(one.backward_passes for one in alone)
+
+
+@each_algorithm
+def test_the_order_of_the_clients_in_a_stack_is_no_matter(algorithm):
+    state, f, r = warm(algorithm, torch.float64)
+    forth, back = (train(algorithm, f, r, state, ids) for ids in ((0, 1, 2), (2, 1, 0)))
+    assert same(forth.uploads, {name: value.flip(0) for name, value in back.uploads.items()})
+
+
+@each_algorithm
+def test_no_input_is_changed_in_place(algorithm):
+    """Nor does a later step change what an earlier one returned: the loop may keep references."""
+    state, f, r = warm(algorithm, torch.float64)
+    start, shared = algorithm.broadcast(state.w, state.server)
+    inputs = ({"w": state.w, "start": start}, state.server, shared, *state.memories)
+    before = snapshot(*inputs)
+    x, memory = start.expand(3, -1), stacked(state)
+    ctx = ClientContext(start=x, shared=shared, lr=0.1, steps=torch.full((3, 1), 2.0), step=0)
+    A, b = torch.tensor(f.A), torch.tensor(f.b[r, :, 0])
+    for step in range(2):
+        calls = []
+
+        def grad(at: torch.Tensor, calls: list = calls) -> torch.Tensor:
+            gradient = torch.einsum("cpq,cq->cp", A, at - b)
+            calls.append(({"at": at, "gradient": gradient}, *snapshot({"at": at})))
+            return gradient
+
+        given = ({"x": x}, memory)
+        kept = snapshot(*given)
+        direction, memory = algorithm.local_step(x, memory, grad, ctx._replace(step=step))
+        assert all(map(same, given, kept))
+        assert all(torch.equal(now["at"], then["at"]) for now, then in calls)
+        x = x - 0.1 * direction
+    given = ({"delta": x - start}, memory)
+    kept = snapshot(*given)
+    uploads, _ = algorithm.upload(given[0]["delta"], memory, ctx._replace(step=2))
+    assert all(map(same, given, kept))
+    mean = {name: value.mean(0) for name, value in uploads.items()}
+    kept = snapshot(mean)
+    algorithm.server_step(
+        state.w, state.server, mean, ServerContext(lr=0.1, steps=2.0, participation=1.0)
+    )
+    assert same(mean, *kept)
+    assert all(map(same, inputs, before))
+
+
+def stacked(state: State) -> Vectors:
+    return {
+        name: torch.stack([memory[name] for memory in state.memories])
+        for name in state.memories[0]
+    }
+
+
+@each_algorithm
+def test_the_same_input_gives_the_same_bits_and_draws_no_random_number(algorithm):
+    state, f, r = warm(algorithm, torch.float32)
+    torch_random, numpy_random = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again = (train(algorithm, f, r, state, (0, 1, 2)) for _ in range(2))
+    assert same(first.uploads, again.uploads)
+    assert same(first.memory, again.memory)
+    after = [aggregate(algorithm, f._replace(cohorts=EVERYONE * 5), r, state, first)] * 2
+    assert torch.equal(after[0].w, after[1].w)
+    assert torch.equal(torch.get_rng_state(), torch_random)
+    assert (np.random.get_state()[1] == numpy_random).all()  # noqa: NPY002
+
+
+@each_dtype
+@each_algorithm
+def test_dtype_and_shapes_stay_from_round_to_round(algorithm, dtype):
+    f = federation(size=SIZE)
+    state = begin(algorithm, f, dtype)
+    shared = shapes(algorithm.broadcast(state.w, state.server)[1])
+    vector, scalar = torch.Size([SIZE]), torch.Size([1])
+    expected = [shapes(group) for group in (state.server, state.memories[0])]
+    for group in (*expected, shared):
+        assert all(shape in (vector, scalar) and kind == dtype for shape, kind in group.values())
+    for r, cohort in enumerate(f.cohorts):
+        start, sent = algorithm.broadcast(state.w, state.server)
+        assert (start.shape, start.dtype, shapes(sent)) == (vector, dtype, shared)
+        trained = train(algorithm, f, r, state, cohort)
+        for value in trained.uploads.values():
+            assert value.dtype == dtype
+            assert value.shape in ((len(cohort), SIZE), (len(cohort), 1))
+        state = aggregate(algorithm, f, r, state, trained)
+        assert (state.w.shape, state.w.dtype) == (vector, dtype)
+        assert shapes(state.server) == expected[0]
+        assert all(shapes(memory) == expected[1] for memory in state.memories)
+
+
+@each_algorithm
+def test_memories_outside_the_cohort_are_untouched(algorithm):
+    """Clients that were never sampled share one first memory, as they do in the engine."""
+    f = federation(rounds=4, cohorts=((0,), (0, 1), (0,), (1,)))
+    first = snapshot(algorithm.init_client(torch.tensor(f.x0)))[0]
+    before = begin(algorithm, f, torch.float64)
+    for state, cohort in zip(states(algorithm, f), f.cohorts, strict=True):
+        for i in set(range(f.N)) - set(cohort):
+            assert same(state.memories[i], before.memories[i])
+        before = state
+    assert same(before.memories[2], first)
+
+
+@each_algorithm
+def test_finite_and_descending_on_a_quadratic(algorithm):
+    f = federation(rounds=30, noise=0.0)
+    A, b = f.A, f.b[0, :, 0]
+
+    def loss(w: np.ndarray) -> float:
+        return float(np.mean([(w - b[i]) @ A[i] @ (w - b[i]) / 2 for i in range(f.N)]))
+
+    best = loss(np.linalg.solve(A.sum(0), np.einsum("ipq,iq->p", A, b)))
+    for state in states(algorithm, f._replace(eta=(0.1,) * 30), torch.float32):
+        tensors = [state.w, *state.server.values(), *(m for d in state.memories for m in d.values())]
+        assert all(tensor.isfinite().all() for tensor in tensors)
+    assert loss(state.w.double().numpy()) - best < 0.5 * (loss(f.x0) - best)
+
+
+@each_algorithm
+def test_finite_where_nothing_moves(algorithm):
+    """At a stationary point every direction is 0, and no formula may divide by its norm."""
+    f = federation(noise=0.0)
+    f = f._replace(b=np.zeros_like(f.b), x0=np.zeros_like(f.x0))
+    for state in states(algorithm, f):
+        tensors = [state.w, *state.server.values(), *(m for d in state.memories for m in d.values())]
+        assert all(tensor.isfinite().all() for tensor in tensors)
+        assert not state.w.any()
+
+
+@each_algorithm
+def test_instances_are_frozen_and_travel_by_pickle(algorithm):
+    copy = pickle.loads(pickle.dumps(algorithm))
+    assert copy == algorithm
+    assert type(copy) is type(algorithm)
+    for field in dataclasses.fields(algorithm):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(algorithm, field.name, getattr(algorithm, field.name))
+
+
+@each_class
+def test_names_its_paper_and_is_documented(name):
+    method = ALGORITHMS[name]
+    assert name == name.lower()
+    assert issubclass(method, Algorithm)
+    assert "arXiv:" in method.paper
+
+
+@pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
+def test_every_hyper_parameter_is_described_and_has_a_default(name, parameter):
+    hint = get_type_hints(ALGORITHMS[name], include_extras=True)[parameter]
+    assert get_origin(hint) is Annotated
+    assert any(isinstance(m, FieldInfo) and m.description for m in get_args(hint)[1:])
+    fields = {field.name: field for field in dataclasses.fields(ALGORITHMS[name])}
+    assert fields[parameter].default is not dataclasses.MISSING
+
+
+@each_class
+def test_the_defaults_are_allowed(name):
+    method = ALGORITHMS[name]
+    validated = TypeAdapter(method).validate_python(dataclasses.asdict(method()))
+    assert validated == method()
+
+
+@pytest.mark.parametrize("value", [-5, float("nan"), float("inf"), None])
+@pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
+def test_every_hyper_parameter_is_bounded(name, parameter, value):
+    with pytest.raises(ValidationError, match=parameter):
+        TypeAdapter(ALGORITHMS[name]).validate_python({parameter: value})
+
+
+@pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
+def test_every_hyper_parameter_counts(name, parameter):
+    """Another value of it leads elsewhere: none is read by nobody, or overwritten in the code."""
+    f, method = federation(), ALGORITHMS[name]
+    defaults = dataclasses.asdict(method())
+    other = OTHERS.get((name, parameter), 0.45)
+    assert other != defaults[parameter]
+    one, two = (last(m, f).w for m in (method(), method(**{parameter: other})))
+    assert (one - two).abs().max() > 1e-7
+
+
+OTHERS = {
+    ("fedwmsam", "adaptive"): False,
+    ("fedwmsam", "control_variates"): False,
+    ("fedwmsam", "perturb_sign"): -1,
+    ("fedwmsam", "alpha_max"): 0.2,
+}
