@@ -3,13 +3,10 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input (found before any actor started), 130 interrupted.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,23 +17,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayfl.errors import ClientError, ConfigError, RunError
+from rayfl.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from rayfl.config import Experiment
     from rayfl.experiment import Result, Start
-    from rayfl.runtime.server import Record
 
 app = typer.Typer(
     help="Federated-learning experiments on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as algorithm.rho=0.05 seed=3."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, such as algorithm.rho=0.05 seed=3."),
 ]
 
 
@@ -44,24 +44,18 @@ def main() -> None:
     """Entry point of the console script."""
     # Import paths in a config may name modules of the working directory, as with `python -m`.
     sys.path.insert(0, os.getcwd())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        app(standalone_mode=True)
+        app()
     except ConfigError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        _fail(error)
         sys.exit(2)
     except ClientError as error:
-        errors.print(
-            f"{escape(error.traceback.rstrip())}\n[bold red]error:[/] {escape(str(error))}"
-        )
+        print(error.traceback.rstrip(), file=sys.stderr)
+        _fail(error)
         sys.exit(1)
     except RunError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        _fail(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("stopped; the finished rounds are kept")
-        sys.exit(130)
 
 
 @app.command()
@@ -73,12 +67,24 @@ def run(
     ] = False,
 ) -> None:
     """Run one experiment."""
-    from rayfl import experiment
+    from rayfl.progress import Progress
 
-    resolved = _load(config, overrides)
-    progress = Progress(resolved, Console(stderr=True, highlight=False, soft_wrap=True))
-    with progress:
-        result = experiment.run(resolved, progress.start, progress.record)
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    interrupts = Interrupts(progress.say)
+
+    def on_start(start: "Start") -> None:
+        interrupts.take()
+        progress.start(start)
+
+    try:
+        with interrupts, progress:
+            from rayfl import experiment
+
+            resolved = _load(config, overrides)
+            result = experiment.run(resolved, on_start, progress.record)
+    except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
+        progress.interrupted()
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(_as_json(resolved, result)))
     else:
@@ -87,7 +93,7 @@ def run(
 
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the resolved config: every key with its value, and the hash."""
+    """Print the resolved config and its hash."""
     resolved = _load(config, overrides)
     print(resolved.to_yaml() + f"# config hash: {resolved.hash}")
 
@@ -102,9 +108,9 @@ def partition(
     from rayfl.data.partition import split
     from rayfl.data.picture import heatmap
 
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
     resolved = _load(config, overrides)
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--plot = {str(plot)!r}: must end in .png or .svg")
     data = resolved.data.load()
     parts = split(resolved.partition, data.y_train, resolved.federation.clients, resolved.seed)
     histogram = parts.histogram(data.y_train, data.num_classes)
@@ -114,10 +120,7 @@ def partition(
     for client, counts in enumerate(histogram):
         shown = [str(count) if count else "·" for count in counts]
         table.add_row(str(client), str(counts.sum()), str((counts > 0).sum()), *shown)
-    # Piped into a file, a table must not be cut to the width of a terminal that is not there.
-    console = Console(
-        highlight=False, width=None if sys.stdout.isatty() else 40 + 12 * len(data.classes)
-    )
+    console = Console(highlight=False, width=_NEVER_CUT)
     console.print(table)
     sizes = histogram.sum(1)
     console.print(
@@ -125,7 +128,10 @@ def partition(
         f"digest {parts.digest()[:16]}"
     )
     if plot is not None:
-        heatmap(histogram, data.classes, plot)
+        try:
+            heatmap(histogram, data.classes, plot)
+        except OSError as error:
+            raise ConfigError(f"--plot = '{plot}': cannot be written ({error.strerror})") from error
         console.print(f"wrote {plot}")
 
 
@@ -146,6 +152,14 @@ def datasets() -> None:
 
 
 @app.command()
+def partitions() -> None:
+    """List the partition schemes with their options."""
+    from rayfl.data.partition import SCHEMES
+
+    _list_registry("partition", SCHEMES, _first_doc_line)
+
+
+@app.command()
 def models() -> None:
     """List the models with their options."""
     from rayfl.models import MODELS
@@ -153,107 +167,16 @@ def models() -> None:
     _list_registry("model", MODELS, _first_doc_line)
 
 
-class Progress:
-    """A live bar on a terminal; plain lines elsewhere."""
-
-    PLAIN_SECONDS = 5.0
-
-    def __init__(self, config: "Experiment", console: Console):
-        self.config, self.console = config, console
-        self._rounds = config.federation.rounds
-        self._latest: dict[str, float] = {}
-        self._round = 0
-        self._began = self._printed = time.monotonic()
-        self._stack = contextlib.ExitStack()
-        self._bar: Any = None
-        self._start: Start | None = None
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def start(self, start: "Start") -> None:
-        """Say what runs where, before it does."""
-        prepared, c = start.prepared, self.config
-        parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
-        f = prepared.federation
-        self._start = start
-        self.console.print(
-            f"{c.algorithm_name} on {prepared.data.name}: {f.clients} clients, {f.cohort_size} a round, "
-            f"{f.rounds} rounds; model with {parameters:,} parameters; config {c.hash}\n"
-            f"{start.placement}",
-        )
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            bar = Bar(
-                TextColumn("round"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.fields[metrics]}"),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self._bar = self._stack.enter_context(bar)
-            self._task = bar.add_task("", total=self._rounds, metrics="starting the actors")
-
-    def record(self, record: "Record") -> None:
-        """Show a round, or an evaluation that has come in."""
-        self._latest |= record.metrics
-        self._round = max(self._round, record.round)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._round, metrics=self._metrics())
-            return
-        now = time.monotonic()
-        last = self._round == self._rounds and "test/accuracy" in record.metrics
-        if now - self._printed >= self.PLAIN_SECONDS or last:
-            self._printed = now
-            print(
-                f"round {self._round}/{self._rounds}  {self._metrics()}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def _metrics(self) -> str:
-        shown = {
-            "loss": ("train/loss", ".4f"),
-            "accuracy": ("test/accuracy", ".4f"),
-            "alpha": ("server/alpha", ".3f"),
-            "s/round": ("time/round_s", ".3f"),
-        }
-        return "  ".join(
-            f"{label} {self._latest[key]:{form}}"
-            for label, (key, form) in shown.items()
-            if key in self._latest
-        )
-
-    def conclude(self, result: "Result") -> None:
-        """The table at the end, the run's id and what opens it."""
-        s = result.summary
-        rows = {
-            "accuracy": f"final {s['accuracy_final']:.4f}, mean of last 10 evaluations "
-            f"{s['accuracy_last10']:.4f}, best {s['accuracy_best']:.4f}",
-            "test loss": f"{s['loss_final']:.4f}",
-            "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
-            "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
-            "backward passes": f"{s['backward_passes']:,.0f}",
-            "model sha256": result.model_sha256,
-        }
-        if result.run_id and self._start:
-            rows["MLflow run"] = result.run_id
-            rows["to look at it"] = self._start.ui_command or ""
-        console = Console(highlight=False, soft_wrap=True)
-        for label, value in rows.items():
-            console.print(f"[bold]{label:<16}[/] {escape(value)}")
+def _fail(error: Exception) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(str(error))}")
 
 
 def _load(config: Path, overrides: list[str] | None) -> "Experiment":
     from rayfl.config import load_config
 
+    if "=" in config.name and not config.exists():
+        raise ConfigError(f"'{config}': the config file comes first, then the overrides")
     return load_config(config, overrides or [])
 
 
@@ -283,15 +206,14 @@ def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> Non
 
 def _options(cls: type) -> Iterator[tuple[str, str, str]]:
     """Name, default and description of each option of a config dataclass."""
-    from pydantic import TypeAdapter
+    from rayfl.wording import allowed, schema_of
 
-    properties = TypeAdapter(cls).json_schema()["properties"] if dataclasses.fields(cls) else {}
+    schema = schema_of(cls)
     for field in dataclasses.fields(cls):
-        schema = properties[field.name]
-        default = (
-            "(required)" if field.default is dataclasses.MISSING else json.dumps(field.default)
-        )
-        yield field.name, default, schema.get("description", "")
+        option = schema["properties"][field.name]
+        default = json.dumps(option["default"]) if "default" in option else "(required)"
+        words = [option.get("description", ""), allowed(option, schema)]
+        yield field.name, default, "; ".join(filter(None, words))
 
 
 def _first_doc_line(cls: type) -> str:

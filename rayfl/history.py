@@ -1,6 +1,7 @@
 """The metrics of a run: every round as a row, and the numbers that sum it up."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import pandas as pd
 
@@ -12,39 +13,40 @@ class History:
         self._rows: dict[int, dict[str, float]] = {}
 
     def add(self, round: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics of a round; what it has already stays."""
         self._rows.setdefault(round, {}).update(metrics)
 
     def frame(self) -> pd.DataFrame:
-        """One row a round (index `round`), one column a metric; NaN where a round was not evaluated."""
+        """One row a round (index `round`), one column a metric; NaN where not evaluated."""
         frame = pd.DataFrame.from_dict(self._rows, orient="index").sort_index()
         return frame.rename_axis("round")
 
     def summary(self, targets: Sequence[float] = ()) -> dict[str, float]:
-        """Final, best and last-10 accuracy apart; costs summed over all rounds; `rounds_to_<target>`.
+        """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`.
 
-        A target that was never reached has no entry.
+        A target that was never reached has no entry, and nothing has before the first round.
         """
-        frame = self.frame()
-        if "train/loss" not in frame:
+        seconds = list(self._values("time/round_s").values())
+        if not seconds:
             return {}
-        rounds = frame["time/round_s"].dropna()
-        summary = {
-            "rounds": float(len(rounds)),
-            "seconds_per_round": float(rounds.mean()),
-            "backward_passes": float(frame["cost/backward_passes"].sum()),
-            "bytes_up": float(frame["cost/bytes_up"].sum()),
-            "bytes_down": float(frame["cost/bytes_down"].sum()),
-        }
-        if "test/accuracy" in frame:
-            accuracy = frame["test/accuracy"].dropna()
+        summary = {"rounds": float(len(seconds)), "seconds_per_round": fmean(seconds)}
+        for cost in ("backward_passes", "bytes_up", "bytes_down"):
+            summary[cost] = sum(self._values(f"cost/{cost}").values())
+        accuracy = self._values("test/accuracy")
+        if accuracy:
+            evaluated = list(accuracy.values())
             summary |= {
-                "accuracy_final": float(accuracy.iloc[-1]),
-                "accuracy_best": float(accuracy.max()),
-                "accuracy_last10": float(accuracy.tail(10).mean()),
-                "loss_final": float(frame["test/loss"].dropna().iloc[-1]),
+                "accuracy_final": evaluated[-1],
+                "accuracy_best": max(evaluated),
+                "accuracy_last10": fmean(evaluated[-10:]),
+                "loss_final": list(self._values("test/loss").values())[-1],
             }
-            for target in targets:
-                reached = accuracy.index[accuracy >= target]
-                if len(reached):
-                    summary[f"rounds_to_{target:g}"] = float(reached[0])
+        for target in targets:
+            reached = [round for round, value in accuracy.items() if value >= target]
+            if reached:
+                summary[f"rounds_to_{target:g}"] = float(reached[0])
         return summary
+
+    def _values(self, metric: str) -> dict[int, float]:
+        """The rounds that have this metric, ascending, with its value."""
+        return {r: row[metric] for r, row in sorted(self._rows.items()) if metric in row}

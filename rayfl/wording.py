@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from rayfl.errors import ConfigError
 
@@ -30,9 +31,9 @@ _BOUNDS = {
 _LONGEST_VALUE = 100
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """` (did you mean 'x'?)` for the known word closest to `word`, or nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
@@ -47,13 +48,17 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def unknown_key(key: str, value: Any, known: Iterable[str]) -> ConfigError:
-    """The complaint about a dotted key that is not among its `known` siblings."""
-    parent = key.rpartition(".")[0]
-    siblings = sorted(f"{parent}.{name}" if parent else name for name in known)
+def unknown_key(
+    section: str, name: object, value: Any, known: Iterable[str], elsewhere: Mapping[str, str]
+) -> ConfigError:
+    """The complaint about a key of a section; `elsewhere`: dotted keys of other sections by name."""
+    siblings = {key: _dotted(section, key) for key in known}
+    named = {**elsewhere, **siblings}
+    similar = difflib.get_close_matches(str(name), named, n=1)
+    hint = f" (did you mean '{named[similar[0]]}'?)" if similar else ""
     return ConfigError(
-        f"{key} = {shown(value)}: unknown key{nearest(key, siblings)}; "
-        f"allowed: {', '.join(siblings)}"
+        f"{_dotted(section, str(name))} = {shown(value)}: unknown key{hint}; "
+        f"allowed{f' in {section}' if section else ''}: {', '.join(sorted(siblings))}"
     )
 
 
@@ -86,35 +91,45 @@ def allowed(schema: Schema, root: Schema | None = None) -> str:
             return {"boolean": "true or false", "null": "null"}.get(str(kind), "")
 
 
+def schema_of(model: Any) -> Schema:
+    """The JSON schema of a config class; empty if it has a type that JSON cannot describe."""
+    try:
+        return TypeAdapter(model).json_schema()
+    except PydanticInvalidForJsonSchema:
+        return {}
+
+
 def config_error(error: ValidationError, model: Any, section: str = "") -> ConfigError:
     """The first thing that pydantic found in a `model`, as one line with the dotted key."""
-    root = TypeAdapter(model).json_schema()
+    root = schema_of(model)
     first = error.errors(include_url=False)[0]
     kind, value, location = first["type"], first["input"], first["loc"]
     if kind in _UNKNOWN:
         path, parent = _locate(root, location[:-1], section)
-        return unknown_key(_dotted(path, location[-1]), value, parent.get("properties", {}))
+        return unknown_key(path, location[-1], value, parent["properties"], _all_keys(root))
     key, schema = _locate(root, location, section)
     words = allowed(schema, root)
     if kind == "missing":
-        about = f" ({schema['description']})" if "description" in schema else ""
-        return ConfigError(f"{key} is missing{about}: it must be {words}; add it")
-    if not words or not kind.endswith(_DESCRIBED):
-        message = one_line(first["msg"]).removeprefix("Value error, ")
-        message = message.removeprefix("Assertion failed, ").replace("Input should be", "must be")
-        is_section = isinstance(value, Mapping)
-        return ConfigError(f"{key}: {message}" if is_section else f"{key} = {shown(value)}: {message}")
+        about = schema.get("description") if "properties" not in schema else None
+        shape = words or "a value"
+        return ConfigError(f"{key} is missing; add it: {shape}{f' ({about})' if about else ''}")
+    if words and kind.endswith(_DESCRIBED):
+        return _not_allowed(key, value, words)
+    message = one_line(first["msg"]).removeprefix("Value error, ")
+    message = message.removeprefix("Assertion failed, ").replace("Input should be", "must be")
+    given = "" if isinstance(value, Mapping) else f" = {shown(value)}"
+    return ConfigError(f"{key}{given}: {message}")
+
+
+def _not_allowed(key: str, value: Any, words: str) -> ConfigError:
     if isinstance(value, Mapping) and value:
         inner, value = next(iter(value.items()))
         return ConfigError(
             f"{key}.{inner} = {shown(value)}: unknown key; {key} has no keys, it must be {words}"
         )
-    quote = f"; for text, quote it: {key}='\"{value}\"'" if _could_be_quoted(value, words) else ""
-    return ConfigError(f"{key} = {shown(value)}: must be {words}{quote}")
-
-
-def _could_be_quoted(value: Any, words: str) -> bool:
-    return "text" in words and isinstance(value, bool | int | float)
+    if "text" in words and isinstance(value, bool | int | float):
+        words += f" (in quotes: '\"{shown(value)}\"')"
+    return ConfigError(f"{key} = {shown(value)}: must be {words}")
 
 
 def _locate(root: Schema, location: tuple[str | int, ...], section: str) -> tuple[str, Schema]:
@@ -137,11 +152,20 @@ def _child(schema: Schema, part: str | int, root: Schema) -> Schema | None:
     return None
 
 
+def _all_keys(root: Schema) -> dict[str, str]:
+    """Name -> dotted key, of every key that `root` and its sections have."""
+    root = _resolved(root, root)
+    sections = {name: _resolved(child, root) for name, child in root["properties"].items()}
+    inner = {k: f"{name}.{k}" for name, s in sections.items() for k in s.get("properties", {})}
+    return inner | {name: name for name in sections}
+
+
 def _resolved(schema: Schema, root: Schema) -> Schema:
     """The schema, with what it refers to."""
     if "$ref" not in schema:
         return schema
-    return {**root["$defs"][schema["$ref"].rpartition("/")[2]], **schema, "$ref": None} 
+    target = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
 
 
 def _dotted(path: str, part: str | int) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Before Ray starts anything: its workers run at nice 15 by default, and lose to any other process.
@@ -13,6 +14,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # An actor without a GPU must not see one.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+if (Path.home() / ".ray/auth_token").exists():
+    # Once the file exists `ray start` asks for this token, but a driver that joins sends it only in this
+    # mode. A cluster that asks for none does not mind.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import numpy as np
 import ray
@@ -41,7 +46,8 @@ class Resources:
     num_actors: int | None
     """None: as many as the cluster has room for, but no more than there are work units in a round."""
     cpus_per_actor: float | None
-    """None: 1, or the half or quarter that lets `num_actors` fit."""
+    """None: 1, or the half or quarter that lets `num_actors` fit. The whole part of it is the number of
+    threads, which kernels may take as a reason to round differently; nothing else here changes a result."""
     gpus_per_actor: float | None
     """None: a quarter of a GPU where the cluster has any, else none."""
 
@@ -83,7 +89,8 @@ def connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address = {address!r}: no Ray cluster answers there ({_first_line(error)}); start one "
-            "with `ray start --head`, or leave ray.address empty to start one for this run"
+            "with `ray start --head`, or leave ray.address empty to start one for this run (a cluster of "
+            "another machine or user may want its token in ~/.ray/auth_token)"
         ) from error
     try:
         yield
@@ -166,11 +173,15 @@ class ServerActor:
     def run(self) -> Iterator[list[Record]]:
         """All records, those of fast rounds bundled: each message costs the driver a millisecond."""
         bundle, sent = [], time.monotonic()
-        for record in self.server.run():
-            bundle.append(record)
-            if time.monotonic() - sent > BUNDLE_SECONDS:
-                yield bundle
-                bundle, sent = [], time.monotonic()
+        try:
+            for record in self.server.run():
+                bundle.append(record)
+                if time.monotonic() - sent > BUNDLE_SECONDS:
+                    yield bundle
+                    bundle, sent = [], time.monotonic()
+        except Exception:
+            yield bundle  # what was finished before it went wrong
+            raise
         yield bundle
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,8 @@ from rayfl.training.local import SGD, Trained, train_stack
 Arrays = dict[str, np.ndarray]
 
 EVALUATION_BATCH = 500
+# A stack of more parameters than this outgrows the processor's cache and loses what stacking gained.
+STACK_PARAMETERS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +123,12 @@ class Engine:
         # A copy: matrix kernels may round differently for memory that is aligned differently.
         start = torch.tensor(broadcast.start, device=self.device)
         shared = {name: torch.tensor(v, device=self.device) for name, v in broadcast.shared.items()}
-        stacks = [range(len(unit.clients))] if self.oracle.stacks else [
-            range(i, i + 1) for i in range(len(unit.clients))
-        ]  # fmt: skip
+        size = self._stack_size(len(unit.clients))
         sums: Vectors = {}
         losses, drifts, kept, steps, passes = [], [], [], 0, 0
-        for stack in stacks:
-            clients = [unit.clients[i] for i in stack]
-            memory = self._memory([memories[i] for i in stack], start)
+        for first in range(0, len(unit.clients), size):
+            clients = unit.clients[first : first + size]
+            memory = self._memory(memories[first : first + size], start)
             buffers = torch.tensor(broadcast.buffers, device=self.device)
             plans = [self._plan(unit.round, client) for client in clients]
             trained = self._train_stack(unit, clients, plans, start, shared, memory, buffers)
@@ -178,6 +178,11 @@ class Engine:
             correct += int((outputs.argmax(-1) == targets).sum())
         return EvaluationResult(loss, correct, last - first)
 
+    def _stack_size(self, clients: int) -> int:
+        """Clients that are trained at once, in stacks as equal as can be."""
+        most = max(1, STACK_PARAMETERS // self.layout.size) if self.oracle.stacks else 1
+        return -(-clients // -(-clients // most))
+
     def _plan(self, round: int, client: int) -> Plan:
         samples, s = self.partition.client(client), self.settings
         steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
@@ -196,7 +201,7 @@ class Engine:
     def _train_stack(
         self,
         unit: WorkUnit,
-        clients: list[int],
+        clients: tuple[int, ...],
         plans: list[Plan],
         start: Tensor,
         shared: Vectors,

@@ -36,10 +36,17 @@ class PerClient:
         self.model, self.layout = model, layout
         self.buffers: dict[str, Tensor] = {}
         self._fresh_step = True
+        # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
+        self._counters = {
+            name: buffer.clone()
+            for name, buffer in model.named_buffers()
+            if not buffer.is_floating_point()
+        }
 
     def begin_client(self, buffers: Tensor) -> None:
         """Start a client with these float buffers `[Q]`; forward passes update them in place."""
-        self.buffers = views(self.layout.buffers, buffers)
+        counters = {name: counter.clone() for name, counter in self._counters.items()}
+        self.buffers = views(self.layout.buffers, buffers) | counters
 
     def begin_step(self) -> None:
         """The next call is the step's first pass: it alone updates buffers (SAM's second must not)."""
@@ -137,15 +144,23 @@ class DenseStack:
 
 def dense_chain(model: nn.Module) -> list[tuple[str, nn.Linear]] | None:
     """The linear layers of a Sequential of Flatten, Linear, ReLU, ..., Linear; None for anything else."""
-    if not isinstance(model, nn.Sequential):
+    if type(model) is not nn.Sequential or _is_hooked(model):
         return None
     parts = [(name, part) for name, part in model.named_children() if not _is_flatten(part)]
-    linear, between = parts[::2], parts[1::2]
-    alternates = len(parts) % 2 == 1 and all(type(part) is nn.Linear for _, part in linear)
-    trainable = all(p.requires_grad for p in model.parameters())
-    if alternates and trainable and all(type(part) is nn.ReLU for _, part in between):
-        return [(name, part) for name, part in linear if isinstance(part, nn.Linear)]
-    return None
+    linear = [(name, part) for name, part in parts[::2] if type(part) is nn.Linear]
+    between = [part for _, part in parts[1::2]]
+    alternates = len(linear) == len(between) + 1 == len(parts[::2])
+    if not alternates or not all(type(part) is nn.ReLU for part in between):
+        return None
+    # A weight that two layers share, or that is computed from others, has no place of its own.
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    used = {f"{name}.{p}" for name, _ in linear for p in ("weight", "bias")}
+    unbiased = {f"{name}.bias" for name, layer in linear if layer.bias is None}
+    return linear if own == used - unbiased else None
+
+
+def _is_hooked(model: nn.Module) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
 def _is_flatten(part: nn.Module) -> bool:

@@ -31,11 +31,17 @@ HYPER_PARAMETERS = [
     for name, method in ALGORITHMS.items()
     for field in dataclasses.fields(method)
 ]
+# A value that differs from the default, where 0.45 is none.
+OTHERS = {
+    ("fedwmsam", "adaptive"): False,
+    ("fedwmsam", "control_variates"): False,
+    ("fedwmsam", "perturb_sign"): -1,
+    ("fedwmsam", "alpha_max"): 0.2,
+}
 each_algorithm = pytest.mark.parametrize("algorithm", INSTANCES.values(), ids=INSTANCES)
 each_class = pytest.mark.parametrize("name", ALGORITHMS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
-EVERYONE = [(0, 1, 2)]
 # Odd, and longer than a vector register: a reduction's tail counts.
 SIZE = 37
 
@@ -46,12 +52,17 @@ def warm(algorithm: Algorithm, dtype: torch.dtype) -> tuple[State, Federation, i
     return last(algorithm, f._replace(cohorts=f.cohorts[:4]), dtype), f, 4
 
 
-def snapshot(*groups: Vectors) -> list[Vectors]:
-    return [{name: value.clone() for name, value in group.items()} for group in groups]
+def copied(vectors: Vectors) -> Vectors:
+    return {name: value.clone() for name, value in vectors.items()}
 
 
 def same(left: Vectors, right: Vectors) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def finite(state: State) -> bool:
+    groups = [{"w": state.w}, state.server, *state.memories]
+    return all(bool(value.isfinite().all()) for group in groups for value in group.values())
 
 
 def shapes(vectors: Vectors) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -80,58 +91,51 @@ def test_the_order_of_the_clients_in_a_stack_is_no_matter(algorithm):
 
 
 @each_algorithm
-def test_no_input_is_changed_in_place(algorithm):
-    """Nor does a later step change what an earlier one returned: the loop may keep references."""
+def test_no_method_changes_an_input_in_place(algorithm):
     state, f, r = warm(algorithm, torch.float64)
     start, shared = algorithm.broadcast(state.w, state.server)
-    inputs = ({"w": state.w, "start": start}, state.server, shared, *state.memories)
-    before = snapshot(*inputs)
-    x, memory = start.expand(3, -1), stacked(state)
-    ctx = ClientContext(start=x, shared=shared, lr=0.1, steps=torch.full((3, 1), 2.0), step=0)
-    A, b = torch.tensor(f.A), torch.tensor(f.b[r, :, 0])
-    for step in range(2):
-        calls = []
-
-        def grad(at: torch.Tensor, calls: list = calls) -> torch.Tensor:
-            gradient = torch.einsum("cpq,cq->cp", A, at - b)
-            calls.append(({"at": at, "gradient": gradient}, *snapshot({"at": at})))
-            return gradient
-
-        given = ({"x": x}, memory)
-        kept = snapshot(*given)
-        direction, memory = algorithm.local_step(x, memory, grad, ctx._replace(step=step))
-        assert all(map(same, given, kept))
-        assert all(torch.equal(now["at"], then["at"]) for now, then in calls)
-        x = x - 0.1 * direction
-    given = ({"delta": x - start}, memory)
-    kept = snapshot(*given)
-    uploads, _ = algorithm.upload(given[0]["delta"], memory, ctx._replace(step=2))
-    assert all(map(same, given, kept))
-    mean = {name: value.mean(0) for name, value in uploads.items()}
-    kept = snapshot(mean)
-    algorithm.server_step(
-        state.w, state.server, mean, ServerContext(lr=0.1, steps=2.0, participation=1.0)
-    )
-    assert same(mean, *kept)
-    assert all(map(same, inputs, before))
-
-
-def stacked(state: State) -> Vectors:
-    return {
-        name: torch.stack([memory[name] for memory in state.memories])
-        for name in state.memories[0]
+    memory = {
+        name: torch.stack([memory[name] for memory in state.memories]) for name in state.memories[0]
     }
+    x = start + torch.linspace(0.1, 0.3, 3, dtype=start.dtype).unsqueeze(1)
+    ctx = ClientContext(
+        start.expand(3, -1), shared, lr=0.1, steps=torch.tensor([[4.0]] * 3), step=1
+    )
+    watched: list[Vectors] = [{"w": state.w, "start": start, "x": x}, state.server, shared, memory]
+    kept = [copied(group) for group in watched]
+
+    def watch(vectors: Vectors) -> Vectors:
+        watched.append(vectors)
+        kept.append(copied(vectors))
+        return vectors
+
+    A, b = torch.tensor(f.A), torch.tensor(f.b[r, :, 0])
+
+    def grad(at: torch.Tensor) -> torch.Tensor:
+        watch({"at": at})
+        return (A * (at - b).unsqueeze(-2)).sum(-1)
+
+    direction, new_memory = algorithm.local_step(x, memory, grad, ctx)
+    watch({"direction": direction} | new_memory)
+    delta = watch({"delta": x - 0.1 * direction - start})["delta"]
+    uploads, newest_memory = algorithm.upload(delta, new_memory, ctx._replace(step=4))
+    watch(uploads), watch(newest_memory)
+    mean = watch({name: value.mean(0) for name, value in uploads.items()})
+    server_ctx = ServerContext(lr=0.1, steps=4.0, participation=1.0)
+    w, server = algorithm.server_step(state.w, state.server, mean, server_ctx)
+    watch({"w": w}), watch(server)
+    algorithm.broadcast(w, server)
+    assert all(map(same, watched, kept))
 
 
 @each_algorithm
 def test_the_same_input_gives_the_same_bits_and_draws_no_random_number(algorithm):
-    state, f, r = warm(algorithm, torch.float32)
+    f = federation(size=SIZE)
     torch_random, numpy_random = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, again = (train(algorithm, f, r, state, (0, 1, 2)) for _ in range(2))
-    assert same(first.uploads, again.uploads)
-    assert same(first.memory, again.memory)
-    after = [aggregate(algorithm, f._replace(cohorts=EVERYONE * 5), r, state, first)] * 2
-    assert torch.equal(after[0].w, after[1].w)
+    first, again = (last(algorithm, f, torch.float32) for _ in range(2))
+    assert torch.equal(first.w, again.w)
+    assert same(first.server, again.server)
+    assert all(map(same, first.memories, again.memories))
     assert torch.equal(torch.get_rng_state(), torch_random)
     assert (np.random.get_state()[1] == numpy_random).all()  # noqa: NPY002
 
@@ -163,7 +167,7 @@ def test_dtype_and_shapes_stay_from_round_to_round(algorithm, dtype):
 def test_memories_outside_the_cohort_are_untouched(algorithm):
     """Clients that were never sampled share one first memory, as they do in the engine."""
     f = federation(rounds=4, cohorts=((0,), (0, 1), (0,), (1,)))
-    first = snapshot(algorithm.init_client(torch.tensor(f.x0)))[0]
+    first = copied(algorithm.init_client(torch.tensor(f.x0)))
     before = begin(algorithm, f, torch.float64)
     for state, cohort in zip(states(algorithm, f), f.cohorts, strict=True):
         for i in set(range(f.N)) - set(cohort):
@@ -182,8 +186,7 @@ def test_finite_and_descending_on_a_quadratic(algorithm):
 
     best = loss(np.linalg.solve(A.sum(0), np.einsum("ipq,iq->p", A, b)))
     for state in states(algorithm, f._replace(eta=(0.1,) * 30), torch.float32):
-        tensors = [state.w, *state.server.values(), *(m for d in state.memories for m in d.values())]
-        assert all(tensor.isfinite().all() for tensor in tensors)
+        assert finite(state)
     assert loss(state.w.double().numpy()) - best < 0.5 * (loss(f.x0) - best)
 
 
@@ -193,8 +196,7 @@ def test_finite_where_nothing_moves(algorithm):
     f = federation(noise=0.0)
     f = f._replace(b=np.zeros_like(f.b), x0=np.zeros_like(f.x0))
     for state in states(algorithm, f):
-        tensors = [state.w, *state.server.values(), *(m for d in state.memories for m in d.values())]
-        assert all(tensor.isfinite().all() for tensor in tensors)
+        assert finite(state)
         assert not state.w.any()
 
 
@@ -232,7 +234,7 @@ def test_the_defaults_are_allowed(name):
     assert validated == method()
 
 
-@pytest.mark.parametrize("value", [-5, float("nan"), float("inf"), None])
+@pytest.mark.parametrize("value", [-5, float("nan"), None])
 @pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
 def test_every_hyper_parameter_is_bounded(name, parameter, value):
     with pytest.raises(ValidationError, match=parameter):
@@ -248,11 +250,3 @@ def test_every_hyper_parameter_counts(name, parameter):
     assert other != defaults[parameter]
     one, two = (last(m, f).w for m in (method(), method(**{parameter: other})))
     assert (one - two).abs().max() > 1e-7
-
-
-OTHERS = {
-    ("fedwmsam", "adaptive"): False,
-    ("fedwmsam", "control_variates"): False,
-    ("fedwmsam", "perturb_sign"): -1,
-    ("fedwmsam", "alpha_max"): 0.2,
-}

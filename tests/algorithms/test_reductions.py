@@ -1,0 +1,245 @@
+"""Where a method's formulas become another's, its results must too; and what every round leaves true.
+
+The identities hold bit for bit on noisy quadratics in float64 and on a small network in float32, unless
+a comment says why they cannot.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from quadratics import federation, last, states
+from torch import Tensor
+
+from rayfl import models
+from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.algorithms.base import ClientContext, ServerContext, Vectors
+from rayfl.data.datasets import Digits
+from rayfl.data.partition import Dirichlet, split
+from rayfl.models.mlp import MLP
+from rayfl.training.engine import Broadcast, Engine, LocalSettings, WorkUnit
+from rayfl.training.flat import Layout
+
+FEDCM_LIKE = {"rho": 0.0, "control_variates": False, "adaptive": False}
+
+
+class Identity(NamedTuple):
+    """Two methods that must agree."""
+
+    left: Algorithm
+    right: Algorithm
+
+
+def method(name: str, **options) -> Algorithm:
+    return ALGORITHMS[name](**options)
+
+
+EXACT = {
+    "fedavgm gamma=0 is fedavg": Identity(method("fedavgm", gamma=0.0), method("fedavg")),
+    "fedcm alpha=1 is fedavg": Identity(method("fedcm", alpha=1.0), method("fedavg")),
+    "fedsam rho=0 is fedavg": Identity(method("fedsam", rho=0.0), method("fedavg")),
+    "fednsam gamma=0 is fedsam": Identity(
+        method("fednsam", gamma=0.0, rho=0.1), method("fedsam", rho=0.1)
+    ),
+    "fednsam gamma=rho=0 is fedavg": Identity(
+        method("fednsam", gamma=0.0, rho=0.0), method("fedavg")
+    ),
+    "fednsam_momentum gamma=rho=0 is fedavg": Identity(
+        method("fednsam_momentum", gamma=0.0, rho=0.0), method("fedavg")
+    ),
+    "fedwmsam without its parts is fedcm": Identity(
+        # A weight without rounding error: fedwmsam's is a float32 tensor, fedcm's a Python float.
+        method("fedwmsam", alpha=0.25, **FEDCM_LIKE),
+        method("fedcm", alpha=0.25),
+    ),
+    "fedwmsam rho=0 alpha=1 is scaffold": Identity(
+        method("fedwmsam", rho=0.0, alpha=1.0, adaptive=False), method("scaffold")
+    ),
+    "fedwmsam alpha=1 without its parts is fedavg": Identity(
+        method("fedwmsam", alpha=1.0, **FEDCM_LIKE), method("fedavg")
+    ),
+}
+
+
+@cache
+def digits() -> Engine:
+    """An engine for a small network on real digits, spread over 6 unequal clients."""
+    data = Digits().load()
+    partition = split(Dirichlet(alpha=0.3), data.y_train, clients=6, seed=0)
+    model = models.build(MLP(hidden=(32,)), data.sample_shape, data.num_classes, seed=0)
+    settings = LocalSettings(
+        seed=0,
+        batch_size=50,
+        local_epochs=1,
+        local_steps=None,
+        weight_decay=1e-3,
+        max_norm=1.0,
+        augment="none",
+    )
+    return Engine(model, method("fedavg"), data, partition, settings, "cpu")
+
+
+def network(algorithm: Algorithm, cohorts=((0, 3, 4), (1, 3, 5), (0, 1, 2)), N: int = 6) -> Tensor:
+    """w after these rounds of the engine."""
+    engine, memories = digits(), {}
+    engine.algorithm, engine.remembers = algorithm, bool(algorithm.init_client(torch.zeros(1)))
+    w, buffers = Layout(engine.model).flatten(engine.model)
+    server = algorithm.init_server(w)
+    for r, cohort in enumerate(cohorts):
+        start, shared = algorithm.broadcast(w, server)
+        sent = Broadcast(start.numpy(), {n: v.numpy() for n, v in shared.items()}, buffers.numpy())
+        unit, lr = WorkUnit(r + 1, cohort, 0.2), 0.2
+        result, kept = engine.train(unit, sent, [memories.get(i) for i in cohort])
+        memories |= dict(zip(cohort, kept, strict=True))
+        mean = {n: torch.from_numpy(v) / len(cohort) for n, v in result.sums.items()}
+        steps = result.steps / len(cohort)
+        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / N)
+        w, server = algorithm.server_step(w, server, mean, ctx)
+    return w
+
+
+@pytest.mark.parametrize("identity", EXACT.values(), ids=EXACT)
+def test_reduces_bit_for_bit_on_quadratics(identity):
+    f = federation(wd=0.01, C=5.0)
+    for left, right in zip(states(identity.left, f), states(identity.right, f), strict=True):
+        assert torch.equal(left.w, right.w)
+        for name in left.server.keys() & right.server.keys():
+            assert torch.equal(left.server[name], right.server[name])
+        for mine, others in zip(left.memories, right.memories, strict=True):
+            assert all(torch.equal(mine[name], others[name]) for name in mine.keys() & others)
+
+
+@pytest.mark.parametrize("identity", EXACT.values(), ids=EXACT)
+def test_reduces_bit_for_bit_on_a_network(identity):
+    assert torch.equal(network(identity.left), network(identity.right))
+
+
+def test_the_network_tells_the_methods_apart():
+    ends = [network(algorithm()) for algorithm in ALGORITHMS.values()]
+    for i, w in enumerate(ends):
+        assert all((w - other).abs().max() > 1e-4 for other in ends[:i])
+
+
+def test_fedwmsam_without_its_parts_is_fedcm_at_any_alpha():
+    left, right = method("fedwmsam", alpha=0.1, **FEDCM_LIKE), method("fedcm", alpha=0.1)
+    f = federation(wd=0.01, C=5.0)
+    assert torch.equal(last(left, f).w, last(right, f).w)
+    # In float32, 1 - alpha is rounded once more where alpha is a tensor.
+    torch.testing.assert_close(network(left), network(right), rtol=1e-5, atol=1e-6)
+
+
+def test_scaffold_of_one_client_is_fedavg():
+    """c_i and c see the same changes, so the correction is exactly 0."""
+    alone = federation(clients=1, K=(4,), cohorts=((0,),), wd=0.01, C=5.0)
+    one, other = method("scaffold"), method("fedavg")
+    assert torch.equal(last(one, alone).w, last(other, alone).w)
+    everyone = {"cohorts": ((3,),) * 3, "N": 1}
+    assert torch.equal(network(one, **everyone), network(other, **everyone))
+
+
+def test_fedwmsam_perturbs_nothing_in_the_first_local_step():
+    f = federation(K=(1, 1, 1))
+    with_sam, without = method("fedwmsam", rho=0.5), method("fedwmsam", rho=0.0)
+    assert torch.equal(last(with_sam, f).w, last(without, f).w)
+
+
+def test_fednsam_without_sam_is_one_method_in_two_frames():
+    """rho = 0: clients that start at w + gamma m, and clients that look gamma m ahead of where they are.
+
+    Both iterates differ by gamma m in every step, hence the tolerance; weight decay would tell them apart.
+    """
+    f = federation(C=5.0)
+    moved, looking = (method(n, gamma=0.8, rho=0.0) for n in ("fednsam", "fednsam_momentum"))
+    for left, right in zip(states(moved, f), states(looking, f), strict=True):
+        torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fednsam", "fednsam_momentum"])
+def test_the_momentum_is_the_last_displacement(name):
+    """Of w, and so equal for FedAvgM and FedNSAM: with rho = 0 only their start points differ."""
+    f = federation(wd=0.01)
+    w = torch.tensor(f.x0)
+    for state in states(method(name), f):
+        torch.testing.assert_close(state.server["m"], state.w - w, rtol=0, atol=1e-12)
+        w = state.w
+
+
+def test_fednsam_without_sam_differs_from_fedavgm_by_its_start_point_only():
+    nesterov, heavy_ball = method("fednsam", gamma=0.8, rho=0.0), method("fedavgm", gamma=0.8)
+    f = federation()
+    (one, other), (next_one, next_other), *_ = zip(
+        states(nesterov, f), states(heavy_ball, f), strict=True
+    )
+    assert torch.equal(one.w, other.w)  # m was 0 before: the starts were equal too
+    assert not torch.equal(next_one.w, next_other.w)
+    start, shared = nesterov.broadcast(one.w, one.server)
+    assert torch.equal(start, one.w + 0.8 * one.server["m"])
+    assert torch.equal(heavy_ball.broadcast(other.w, other.server)[0], other.w)
+    assert not shared
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedwmsam"])
+def test_the_control_variates_of_all_clients_average_to_c(name):
+    """Over all N, seen or not, under partial participation and uneven K."""
+    for state in states(method(name), federation(wd=0.01, C=5.0)):
+        mean = torch.stack([memory["c_i"] for memory in state.memories]).mean(0)
+        torch.testing.assert_close(mean, state.server["c"], rtol=0, atol=1e-12)
+        assert state.server["c"].any()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0])
+def test_alpha_stays_in_its_bounds_and_waits_for_a_momentum(alpha):
+    low, high = 0.2, 0.6
+    adaptive = method("fedwmsam", alpha=alpha, alpha_min=low, alpha_max=high, ema=0.5)
+    values = [state.server["alpha"].item() for state in states(adaptive, federation(rounds=20))]
+    assert values[0] == alpha  # Delta was 0
+    assert len(set(values)) > 2
+    assert all(min(alpha, low) <= value <= max(alpha, high) for value in values)
+
+
+@pytest.mark.parametrize(("agreement", "expected"), [(1, 0.1), (0, 0.9), (-1, 0.9), (0.5, 0.5)])
+def test_alpha_falls_where_clients_agree_with_the_momentum_and_rises_where_not(agreement, expected):
+    """One client with cos(g_i, Delta) = agreement: alpha moves by ema towards clip(1 - agreement)."""
+    adaptive = method("fedwmsam", alpha=0.4, ema=0.25, control_variates=False)
+    w = torch.zeros(2, dtype=torch.float64)
+    server = adaptive.init_server(w) | {"Delta": torch.tensor([3.0, 0.0], dtype=torch.float64)}
+    g_i = torch.tensor([[agreement, (1 - agreement**2) ** 0.5]], dtype=torch.float64)
+    steps, lr = torch.tensor([[4.0]]), 0.1
+    ctx = ClientContext(w.expand(1, -1), adaptive.broadcast(w, server)[1], lr, steps, step=4)
+    uploads, _ = adaptive.upload(-4 * lr * g_i, {}, ctx)
+    mean = {name: value.mean(0) for name, value in uploads.items()}
+    _, after = adaptive.server_step(w, server, mean, ServerContext(lr, 4.0, 1.0))
+    assert after["alpha"].item() == pytest.approx(0.75 * 0.4 + 0.25 * expected, abs=1e-12)
+    torch.testing.assert_close(after["Delta"], g_i[0])
+
+
+ONES, ZEROS = torch.ones(3), torch.zeros(3)
+CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
+    "scaffold c": (method("scaffold"), {"c": ONES}, {"c_i": ZEROS}, 2.0 + 1),
+    "scaffold c_i": (method("scaffold"), {"c": ZEROS}, {"c_i": ONES}, 2.0 - 1),
+    "fedcm Delta": (method("fedcm", alpha=0.25), {"Delta": ONES}, {}, 0.25 * 2 + 0.75),
+    "fedwmsam Delta": (
+        method("fedwmsam", control_variates=False),
+        {"Delta": ONES, "alpha": torch.tensor([0.25])},
+        {},
+        0.25 * 2 + 0.75,
+    ),
+    "fedwmsam c": (
+        method("fedwmsam"),
+        {"Delta": ZEROS, "alpha": torch.tensor([0.25]), "c": ONES},
+        {"c_i": ZEROS},
+        0.25 * (2 + 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CORRECTIONS)
+def test_a_correction_changes_the_direction(case):
+    """Where the gradient is 2: released code adds corrections to the loss as numbers, to no effect."""
+    algorithm, shared, memory, expected = CORRECTIONS[case]
+    start = torch.zeros(1, 3)
+    ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0)
+    stack = {name: value.unsqueeze(0) for name, value in memory.items()}
+    direction, _ = algorithm.local_step(start, stack, lambda x: x + 2, ctx)
+    torch.testing.assert_close(direction, torch.full((1, 3), expected))

@@ -1,0 +1,67 @@
+"""Shared fixtures: one Ray instance for the whole session, small real data, small experiments."""
+
+import os
+
+# Before anything imports ray or mlflow.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A Ray instance with room for three client actors, whatever the machine has."""
+    import ray
+
+    # Ray's workers find the driver's working directory, not what pytest puts on sys.path.
+    paths = [str(ROOT / "tests/runtime"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    ray.init(
+        address="local",
+        num_cpus=3,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def small():
+    """A small experiment on digits as a mapping for `load_config`; change it freely."""
+    return {
+        "seed": 1,
+        "data": {"name": "digits"},
+        "partition": {"name": "dirichlet", "alpha": 0.3},
+        "model": {"name": "mlp", "hidden": [16]},
+        "algorithm": {"name": "fedwmsam"},
+        "federation": {
+            "clients": 10,
+            "cohort_size": 5,
+            "clients_per_unit": 2,
+            "rounds": 3,
+            "local_epochs": 1,
+            "batch_size": 16,
+            "lr": 0.1,
+            "weight_decay": 0.001,
+            "max_norm": 10,
+        },
+        "tracking": {"enabled": False},
+    }
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    """Directory of CIFAR-10 as parquet files; the test is skipped where there is none."""
+    path = Path(os.environ.get("RAYFL_CIFAR10_PARQUET", ROOT.parent / "shared/data/cifar10"))
+    if not any(path.glob("train*.parquet")):
+        pytest.skip(f"no CIFAR-10 parquet files in {path}; RAYFL_CIFAR10_PARQUET may name them")
+    return path

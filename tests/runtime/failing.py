@@ -1,0 +1,54 @@
+"""Algorithms that go wrong, for the tests of what happens then."""
+
+from dataclasses import dataclass
+
+from rayfl.algorithms import Algorithm
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaisesInRoundTwo(Algorithm):
+    """Raises in every client's first local step once the server has aggregated."""
+
+    def init_server(self, w):
+        return {"round": w[:1] * 0 + 1}
+
+    def broadcast(self, w, server):
+        return w, {"round": server["round"]}
+
+    def local_step(self, x, memory, grad, ctx):
+        if ctx.shared["round"].item() == 2:
+            raise ZeroDivisionError("momentum of nothing")
+        return grad(x), memory
+
+    def server_step(self, w, server, mean, ctx):
+        return w + mean["delta"], {"round": server["round"] + 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explodes(Algorithm):
+    """Steps so far that the loss is not finite."""
+
+    def local_step(self, x, memory, grad, ctx):
+        return grad(x) * 1e30, memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenamesItsMemory(Algorithm):
+    """Returns a memory of another name than it started with."""
+
+    def init_client(self, w):
+        return {"c_i": w * 0}
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": delta}, {"c": memory["c_i"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeps(Algorithm):
+    """Takes its time in every local step."""
+
+    def local_step(self, x, memory, grad, ctx):
+        import time
+
+        time.sleep(0.5)
+        return grad(x), memory

@@ -1,0 +1,169 @@
+"""`run` from config to MLflow, on real actors and a real store."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from rayfl import load_config, models, run
+from rayfl.data.partition import split
+from rayfl.errors import ClientError, ConfigError
+from rayfl.experiment import clients_per_unit, prepare
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def tracked(small, tmp_path, monkeypatch):
+    """The small experiment, recorded in MLflow's default place: the working directory."""
+    monkeypatch.chdir(tmp_path)
+    small["tracking"] = {"targets": [0.1, 1.0]}
+    return small
+
+
+@pytest.fixture
+def client(tmp_path):
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def the_run(client):
+    (found,) = client.search_runs([client.get_experiment_by_name("rayfl").experiment_id])
+    return found
+
+
+def test_run_returns_history_and_a_state_dict_of_the_plain_model(small):
+    config = load_config(small)
+    result = run(config)
+
+    assert isinstance(result.history, pd.DataFrame)
+    assert result.history.index.tolist() == [1, 2, 3]
+    assert {"train/loss", "test/accuracy", "server/alpha"} <= set(result.history)
+    assert result.history["train/loss"].iloc[-1] < result.history["train/loss"].iloc[0]
+
+    data = config.data.load()
+    model = models.build(config.model, data.sample_shape, data.num_classes, seed=99)
+    model.load_state_dict(result.state_dict)
+    x = (data.x_test.astype(np.float32) / 255 - data.mean) / data.std
+    x = torch.from_numpy(x.transpose(0, 3, 1, 2)).float()
+    accuracy = (model(x).argmax(1).numpy() == data.y_test).mean()
+    assert accuracy == pytest.approx(result.history["test/accuracy"].iloc[-1], abs=0.003)
+
+
+def test_the_run_is_found_again_in_mlflow(tracked, client):
+    config = load_config(tracked)
+    result = run(config)
+    found = the_run(client)
+
+    assert found.info.run_id == result.run_id
+    assert found.info.status == "FINISHED"
+    assert found.data.params["algorithm.rho"] == "0.1"
+    assert found.data.params["data.name"] == "digits"
+    assert found.data.params["federation.participation"] == "null"
+    assert found.data.tags["rayfl.config_hash"] == config.hash
+    assert found.data.tags["rayfl.model_sha256"] == result.model_sha256
+    assert found.data.tags["rayfl.device"] == "cpu"
+    accuracy = client.get_metric_history(result.run_id, "test/accuracy")
+    assert [m.step for m in accuracy] == [1, 2, 3]
+    assert [m.value for m in accuracy] == result.history["test/accuracy"].tolist()
+    summary = found.data.metrics
+    assert summary["accuracy_final"] == result.history["test/accuracy"].iloc[-1]
+    assert summary["rounds_to_0.1"] == 1
+    assert "rounds_to_1" not in summary
+    assert summary["bytes_up"] == result.history["cost/bytes_up"].sum()
+
+    data = config.data.load()
+    partition = split(config.partition, data.y_train, 10, config.seed)
+    (entry,) = found.inputs.dataset_inputs
+    assert entry.dataset.digest == partition.digest()[:36]
+    folder = Path(
+        mlflow.artifacts.download_artifacts(
+            run_id=result.run_id, tracking_uri=str(client.tracking_uri)
+        )
+    )
+    histogram = json.loads((folder / "partition/histogram.json").read_text())
+    assert np.sum(histogram["clients"]) == len(data.y_train)
+    assert (folder / "partition/histogram.png").read_bytes()[:4] == b"\x89PNG"
+    assert load_config(folder / "config.yaml").hash == config.hash
+
+
+def test_a_query_finds_runs_by_parameter(tracked, client):
+    for rho in (0.01, 0.2):
+        run(load_config(tracked, [f"algorithm.rho={rho}"]))
+    frame = mlflow.search_runs(
+        [client.get_experiment_by_name("rayfl").experiment_id],
+        "params.`algorithm.rho` = '0.2' and attributes.status = 'FINISHED'",
+    )
+    mlflow.set_tracking_uri(None)
+    assert len(frame) == 1
+
+
+def test_an_interrupted_run_is_killed_and_keeps_its_rounds(tracked, client):
+    def stop(record):
+        if record.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(load_config(tracked), on_record=stop)
+    found = the_run(client)
+    assert found.info.status == "KILLED"
+    kept = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [m.step for m in kept][:2] == [1, 2]
+
+
+def test_a_failed_run_keeps_its_rounds(tracked, client):
+    tracked["algorithm"] = {"name": "failing:RaisesInRoundTwo"}
+    with pytest.raises(ClientError, match="momentum of nothing"):
+        run(load_config(tracked))
+    found = the_run(client)
+    assert found.info.status == "FAILED"
+    kept = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [m.step for m in kept] == [1]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "tracking.uri = 'http://127.0.0.1:9': MLflow cannot use it"),
+        ("nonsense://x", "tracking.uri = 'nonsense://x': MLflow cannot use it"),
+    ],
+)
+def test_a_store_that_is_not_there_is_an_error_before_any_actor(uri, message, tracked):
+    tracked["tracking"] = {"uri": uri}
+    started = []
+    with pytest.raises(ConfigError, match=message):
+        run(load_config(tracked), on_start=started.append)
+    assert not started
+
+
+def test_units_depend_on_the_model_and_the_cohort_only(small):
+    prepared = prepare(load_config(small))
+    assert clients_per_unit(prepared.model, 100, 16) == 100  # tiny: one stack
+    small["model"] = {"name": "mlp", "hidden": [400, 400]}
+    assert clients_per_unit(prepare(load_config(small)).model, 100, 50) == 13
+    small["model"] = {"name": "conv_with_batch_norm:build"}
+    model = prepare(load_config(small)).model
+    assert clients_per_unit(model, 10, 16) == 1
+    assert clients_per_unit(model, 1000, 16) == 16
+
+
+def test_lenet_on_cifar10(small, cifar10):
+    small |= {
+        "data": {"name": "parquet", "path": str(cifar10), "augment": "flip_crop"},
+        "model": {"name": "lenet5"},
+    }
+    small["federation"] |= {
+        "clients": 1000,
+        "cohort_size": 4,
+        "clients_per_unit": None,
+        "rounds": 2,
+        "eval_every": 2,
+    }
+    result = run(load_config(small))
+    assert result.history["train/loss"].iloc[1] < 2.5
+    assert result.summary["accuracy_final"] > 0.1
+    assert sum(v.numel() for v in result.state_dict.values()) == 797_962

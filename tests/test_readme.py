@@ -1,0 +1,138 @@
+"""Every command and every program in the README is run here (the two of its start, by CI)."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+RUN_BY_CI = {
+    "pip install -e . && rayfl run configs/quickstart.yaml",
+    "pip install -e '.[test]' && pytest",
+}
+ON_A_CLUSTER = ["ray start --head", "rayfl run configs/quickstart.yaml ray.address=auto"]
+# Needs a network: the same command on files that are there.
+DOWNLOADS = "rayfl run configs/cifar10_lenet5.yaml data.download=true"
+OWN_METHOD = "rayfl run configs/quickstart.yaml algorithm.name=mymethod:MySAM algorithm.rho=0.1"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines]
+
+
+def python_block(marker):
+    (found,) = (block for block in blocks("python") if marker in block)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A working directory with the repository's configs and the README's own method."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "mymethod.py").write_text(python_block("class MySAM"))
+    return tmp_path
+
+
+def shell(command, folder, timeout=240):
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_is_accounted_for():
+    known = {*RUN_BY_CI, *ON_A_CLUSTER, DOWNLOADS, OWN_METHOD}
+    others = [command for command in commands() if command not in known]
+    assert known <= set(commands())
+    assert all(command.startswith("rayfl ") for command in others)
+    assert len(others) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [c for c in commands() if c.startswith("rayfl ") and c not in (DOWNLOADS, ON_A_CLUSTER[1])],
+)
+def test_command(command, folder):
+    assert shell(command, folder).strip()
+
+
+@pytest.mark.slow
+def test_cifar10_command_on_local_files(folder, cifar10):
+    """Twenty rounds, shortened to one epoch, learn something."""
+    local = DOWNLOADS.replace("data.download=true", f"data.name=parquet data.path={cifar10}")
+    shortened = " federation.rounds=20 federation.local_epochs=1 --json"
+    result = json.loads(shell(local + shortened, folder, timeout=600))
+    assert result["accuracy"]["best"] > 0.2
+
+
+@pytest.mark.slow
+def test_python_api_and_query(folder):
+    program = python_block("result.state_dict") + python_block("mlflow.search_runs").replace(
+        "'fednsam'", "'scaffold'"
+    )
+    (folder / "program.py").write_text(program + "\nassert len(runs) == 1\n")
+    assert "0.9" in shell(f"{sys.executable} program.py", folder)
+
+
+@pytest.mark.slow
+def test_a_running_cluster_gives_the_same_bits(folder):
+    """`ray start --head` was run before; what the run leaves is what a run of its own leaves."""
+    own = shell("rayfl run configs/quickstart.yaml --json federation.rounds=10", folder)
+    with head_node(folder) as address:
+        command = ON_A_CLUSTER[1].replace("auto", address)
+        joined = shell(f"{command} --json federation.rounds=10", folder)
+        again = shell(f"{command} --json federation.rounds=10", folder)  # the first left no actor
+    assert digest(own) == digest(joined) == digest(again)
+
+
+def digest(output):
+    return re.search(r'"model_sha256": "(\w{64})"', output).group(1)
+
+
+@contextlib.contextmanager
+def head_node(folder):
+    """The README's `ray start --head`, in the foreground so that it ends with the test."""
+    port = 20000 + os.getpid() % 10000
+    command = f"{ON_A_CLUSTER[0]} --block --port={port} --num-cpus=2 --include-dashboard=false"
+    node = subprocess.Popen(
+        [BIN / "ray", *command.split()[1:]],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        time.sleep(10)
+        assert node.poll() is None, "ray start failed"
+        yield f"127.0.0.1:{port}"
+    finally:
+        node.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            node.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)

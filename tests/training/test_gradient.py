@@ -1,0 +1,287 @@
+"""The oracles against autograd on the plain module."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayfl.algorithms import ALGORITHMS
+from rayfl.models.lenet import LeNet5
+from rayfl.models.mlp import MLP
+from rayfl.models.resnet import ResNet18
+from rayfl.training.batches import Minibatch
+from rayfl.training.flat import Layout, views
+from rayfl.training.gradient import DenseStack, PerClient, dense_chain
+from rayfl.training.local import SGD, train_stack
+
+CLASSES = 5
+
+
+def no_bias() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 9, bias=False), nn.ReLU(), nn.Linear(9, CLASSES, bias=False)
+    )
+
+
+MLPS = {
+    "logistic": lambda: MLP(hidden=()).build((12,), CLASSES),
+    "64": lambda: MLP(hidden=(64,)).build((12,), CLASSES),
+    "200-200": lambda: MLP(hidden=(200, 200)).build((12,), CLASSES),
+    "no bias": no_bias,
+    "images": lambda: MLP(hidden=(64,)).build((3, 4, 4), CLASSES),
+}
+SIZES = {"full": [6, 6, 6], "ragged": [6, 2, 5]}
+
+
+def autograd(model: nn.Module, layout: Layout, w: Tensor, inputs: Tensor, targets: Tensor):
+    """Gradient `[P]` and loss of the plain module at w."""
+    layout.load(model, w, layout.flatten(model)[1])
+    model.zero_grad()
+    loss = F.cross_entropy(model(inputs), targets)
+    loss.backward()
+    gradient = torch.zeros_like(w)
+    parameters = dict(model.named_parameters())
+    for name, view in views(layout.parameters, gradient).items():
+        view.copy_(parameters[name].grad)
+    return gradient, loss.detach()
+
+
+def stack_of(sizes: list[int], sample_shape: tuple[int, ...], dtype: torch.dtype) -> Minibatch:
+    """A stack of minibatches of these sizes; its padding is not 0, as real padding is not."""
+    C, B = len(sizes), max(sizes)
+    real = torch.arange(B) < torch.tensor(sizes).unsqueeze(1)
+    weights = real.to(dtype) / torch.tensor(sizes).unsqueeze(1)
+    return Minibatch(
+        inputs=torch.randn(C, B, *sample_shape, dtype=dtype),
+        targets=torch.randint(CLASSES, (C, B)),
+        weights=None if min(sizes) == B else weights,
+    )
+
+
+def alone(batch: Minibatch, client: int, size: int) -> Minibatch:
+    """One client's minibatch without padding."""
+    one = slice(client, client + 1)
+    return Minibatch(batch.inputs[one, :size], batch.targets[one, :size], None)
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("name", MLPS)
+def test_both_oracles_equal_autograd_on_dense_chains(name, kind, clients):
+    torch.manual_seed(0)
+    model = MLPS[name]().double()
+    layout = Layout(model)
+    sizes = SIZES[kind][-clients:]
+    batch = stack_of(sizes, (3, 4, 4) if name == "images" else (12,), torch.float64)
+    x = 0.3 * torch.randn(clients, layout.size, dtype=torch.float64)
+    gradients, losses = DenseStack(model, layout)(x, batch)
+    for client, size in enumerate(sizes):
+        one, w = alone(batch, client, size), x[client]
+        expected, loss = autograd(model, layout, w, one.inputs[0], one.targets[0])
+        torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(losses[client], loss, rtol=1e-10, atol=1e-13)
+        mine, my_loss = PerClient(model, layout)(w.unsqueeze(0), one)
+        torch.testing.assert_close(mine, expected.unsqueeze(0), rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(my_loss, loss.view(1), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_dense_stack_changes_neither_parameters_nor_minibatch(name):
+    torch.manual_seed(0)
+    model = MLPS[name]()
+    layout = Layout(model)
+    batch = stack_of([4, 3], (3, 4, 4) if name == "images" else (12,), torch.float32)
+    x = torch.randn(2, layout.size)
+    given = [x, *batch]
+    before = [tensor.clone() for tensor in given]
+    DenseStack(model, layout)(x, batch)
+    assert all(map(torch.equal, given, before))
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "tolerance"),
+    [
+        (LeNet5(), torch.float64, 1e-10),
+        (LeNet5(), torch.float32, 1e-4),
+        (ResNet18(), torch.float64, 1e-10),
+        # Channels-last kernels add in another order, through 18 layers.
+        (ResNet18(), torch.float32, 1e-3),
+    ],
+    ids=str,
+)
+def test_per_client_equals_backward_of_the_module(spec, dtype, tolerance):
+    """The plain module in its default memory format; the oracle's as the engine has it."""
+    torch.manual_seed(0)
+    plain = spec.build((3, 16, 16), CLASSES).to(dtype)
+    model = spec.build((3, 16, 16), CLASSES).to(dtype, memory_format=torch.channels_last)
+    layout = Layout(plain)
+    w = layout.flatten(plain)[0].to(dtype)
+    batch = stack_of([3], (3, 16, 16), dtype)
+    expected, loss = autograd(plain, layout, w, batch.inputs[0], batch.targets[0])
+    inputs = batch.inputs[0].contiguous(memory_format=torch.channels_last).unsqueeze(0)
+    gradient, losses = PerClient(model, layout)(w.unsqueeze(0), batch._replace(inputs=inputs))
+    assert (gradient[0] - expected).norm() < tolerance * expected.norm()
+    assert losses.item() == pytest.approx(loss.item(), rel=tolerance)
+
+
+def test_per_client_leaves_the_model_and_the_parameters_alone():
+    torch.manual_seed(0)
+    model = LeNet5().build((3, 16, 16), CLASSES)
+    layout, batch = Layout(model), stack_of([2], (3, 16, 16), torch.float32)
+    x = torch.randn(1, layout.size)
+    kept, state = x.clone(), {name: v.clone() for name, v in model.state_dict().items()}
+    PerClient(model, layout)(x, batch)
+    assert torch.equal(x, kept)
+    assert not x.requires_grad
+    assert all(torch.equal(v, state[name]) for name, v in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Unused(nn.Module):
+    """A layer that no output depends on, a frozen one, and a weight that serves twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.frozen = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
+        self.shared, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.shared(self.shared(self.frozen(x)).relu()))
+
+
+def test_per_client_of_a_module_with_unused_frozen_and_shared_layers():
+    torch.manual_seed(0)
+    model = Unused()
+    layout, batch = Layout(model), stack_of([3], (4,), torch.float32)
+    w, _ = layout.flatten(model)
+    gradient, _ = PerClient(model, layout)(w.unsqueeze(0), batch)
+    model.unused.zero_grad(set_to_none=False)
+    F.cross_entropy(model(batch.inputs[0]), batch.targets[0]).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert "frozen.weight" not in {slot.name for slot in layout.parameters}
+    for name, view in views(layout.parameters, gradient[0]).items():
+        torch.testing.assert_close(view, grads.get(name, torch.zeros_like(view)))
+
+
+def batch_norm_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedsam", "fednsam"])
+def test_batch_statistics_move_once_a_local_step(name):
+    """By the step's first pass: SAM's second, at the perturbed point, must leave them alone."""
+    steps, lr, rho = 3, 0.1, 0.2
+    batches = [stack_of([8], (4,), torch.float32) for _ in range(steps)]
+    model = batch_norm_net()
+    layout = Layout(model)
+    w, buffers = layout.flatten(model)
+    oracle = PerClient(model, layout)
+    oracle.begin_client(buffers)
+
+    def minibatch(k: int) -> Minibatch:
+        oracle.begin_step()
+        return batches[k]
+
+    algorithm = ALGORITHMS[name](**({} if name == "fedavg" else {"rho": rho}))
+    server, memory = algorithm.init_server(w), algorithm.init_client(w)
+    start, shared = algorithm.broadcast(w, server)
+    stack = {n: v.unsqueeze(0) for n, v in memory.items()}
+    sgd = SGD(lr=lr, weight_decay=0.0, max_norm=None)
+    trained = train_stack(algorithm, oracle, minibatch, start, shared, stack, [steps], sgd)
+
+    passes = trained.backward_passes // steps
+    assert passes == (1 if name == "fedavg" else 2)
+    expected_w, expected_buffers = local_sgd(batches, lr, rho if passes == 2 else 0.0)
+    torch.testing.assert_close(buffers, expected_buffers)
+    torch.testing.assert_close(w + trained.uploads["delta"][0], expected_w)
+
+
+def local_sgd(batches: list[Minibatch], lr: float, rho: float) -> tuple[Tensor, Tensor]:
+    """SGD or SAM on the plain module, whose batch statistics are put back before SAM's second pass."""
+    model = batch_norm_net()
+    layout = Layout(model)
+    w, _ = layout.flatten(model)
+    for batch in batches:
+        gradient, _ = autograd(model, layout, w, batch.inputs[0], batch.targets[0])
+        buffers = layout.flatten(model)[1]
+        if rho:
+            ascent = w + rho * gradient / gradient.norm()
+            gradient, _ = autograd(model, layout, ascent, batch.inputs[0], batch.targets[0])
+        layout.load(model, w := w - lr * gradient, buffers)
+    return layout.flatten(model)
+
+
+def test_averaged_batch_statistics_do_not_depend_on_whom_the_model_trained_before():
+    """BatchNorm with momentum None averages over all batches so far: the counter decides the weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, CLASSES))
+    layout, batch = Layout(model), stack_of([8], (4,), torch.float32)
+    oracle, (w, fresh) = PerClient(model, layout), layout.flatten(model)
+    first, second = fresh.clone(), fresh.clone()
+    for buffers in (first, second):
+        oracle.begin_client(buffers)
+        oracle.begin_step()
+        oracle(w.unsqueeze(0), batch)
+    assert torch.equal(first, second)
+
+
+class Doubled(nn.Sequential):
+    """A Sequential in name only."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def tied() -> nn.Module:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.ReLU(), second)
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return nn.Sequential(layer)
+
+
+def twice() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def frozen() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.ReLU(), nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        (nn.Sequential(nn.Linear(4, 4)), 1),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), 2),
+    ],
+)
+def test_chains_of_linear_layers_are_trained_as_a_stack(model, layers):
+    assert len(dense_chain(model)) == layers
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(4, 4),
+        nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)),
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.ReLU(), nn.Linear(4, 4)),
+        nn.Sequential(nn.Flatten(2), nn.Linear(4, 4)),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
+        frozen(),
+        twice(),
+        tied(),
+        Doubled(nn.Linear(4, 4)),
+        hooked(),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_anything_else_is_left_to_autograd(model):
+    assert dense_chain(model) is None

@@ -1,0 +1,110 @@
+"""The local loop, on clients that minimise half the squared distance to a target."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.training.local import SGD, Trained, train_stack
+
+TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
+PLAIN = SGD(lr=0.5, weight_decay=0.0, max_norm=None)
+
+
+class Distance:
+    """1/2 ||x - target||^2."""
+
+    stacks = True
+
+    def __call__(self, x: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        return x - batch, (x - batch).square().sum(-1) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Algorithm):
+    """FedAvg whose clients remember how many local steps they have taken, and which was the last."""
+
+    def init_client(self, w):
+        return {"taken": torch.zeros(1), "last": torch.zeros(1), "kept": torch.ones(1)}
+
+    def local_step(self, x, memory, grad, ctx):
+        taken, last = memory["taken"] + 1, torch.full_like(memory["last"], ctx.step)
+        return grad(x), memory | {"taken": taken, "last": last}
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": delta, "steps": ctx.steps}, memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lazy(Algorithm):
+    """Looks at no sample."""
+
+    def local_step(self, x, memory, grad, ctx):
+        return torch.ones_like(x), memory
+
+
+def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
+    start = torch.zeros(2)
+    first = algorithm.init_client(start)
+    memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
+    targets = TARGETS[: len(steps)]
+    return train_stack(algorithm, Distance(), lambda k: targets, start, {}, memory, steps, sgd)
+
+
+def test_a_client_stops_after_its_own_steps():
+    trained = train(Counting(), [3, 1, 2])
+    halved = 1 - torch.tensor([[0.5**3], [0.5], [0.5**2]])
+    assert torch.equal(trained.uploads["delta"], halved * TARGETS)
+    assert trained.uploads["steps"].tolist() == [[3], [1], [2]]
+    assert trained.memory["taken"].tolist() == [[3], [1], [2]]
+    assert trained.memory["last"].tolist() == [[2], [0], [1]]
+    assert trained.memory["kept"].tolist() == [[1], [1], [1]]
+    assert trained.backward_passes == 6
+
+
+def test_the_loss_is_the_mean_over_the_clients_own_steps():
+    trained = train(ALGORITHMS["fedavg"](), [3, 1, 2])
+    at_start = TARGETS.square().sum(-1) / 2
+    means = torch.tensor([(1 + 1 / 4 + 1 / 16) / 3, 1, (1 + 1 / 4) / 2])
+    torch.testing.assert_close(trained.losses, at_start * means)
+
+
+def test_sams_loss_is_the_one_before_the_ascent():
+    trained = train(ALGORITHMS["fedsam"](rho=1.0), [1, 1, 1])
+    torch.testing.assert_close(trained.losses, TARGETS.square().sum(-1) / 2)
+    assert trained.backward_passes == 6
+
+
+def test_a_method_may_compute_no_gradient_at_all():
+    trained = train(Lazy(), [2, 1])
+    assert trained.uploads["delta"].tolist() == [[-1, -1], [-0.5, -0.5]]
+    assert trained.losses.tolist() == [0, 0]
+    assert trained.backward_passes == 0
+
+
+@pytest.mark.parametrize(
+    ("sgd", "expected"),
+    [
+        # x - lr (clip(d) + wd x) at x = (3, 4): ||x|| = 5, d = (6, 8), ||d|| = 10.
+        (SGD(lr=0.1, weight_decay=0.0, max_norm=None), [2.4, 3.2]),
+        (SGD(lr=0.1, weight_decay=0.5, max_norm=None), [2.25, 3.0]),
+        (SGD(lr=0.1, weight_decay=0.0, max_norm=5.0), [2.7, 3.6]),
+        (SGD(lr=0.1, weight_decay=0.5, max_norm=5.0), [2.55, 3.4]),
+        (SGD(lr=0.1, weight_decay=0.0, max_norm=20.0), [2.4, 3.2]),
+    ],
+)
+def test_a_step_clips_the_direction_and_not_the_decay(sgd, expected):
+    x, direction = torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]])
+    stepped = sgd.step(x, direction)
+    torch.testing.assert_close(stepped, torch.tensor([expected]), rtol=1e-6, atol=0)
+    assert x.tolist() == [[3, 4]]
+    assert direction.tolist() == [[6, 8]]
+
+
+def test_each_client_is_clipped_by_its_own_norm():
+    directions = torch.tensor([[30.0, 40.0], [0.3, 0.4], [0.0, 0.0]])
+    sgd = SGD(lr=1.0, weight_decay=0.0, max_norm=1.0)
+    stepped = sgd.step(torch.zeros(3, 2), directions)
+    torch.testing.assert_close(stepped, -torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
