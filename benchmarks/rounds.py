@@ -10,6 +10,7 @@ any time is believed. The sides take turns, so that a machine that slows down sl
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import statistics
@@ -228,7 +229,7 @@ def compare(workload: Workload, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("names", nargs="*", help="lenet5, mlp, mlp_small; all of them by default")
     parser.add_argument("--cifar10", type=Path, help="directory with CIFAR-10 as parquet files")
     parser.add_argument("--repeats", type=int, default=3)
@@ -275,10 +276,8 @@ def _random(name: str, scratch: Path, n: int, shape: tuple[int, ...], kind: Any)
 def _pss(pids: list[Any]) -> float:
     total = 0.0
     for pid in pids:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             total += psutil.Process(pid).memory_full_info().pss
-        except psutil.NoSuchProcess:
-            pass
     return total
 
 

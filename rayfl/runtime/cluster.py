@@ -1,6 +1,7 @@
 """Connects to Ray, places the actors of an experiment, and runs its server there."""
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -83,7 +84,7 @@ def connected(address: str | None) -> Iterator[None]:
         ray.init(
             address=address or "local",
             include_dashboard=False if address is None else None,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -214,7 +215,7 @@ class RemoteServer:
 def launched(job: Job, placement: Placement) -> Iterator[RemoteServer]:
     """A server actor and its client actors; all gone, and their resources free, at the end."""
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
-    actor = None
+    actor: Any = None
     try:
         if not group.wait(PLACEMENT_TIMEOUT_S):
             free = ray.available_resources()

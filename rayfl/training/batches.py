@@ -114,13 +114,10 @@ class DeviceData:
             [_row(p.indices, k, width) for p, k in zip(plans, steps, strict=True)]
         )
         inputs = self.inputs(indices.view(-1))
-        if plans[0].flips is not None:
-            flips = [_row(p.flips, k, width) for p, k in zip(plans, steps, strict=True)]
-            shifts = None
-            if plans[0].shifts is not None:
-                shifts = [_row(p.shifts, k, width) for p, k in zip(plans, steps, strict=True)]
-                shifts = self._stack(shifts).view(-1, 2)
-            inputs = self._augment(inputs, self._stack(flips).view(-1), shifts)
+        flips = self._drawn([p.flips for p in plans], steps, width)
+        if flips is not None:
+            shifts = self._drawn([p.shifts for p in plans], steps, width)
+            inputs = self._augment(inputs, flips, shifts)
         if len(self.shape) == 3:
             inputs = inputs.permute(0, 3, 1, 2)
         weights = None
@@ -129,6 +126,17 @@ class DeviceData:
             weights = self._stack(rows)
         targets = self.y.index_select(0, indices.view(-1)).view(indices.shape)
         return Minibatch(inputs.unflatten(0, indices.shape), targets, weights)
+
+    def _drawn(
+        self, values: list[np.ndarray | None], steps: list[int], width: int
+    ) -> Tensor | None:
+        """What every client's plan drew for its step, one row a sample; None if nothing was drawn."""
+        drawn = [v for v in values if v is not None]
+        if not drawn:
+            return None
+        return self._stack([_row(v, k, width) for v, k in zip(drawn, steps, strict=True)]).flatten(
+            0, 1
+        )
 
     def _stack(self, rows: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(rows)).to(self.x.device, non_blocking=True)

@@ -101,7 +101,7 @@ class Engine:
         device: str,
     ):
         self.device = torch.device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device)
         self.layout = Layout(model)
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(1)))
