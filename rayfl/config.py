@@ -1,6 +1,6 @@
 """Experiment configs: YAML and dotted overrides -> a frozen, fully resolved `Experiment`.
 
-`layers` puts files and overrides on top of each other; here are the keys, their types and defaults.
+`overlays` puts files and overrides on top of each other; here are the keys, their types and defaults.
 The sections data, partition, model and algorithm have a `name`, and take the options of that name.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from rayfl import layers
+from rayfl import overlays
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.data.datasets import SOURCES, Source
 from rayfl.data.partition import SCHEMES, Scheme
@@ -45,7 +45,7 @@ class ModelChoice(Choice):
             inspect.signature(factory).bind(num_classes=10, **options)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"model.name = '{name}': cannot be called with num_classes and the options "
+                f"model.name = {shown(name)}: cannot be called with num_classes and the options "
                 f"{shown(options)} ({one_line(error)})"
             ) from None
         return Factory(path=name, factory=factory, options=options)
@@ -105,7 +105,7 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for first, second in layers.ALTERNATIVES:
+        for first, second in overlays.ALTERNATIVES:
             given = [key for key in (first, second) if getattr(self, key) is not None]
             if not given:
                 raise ConfigError(
@@ -245,8 +245,8 @@ def load_config(
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     is_file = isinstance(source, str | Path)
-    config = layers.read(Path(source)) if is_file else layers.plain(source)
-    config = layers.merge(config, layers.parse_overrides(overrides))
+    config = overlays.read(Path(source)) if is_file else overlays.plain(source)
+    config = overlays.merge(config, overlays.parse_overrides(overrides))
     try:
         # JSON's strict mode: no silent conversion ("true" is no number), but lists become tuples.
         return Experiment.model_validate_json(json.dumps(config), strict=True)

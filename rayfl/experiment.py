@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ from rayfl.training.gradient import dense_chain
 
 if TYPE_CHECKING:
     from rayfl.tracking import Store, Tracker
+
+# What outweighs a quarter of a millisecond (a step's kernels) and some milliseconds (a unit's messages)
+# on one core.
+STEP_FLOP = 12.5e6
+UNIT_FLOP = 1e9
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def prepare(config: Experiment) -> Prepared:
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
-        or clients_per_unit(model, fed.cohort, fed.batch_size),
+        or clients_per_unit(model, fed.cohort, fed.batch_size, _samples(config, data)),
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
     )
@@ -111,18 +117,21 @@ def prepare(config: Experiment) -> Prepared:
     return Prepared(config, data, partition, model, federation, settings)
 
 
-def clients_per_unit(model: nn.Module, cohort_size: int, batch_size: int) -> int:
+def clients_per_unit(model: nn.Module, cohort_size: int, batch_size: int, samples: float) -> int:
     """Clients of a work unit where the config leaves it open; never a matter of how many actors there are.
 
     One, in cohorts of up to 64, so that any number of actors shares a round evenly. Chains of linear
-    layers train as a stack: so many clients that a step's arithmetic takes as long as launching its
-    kernels (about a quarter of a millisecond, 12.5 MFLOP of a core), but an eighth of the cohort at most.
+    layers train as a stack: so many clients that each step's arithmetic outweighs the launch of its
+    kernels, and the unit's (`samples` of a client a round) outweighs the message that brings it.
     """
     if dense_chain(model) is None:
         return -(-cohort_size // 64)
-    flop_per_step = 6 * Layout(model).size * batch_size
-    smallest = -(-12_500_000 // flop_per_step)
-    units = min(max(cohort_size // smallest, 1), 8)
+    flop_per_sample = 6 * Layout(model).size
+    smallest = max(
+        STEP_FLOP / (flop_per_sample * batch_size), UNIT_FLOP / (flop_per_sample * samples)
+    )
+    # A power of two, so that two, four or eight actors get the same share.
+    units = 2 ** int(math.log2(max(cohort_size / max(smallest, 1), 1)))
     return -(-cohort_size // units)
 
 
@@ -166,6 +175,14 @@ def run(
         digest,
         run_id,
     )
+
+
+def _samples(config: Experiment, data: Dataset) -> float:
+    """Samples that a client's gradients see in a round, on average."""
+    fed = config.federation
+    if fed.local_steps is not None:
+        return fed.local_steps * fed.batch_size
+    return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
 
 
 def _wanted(resources: Resources) -> cluster.Resources:

@@ -47,7 +47,7 @@ class Choice:
             raise
         except Exception as error:  # whatever the class raises
             raise ConfigError(
-                f"{self.section}.name = '{name}': cannot be made with the options {shown(options)} "
+                f"{self.section}.name = {shown(name)}: cannot be made with the options {shown(options)} "
                 f"({_reason(error)})"
             ) from error
         return built
@@ -77,7 +77,7 @@ class Choice:
     def _lookup(self, name: str) -> type:
         if name not in self.known:
             raise ConfigError(
-                f"{self.section}.name = '{name}': unknown name{nearest(name, self.known)}; allowed: "
+                f"{self.section}.name = {shown(name)}: unknown name{nearest(name, self.known)}; allowed: "
                 f"{', '.join(sorted(self.known))}, or an import path 'package.module:Name'"
             )
         return self.known[name]
@@ -85,12 +85,12 @@ class Choice:
     def _check(self, name: str, found: Any) -> None:
         if not (inspect.isclass(found) and issubclass(found, self.base)):
             raise ConfigError(
-                f"{self.section}.name = '{name}': must name a subclass of "
+                f"{self.section}.name = {shown(name)}: must name a subclass of "
                 f"{self.base.__module__}.{self.base.__name__}"
             )
         if "__dataclass_fields__" not in vars(found):
             raise ConfigError(
-                f"{self.section}.name = '{name}': must be a dataclass; "
+                f"{self.section}.name = {shown(name)}: must be a dataclass; "
                 "put @dataclass(frozen=True, kw_only=True) above the class"
             )
 
@@ -111,14 +111,14 @@ def import_path(path: str, key: str) -> Any:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise ConfigError(
-            f"{key} = '{path}': cannot be imported ({_reason(error)}); give 'package.module:Name' of "
+            f"{key} = {shown(path)}: cannot be imported ({_reason(error)}); give 'package.module:Name' of "
             "a module that is installed or in the working directory"
         ) from error
     try:
         return attrgetter(attribute)(imported)
     except AttributeError:
         raise ConfigError(
-            f"{key} = '{path}': {module} has no '{attribute}'{nearest(attribute, dir(imported))}"
+            f"{key} = {shown(path)}: {module} has no {shown(attribute)}{nearest(attribute, dir(imported))}"
         ) from None
 
 

@@ -28,7 +28,7 @@ _BOUNDS = {
     "exclusiveMaximum": "less than",
     "maximum": "at most",
 }
-_LONGEST_VALUE = 100
+_LONGEST_VALUE = 300
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -38,9 +38,15 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as users would write it; a long one is cut."""
+    """A value as users would write it, on one line; a long one is cut."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr)
+    text = printable(text)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def printable(text: str) -> str:
+    """The text with line breaks and other control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(message: object) -> str:
@@ -75,7 +81,7 @@ def allowed(schema: Schema, root: Schema | None = None) -> str:
     if "const" in schema or "enum" in schema:
         choices = [shown(c) for c in schema.get("enum", [schema.get("const")])]
         return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
-    bounds = " and ".join(f"{word} {schema[b]:g}" for b, word in _BOUNDS.items() if b in schema)
+    bounds = " and ".join(f"{word} {schema[b]}" for b, word in _BOUNDS.items() if b in schema)
     match schema.get("type"):
         case "integer" | "number" as kind:
             return f"{'an' if kind == 'integer' else 'a'} {kind} {bounds}".rstrip()
@@ -125,7 +131,8 @@ def _not_allowed(key: str, value: Any, words: str) -> ConfigError:
     if isinstance(value, Mapping) and value:
         inner, value = next(iter(value.items()))
         return ConfigError(
-            f"{key}.{inner} = {shown(value)}: unknown key; {key} has no keys, it must be {words}"
+            f"{_dotted(key, inner)} = {shown(value)}: unknown key; {key} has no keys, "
+            f"it must be {words}"
         )
     if "text" in words and isinstance(value, bool | int | float):
         words += f" (in quotes: '\"{shown(value)}\"')"
@@ -169,4 +176,5 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
 
 
 def _dotted(path: str, part: str | int) -> str:
-    return f"{path}.{part}" if path else str(part)
+    name = printable(str(part))
+    return f"{path}.{name}" if path else name

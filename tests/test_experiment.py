@@ -140,15 +140,17 @@ def test_a_store_that_is_not_there_is_an_error_before_any_actor(uri, message, tr
     assert not started
 
 
-def test_units_depend_on_the_model_and_the_cohort_only(small):
-    prepared = prepare(load_config(small))
-    assert clients_per_unit(prepared.model, 100, 16) == 100  # tiny: one stack
-    small["model"] = {"name": "mlp", "hidden": [400, 400]}
-    assert clients_per_unit(prepare(load_config(small)).model, 100, 50) == 13
-    small["model"] = {"name": "conv_with_batch_norm:build"}
-    model = prepare(load_config(small)).model
-    assert clients_per_unit(model, 10, 16) == 1
-    assert clients_per_unit(model, 1000, 16) == 16
+def test_units_depend_on_the_work_and_never_on_the_actors(small):
+    def units(model, cohort, batch_size=10, samples=50):
+        small["model"] = model
+        built = prepare(load_config(small)).model
+        return cohort / clients_per_unit(built, cohort, batch_size, samples)
+
+    assert units({"name": "mlp", "hidden": [16]}, 100) == 1  # not worth a second message
+    assert units({"name": "mlp", "hidden": [400, 400]}, 100) == 4
+    assert units({"name": "mlp", "hidden": [400, 400]}, 100, samples=5000) == 50
+    assert units({"name": "conv_with_batch_norm:build"}, 10) == 10
+    assert units({"name": "conv_with_batch_norm:build"}, 640) == 64
 
 
 def test_lenet_on_cifar10(small, cifar10):
