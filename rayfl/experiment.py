@@ -211,6 +211,7 @@ def _tracked(
     tracker = Tracker(store, prepared.config)
     status = "FAILED"
     try:
+        tracker.describe_config()
         yield tracker
         status = "FINISHED"
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM end a run in order: actors go, and MLflow gets the rounds that are finished."""
 
-import _thread
 import os
 import signal
 import sys
@@ -59,4 +58,5 @@ class Interrupts:
             self._hook(unraisable)
             return
         self._dropped = True
-        threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main).start()
+        arguments = threading.main_thread().ident, signal.SIGINT
+        threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, arguments).start()

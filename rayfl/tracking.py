@@ -94,10 +94,14 @@ class Tracker:
         )
         run = self._client.create_run(store.experiment_id, run_name=name, tags=_tags(experiment))
         self.run_id: str = run.info.run_id
-        flat = experiment.flat()
+
+    def describe_config(self) -> None:
+        """Record the resolved config."""
+        flat = self._experiment.flat()
         params = [Param(key, _canonical(value)) for key, value in flat.items()]
         for i in range(0, len(params), 100):  # MLflow's limit
             self._client.log_batch(self.run_id, params=params[i : i + 100])
+        self._client.log_text(self.run_id, self._experiment.to_yaml(), "config.yaml")
 
     def describe_actors(self, actors: list[dict[str, Any]]) -> None:
         """Record where the client actors run and which engine they chose."""
@@ -122,7 +126,6 @@ class Tracker:
         )
         context = [InputTag("mlflow.data.context", "train")]
         self._client.log_inputs(self.run_id, [DatasetInput(entry, context)])
-        self._client.log_text(self.run_id, self._experiment.to_yaml(), "config.yaml")
         rows = {"classes": data.classes, "clients": histogram.tolist()}
         self._client.log_dict(self.run_id, rows, "partition/histogram.json")
         with tempfile.TemporaryDirectory() as folder:

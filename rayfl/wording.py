@@ -152,9 +152,10 @@ def _locate(root: Schema, location: tuple[str | int, ...], section: str) -> tupl
 def _child(schema: Schema, part: str | int, root: Schema) -> Schema | None:
     for member in (schema, *schema.get("anyOf", ())):
         member = _resolved(member, root)
+        values = member.get("additionalProperties") if "[" not in str(part) else None
         children = member.get("properties", {})
-        child = member.get("items") if isinstance(part, int) else children.get(part)
-        if child is not None:
+        child = member.get("items") if isinstance(part, int) else children.get(part, values)
+        if child:
             return _resolved(child, root)
     return None
 

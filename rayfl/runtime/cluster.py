@@ -4,6 +4,8 @@ import contextlib
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,12 +83,13 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=False if address is None else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with _signals_wait() if address is None else contextlib.nullcontext():
+            ray.init(
+                address=address or "local",
+                include_dashboard=False if address is None else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address = {address!r}: no Ray cluster answers there ({_first_line(error)}); start one "
@@ -97,6 +100,27 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM wait while Ray starts: interrupted half-way, it crashes when Python exits.
+
+    They get their handlers back too: Ray replaces SIGTERM's by one that exits at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, frame: received.append(number)) for n in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def place(wanted: Resources, units_per_round: int) -> Placement:

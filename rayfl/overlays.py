@@ -1,0 +1,155 @@
+"""The layers of a config: files that extend each other, then overrides -> one plain mapping.
+
+Later layers win key by key. A layer that changes the `name` of a section starts that section afresh,
+so that options of the old name do not linger. A layer that gives one of two alternatives takes the
+other back.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from rayfl.errors import ConfigError
+from rayfl.wording import nearest, one_line, printable, shown
+
+Layer = dict[str, Any]
+
+ALTERNATIVES = (("cohort_size", "participation"), ("local_epochs", "local_steps"))
+
+_LARGEST_INTEGER = 2**63 - 1
+_DEEPEST = 20
+
+
+class _Constructor(SafeConstructor):
+    """YAML's plain types; what looks like a date stays text."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def read(path: Path, extended_by: tuple[Path, ...] = ()) -> Layer:
+    """A config file on top of the file that its `extends` names, relative to its own directory."""
+    if path.resolve() in [file.resolve() for file in extended_by]:
+        circle = " -> ".join(file.name for file in (*extended_by, path))
+        raise ConfigError(f"extends = '{path.name}': the files extend each other: {circle}")
+    where = f"config file {shown(str(path))}" + (
+        f", which {shown(str(extended_by[-1]))} extends" if extended_by else ""
+    )
+    try:
+        content = _parse(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        similar = nearest(path.name, [f.name for f in path.parent.glob("*.y*ml")], cutoff=0.8)
+        raise ConfigError(f"{where}: there is no such file{similar}") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: must be UTF-8 text ({error})") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: is not valid YAML ({error})") from None
+    if not isinstance(content, dict):
+        found = "it is empty" if content is None else f"it holds {shown(content)}"
+        raise ConfigError(f"{where}: must hold sections such as 'federation:', but {found}")
+    base = content.pop("extends", None)
+    if base is None:
+        return plain(content)
+    if not isinstance(base, str):
+        raise ConfigError(
+            f"extends = {shown(base)}: must be the path of a config file, relative to '{path.name}'"
+        )
+    return merge(read(path.parent / base, (*extended_by, path)), plain(content))
+
+
+def parse_overrides(overrides: Sequence[str]) -> Layer:
+    """One layer from all `section.key=value` texts: no override drops what another one gives."""
+    layer: Layer = {}
+    for override in overrides:
+        layer = merge(layer, _parse_override(override), lambda old, new: old)
+    return layer
+
+
+def merge(base: Layer, layer: Layer, kept: Callable[[Layer, Layer], Layer] | None = None) -> Layer:
+    """`base` with `layer` on top. `kept(old, new)`: what remains of an old section under a new one."""
+    kept = kept or _kept
+    merged = dict(base)
+    for key, value in layer.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = merge(kept(old, value), value, kept)
+        merged[key] = value
+    return merged
+
+
+def plain(value: Any, key: str = "") -> Any:
+    """The value in JSON's types. ConfigError names the dotted key of what has none."""
+    if key.count(".") > _DEEPEST:
+        raise ConfigError(f"{key.partition('.')[0]}: sections and lists are nested too deeply")
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Integral):
+        if abs(int(value)) > _LARGEST_INTEGER:
+            raise ConfigError(f"{key} = {shown(int(value))}: must be less than 2^63")
+        return int(value)
+    if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise ConfigError(f"{key} = {shown(float(value))}: must be a finite number")
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{key}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        for inner in value:
+            if not isinstance(inner, str):
+                raise ConfigError(f"{key or 'config'}: has the key {inner!r}; keys must be text")
+        prefix = f"{key}." if key else ""
+        return {k: plain(item, prefix + printable(k)) for k, item in value.items()}
+    raise ConfigError(
+        f"{key} = {shown(value)}: must be a number, text, true, false, null, a list or a section"
+    )
+
+
+def _kept(old: Layer, new: Layer) -> Layer:
+    if new.get("name", old.get("name")) != old.get("name"):
+        return {}
+    replaced = {
+        key
+        for pair in ALTERNATIVES
+        for key, other in (pair, pair[::-1])
+        if key not in new and new.get(other) is not None
+    }
+    return {key: value for key, value in old.items() if key not in replaced}
+
+
+def _parse_override(override: str) -> Layer:
+    key, separator, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise ConfigError(f"override {shown(override)}: must look like algorithm.rho=0.05")
+    try:
+        value = _parse(text)
+    except ValueError as error:
+        if text.lstrip()[:1] in tuple("[{\"'"):
+            raise ConfigError(f"override {shown(override)}: is not valid YAML ({error})") from None
+        value = text
+    layer = plain(value, printable(".".join(parts)))
+    for part in reversed(parts):
+        layer = {part: layer}
+    return layer
+
+
+def _parse(text: str) -> Any:
+    """A YAML document. Raises ValueError, which says what is wrong and where."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    try:
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{one_line(error.problem)}{line}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(one_line(error)) from None

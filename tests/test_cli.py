@@ -1,0 +1,293 @@
+"""The command line in this process where that is enough; no run here starts Ray."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from rich.console import Console
+
+from rayfl import cli
+from rayfl.config import load_config
+from rayfl.errors import ClientError, RunError
+from rayfl.progress import Progress
+
+QUICKSTART = str(ROOT / "configs/quickstart.yaml")
+
+
+@pytest.fixture
+def rayfl(monkeypatch, capfd, tmp_path):
+    """Calls the command in an empty directory: exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    signals = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    hook = sys.unraisablehook
+
+    def call(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rayfl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    yield call
+    sys.unraisablehook = hook
+    for number, handler in signals:
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Fails if anything tries to connect to Ray."""
+
+    def connected(address):
+        raise AssertionError("connects to Ray")
+
+    monkeypatch.setattr("rayfl.experiment.cluster.connected", connected)
+
+
+def test_help_shows_every_command_on_one_line(rayfl):
+    code, out, _ = rayfl("--help")
+    assert code == 0
+    for command in ("run", "config", "partition", "algorithms", "datasets", "partitions", "models"):
+        assert re.search(rf"^│ {command} +[A-Z].*\.\s*│$", out, re.MULTILINE), command
+    assert rayfl("run", "-h")[0] == 0
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope.yaml"], "config file 'nope.yaml': there is no such file"),
+        (["seed=1", QUICKSTART], "'seed=1': the config file comes first, then the overrides"),
+        ([QUICKSTART, "seed"], "override 'seed': must look like algorithm.rho=0.05"),
+        ([QUICKSTART, "seed=x"], "seed = 'x': must be an integer of at least 0"),
+        (
+            [QUICKSTART, "federation.cohort_size=21"],
+            "federation.cohort_size = 21: must be at most federation.clients = 20",
+        ),
+        (
+            [QUICKSTART, "federation.clients=9999"],
+            "federation.clients = 9999: must be from 1 to the number of training samples, 1442",
+        ),
+        (
+            [QUICKSTART, "data={name: npz, path: x.npz}"],
+            "data.path = 'x.npz': cannot read ",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(rayfl, arguments, message):
+    code, out, err = rayfl("run", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-c", "from rayfl.cli import main; main()", "run", QUICKSTART]
+    done = subprocess.run(
+        [*command, "algorithm.rho=-1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: algorithm.rho = -1: must be a number of at least 0\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", QUICKSTART, "--jsn"]])
+def test_bad_usage_is_code_2(rayfl, arguments):
+    code, out, err = rayfl(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err
+    assert "Traceback" not in err
+
+
+def test_own_code_is_found_in_the_working_directory(rayfl, tmp_path):
+    (tmp_path / "mine_in_cwd.py").write_text(
+        "from dataclasses import dataclass\nfrom rayfl.algorithms import Algorithm\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(Algorithm):\n    rho: float = 0.5\n"
+    )
+    code, out, _ = rayfl("config", QUICKSTART, "algorithm.name=mine_in_cwd:Mine")
+    assert code == 0
+    assert "name: mine_in_cwd:Mine\n  rho: 0.5" in out
+
+
+def test_config_is_a_config_file_again(rayfl, tmp_path):
+    code, out, _ = rayfl("config", QUICKSTART, "algorithm.rho=0.3", "seed=7")
+    (tmp_path / "again.yaml").write_text(out)
+    again = load_config(tmp_path / "again.yaml")
+    assert code == 0
+    assert again == load_config(QUICKSTART, ["algorithm.rho=0.3", "seed=7"])
+    assert out.endswith(f"# config hash: {again.hash}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            "algorithms",
+            r"^fedsam  Qu et al\., .*\n(.*\n)*    algorithm\.rho = 0\.05  .*at least 0$",
+        ),
+        ("datasets", r"^npz  Arrays .*\n.*\n    data\.path = \(required\)  the \.npz file"),
+        ("partitions", r"^iid  Equal sizes"),
+        ("models", r"^mlp  Fully .*\n    model\.hidden = \[200, 200\]  widths "),
+    ],
+)
+def test_lists(rayfl, command, expected):
+    code, out, _ = rayfl(command)
+    assert code == 0
+    assert re.search(expected, out, re.MULTILINE)
+
+
+def test_the_partition_table_adds_up(rayfl, tmp_path):
+    code, out, _ = rayfl("partition", QUICKSTART, "--plot", "heat map.png")
+    rows = [re.findall(r"\d+|·", line) for line in out.splitlines() if re.match(r"│ +\d+", line)]
+    table = pd.DataFrame(rows).replace("·", "0").astype(int)
+    client, samples, classes, counts = table[0], table[1], table[2], table.loc[:, 3:]
+    assert code == 0
+    assert client.tolist() == list(range(20))
+    assert counts.shape[1] == 10
+    assert (counts.sum(axis=1) == samples).all()
+    assert ((counts > 0).sum(axis=1) == classes).all()
+    assert f"20 clients, {samples.sum()} samples, {samples.min()} to {samples.max()} each" in out
+    assert samples.sum() == 1442
+    assert (tmp_path / "heat map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ("a.jpg", "--plot = 'a.jpg': must end in .png or .svg"),
+        ("nowhere/a.png", "--plot = 'nowhere/a.png': cannot be written (No such file or dir"),
+    ],
+)
+def test_plots_that_cannot_be_written(rayfl, plot, message):
+    code, _, err = rayfl("partition", QUICKSTART, "--plot", plot)
+    assert code == 2
+    assert err.startswith(f"error: {message}")
+
+
+# What `run` shows, on records that need no actors.
+
+
+class Placement:
+    def __str__(self) -> str:
+        return "1 server actor, 2 client actors"
+
+
+def summary() -> dict[str, float]:
+    accuracies = {"accuracy_final": 0.91, "accuracy_best": 0.92, "accuracy_last10": 0.9}
+    costs = {"backward_passes": 1500.0, "bytes_up": 2e6, "bytes_down": 3e6}
+    return accuracies | costs | {"loss_final": 0.3, "rounds": 3.0, "seconds_per_round": 0.25}
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
+
+    def fake(then):
+        def run(config, on_start, on_record):
+            from rayfl.experiment import prepare
+
+            on_start(SimpleNamespace(
+                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui"
+            ))  # fmt: skip
+            for round in (1, 2, 3):
+                metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
+                on_record(SimpleNamespace(round=round, metrics=metrics))
+            for round in (1, 2, 3):
+                on_record(SimpleNamespace(round=round, metrics={"test/accuracy": round / 10}))
+            then()
+            return SimpleNamespace(summary=summary(), run_id="abc", model_sha256="f" * 64)
+
+        monkeypatch.setattr("rayfl.experiment.run", run)
+
+    return fake
+
+
+def run_three_rounds(rayfl, *options: str) -> tuple[object, str, str]:
+    return rayfl("run", QUICKSTART, "federation.rounds=3", *options)
+
+
+def test_a_run_without_a_terminal(rayfl, fake_run):
+    fake_run(lambda: None)
+    code, out, err = run_three_rounds(rayfl)
+    lines = err.splitlines()
+    assert code == 0
+    assert lines[0] == "fedwmsam on digits: 20 clients, 5 a round, 3 rounds"
+    assert re.fullmatch(r"4,810 parameters; config [0-9a-f]{16}", lines[1])
+    assert lines[2] == "1 server actor, 2 client actors"
+    assert lines[-1] == "round 3/3  loss 0.3333  accuracy 0.3000  alpha 0.100  s/round 0.250"
+    assert len([line for line in lines if line.startswith("round 3/3")]) == 1
+    assert "accuracy        final 0.9100, mean of last 10 evaluations 0.9000, best 0.9200" in out
+    assert f"model sha256    {'f' * 64}" in out
+    assert "MLflow run      abc" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_json_is_alone_on_stdout(rayfl, fake_run):
+    fake_run(lambda: None)
+    code, out, _ = run_three_rounds(rayfl, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["accuracy"] == {"final": 0.91, "best": 0.92, "last10": 0.9}
+    assert result["run_id"] == "abc"
+    assert result["config_hash"] == load_config(QUICKSTART, ["federation.rounds=3"]).hash
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_code_130_and_says_what_is_kept(rayfl, fake_run, number):
+    fake_run(lambda: os.kill(os.getpid(), number))
+    code, out, err = run_three_rounds(rayfl)
+    assert (code, out) == (130, "")
+    assert err.endswith("stopping\nstopped after 3 of 3 rounds\nMLflow run abc\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (RunError("the server actor died"), "error: the server actor died\n"),
+        (
+            ClientError(2, (4, 5), "fedcm", "Traceback [bold]\nZeroDivisionError: oh"),
+            "Traceback [bold]\nZeroDivisionError: oh\n"
+            "error: round 2, clients [4, 5], algorithm 'fedcm': ZeroDivisionError: oh\n",
+        ),
+    ],
+)
+def test_a_run_that_fails_is_code_1(rayfl, fake_run, error, ending):
+    def fail():
+        raise error
+
+    fake_run(fail)
+    code, out, err = run_three_rounds(rayfl, "--json")
+    assert (code, out) == (1, "")
+    assert err.endswith(ending)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_display_fits_the_terminal(width):
+    config = load_config(QUICKSTART)
+    prepared = SimpleNamespace(
+        config=config,
+        data=SimpleNamespace(name="digits"),
+        model=torch.nn.Linear(1, 1),
+        federation=SimpleNamespace(clients=20, cohort_size=5, rounds=10_000),
+    )
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with Progress(console) as progress:
+        progress.start(SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None))
+        metrics = {"train/loss": 12.3456, "test/accuracy": 1.0, "server/alpha": 0.123}
+        progress.record(SimpleNamespace(round=1234, metrics=metrics | {"time/round_s": 12.345}))
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+    bar, text = plain.splitlines()[-2:]
+    assert re.match(r"round  1234/10000 ━.* left$", bar.strip())
+    assert text == "loss 12.3456  accuracy 1.0000  alpha 0.123  s/round 12.345"
+    assert len(bar.strip()) == width
