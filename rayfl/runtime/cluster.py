@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # An actor without a GPU must not see one.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-if (Path.home() / ".ray/auth_token").exists():
+if "ray" not in sys.modules and (Path.home() / ".ray/auth_token").exists():
     # Once the file exists `ray start` asks for this token, but a driver that joins sends it only in this
-    # mode. A cluster that asks for none does not mind.
+    # mode, which Ray reads when it is imported. A cluster that asks for none does not mind.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import numpy as np

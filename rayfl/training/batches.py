@@ -14,6 +14,9 @@ from torch import Tensor
 from rayfl import seeds
 from rayfl.data.datasets import Dataset
 
+# Samples are made ready for as many local steps at once as fit in here as float32.
+FETCHED_BYTES = 4 << 20
+
 
 class Plan(NamedTuple):
     """What one client's round consists of; drawn on the CPU, equal on every device."""
@@ -105,41 +108,16 @@ class DeviceData:
         rows = self.x.index_select(0, indices).to(torch.float32)
         return rows.mul_(self.scale).add_(self.shift).view(-1, *self.shape)
 
-    def minibatch(self, plans: list[Plan], step: int) -> Minibatch:
-        """The minibatch of this step for the stack's clients; finished clients repeat their last one."""
-        steps = [min(step, len(p.sizes) - 1) for p in plans]
-        sizes = [int(p.sizes[k]) for p, k in zip(plans, steps, strict=True)]
-        width = max(sizes)
-        indices = self._stack(
-            [_row(p.indices, k, width) for p, k in zip(plans, steps, strict=True)]
-        )
-        inputs = self.inputs(indices.view(-1))
-        flips = self._drawn([p.flips for p in plans], steps, width)
+    def batches(self, plans: list[Plan]) -> "StackBatches":
+        """The minibatches of a stack of clients, by step."""
+        return StackBatches(self, plans)
+
+    def looks(self, indices: Tensor, flips: Tensor | None, shifts: Tensor | None) -> Tensor:
+        """Normalised and augmented samples, `[m] -> [m, *sample_shape]`."""
+        inputs = self.inputs(indices)
         if flips is not None:
-            shifts = self._drawn([p.shifts for p in plans], steps, width)
             inputs = self._augment(inputs, flips, shifts)
-        if len(self.shape) == 3:
-            inputs = inputs.permute(0, 3, 1, 2)
-        weights = None
-        if min(sizes) < width:
-            rows = [(np.arange(width) < size) / np.float32(size) for size in sizes]
-            weights = self._stack(rows)
-        targets = self.y.index_select(0, indices.view(-1)).view(indices.shape)
-        return Minibatch(inputs.unflatten(0, indices.shape), targets, weights)
-
-    def _drawn(
-        self, values: list[np.ndarray | None], steps: list[int], width: int
-    ) -> Tensor | None:
-        """What every client's plan drew for its step, one row a sample; None if nothing was drawn."""
-        drawn = [v for v in values if v is not None]
-        if not drawn:
-            return None
-        return self._stack([_row(v, k, width) for v, k in zip(drawn, steps, strict=True)]).flatten(
-            0, 1
-        )
-
-    def _stack(self, rows: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(rows)).to(self.x.device, non_blocking=True)
+        return inputs.permute(0, 3, 1, 2) if len(self.shape) == 3 else inputs
 
     def _augment(self, images: Tensor, flips: Tensor, shifts: Tensor | None) -> Tensor:
         """Crop from the zero-padded normalised images, then mirror; `[m, H, W, channels]`."""
@@ -167,8 +145,58 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _row(values: np.ndarray, step: int, width: int) -> np.ndarray:
-    """`values[step]` cut or zero-padded to `width` samples."""
-    row = values[step][:width]
-    missing = width - len(row)
-    return np.pad(row, [(0, missing)] + [(0, 0)] * (row.ndim - 1)) if missing else row
+class StackBatches:
+    """The minibatches of C clients: `batches(k)` is local step k's, for k from 0 upwards.
+
+    Samples are fetched for several steps at once. A client that has finished repeats its last step.
+    """
+
+    def __init__(self, data: DeviceData, plans: list[Plan]):
+        self._data = data
+        steps = max(len(p.sizes) for p in plans)
+        width = max(p.indices.shape[1] for p in plans)
+        self._sizes = np.stack(  # [C, K]
+            [p.sizes[np.minimum(np.arange(steps), len(p.sizes) - 1)] for p in plans]
+        )
+        self._indices = self._stack([p.indices for p in plans], steps, width)  # [C, K, B]
+        self._flips = self._stack([p.flips for p in plans], steps, width)
+        self._shifts = self._stack([p.shifts for p in plans], steps, width)
+        assert self._indices is not None
+        self._targets = data.y[self._indices]
+        bytes_per_step = len(plans) * width * data.x.shape[1] * 4
+        self._at_once = max(1, FETCHED_BYTES // bytes_per_step)
+        self._fetched, self._inputs = range(0), torch.empty(0)
+
+    def __call__(self, k: int) -> Minibatch:
+        if k not in self._fetched:
+            self._fetch(range(k, min(k + self._at_once, self._sizes.shape[1])))
+        sizes = self._sizes[:, k]
+        width = sizes.max()
+        weights = None
+        if sizes.min() < width:
+            inside = np.arange(width) < sizes[:, None]
+            weights = self._tensor(inside / sizes[:, None].astype(np.float32))
+        inputs = self._inputs[:, k - self._fetched.start, :width]
+        return Minibatch(inputs, self._targets[:, k, :width], weights)
+
+    def _fetch(self, steps: range) -> None:
+        part = slice(steps.start, steps.stop)
+        drawn = (self._indices, self._flips, self._shifts)
+        rows = [v[:, part].flatten(0, 2) if v is not None else None for v in drawn]
+        shape = (len(self._sizes), len(steps), -1)
+        self._inputs = self._data.looks(*rows).unflatten(0, shape)  # [C, steps, B, *sample_shape]
+        self._fetched = steps
+
+    def _stack(self, values: list[np.ndarray | None], steps: int, width: int) -> Tensor | None:
+        """What every client's plan drew, `[C, K, B, ...]`; None if nothing was drawn."""
+        drawn = [v for v in values if v is not None]
+        if not drawn:
+            return None
+        padded = np.zeros((len(drawn), steps, width, *drawn[0].shape[2:]), drawn[0].dtype)
+        for client, v in enumerate(drawn):
+            padded[client, : len(v), : v.shape[1]] = v
+            padded[client, len(v) :] = padded[client, len(v) - 1]
+        return self._tensor(padded)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._data.x.device, non_blocking=True)

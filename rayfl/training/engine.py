@@ -21,7 +21,7 @@ from rayfl import seeds
 from rayfl.algorithms.base import Algorithm, Vectors
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.training.batches import DeviceData, Plan, as_tensor, plan, steps_per_round
+from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
 from rayfl.training.flat import Layout, views
 from rayfl.training.gradient import DenseStack, PerClient, dense_chain
 from rayfl.training.local import SGD, Trained, train_stack
@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 EVALUATION_BATCH = 500
 # A stack of more parameters than this outgrows the processor's cache and loses what stacking gained.
-STACK_PARAMETERS = 1_000_000
+STACK_PARAMETERS = 800_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +215,12 @@ class Engine:
             # Layers that draw random numbers (dropout) use torch's global generator.
             torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
 
-        def minibatch(k: int):
+        batches = self.train_data.batches(plans)
+
+        def minibatch(k: int) -> Minibatch:
             if isinstance(self.oracle, PerClient):
                 self.oracle.begin_step()
-            return self.train_data.minibatch(plans, k)
+            return batches(k)
 
         return train_stack(
             self.algorithm,

@@ -24,16 +24,22 @@ class SGD:
     max_norm: float | None
     """Clip each client's direction to this L2 norm; None: no clipping."""
 
-    def step(self, x: Tensor, direction: Tensor) -> Tensor:
-        """`x - lr * (clip(direction) + weight_decay * x)`, decay at the unperturbed x and not clipped."""
-        if self.max_norm is not None:
-            clip = (self.max_norm / (norm(direction) + 1e-6)).clamp_max(1.0)
-            stepped = torch.addcmul(x, direction, clip, value=-self.lr)
-        else:
-            stepped = torch.add(x, direction, alpha=-self.lr)
+    def step_(self, x: Tensor, direction: Tensor, active: Tensor | None) -> None:
+        """`x <- x - lr * (clip(direction) + weight_decay * x)` in place, `[C, P]`.
+
+        The decay is taken at the unperturbed x and is not clipped. `active [C, 1]` is 1 for clients that
+        take the step and 0 for those that stay; None: all take it.
+        """
         if self.weight_decay:
-            stepped.add_(x, alpha=-self.lr * self.weight_decay)
-        return stepped
+            decay = self.lr * self.weight_decay
+            x.mul_(1 - decay if active is None else 1 - decay * active)
+        if self.max_norm is None and active is None:
+            x.add_(direction, alpha=-self.lr)
+            return
+        scale = torch.ones_like(x[:, :1]) if active is None else active
+        if self.max_norm is not None:
+            scale = scale * (self.max_norm / (norm(direction) + 1e-6)).clamp_max(1.0)
+        x.addcmul_(direction, scale, value=-self.lr)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ def train_stack(
         steps=counts.to(start.dtype),
         step=0,
     )
-    x, total, passes = ctx.start, torch.zeros(len(steps), device=start.device), 0
+    # The iterate is this loop's own and changes in place: a new vector every step would double the traffic.
+    x, total, passes = ctx.start.clone(), start.new_zeros(len(steps)), 0
     for k in range(max(steps)):
         batch, calls = minibatch(k), []
 
@@ -77,18 +84,25 @@ def train_stack(
             return gradient
 
         direction, new_memory = algorithm.local_step(x, memory, grad, ctx._replace(step=k))
-        stepped = sgd.step(x, direction)
-        losses = calls[0] if calls else torch.zeros_like(total)
         running = sum(k < count for count in steps)
         passes += len(calls) * running
+        losses = calls[0] if calls else torch.zeros_like(total)
+        new_memory = {name: _apart(value, x) for name, value in new_memory.items()}
         if running == len(steps):
-            x, memory, total = stepped, new_memory, total + losses
+            active, memory, total = None, new_memory, total + losses
         else:
-            active = counts > k  # [C, 1]
-            x, memory = torch.where(active, stepped, x), _where(active, new_memory, memory)
-            total = total + torch.where(active.squeeze(-1), losses, 0)
+            active = (counts > k).to(x.dtype)  # [C, 1]
+            memory = _where(counts > k, new_memory, memory)
+            total = total + losses * active.squeeze(-1)
+        sgd.step_(x, _apart(direction, x), active)
     uploads, memory = algorithm.upload(x - start, memory, ctx._replace(step=max(steps)))
     return Trained(uploads, memory, total / counts.squeeze(-1), passes)
+
+
+def _apart(value: Tensor, x: Tensor) -> Tensor:
+    """A vector that is the iterate itself, copied before the iterate moves on."""
+    same = value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return value.clone() if same else value
 
 
 def _where(active: Tensor, new: Vectors, old: Vectors) -> Vectors:

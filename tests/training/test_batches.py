@@ -163,7 +163,7 @@ def test_arrays_of_the_object_store_are_read_without_a_warning():
         array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        batch = on_cpu(data).minibatch([draw(np.arange(10))], 0)
+        batch = on_cpu(data).batches([draw(np.arange(10))])(0)
     assert batch.inputs.isfinite().all()
 
 
@@ -194,7 +194,7 @@ def test_augmentation_equals_a_loop_over_images_and_pixels(augment, side):
         for c, samples in enumerate(clients)
     ]
     for k in range(2):
-        batch = device_data.minibatch(plans, k)
+        batch = device_data.batches(plans)(k)
         for c, p in enumerate(plans):
             for b in range(p.sizes[k]):
                 image = batch.inputs[c, b].permute(1, 2, 0).numpy()
@@ -209,8 +209,8 @@ def test_the_crop_moves_by_up_to_the_padding_in_all_four_directions():
     base = draw(np.arange(4), steps=1, augment="flip_crop", padding=device_data.padding)
     shifts = np.array([[[0, 0], [4, 4], [0, 4], [2, 2]]])
     p = base._replace(flips=np.zeros((1, 4), dtype=bool), shifts=shifts)
-    moved = device_data.minibatch([p], 0).inputs[0]
-    plain = device_data.minibatch([p._replace(flips=None, shifts=None)], 0).inputs[0]
+    moved = device_data.batches([p])(0).inputs[0]
+    plain = device_data.batches([p._replace(flips=None, shifts=None)])(0).inputs[0]
     assert torch.equal(moved[0, :, 2:, 2:], plain[0, :, :-2, :-2])
     assert not moved[0, :, :2].any()
     assert not moved[0, :, :, :2].any()
@@ -221,7 +221,7 @@ def test_the_crop_moves_by_up_to_the_padding_in_all_four_directions():
 
 def test_padding_has_weight_0_and_each_client_weight_1():
     plans = [draw(np.arange(n), batch_size=4, steps=3, client=n) for n in (12, 10, 1)]
-    batch = on_cpu(images()).minibatch(plans, 2)  # 4, 2 and 1 samples
+    batch = on_cpu(images()).batches(plans)(2)  # 4, 2 and 1 samples
     expected = [[1 / 4] * 4, [1 / 2, 1 / 2, 0, 0], [1, 0, 0, 0]]
     assert batch.weights.dtype == torch.float32
     assert batch.weights.tolist() == expected
@@ -232,7 +232,7 @@ def test_padding_has_weight_0_and_each_client_weight_1():
 def test_equal_batches_need_no_weights_however_small():
     plans = [draw(np.arange(10), batch_size=4, steps=3, client=c) for c in range(2)]
     data = on_cpu(images())
-    full, smaller = data.minibatch(plans, 0), data.minibatch(plans, 2)
+    full, smaller = data.batches(plans)(0), data.batches(plans)(2)
     assert full.weights is None
     assert smaller.weights is None
     assert full.inputs.shape[:2] == (2, 4)
@@ -247,21 +247,21 @@ def test_a_stack_shows_each_client_what_it_sees_alone(augment):
         for n in (11, 5, 2)
     ]
     for k in range(3):
-        stack = data.minibatch(plans, k)
+        stack = data.batches(plans)(k)
         for c, p in enumerate(plans):
             step = min(k, len(p.sizes) - 1)  # a client that has finished repeats its last batch
-            one, size = data.minibatch([p], step), p.sizes[step]
+            one, size = data.batches([p])(step), p.sizes[step]
             assert one.weights is None
             assert torch.equal(stack.inputs[c, :size], one.inputs[0])
             assert torch.equal(stack.targets[c, :size], one.targets[0])
 
 
 def test_images_are_channels_last_in_memory():
-    batch: Minibatch = on_cpu(images()).minibatch([draw(np.arange(10))], 0)
+    batch: Minibatch = on_cpu(images()).batches([draw(np.arange(10))])(0)
     assert batch.inputs.shape == (1, 4, 3, 8, 6)
     assert batch.inputs[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_features_stay_vectors():
-    batch = on_cpu(features()).minibatch([draw(np.arange(10), client=c) for c in range(2)], 0)
+    batch = on_cpu(features()).batches([draw(np.arange(10), client=c) for c in range(2)])(0)
     assert batch.inputs.shape == (2, 4, 9)

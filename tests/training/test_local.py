@@ -97,14 +97,41 @@ def test_a_method_may_compute_no_gradient_at_all():
 )
 def test_a_step_clips_the_direction_and_not_the_decay(sgd, expected):
     x, direction = torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]])
-    stepped = sgd.step(x, direction)
-    torch.testing.assert_close(stepped, torch.tensor([expected]), rtol=1e-6, atol=0)
-    assert x.tolist() == [[3, 4]]
+    stays = torch.tensor([[1.0], [0.0]])
+    both = x.repeat(2, 1)
+    sgd.step_(x, direction, active=None)
+    sgd.step_(both, direction.repeat(2, 1), stays)
+
+    torch.testing.assert_close(x, torch.tensor([expected]), rtol=1e-6, atol=0)
+    assert both.tolist() == [x[0].tolist(), [3, 4]]
     assert direction.tolist() == [[6, 8]]
 
 
 def test_each_client_is_clipped_by_its_own_norm():
     directions = torch.tensor([[30.0, 40.0], [0.3, 0.4], [0.0, 0.0]])
     sgd = SGD(lr=1.0, weight_decay=0.0, max_norm=1.0)
-    stepped = sgd.step(torch.zeros(3, 2), directions)
-    torch.testing.assert_close(stepped, -torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+    x = torch.zeros(3, 2)
+    sgd.step_(x, directions, active=None)
+    torch.testing.assert_close(x, -torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hoards(Algorithm):
+    """Remembers the iterate that it was given, and steps by it."""
+
+    def init_client(self, w):
+        return {"x": w}
+
+    def local_step(self, x, memory, grad, ctx):
+        return x, {"x": x}
+
+
+def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
+    start = torch.tensor([2.0, 4.0])
+    sgd = SGD(lr=0.5, weight_decay=0.5, max_norm=None)
+    trained = train_stack(
+        Hoards(), Distance(), lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2], sgd
+    )
+    # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
+    assert trained.memory["x"].tolist() == [[0.5, 1.0]]
+    assert trained.uploads["delta"].tolist() == [[0.125 - 2, 0.25 - 4]]
