@@ -92,9 +92,7 @@ def test_cifar10_command_on_local_files(folder, cifar10):
 
 @pytest.mark.slow
 def test_python_api_and_query(folder):
-    program = python_block("result.state_dict") + python_block("mlflow.search_runs").replace(
-        "'fednsam'", "'scaffold'"
-    )
+    program = python_block("result.state_dict") + python_block("mlflow.search_runs")
     (folder / "program.py").write_text(program + "\nassert len(runs) == 1\n")
     assert "0.9" in shell(f"{sys.executable} program.py", folder)
 

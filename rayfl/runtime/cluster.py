@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -84,6 +85,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     try:
+        _check_reachable(address)
         with _signals_wait() if address is None else contextlib.nullcontext():
             ray.init(
                 address=address or "local",
@@ -91,7 +93,7 @@ def connected(address: str | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address = {address!r}: no Ray cluster answers there ({_first_line(error)}); start one "
             "with `ray start --head`, or leave ray.address empty to start one for this run (a cluster of "
@@ -101,6 +103,17 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """OSError within seconds if nobody listens at the address; Ray itself would try for minutes."""
+    if address == "auto":
+        # Where `ray start` notes its address; it may note a cluster that is gone.
+        noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/ray_current_cluster"
+        address = os.environ.get("RAY_ADDRESS") or (noted.read_text() if noted.exists() else None)
+    host, _, port = (address or "").strip().rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @contextlib.contextmanager

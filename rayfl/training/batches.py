@@ -159,9 +159,8 @@ class StackBatches:
             [p.sizes[np.minimum(np.arange(steps), len(p.sizes) - 1)] for p in plans]
         )
         self._indices = self._stack([p.indices for p in plans], steps, width)  # [C, K, B]
-        self._flips = self._stack([p.flips for p in plans], steps, width)
-        self._shifts = self._stack([p.shifts for p in plans], steps, width)
-        assert self._indices is not None
+        self._flips = self._drawn([p.flips for p in plans], steps, width)
+        self._shifts = self._drawn([p.shifts for p in plans], steps, width)
         self._targets = data.y[self._indices]
         bytes_per_step = len(plans) * width * data.x.shape[1] * 4
         self._at_once = max(1, FETCHED_BYTES // bytes_per_step)
@@ -181,19 +180,22 @@ class StackBatches:
 
     def _fetch(self, steps: range) -> None:
         part = slice(steps.start, steps.stop)
-        drawn = (self._indices, self._flips, self._shifts)
-        rows = [v[:, part].flatten(0, 2) if v is not None else None for v in drawn]
+        indices = self._indices[:, part].flatten()
+        flips = self._flips[:, part].flatten() if self._flips is not None else None
+        shifts = self._shifts[:, part].flatten(0, 2) if self._shifts is not None else None
+        inputs = self._data.looks(indices, flips, shifts)
         shape = (len(self._sizes), len(steps), -1)
-        self._inputs = self._data.looks(*rows).unflatten(0, shape)  # [C, steps, B, *sample_shape]
+        self._inputs = inputs.unflatten(0, shape)  # [C, steps, B, *sample_shape]
         self._fetched = steps
 
-    def _stack(self, values: list[np.ndarray | None], steps: int, width: int) -> Tensor | None:
-        """What every client's plan drew, `[C, K, B, ...]`; None if nothing was drawn."""
+    def _drawn(self, values: list[np.ndarray | None], steps: int, width: int) -> Tensor | None:
         drawn = [v for v in values if v is not None]
-        if not drawn:
-            return None
-        padded = np.zeros((len(drawn), steps, width, *drawn[0].shape[2:]), drawn[0].dtype)
-        for client, v in enumerate(drawn):
+        return self._stack(drawn, steps, width) if drawn else None
+
+    def _stack(self, values: list[np.ndarray], steps: int, width: int) -> Tensor:
+        """What every client's plan drew, `[C, K, B, ...]`."""
+        padded = np.zeros((len(values), steps, width, *values[0].shape[2:]), values[0].dtype)
+        for client, v in enumerate(values):
             padded[client, : len(v), : v.shape[1]] = v
             padded[client, len(v) :] = padded[client, len(v) - 1]
         return self._tensor(padded)

@@ -71,6 +71,17 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
         ray.util.remove_placement_group(group)
 
 
+def test_nobody_at_the_address_is_an_error_within_seconds(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    began = time.monotonic()
+    with (
+        pytest.raises(ConfigError, match=r"ray.address = '127.0.0.1:9': no Ray cluster answers"),
+        cluster.connected("127.0.0.1:9"),
+    ):
+        pass
+    assert time.monotonic() - began < 10
+
+
 def test_the_callers_connection_is_used_and_left_open(ray_session):
     with cluster.connected(None):
         assert ray.cluster_resources()["CPU"] == 3
