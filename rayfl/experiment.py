@@ -208,7 +208,7 @@ def _tracked(
         return
     from rayfl.tracking import Tracker
 
-    tracker = Tracker(store, prepared.config)
+    tracker = Tracker(store, prepared.config, prepared.data.name)
     status = "FAILED"
     try:
         tracker.describe_config()

@@ -85,12 +85,12 @@ class Store:
 class Tracker:
     """One MLflow run."""
 
-    def __init__(self, store: Store, experiment: Experiment):
+    def __init__(self, store: Store, experiment: Experiment, dataset: str):
         self._client, self._experiment = store.client, experiment
         self._pending: list[Metric] = []
         self._flushed = 0.0
         name = experiment.tracking.run_name or (
-            f"{experiment.algorithm_name}-{experiment.flat()['data.name']}-seed{experiment.seed}"
+            f"{experiment.algorithm_name}-{dataset}-seed{experiment.seed}"
         )
         run = self._client.create_run(store.experiment_id, run_name=name, tags=_tags(experiment))
         self.run_id: str = run.info.run_id
