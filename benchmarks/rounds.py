@@ -126,7 +126,8 @@ def run_rayfl(prepared: Prepared) -> Timing:
         for record in server.run():
             if "time/round_s" in record.metrics:
                 seconds.append(record.metrics["time/round_s"])
-                pss = max(pss, _pss(pids) if len(seconds) % 10 == 0 else 0)
+                if len(seconds) == prepared.federation.rounds // 2:
+                    pss = _pss(pids)  # once: looking stops the processes
         w = torch.tensor(server.parameters()[0])
     return Timing(seconds[WARM_UP:], pss, w)
 

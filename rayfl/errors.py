@@ -23,9 +23,10 @@ class ClientError(RunError):
         )
 
     def __str__(self) -> str:
-        shown = ", ".join(map(str, self.clients[:10])) + (", ..." if len(self.clients) > 10 else "")
+        ids = ", ".join(map(str, self.clients[:10])) + (", ..." if len(self.clients) > 10 else "")
+        where = f"clients [{ids}]" if self.clients else "evaluation"
         last_line = self.traceback.strip().splitlines()[-1]
-        return f"round {self.round}, clients [{shown}], algorithm '{self.algorithm}': {last_line}"
+        return f"round {self.round}, {where}, algorithm '{self.algorithm}': {last_line}"
 
 
 class DivergedError(RunError):

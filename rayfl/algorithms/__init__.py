@@ -1,22 +1,51 @@
 """The registry of algorithms: name in a config -> class. Adding a method is a file and a line here."""
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.fedacg import FedACG
+from rayfl.algorithms.fedasam import FedASAM
 from rayfl.algorithms.fedavg import FedAvg
 from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
+from rayfl.algorithms.feddyn import FedDyn
+from rayfl.algorithms.fedgamma import FedGAMMA
+from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
+from rayfl.algorithms.fednesterov import FedNesterov
 from rayfl.algorithms.fednsam import FedNSAM, FedNSAMMomentum
+from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from rayfl.algorithms.fedprox import FedProx
 from rayfl.algorithms.fedsam import FedSAM
+from rayfl.algorithms.fedsmoo import FedSMOO
+from rayfl.algorithms.fedspeed import FedSpeed
+from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
+from rayfl.algorithms.mofedsam import MoFedSAM
 from rayfl.algorithms.scaffold import Scaffold
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
+    "fedacg": FedACG,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedasam": FedASAM,
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
     "fedcm": FedCM,
+    "feddyn": FedDyn,
+    "fedgamma": FedGAMMA,
+    "fedlesam": FedLESAM,
+    "fedlesam_d": FedLESAMD,
+    "fedlesam_s": FedLESAMS,
+    "fedmoswa": FedMoSWA,
+    "fednesterov": FedNesterov,
     "fednsam": FedNSAM,
     "fednsam_momentum": FedNSAMMomentum,
+    "fedprox": FedProx,
     "fedsam": FedSAM,
+    "fedsmoo": FedSMOO,
+    "fedspeed": FedSpeed,
+    "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,
+    "fedyogi": FedYogi,
+    "mofedsam": MoFedSAM,
     "scaffold": Scaffold,
 }
 

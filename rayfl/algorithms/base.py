@@ -93,3 +93,17 @@ def sam(grad: Grad, rho: float) -> Grad:
     the global one over all parameters; both passes see the same minibatch.
     """
     return lambda x: grad(x + scaled_to(grad(x), rho))
+
+
+def adaptive_sam(grad: Grad, rho: float, eta: float) -> Grad:
+    """Adaptive SAM: `grad(x + rho * T^2 g / ||T g||)` with `T = |x| + eta`, element by element.
+
+    Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural
+    Networks", ICML 2021, arXiv:2102.11600. Two backward passes, as `sam`.
+    """
+
+    def perturbed(x: Tensor) -> Tensor:
+        T = x.abs() + eta
+        return grad(x + T * scaled_to(T * grad(x), rho))
+
+    return perturbed

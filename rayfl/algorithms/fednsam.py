@@ -13,8 +13,9 @@ while m = 0.
 
 Legend: m = momentum, the last displacement of w (it points downhill); the server is FedAvgM's, so with
 the start z the new w is the mean of the clients' last iterates.
-Deviation: the released server of 2026-03 forgets the old momentum (m = (1 + gamma) D); here
-m <- gamma m + D. The released worker ignores the configured rho and gamma; here they hold.
+Deviation: the released server of 2026-03 forgets the old momentum, m = (1 + gamma) D; here
+m <- gamma m + D, unless `released_server` is set. The released worker ignores the configured rho and
+gamma; here they hold.
 """
 
 from dataclasses import dataclass
@@ -24,21 +25,27 @@ from pydantic import Field
 
 from rayfl.algorithms.base import sam
 from rayfl.algorithms.fedavgm import FedAvgM
+from rayfl.algorithms.fednesterov import FedNesterov
 from rayfl.algorithms.vectors import scaled_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedNSAM(FedAvgM):
+class FedNSAM(FedNesterov):
     paper: ClassVar[str] = "FedNSAM, 2026, arXiv:2602.23827 (extrapolation and local SAM)"
 
-    gamma: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum")] = 0.85
     rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
-
-    def broadcast(self, w, server):
-        return w + self.gamma * server["m"], {}
+    released_server: Annotated[
+        bool, Field(description="the released server, m = (1 + gamma) D, which forgets the old m")
+    ] = False
 
     def local_step(self, x, memory, grad, ctx):
         return sam(grad, self.rho)(x), memory
+
+    def server_step(self, w, server, mean, ctx):
+        if not self.released_server:
+            return super().server_step(w, server, mean, ctx)
+        m = (1 + self.gamma) * mean["delta"]
+        return w + m, {"m": m}
 
 
 @dataclass(frozen=True, kw_only=True)

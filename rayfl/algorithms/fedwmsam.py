@@ -23,8 +23,11 @@ alpha = 1 it is SCAFFOLD.
 
 Deviations from the released code: the perturbation is a vector of global norm rho (there, one scalar
 a tensor, whose norm is some 54 times rho on ResNet-18), it ascends (there, the sign is -: set
-`perturb_sign` to -1), Delta has no spurious factor 0.998, K is the executed number of steps, and alpha
-is left alone while Delta = 0. Because the released rho was tuned on that perturbation, tune it again.
+`perturb_sign` to -1), Delta has no spurious factor 0.998 (there, the decay of the learning rate: set
+`momentum_factor` to it), K is the executed number of steps, and alpha is left alone while Delta = 0.
+Because the released rho was tuned on that perturbation, tune it again. The published formula is
+alpha^ = mean_i cos(g_i, Delta), which keeps less momentum where clients agree, against its own text: set
+`raw_cosine` for it; the released code has 1 - cos.
 """
 
 from dataclasses import dataclass
@@ -57,6 +60,10 @@ class FedWMSAM(Algorithm):
         Annotated[float, Field(ge=0)] | Literal["lr"],
         Field(description="s of the look-ahead b s Delta_i; 'lr' scales it as the iterates move"),
     ] = 1.0
+    momentum_factor: Annotated[
+        float, Field(gt=0, le=1, description="factor of Delta; the released code has 0.998")
+    ] = 1.0
+    raw_cosine: Annotated[bool, Field(description="alpha's target is cos, not 1 - cos")] = False
     server_lr: Annotated[float, Field(gt=0, description="server learning rate eta_g")] = 1.0
 
     def __post_init__(self):
@@ -89,16 +96,18 @@ class FedWMSAM(Algorithm):
 
     def upload(self, delta, memory, ctx):
         g_i = delta / (-ctx.steps * ctx.lr)
-        uploads = {"delta": delta, "disagreement": 1 - cosine(g_i, ctx.shared["Delta"])}
+        cos = cosine(g_i, ctx.shared["Delta"])
+        uploads = {"delta": delta, "target": cos if self.raw_cosine else 1 - cos}
         if not self.control_variates:
             return uploads, memory
         change = g_i - ctx.shared["c"]  # c_i+ - c_i
         return uploads | {"c_change": change}, {"c_i": memory["c_i"] + change}
 
     def server_step(self, w, server, mean, ctx):
-        new = {"Delta": mean["delta"] / (-ctx.steps * ctx.lr), "alpha": server["alpha"]}
+        Delta = self.momentum_factor * mean["delta"] / (-ctx.steps * ctx.lr)
+        new = {"Delta": Delta, "alpha": server["alpha"]}
         if self.adaptive:
-            target = mean["disagreement"].clamp(self.alpha_min, self.alpha_max)
+            target = mean["target"].clamp(self.alpha_min, self.alpha_max)
             adapted = (1 - self.ema) * server["alpha"] + self.ema * target
             new["alpha"] = torch.where(norm(server["Delta"]) > 0, adapted, server["alpha"])
         if self.control_variates:

@@ -195,19 +195,21 @@ class ServerActor:
             "threads": max(1, math.floor(placement.cpus)),
             "gpu_fraction": placement.gpus,
         }
-        self.actors = [
-            remote.options(
+
+        def spawn(index: int) -> Any:
+            options = remote.options(
                 num_cpus=placement.cpus,
                 num_gpus=placement.gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            ).remote(**arguments)
-            for index in range(placement.actors)
-        ]
-        self.server = Server(**server, pool=ActorPool(self.actors))
+            )
+            return options.remote(**arguments)
+
+        self.pool = ActorPool(placement.actors, spawn)
+        self.server = Server(**server, pool=self.pool)
 
     def describe(self) -> list[dict[str, Any]]:
         """Where the client actors run, once all of them are ready."""
-        return ray.get([actor.describe.remote() for actor in self.actors])
+        return ray.get([actor.describe.remote() for actor in self.pool.actors])
 
     def run(self) -> Iterator[list[Record]]:
         """All records, those of fast rounds bundled: each message costs the driver a millisecond."""

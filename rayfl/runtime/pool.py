@@ -1,11 +1,12 @@
-"""Pools execute work units: client actors on a cluster, or this process.
+"""The pool of client actors that execute the work units.
 
 A pool takes work units first in, first out, and gives a ticket for each. The server waits for the ticket
-that it needs next; meanwhile every idle actor takes the next unit. Nothing a result depends on is decided
-here.
+that it needs next; meanwhile every idle actor takes the next unit. A unit whose actor dies runs again
+elsewhere: it is a pure function, so nothing a result depends on is decided here.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,12 +14,13 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayfl.errors import ClientError, RunError
-from rayfl.runtime.client import Client
 from rayfl.training.engine import Broadcast, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
-SHORT_UNIT_SECONDS = 0.05
+SHORT_UNIT_SECONDS = 0.1
+# A unit that has outlived this many of its actors probably killed them (out of memory, say).
+RETRIES = 3
 
 
 @dataclass(eq=False)
@@ -32,10 +34,15 @@ class Ticket:
     """Handle of each client's new memory, if the algorithm has one."""
     result: Any = None
     done: bool = False
+    deaths: int = 0
+    """Actors that died over it."""
 
 
 class Pool(Protocol):
     """What the server needs of a pool."""
+
+    lost_units: int
+    """Work units that had to run again, so far."""
 
     def put(self, broadcast: Broadcast) -> Any:
         """Make a broadcast available to every client; a handle for `train` and `evaluate`."""
@@ -58,42 +65,16 @@ class Pool(Protocol):
         ...
 
 
-class LocalPool:
-    """Executes every unit at once in this process: the reference that any other pool must equal."""
-
-    def __init__(self, client: Client):
-        self.client = client
-
-    def put(self, broadcast: Broadcast) -> Broadcast:
-        return broadcast
-
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
-        given = memories if memories is not None else [None] * len(unit.clients)
-        ticket = Ticket(("train", (), 0), "", done=True)
-        ticket.result = self.client.train(unit, broadcast, *given)
-        if memories is not None:
-            ticket.result, *ticket.memories = ticket.result
-        return ticket
-
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Ticket:
-        result = self.client.evaluate(round, broadcast, first, last)
-        return Ticket(("evaluate", (), 0), "", result=result, done=True)
-
-    def wait(self, ticket: Ticket) -> Any:
-        return ticket.result
-
-    def poll(self) -> None:
-        pass
-
-
 class ActorPool:
-    """Executes units on client actors."""
+    """Executes units on `size` client actors; `spawn(i)` starts the i-th, again when it has died."""
 
-    def __init__(self, actors: list[Any]):
-        self.actors = actors
+    def __init__(self, size: int, spawn: Callable[[int], Any]):
+        self.actors = [spawn(index) for index in range(size)]
+        self.lost_units = 0
+        self._spawn = spawn
         self._queue: deque[Ticket] = deque()
-        self._running: dict[Any, tuple[Ticket, int]] = {}
-        self._load = [0] * len(actors)
+        self._running: dict[Any, tuple[Ticket, int, Any]] = {}
+        self._load = [0] * size
         self._depth = 1
 
     def put(self, broadcast: Broadcast) -> Any:
@@ -128,10 +109,10 @@ class ActorPool:
             index = self._load.index(load)
             ticket = self._queue.popleft()
             method, arguments, returned = ticket.call
-            remote = getattr(self.actors[index], method)
-            refs = remote.options(num_returns=1 + returned).remote(*arguments)
+            actor = self.actors[index]
+            refs = getattr(actor, method).options(num_returns=1 + returned).remote(*arguments)
             ref, *ticket.memories = refs if returned else [refs]
-            self._running[ref] = (ticket, index)
+            self._running[ref] = (ticket, index, actor)
             self._load[index] += 1
 
     def _collect(self, timeout: float | None) -> None:
@@ -139,9 +120,13 @@ class ActorPool:
             return
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
         for ref in ready:
-            ticket, index = self._running.pop(ref)
+            ticket, index, actor = self._running.pop(ref)
             self._load[index] -= 1
-            ticket.result = self._get(ref, ticket)
+            try:
+                ticket.result = self._get(ref, ticket)
+            except RayActorError as error:
+                self._lost(ticket, index, actor, error)
+                continue
             ticket.done = True
             # The arguments' references would keep this round's broadcast in the store.
             ticket.call = (ticket.call[0], (), 0)
@@ -157,5 +142,16 @@ class ActorPool:
             if isinstance(error.cause, ClientError):
                 raise error.cause from None
             raise RunError(f"{ticket.label}: {error}") from error
-        except RayActorError as error:
-            raise RunError(f"{ticket.label}: the client actor died: {error}") from error
+
+    def _lost(self, ticket: Ticket, index: int, actor: Any, error: RayActorError) -> None:
+        """Replace the actor, if that has not been done yet, and put its unit first in the queue."""
+        self.lost_units += 1
+        ticket.deaths += 1
+        if ticket.deaths > RETRIES:
+            raise RunError(
+                f"{ticket.label}: the client actor died, {ticket.deaths} times in a row: {error}"
+            ) from error
+        if self.actors[index] is actor:
+            ray.kill(actor)  # one that was only out of reach must not come back
+            self.actors[index] = self._spawn(index)
+        self._queue.appendleft(ticket)

@@ -158,6 +158,7 @@ class Server:
             "cost/bytes_down": float(cohort * sum(v.nbytes for v in down)),
             "cost/bytes_up": float(cohort * sum(v.nbytes for v in up)),
             "cost/backward_passes": float(sum(r.backward_passes for r in results)),
+            "runtime/lost_units": float(self.pool.lost_units),
             "time/client_s": sum(r.seconds for r in results),
             "time/round_s": time.perf_counter() - began,
         }

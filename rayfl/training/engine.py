@@ -6,6 +6,7 @@ unit gives the same bits in any process of one device type.
 
 import ctypes
 import hashlib
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -237,6 +238,7 @@ class Engine:
 def configure_process(threads: int) -> None:
     """Settings of a process that trains: deterministic kernels, and memory that is kept, not returned."""
     torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in any order
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if platform.libc_ver()[0] == "glibc":

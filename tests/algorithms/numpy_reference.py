@@ -8,8 +8,9 @@ local step k of round r. Both passes of a SAM step see the same minibatch.
 
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
-cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, FedAvgM's and FedNSAM's m
-excepted: it is a displacement of x. Each generator yields what there is to compare after every round.
+cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, but these are displacements:
+m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Each generator yields what there is to compare
+after every round.
 """
 
 from collections.abc import Iterator
@@ -132,7 +133,9 @@ def fedsam(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Out
         yield Outcome(x, {}, {})
 
 
-def fednsam(f: Federation, *, gamma: float, rho: float) -> Iterator[Outcome]:
+def fednsam(
+    f: Federation, *, gamma: float, rho: float, released_server: bool = False
+) -> Iterator[Outcome]:
     """Clients start at the extrapolated z = x + gamma m and run local SAM."""
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
@@ -144,7 +147,7 @@ def fednsam(f: Federation, *, gamma: float, rho: float) -> Iterator[Outcome]:
                 e = rho * g / (norm(g) + 1e-12)
                 y = f.step(r, y, f.gradient(r, i, k, y + e))
             D = D + (y - z) / len(S)
-        m = gamma * m + D
+        m = gamma * D + D if released_server else gamma * m + D
         x = x + m
         yield Outcome(x, {"m": m}, {})
 
@@ -177,6 +180,8 @@ def fedwmsam(
     control_variates: bool = True,
     perturb_sign: int = 1,
     lookahead_scale: float | str = 1.0,
+    momentum_factor: float = 1.0,
+    raw_cosine: bool = False,
     server_lr: float = 1.0,
 ) -> Iterator[Outcome]:
     """Needs alpha < 1: Delta_i = Delta + alpha / (1 - alpha) (c - c_i) is written as the paper does."""
@@ -199,22 +204,346 @@ def fedwmsam(
                 c_i_new[i] = c_i[i] - c + g_i
             D = D + (y - x) / len(S)
         if adaptive and Delta.any():
-            target = min(max(1 - np.mean(alignments), alpha_min), alpha_max)
+            alignment = np.mean(alignments)
+            target = min(max(alignment if raw_cosine else 1 - alignment, alpha_min), alpha_max)
             alpha = (1 - ema) * alpha + ema * target
         mean_K = np.mean([f.K[i] for i in S])
-        x, Delta = x + server_lr * D, -D / (mean_K * eta)
+        x, Delta = x + server_lr * D, -momentum_factor * D / (mean_K * eta)
         c, c_i = c + (c_i_new - c_i).sum(axis=0) / f.N, c_i_new
         server = {"Delta": Delta, "alpha": alpha} | ({"c": c} if control_variates else {})
         yield Outcome(x, server, {"c_i": c_i} if control_variates else {})
 
 
+def fedprox(f: Federation, *, mu: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y) + mu * (y - x))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
+
+
+def fedasam(f: Federation, *, rho: float, eta: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """T = diag(|y| + eta); e = rho T^2 g / ||T g||."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g, T = f.gradient(r, i, k, y), np.diag(np.abs(y) + eta)
+                e = rho * T @ T @ g / norm(T @ g)
+                y = f.step(r, y, f.gradient(r, i, k, y + e))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
+
+
+def mofedsam(
+    f: Federation, *, alpha: float, rho: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    """d = alpha g(y + e) + (1 - alpha) Delta, and e from the unmixed gradient."""
+    x, Delta = f.x0, np.zeros_like(f.x0)
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                e = rho * g / norm(g)
+                y = f.step(r, y, alpha * f.gradient(r, i, k, y + e) + (1 - alpha) * Delta)
+            D = D + (y - x) / len(S)
+        mean_K = np.mean([f.K[i] for i in S])
+        x, Delta = x + server_lr * D, -D / (mean_K * f.eta[r])
+        yield Outcome(x, {"Delta": Delta}, {})
+
+
+def fedgamma(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """d = g(y + e) + c - c_i, and e from the local gradient alone."""
+    x, c, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
+    for r, S in enumerate(f.cohorts):
+        D, c_i_new = np.zeros_like(x), c_i.copy()
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                e = rho * g / norm(g)
+                y = f.step(r, y, f.gradient(r, i, k, y + e) + c - c_i[i])
+            c_i_new[i] = c_i[i] - c - (y - x) / (f.K[i] * f.eta[r])
+            D = D + (y - x) / len(S)
+        x, c, c_i = x + server_lr * D, c + (c_i_new - c_i).sum(axis=0) / f.N, c_i_new
+        yield Outcome(x, {"c": c}, {"c_i": c_i})
+
+
+def feddyn(f: Federation, *, lam: float) -> Iterator[Outcome]:
+    """h_i is the sum of client i's updates; the server adds their mean over all N to the mean iterate."""
+    x, h_i = f.x0, np.zeros((f.N, f.x0.size))
+    for r, S in enumerate(f.cohorts):
+        ends, h_i = [], h_i.copy()
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y) + lam * (y - x) + lam * h_i[i])
+            h_i[i] = h_i[i] + (y - x)
+            ends.append(y)
+        h = h_i.sum(axis=0) / f.N
+        x = np.mean(ends, axis=0) + h
+        yield Outcome(x, {"h": h}, {"h_i": h_i})
+
+
+def fedspeed(f: Federation, *, lam: float, rho: float) -> Iterator[Outcome]:
+    x, h_i = f.x0, np.zeros((f.N, f.x0.size))
+    for r, S in enumerate(f.cohorts):
+        ends, h_i = [], h_i.copy()
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                e = rho * g / norm(g)
+                y = f.step(r, y, f.gradient(r, i, k, y + e) + lam * (y - x) + lam * h_i[i])
+            h_i[i] = h_i[i] + (y - x)
+            ends.append(y)
+        h = h_i.sum(axis=0) / f.N
+        x = np.mean(ends, axis=0) + h
+        yield Outcome(x, {"h": h}, {"h_i": h_i})
+
+
+def fedsmoo(f: Federation, *, lam: float, rho: float) -> Iterator[Outcome]:
+    """mu_i is updated in every local step; s has the norm rho."""
+    x, s, h_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
+    mu_i = np.zeros_like(h_i)
+    for r, S in enumerate(f.cohorts):
+        ends, h_i, mu_i = [], h_i.copy(), mu_i.copy()
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                q = f.gradient(r, i, k, y) - mu_i[i] - s
+                e = rho * q / norm(q)
+                y = f.step(r, y, f.gradient(r, i, k, y + e) + lam * (y - x) + lam * h_i[i])
+                mu_i[i] = mu_i[i] + e - s
+            h_i[i] = h_i[i] + (y - x)
+            ends.append(y)
+        h = h_i.sum(axis=0) / f.N
+        x = np.mean(ends, axis=0) + h
+        mu = np.mean([mu_i[i] for i in S], axis=0)
+        s = rho * mu / norm(mu)
+        yield Outcome(x, {"h": h, "s": s}, {"h_i": h_i, "mu_i": mu_i})
+
+
+class Path:
+    """The global models so far, x_0 to x_r, and who saw which: all that FedLESAM's perturbation needs."""
+
+    def __init__(self, f: Federation, rho: float, estimate: str):
+        self.f, self.rho, self.estimate = f, rho, estimate
+        self.models = [f.x0]
+
+    def e(self, r: int, i: int) -> Array:
+        """Of client i in round r: rho (x_old - x_r) / ||x_old - x_r||, 0 without an x_old."""
+        x = self.models[r]
+        active = [q for q in range(r) if i in self.f.cohorts[q]]
+        old = {"last_update": r - 1, "last_seen": active[-1] if active else -1}[self.estimate]
+        if old < 0:
+            return np.zeros_like(x)
+        back = self.models[old] - x
+        return self.rho * back / norm(back)
+
+    def server(self) -> dict[str, Array]:
+        update = self.models[-1] - self.models[-2]
+        return {"u": update} if self.estimate == "last_update" else {}
+
+    def memories(self, r: int) -> dict[str, Array]:
+        """After round r."""
+        if self.estimate == "last_update":
+            return {}
+        x_old, seen = np.zeros((self.f.N, self.f.x0.size)), np.zeros((self.f.N, 1))
+        for q in range(r + 1):
+            for i in self.f.cohorts[q]:
+                x_old[i], seen[i] = self.models[q], 1.0
+        return {"w_seen": x_old, "seen": seen}
+
+
+def fedlesam(
+    f: Federation, *, rho: float, estimate: str = "last_seen", server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    x, path = f.x0, Path(f, rho, estimate)
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y, e = x, path.e(r, i)
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y + e))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        path.models.append(x)
+        yield Outcome(x, path.server(), path.memories(r))
+
+
+def fedlesam_s(
+    f: Federation,
+    *,
+    rho: float,
+    estimate: str = "last_seen",
+    correction: float = 1.0,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    x, c, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
+    path = Path(f, rho, estimate)
+    for r, S in enumerate(f.cohorts):
+        D, c_i_new = np.zeros_like(x), c_i.copy()
+        for i in S:
+            y, e = x, path.e(r, i)
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y + e) + correction * (c - c_i[i]))
+            c_i_new[i] = c_i[i] - c - (y - x) / (f.K[i] * f.eta[r])
+            D = D + (y - x) / len(S)
+        x, c, c_i = x + server_lr * D, c + (c_i_new - c_i).sum(axis=0) / f.N, c_i_new
+        path.models.append(x)
+        yield Outcome(x, {"c": c} | path.server(), {"c_i": c_i} | path.memories(r))
+
+
+def fedlesam_d(
+    f: Federation, *, lam: float, rho: float, estimate: str = "last_seen"
+) -> Iterator[Outcome]:
+    x, h_i, path = f.x0, np.zeros((f.N, f.x0.size)), Path(f, rho, estimate)
+    for r, S in enumerate(f.cohorts):
+        ends, h_i = [], h_i.copy()
+        for i in S:
+            y, e = x, path.e(r, i)
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y + e) + lam * (y - x) + lam * h_i[i])
+            h_i[i] = h_i[i] + (y - x)
+            ends.append(y)
+        h = h_i.sum(axis=0) / f.N
+        x = np.mean(ends, axis=0) + h
+        path.models.append(x)
+        yield Outcome(x, {"h": h} | path.server(), {"h_i": h_i} | path.memories(r))
+
+
+def fedacg(f: Federation, *, gamma: float, beta: float) -> Iterator[Outcome]:
+    """Clients start at z = x + gamma m and are held near it; x becomes the mean of their last iterates."""
+    x, m = f.x0, np.zeros_like(f.x0)
+    for r, S in enumerate(f.cohorts):
+        z, ends = x + gamma * m, []
+        for i in S:
+            y = z
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y) + beta * (y - z))
+            ends.append(y)
+        m = gamma * m + np.mean(ends, axis=0) - z
+        x = np.mean(ends, axis=0)
+        yield Outcome(x, {"m": m}, {})
+
+
+def fednesterov(f: Federation, *, gamma: float) -> Iterator[Outcome]:
+    x, m = f.x0, np.zeros_like(f.x0)
+    for r, S in enumerate(f.cohorts):
+        z, D = x + gamma * m, np.zeros_like(x)
+        for i in S:
+            y = z
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            D = D + (y - z) / len(S)
+        m = gamma * m + D
+        x = x + m
+        yield Outcome(x, {"m": m}, {})
+
+
+def fedadam(
+    f: Federation,
+    *,
+    server_lr: float,
+    beta1: float,
+    beta2: float = 0.99,
+    tau: float,
+    rule: str = "adam",
+) -> Iterator[Outcome]:
+    x, m, v = f.x0, np.zeros_like(f.x0), np.full_like(f.x0, tau**2)
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            D = D + (y - x) / len(S)
+        m = beta1 * m + (1 - beta1) * D
+        if rule == "adam":
+            v = beta2 * v + (1 - beta2) * D**2
+        elif rule == "yogi":
+            v = v - (1 - beta2) * D**2 * np.sign(v - D**2)
+        else:
+            v = v + D**2
+        x = x + server_lr * m / (np.sqrt(v) + tau)
+        yield Outcome(x, {"m": m, "v": v}, {})
+
+
+def fedyogi(f: Federation, **options: float) -> Iterator[Outcome]:
+    return fedadam(f, **options, rule="yogi")
+
+
+def fedadagrad(f: Federation, **options: float) -> Iterator[Outcome]:
+    return fedadam(f, **options, rule="adagrad")
+
+
+def fedswa(f: Federation, *, rho: float, alpha: float) -> Iterator[Outcome]:
+    """Step k has the learning rate eta ((1 - k/K_i) + k/K_i rho); the clip sees it, weight decay not."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        ends = []
+        for i in S:
+            y, K = x, f.K[i]
+            for k in range(K):
+                y = f.step(r, y, (1 - k / K + k / K * rho) * f.gradient(r, i, k, y))
+            ends.append(y)
+        x = x + alpha * (np.mean(ends, axis=0) - x)
+        yield Outcome(x, {}, {})
+
+
+def fedmoswa(f: Federation, *, rho: float, alpha: float, gamma: float) -> Iterator[Outcome]:
+    """The momentum m takes c's place in SCAFFOLD, as a moving average of the cohort's new c_i."""
+    x, m, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
+    for r, S in enumerate(f.cohorts):
+        ends, gaps, c_i = [], [], c_i.copy()
+        for i in S:
+            y, K = x, f.K[i]
+            falling = [1 - k / K + k / K * rho for k in range(K)]
+            for k in range(K):
+                y = f.step(r, y, falling[k] * (f.gradient(r, i, k, y) - c_i[i] + m))
+            c_i[i] = c_i[i] - m + (x - y) / sum(f.eta[r] * factor for factor in falling)
+            gaps.append(c_i[i] - m)
+            ends.append(y)
+        x = x + alpha * (np.mean(ends, axis=0) - x)
+        m = m + gamma * np.mean(gaps, axis=0)
+        yield Outcome(x, {"m": m}, {"c_i": c_i})
+
+
 METHODS = {
+    "fedacg": fedacg,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedasam": fedasam,
     "fedavg": fedavg,
     "fedavgm": fedavgm,
     "fedcm": fedcm,
+    "feddyn": feddyn,
+    "fedgamma": fedgamma,
+    "fedlesam": fedlesam,
+    "fedlesam_d": fedlesam_d,
+    "fedlesam_s": fedlesam_s,
+    "fedmoswa": fedmoswa,
+    "fednesterov": fednesterov,
     "fednsam": fednsam,
     "fednsam_momentum": fednsam_momentum,
+    "fedprox": fedprox,
     "fedsam": fedsam,
+    "fedsmoo": fedsmoo,
+    "fedspeed": fedspeed,
+    "fedswa": fedswa,
     "fedwmsam": fedwmsam,
+    "fedyogi": fedyogi,
+    "mofedsam": mofedsam,
     "scaffold": scaffold,
 }

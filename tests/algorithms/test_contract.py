@@ -25,6 +25,12 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedwmsam-alpha_1": ALGORITHMS["fedwmsam"](alpha=1.0, adaptive=False),
     "fedwmsam-lr_scale": ALGORITHMS["fedwmsam"](lookahead_scale="lr"),
     "fedavg-server_lr": ALGORITHMS["fedavg"](server_lr=0.5),
+    "fednsam-released_server": ALGORITHMS["fednsam"](released_server=True),
+    "fedlesam-last_update": ALGORITHMS["fedlesam"](estimate="last_update"),
+    "fedlesam_s-last_update": ALGORITHMS["fedlesam_s"](estimate="last_update"),
+    "fedlesam_d-last_update": ALGORITHMS["fedlesam_d"](estimate="last_update"),
+    "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
+    "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
 }
 HYPER_PARAMETERS = [
     (name, field.name)
@@ -37,6 +43,11 @@ OTHERS = {
     ("fedwmsam", "control_variates"): False,
     ("fedwmsam", "perturb_sign"): -1,
     ("fedwmsam", "alpha_max"): 0.2,
+    ("fedwmsam", "raw_cosine"): True,
+    ("fednsam", "released_server"): True,
+    ("fedlesam", "estimate"): "last_update",
+    ("fedlesam_s", "estimate"): "last_update",
+    ("fedlesam_d", "estimate"): "last_update",
 }
 each_algorithm = pytest.mark.parametrize("algorithm", INSTANCES.values(), ids=INSTANCES)
 each_class = pytest.mark.parametrize("name", ALGORITHMS)

@@ -17,6 +17,9 @@ from quadratics import State, begin, federation, states, train
 from rayfl.algorithms import ALGORITHMS, Algorithm
 
 WMSAM = {"rho": 0.2, "alpha": 0.3, "ema": 0.3}
+LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
+ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
+TWO_PASSES = {"fedasam", "fedgamma", "fednsam", "fedsam", "fedsmoo", "fedspeed", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
@@ -37,6 +40,40 @@ CASES = {
     "fedwmsam-half_scale": ("fedwmsam", WMSAM | {"lookahead_scale": 0.5}),
     "fedwmsam-tight_alpha": ("fedwmsam", WMSAM | {"alpha_min": 0.4, "alpha_max": 0.5}),
     "fedwmsam-server_lr": ("fedwmsam", WMSAM | {"server_lr": 0.7}),
+    "fedwmsam-momentum_factor": ("fedwmsam", WMSAM | {"momentum_factor": 0.8}),
+    "fedwmsam-raw_cosine": ("fedwmsam", WMSAM | {"raw_cosine": True}),
+    "fednsam-released_server": (
+        "fednsam",
+        {"gamma": 0.8, "rho": 0.2, "released_server": True},
+    ),
+    "mofedsam": ("mofedsam", {"alpha": 0.3, "rho": 0.2}),
+    "mofedsam-server_lr": ("mofedsam", {"alpha": 0.3, "rho": 0.2, "server_lr": 0.7}),
+    "fedgamma": ("fedgamma", {"rho": 0.2}),
+    "fedgamma-server_lr": ("fedgamma", {"rho": 0.2, "server_lr": 0.7}),
+    "fedprox": ("fedprox", {"mu": 0.5}),
+    "fedprox-server_lr": ("fedprox", {"mu": 0.5, "server_lr": 0.7}),
+    "feddyn": ("feddyn", {"lam": 0.3}),
+    "fedspeed": ("fedspeed", {"lam": 0.3, "rho": 0.2}),
+    "fedsmoo": ("fedsmoo", {"lam": 0.3, "rho": 0.2}),
+    "fedlesam": ("fedlesam", {"rho": 0.4}),
+    "fedlesam-last_update": ("fedlesam", LAST_UPDATE),
+    "fedlesam-server_lr": ("fedlesam", {"rho": 0.4, "server_lr": 0.7}),
+    "fedlesam-last_update-server_lr": ("fedlesam", LAST_UPDATE | {"server_lr": 0.7}),
+    "fedlesam_s": ("fedlesam_s", {"rho": 0.4}),
+    "fedlesam_s-last_update": ("fedlesam_s", LAST_UPDATE),
+    "fedlesam_s-weak": ("fedlesam_s", {"rho": 0.4, "correction": 0.1}),
+    "fedlesam_s-server_lr": ("fedlesam_s", {"rho": 0.4, "server_lr": 0.7}),
+    "fedlesam_d": ("fedlesam_d", {"rho": 0.4, "lam": 0.3}),
+    "fedlesam_d-last_update": ("fedlesam_d", LAST_UPDATE | {"lam": 0.3}),
+    "fedacg": ("fedacg", {"gamma": 0.8, "beta": 0.3}),
+    "fednesterov": ("fednesterov", {"gamma": 0.8}),
+    "fedadam": ("fedadam", ADAPTIVE | {"beta2": 0.8}),
+    "fedyogi": ("fedyogi", ADAPTIVE | {"beta2": 0.8}),
+    "fedadagrad": ("fedadagrad", ADAPTIVE),
+    "fedasam": ("fedasam", {"rho": 0.5, "eta": 0.2}),
+    "fedasam-server_lr": ("fedasam", {"rho": 0.5, "eta": 0.2, "server_lr": 0.7}),
+    "fedswa": ("fedswa", {"rho": 0.2, "alpha": 1.3}),
+    "fedmoswa": ("fedmoswa", {"rho": 0.2, "alpha": 1.3, "gamma": 0.3}),
 }
 LOCAL = {"plain": {}, "decay": {"wd": 0.1}, "clip": {"C": 1.5}, "both": {"wd": 0.1, "C": 1.5}}
 
@@ -129,4 +166,4 @@ def test_backward_passes_are_those_of_the_paper(case):
     (name, options), f = CASES[case], federation()
     method = ALGORITHMS[name](**options)
     trained = train(method, f, 0, begin(method, f, torch.float64), (0, 1, 2))
-    assert trained.backward_passes == sum(f.K) * (2 if name in ("fedsam", "fednsam") else 1)
+    assert trained.backward_passes == sum(f.K) * (2 if name in TWO_PASSES else 1)

@@ -7,6 +7,7 @@ a comment says why they cannot.
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from quadratics import federation, last, states
@@ -58,6 +59,38 @@ EXACT = {
     ),
     "fedwmsam alpha=1 without its parts is fedavg": Identity(
         method("fedwmsam", alpha=1.0, **FEDCM_LIKE), method("fedavg")
+    ),
+    "mofedsam rho=0 is fedcm": Identity(
+        method("mofedsam", alpha=0.3, rho=0.0), method("fedcm", alpha=0.3)
+    ),
+    "mofedsam alpha=1 is fedsam": Identity(
+        method("mofedsam", alpha=1.0, rho=0.1), method("fedsam", rho=0.1)
+    ),
+    "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
+    "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
+    "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
+    "fedsmoo rho=0 is feddyn": Identity(method("fedsmoo", rho=0.0), method("feddyn")),
+    "fedlesam rho=0 is fedavg": Identity(method("fedlesam", rho=0.0), method("fedavg")),
+    "fedlesam last_update rho=0 is fedavg": Identity(
+        method("fedlesam", rho=0.0, estimate="last_update"), method("fedavg")
+    ),
+    "fedlesam_s rho=0 is scaffold": Identity(method("fedlesam_s", rho=0.0), method("scaffold")),
+    "fedlesam_s correction=0 is fedlesam": Identity(
+        method("fedlesam_s", correction=0.0), method("fedlesam")
+    ),
+    "fedlesam_d rho=0 is feddyn": Identity(method("fedlesam_d", rho=0.0), method("feddyn")),
+    "fednesterov gamma=0 is fedavg": Identity(method("fednesterov", gamma=0.0), method("fedavg")),
+    "fednsam rho=0 is fednesterov": Identity(method("fednsam", rho=0.0), method("fednesterov")),
+    "fedacg beta=0 is fednesterov": Identity(method("fedacg", beta=0.0), method("fednesterov")),
+    "fedacg gamma=0 is fedprox": Identity(
+        method("fedacg", gamma=0.0, beta=0.3), method("fedprox", mu=0.3)
+    ),
+    "fednsam released_server gamma=0 is fedsam": Identity(
+        method("fednsam", gamma=0.0, rho=0.1, released_server=True), method("fedsam", rho=0.1)
+    ),
+    "fedasam rho=0 is fedavg": Identity(method("fedasam", rho=0.0), method("fedavg")),
+    "fedswa rho=alpha=1 is fedavg": Identity(
+        method("fedswa", rho=1.0, alpha=1.0), method("fedavg")
     ),
 }
 
@@ -155,14 +188,112 @@ def test_fednsam_without_sam_is_one_method_in_two_frames():
         torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fednsam", "fednsam_momentum"])
-def test_the_momentum_is_the_last_displacement(name):
+def test_fedlesam_estimates_alike_where_everybody_takes_part():
+    """The global model of a client's last cohort is then that of the last round."""
+    f = federation(cohorts=((0, 1, 2),), wd=0.01)
+    for name in ("fedlesam", "fedlesam_s", "fedlesam_d"):
+        for seen, update in zip(
+            states(method(name), f), states(method(name, estimate="last_update"), f), strict=True
+        ):
+            assert torch.equal(seen.w, update.w)
+    partial = federation(wd=0.01)
+    ends = [last(method("fedlesam", estimate=e), partial).w for e in ("last_seen", "last_update")]
+    assert not torch.equal(*ends)
+
+
+def test_fedlesam_perturbs_no_client_in_its_first_cohort():
+    """Whatever vector its memory begins with: the engine gives it the start of that round."""
+    f = federation(rounds=1)
+    assert torch.equal(last(method("fedlesam", rho=0.5), f).w, last(method("fedavg"), f).w)
+
+
+def test_fedmoswa_of_everybody_without_its_averages_is_scaffold():
+    """gamma = 1: m = mean(c_i) over the cohort. Written in another order, hence the tolerance."""
+    f = federation(cohorts=((0, 1, 2),), wd=0.01, C=5.0)
+    plain = method("fedmoswa", rho=1.0, alpha=1.0, gamma=1.0)
+    for left, right in zip(states(plain, f), states(method("scaffold"), f), strict=True):
+        torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
+        torch.testing.assert_close(left.server["m"], right.server["c"], rtol=0, atol=1e-12)
+
+
+def test_fedasam_of_parameters_of_one_size_is_fedsam():
+    """T = |y| + eta is almost eta for a large eta, and rho T^2 g / ||T g|| is rho eta g / ||g||."""
+    f = federation(wd=0.01)
+    adaptive = last(method("fedasam", rho=0.2e-9, eta=1e9), f)
+    torch.testing.assert_close(adaptive.w, last(method("fedsam", rho=0.2), f).w)
+
+
+LARGE_TAU = {
+    # sqrt(v) + tau is about tau where v forgets tau^2 at once, and 2 tau where it does not.
+    "fedadam": method("fedadam", server_lr=1e7, tau=1e7, beta1=0.0, beta2=0.0),
+    "fedyogi": method("fedyogi", server_lr=2e7, tau=1e7, beta1=0.0),
+    "fedadagrad": method("fedadagrad", server_lr=2e7, tau=1e7),
+}
+
+
+@pytest.mark.parametrize("adaptive", LARGE_TAU.values(), ids=LARGE_TAU)
+def test_adaptive_servers_with_a_large_tau_are_fedavg(adaptive):
+    f = federation(wd=0.01)
+    torch.testing.assert_close(last(adaptive, f).w, last(method("fedavg"), f).w, rtol=1e-6, atol=0)
+
+
+def test_fedadam_without_memory_moves_every_parameter_by_its_learning_rate():
+    """beta1 = beta2 = 0 and a tiny tau: server_lr D / |D|, a sign step."""
+    signs = method("fedadam", server_lr=0.03, tau=1e-12, beta1=0.0, beta2=0.0)
+    f = federation()
+    w = torch.tensor(f.x0)
+    for state in states(signs, f):
+        torch.testing.assert_close((state.w - w).abs(), torch.full_like(w, 0.03))
+        w = state.w
+
+
+@pytest.mark.parametrize("corrected", [method("scaffold"), method("feddyn", lam=0.5)])
+def test_corrected_clients_agree_at_the_optimum_of_the_mean_loss(corrected):
+    """With partial participation and uneven K, where FedAvg ends elsewhere."""
+    f = federation(rounds=600, noise=0.0)._replace(eta=(0.1,) * 600)
+    best = np.linalg.solve(f.A.sum(0), np.einsum("ipq,iq->p", f.A, f.b[0, :, 0]))
+    assert np.abs(last(corrected, f).w.numpy() - best).max() < 1e-6
+    assert np.abs(last(method("fedavg"), f).w.numpy() - best).max() > 0.1
+
+
+MOMENTA = {
+    n: method(n) for n in ("fedavgm", "fednsam", "fednsam_momentum", "fednesterov", "fedacg")
+}
+MOMENTA["fednsam released_server"] = method("fednsam", released_server=True)
+
+
+@pytest.mark.parametrize("algorithm", MOMENTA.values(), ids=MOMENTA)
+def test_the_momentum_is_the_last_displacement(algorithm):
     """Of w, and so equal for FedAvgM and FedNSAM: with rho = 0 only their start points differ."""
     f = federation(wd=0.01)
     w = torch.tensor(f.x0)
-    for state in states(method(name), f):
+    for state in states(algorithm, f):
         torch.testing.assert_close(state.server["m"], state.w - w, rtol=0, atol=1e-12)
         w = state.w
+
+
+def test_fedlesam_remembers_the_last_update_of_the_server():
+    """For D it is not the cohort's mean, but that and h: w_{r+1} - w_r all the same."""
+    f = federation(wd=0.01)
+    for name in ("fedlesam", "fedlesam_s", "fedlesam_d"):
+        w = torch.tensor(f.x0)
+        for state in states(method(name, estimate="last_update"), f):
+            assert torch.equal(state.server["u"], state.w - w)
+            w = state.w
+
+
+@pytest.mark.parametrize("name", ["feddyn", "fedspeed", "fedsmoo", "fedlesam_d"])
+def test_the_displacements_of_all_clients_average_to_h(name):
+    """Over all N, seen or not, under partial participation and uneven K."""
+    for state in states(method(name), federation(wd=0.01, C=5.0)):
+        mean = torch.stack([memory["h_i"] for memory in state.memories]).mean(0)
+        torch.testing.assert_close(mean, state.server["h"], rtol=0, atol=1e-12)
+        assert state.server["h"].any()
+
+
+def test_the_servers_perturbation_of_fedsmoo_has_the_norm_rho():
+    for state in states(method("fedsmoo", rho=0.3), federation(wd=0.01, C=5.0)):
+        assert state.server["s"].norm().item() == pytest.approx(0.3, abs=1e-12)
 
 
 def test_fednsam_without_sam_differs_from_fedavgm_by_its_start_point_only():
@@ -179,7 +310,7 @@ def test_fednsam_without_sam_differs_from_fedavgm_by_its_start_point_only():
     assert not shared
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fedwmsam"])
+@pytest.mark.parametrize("name", ["scaffold", "fedwmsam", "fedgamma", "fedlesam_s"])
 def test_the_control_variates_of_all_clients_average_to_c(name):
     """Over all N, seen or not, under partial participation and uneven K."""
     for state in states(method(name), federation(wd=0.01, C=5.0)):
@@ -231,6 +362,42 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
         {"c_i": ZEROS},
         0.25 * (2 + 1),
     ),
+    "mofedsam Delta": (
+        method("mofedsam", alpha=0.25, rho=0.0),
+        {"Delta": ONES},
+        {},
+        0.25 * 2 + 0.75,
+    ),
+    "fedgamma c": (method("fedgamma", rho=0.0), {"c": ONES}, {"c_i": ZEROS}, 2.0 + 1),
+    "feddyn h_i": (method("feddyn", lam=0.5), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedspeed h_i": (method("fedspeed", lam=0.5, rho=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedsmoo s": (  # q = 2 - 4 is negative, and e = -1
+        method("fedsmoo", rho=3**0.5),
+        {"s": 4 * ONES},
+        {"h_i": ZEROS, "mu_i": ZEROS},
+        2.0 - 1,
+    ),
+    "fedsmoo mu_i": (
+        method("fedsmoo", rho=3**0.5),
+        {"s": ZEROS},
+        {"h_i": ZEROS, "mu_i": 4 * ONES},
+        2.0 - 1,
+    ),
+    "fedlesam w_seen": (
+        method("fedlesam", rho=3**0.5),
+        {},
+        {"w_seen": 5 * ONES, "seen": torch.ones(1)},
+        2.0 + 1,
+    ),
+    "fedlesam e": (method("fedlesam", estimate="last_update"), {"e": ONES}, {}, 2.0 + 1),
+    "fedlesam_s c": (
+        method("fedlesam_s", rho=0.0, correction=0.5),
+        {"c": ONES},
+        {"c_i": ZEROS, "w_seen": ZEROS, "seen": torch.zeros(1)},
+        2.0 + 0.5,
+    ),
+    "fedmoswa m": (method("fedmoswa"), {"m": ONES}, {"c_i": ZEROS}, 2.0 + 1),
+    "fedmoswa c_i": (method("fedmoswa"), {"m": ZEROS}, {"c_i": ONES}, 2.0 - 1),
 }
 
 
@@ -243,3 +410,29 @@ def test_a_correction_changes_the_direction(case):
     stack = {name: value.unsqueeze(0) for name, value in memory.items()}
     direction, _ = algorithm.local_step(start, stack, lambda x: x + 2, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), expected))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        method("fedprox", mu=0.5),
+        method("fedacg", beta=0.5),
+        method("feddyn", lam=0.5),
+    ],
+)
+def test_a_proximal_term_pulls_back_to_the_start(algorithm):
+    """Where the gradient is 2, at 3 from the start."""
+    start, memory = torch.ones(1, 3), algorithm.init_client(torch.ones(1, 3))
+    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1)
+    direction, _ = algorithm.local_step(start + 3, memory, lambda x: 2 + 0 * x, ctx)
+    torch.testing.assert_close(direction, torch.full((1, 3), 2 + 0.5 * 3))
+
+
+def test_the_learning_rate_of_fedswa_falls_by_the_same_amount_in_every_step():
+    """From 1 towards rho, over each client's own number of steps."""
+    steps = torch.tensor([[4.0], [2.0]])
+    ctx = ClientContext(torch.zeros(2, 3), {}, lr=0.1, steps=steps, step=0)
+    falling = method("fedswa", rho=0.2).local_step
+    directions = [falling(ctx.start, {}, torch.ones_like, ctx._replace(step=k))[0] for k in (0, 1)]
+    factors = torch.stack([direction[:, 0] for direction in directions])
+    torch.testing.assert_close(factors, torch.tensor([[1.0, 1.0], [0.8, 0.6]]))

@@ -1,5 +1,7 @@
 """Algorithms that go wrong, for the tests of what happens then."""
 
+import os
+import signal
 from dataclasses import dataclass
 
 from rayfl.algorithms import Algorithm
@@ -44,11 +46,9 @@ class RenamesItsMemory(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sleeps(Algorithm):
-    """Takes its time in every local step."""
+class Dies(Algorithm):
+    """Takes its process with it."""
 
     def local_step(self, x, memory, grad, ctx):
-        import time
-
-        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
         return grad(x), memory

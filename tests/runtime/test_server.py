@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import ray
 import torch
-from failing import Explodes, RaisesInRoundTwo, RenamesItsMemory, Sleeps
+from failing import Dies, Explodes, RaisesInRoundTwo, RenamesItsMemory
+from local_pool import LocalPool
 
 from rayfl.algorithms import ALGORITHMS
 from rayfl.config import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
 from rayfl.experiment import prepare
 from rayfl.runtime.client import Client
-from rayfl.runtime.pool import ActorPool, LocalPool
+from rayfl.runtime.pool import ActorPool
 from rayfl.runtime.server import Server
 from rayfl.training.flat import Layout
 
@@ -62,7 +63,7 @@ def train(prepared, algorithm, pool, name="test"):
 def on_actors(prepared, algorithm, actors, name="test"):
     arguments = client_arguments(prepared, algorithm, name)
     ray.get([actor.become.remote(arguments) for actor in actors])
-    return train(prepared, algorithm, ActorPool(actors), name)
+    return train(prepared, algorithm, ActorPool(len(actors), actors.__getitem__), name)
 
 
 def here(prepared, algorithm, name="test"):
@@ -203,19 +204,36 @@ def test_memory_must_keep_its_names(small):
         here(prepare(load_config(small)), RenamesItsMemory())
 
 
-def test_a_killed_actor_is_an_error_that_names_round_and_clients(small, ray_session):
-    small["federation"] |= {"local_epochs": None, "local_steps": 20}
+@pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
+def test_killed_actors_change_nothing(name, small, ray_session):
+    """kill -9 of an actor every few rounds, and of all at once: the same bits as undisturbed."""
+    small["algorithm"] = {"name": name}
+    small["federation"] |= {"rounds": 60}
     prepared = prepare(load_config(small))
-    actor = ray.remote(num_cpus=0)(ReusableClient).remote()
-    ray.get(actor.become.remote(client_arguments(prepared, Sleeps())))
-    pool = ActorPool([actor])
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(Sleeps(), "mine", w, buffers, prepared.federation, pool)
+    reference, _ = here(prepared, prepared.config.algorithm)
 
-    pid = ray.get(actor.pid.remote())
-    killer = ray.remote(num_cpus=0)(
-        lambda: (__import__("time").sleep(2), os.kill(pid, signal.SIGKILL))
-    )
-    killer.remote()
-    with pytest.raises(RunError, match=r"round 1, clients \[.*\]: the client actor died"):
+    arguments = client_arguments(prepared, prepared.config.algorithm)
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(2, lambda index: remote.remote(**arguments))
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(prepared.config.algorithm, name, w, buffers, prepared.federation, pool)
+    for record in server.run():
+        if "train/loss" in record.metrics and record.round in (10, 25, 40):
+            victims = pool.actors if record.round == 40 else pool.actors[:1]
+            for pid in [ray.get(actor.describe.remote())["pid"] for actor in victims]:
+                os.kill(pid, signal.SIGKILL)
+
+    assert pool.lost_units >= 3
+    assert same_bits(server, reference)
+
+
+def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(small, ray_session):
+    prepared = prepare(load_config(small))
+    arguments = client_arguments(prepared, Dies())
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(1, lambda index: remote.remote(**arguments))
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(Dies(), "mine", w, buffers, prepared.federation, pool)
+
+    with pytest.raises(RunError, match=r"round 1, clients \[.*\]: the client actor died, 4 times"):
         list(server.run())
