@@ -159,9 +159,9 @@ def run(
                     tracker.describe_data(prepared.data, prepared.partition)
                     tracker.describe_actors(server.describe())
                 for record in server.run():
-                    history.add(*record)
                     if tracker:
                         tracker.log(*record)
+                    history.add(*record)
                     on_record(record)
                 w, buffers = map(torch.tensor, server.parameters())
             digest = sha256(w)

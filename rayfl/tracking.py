@@ -143,11 +143,10 @@ class Tracker:
     def flush(self) -> None:
         """Write everything that was logged."""
         while self._pending:
-            batch, self._pending = (
-                self._pending[:_METRICS_PER_BATCH],
-                self._pending[_METRICS_PER_BATCH:],
-            )
-            self._client.log_batch(self.run_id, metrics=batch)
+            # Forgotten once it is written, not before: an interrupt may come in between, and writing a
+            # metric twice changes nothing.
+            self._client.log_batch(self.run_id, metrics=self._pending[:_METRICS_PER_BATCH])
+            self._pending = self._pending[_METRICS_PER_BATCH:]
         self._flushed = time.monotonic()
 
     def tag(self, key: str, value: str) -> None:

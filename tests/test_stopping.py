@@ -82,7 +82,9 @@ def test_stopping_is_clean(number, running):
     assert found.info.status == "KILLED"
     kept = rounds(client)
     assert kept == list(range(1, len(kept) + 1))
-    assert found.data.metrics["rounds"] == len(kept) >= 10
+    assert len(kept) >= 10
+    # The round that comes in at that very moment may be recorded and not be counted.
+    assert len(kept) - found.data.metrics["rounds"] in (0, 1)
     assert gone(mark, seconds=30)
 
 
