@@ -31,3 +31,8 @@ class ClientError(RunError):
 
 class DivergedError(RunError):
     """The loss or an update stopped being finite."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without what it adds below; its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -193,7 +193,7 @@ def _wanted(resources: Resources) -> cluster.Resources:
 def _open_store(config: Experiment) -> "Store | None":
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking import Store  # mlflow takes a second to import; Ray starts meanwhile
+    from rayfl.tracking import Store  # mlflow takes seconds to import: not without tracking
 
     return Store(config.tracking.uri, config.tracking.experiment)
 

@@ -31,7 +31,7 @@ from mlflow.tracking import MlflowClient
 from rayfl.config import Experiment
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.errors import ConfigError
+from rayfl.errors import ConfigError, first_line
 
 FLUSH_SECONDS = 0.25
 _METRICS_PER_BATCH = 1000  # MLflow's limit
@@ -54,7 +54,7 @@ class Store:
             )
         except Exception as error:  # MLflow lets through whatever its backend raises
             raise ConfigError(
-                f"tracking.uri = {self.uri!r}: MLflow cannot use it ({_first_line(error)}); give a "
+                f"tracking.uri = {self.uri!r}: MLflow cannot use it ({first_line(error)}); give a "
                 "sqlite:/// file or the http address of a running MLflow server, or set "
                 "tracking.enabled=false"
             ) from error
@@ -192,8 +192,3 @@ def _git_commit() -> str | None:
 def _canonical(value: Any) -> str:
     """One spelling of each value, so that queries can compare params as text."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

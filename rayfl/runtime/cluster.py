@@ -34,7 +34,7 @@ from torch import nn
 from rayfl.algorithms.base import Algorithm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.errors import ConfigError, RunError
+from rayfl.errors import ConfigError, RunError, first_line
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import ActorPool
 from rayfl.runtime.server import Federation, Record, Server
@@ -95,7 +95,7 @@ def connected(address: str | None) -> Iterator[None]:
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"ray.address = {address!r}: no Ray cluster answers there ({_first_line(error)}); start one "
+            f"ray.address = {address!r}: no Ray cluster answers there ({first_line(error)}); start one "
             "with `ray start --head`, or leave ray.address empty to start one for this run (a cluster of "
             "another machine or user may want its token in ~/.ray/auth_token)"
         ) from error
@@ -289,7 +289,7 @@ def _errors_unwrapped() -> Iterator[None]:
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
     except RayActorError as error:
-        raise RunError(f"the server actor died: {_first_line(error)}") from error
+        raise RunError(f"the server actor died: {first_line(error)}") from error
 
 
 def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -301,7 +301,3 @@ def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
     # A fraction comes from one GPU, so what is left over on each is lost.
     by_gpu = on_node * math.floor(1 / gpus + 1e-9) if gpus <= 1 else math.floor(on_node / gpus)
     return min(by_cpu, by_gpu)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -170,9 +170,7 @@ class Engine:
         loss, correct = 0.0, 0
         for begin in range(first, last, EVALUATION_BATCH):
             indices = torch.arange(begin, min(begin + EVALUATION_BATCH, last), device=self.device)
-            inputs = self.test_data.inputs(indices)
-            if inputs.dim() == 4:
-                inputs = inputs.permute(0, 3, 1, 2)
+            inputs = self.test_data.looks(indices, None, None)
             outputs = functional_call(self.model, tensors, (inputs,))
             targets = self.test_data.y[indices]
             loss += F.cross_entropy(outputs, targets, reduction="sum").item()
