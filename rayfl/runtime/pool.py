@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from rayfl.errors import ClientError, RunError
-from rayfl.training.engine import Broadcast, WorkUnit
+from rayfl.errors import ClientError, RunError, StateLostError, first_line
+from rayfl.training.engine import Arrays, Broadcast, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
@@ -44,8 +44,20 @@ class Pool(Protocol):
     lost_units: int
     """Work units that had to run again, so far."""
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Where the client actors run, once all of them are ready."""
+        ...
+
     def put(self, broadcast: Broadcast) -> Any:
         """Make a broadcast available to every client; a handle for `train` and `evaluate`."""
+        ...
+
+    def store(self, memory: Arrays) -> Any:
+        """Make a client's memory available; a handle for `train`."""
+        ...
+
+    def fetch(self, handle: Any) -> Arrays:
+        """A client's memory, read-only."""
         ...
 
     def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
@@ -65,6 +77,10 @@ class Pool(Protocol):
         ...
 
 
+class ResultLost(Exception):
+    """A unit was executed, but its result is gone."""
+
+
 class ActorPool:
     """Executes units on `size` client actors; `spawn(i)` starts the i-th, again when it has died."""
 
@@ -77,8 +93,20 @@ class ActorPool:
         self._load = [0] * size
         self._depth = 1
 
+    def describe(self) -> list[dict[str, Any]]:
+        return ray.get([actor.describe.remote() for actor in self.actors])
+
     def put(self, broadcast: Broadcast) -> Any:
         return ray.put(broadcast)
+
+    def store(self, memory: Arrays) -> Any:
+        return ray.put(memory)
+
+    def fetch(self, handle: Any) -> Arrays:
+        try:
+            return ray.get(handle)
+        except ObjectLostError as error:
+            raise StateLostError(f"a client's memory was lost with its node: {error}") from error
 
     def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
         given = memories if memories is not None else [None] * len(unit.clients)
@@ -124,7 +152,7 @@ class ActorPool:
             self._load[index] -= 1
             try:
                 ticket.result = self._get(ref, ticket)
-            except RayActorError as error:
+            except (RayActorError, ResultLost) as error:
                 self._lost(ticket, index, actor, error)
                 continue
             ticket.done = True
@@ -141,9 +169,21 @@ class ActorPool:
         except RayTaskError as error:
             if isinstance(error.cause, ClientError):
                 raise error.cause from None
+            if isinstance(error.cause, ObjectLostError):
+                raise self._state_lost(ticket, error.cause) from error
             raise RunError(f"{ticket.label}: {error}") from error
+        except ObjectLostError as error:
+            if error.object_ref_hex == ref.hex():  # done, and lost with its node before it was read
+                raise ResultLost from error
+            raise self._state_lost(ticket, error) from error
 
-    def _lost(self, ticket: Ticket, index: int, actor: Any, error: RayActorError) -> None:
+    @staticmethod
+    def _state_lost(ticket: Ticket, error: ObjectLostError) -> StateLostError:
+        return StateLostError(
+            f"{ticket.label}: a memory was lost with its node: {first_line(error)}"
+        )
+
+    def _lost(self, ticket: Ticket, index: int, actor: Any, error: Exception) -> None:
         """Replace the actor, if that has not been done yet, and put its unit first in the queue."""
         self.lost_units += 1
         ticket.deaths += 1
@@ -151,7 +191,7 @@ class ActorPool:
             raise RunError(
                 f"{ticket.label}: the client actor died, {ticket.deaths} times in a row: {error}"
             ) from error
-        if self.actors[index] is actor:
+        if self.actors[index] is actor:  # a result may be lost only with the actor's node
             ray.kill(actor)  # one that was only out of reach must not come back
             self.actors[index] = self._spawn(index)
         self._queue.appendleft(ticket)

@@ -121,7 +121,7 @@ def test_memories_follow_the_client_and_start_with_its_first_cohort(small, actor
 
     seen = {client for round in range(1, 5) for client in server.cohort(round)}
     assert set(server.memories) == seen
-    controls = [ray.get(handle)["c_i"] for handle in server.memories.values()]
+    controls = [ray.get(kept.handle)["c_i"] for kept in server.memories.values()]
     mean = np.sum(controls, axis=0) / prepared.federation.clients
     np.testing.assert_allclose(mean, server.state["c"], atol=1e-6)
 
