@@ -128,9 +128,10 @@ class Tracker:
         self._client.log_text(self.run_id, self._experiment.to_yaml(), "config.yaml")
 
     def describe_actors(self, actors: list[dict[str, Any]]) -> None:
-        """Record where the client actors run and which engine they chose."""
+        """Record where the client actors run, which engine they chose and what they compute in."""
         self.tag("rayfl.device", actors[0]["device"])
         self.tag("rayfl.engine", actors[0]["engine"])
+        self.tag("rayfl.precision", actors[0]["precision"])
         self._client.log_dict(self.run_id, {"client actors": actors}, "actors.json")
 
     def describe_data(self, data: Dataset, partition: Partition) -> None:

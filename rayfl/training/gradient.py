@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
+from rayfl.training.precision import Precision, forward_pass
 
 
 class Oracle(Protocol):
@@ -32,8 +33,8 @@ class PerClient:
 
     stacks = False
 
-    def __init__(self, model: nn.Module, layout: Layout):
-        self.model, self.layout = model, layout
+    def __init__(self, model: nn.Module, layout: Layout, precision: Precision = "float32"):
+        self.model, self.layout, self.precision = model, layout, precision
         self.buffers: dict[str, Tensor] = {}
         self._fresh_step = True
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
@@ -62,8 +63,9 @@ class PerClient:
             for name, view in views(self.layout.parameters, x[0].detach()).items()
         }
         with torch.enable_grad():
-            outputs = functional_call(self.model, leaves | buffers, (batch.inputs[0],))
-            loss = F.cross_entropy(outputs, batch.targets[0])
+            with forward_pass(self.precision, x.device):
+                outputs = functional_call(self.model, leaves | buffers, (batch.inputs[0],))
+            loss = F.cross_entropy(outputs.to(x.dtype), batch.targets[0])
         tensors = torch.autograd.grad(
             loss, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
