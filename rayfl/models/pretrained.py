@@ -28,8 +28,8 @@ class Pretrainable:
     pretrained: Annotated[
         str | None,
         Field(
-            description="state dict to start from: a file (.pt or .safetensors), or torchvision; a head "
-            "for another number of classes starts afresh; null: random weights"
+            description="weights to start from: a state dict (.pt or .safetensors), or torchvision; a "
+            "head for other classes starts afresh; null: random weights"
         ),
     ] = None
     download: Annotated[

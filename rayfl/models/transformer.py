@@ -32,8 +32,7 @@ class Transformer(Pretrainable):
     lora: Annotated[
         LoRA | None,
         Field(
-            description="train low-rank adapters and the head, freeze the rest; "
-            "{} takes the defaults of model.lora.*"
+            description="train low-rank adapters and the head, freeze the rest; {}: with the defaults"
         ),
     ] = None
 
