@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_swin import SmallSwin
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from rayfl.errors import ConfigError
 from rayfl.models import build, plain_state_dict
 from rayfl.models.lora import LoRA, SelfAttention
-from rayfl.models.transformer import SwinT, ViTB16, ViTTiny
+from rayfl.models.transformer import ViTB16, ViTTiny
 
 TINY = ViTTiny(image_size=8, lora=LoRA(r=2))
 IMAGES = (3, 8, 8)
@@ -57,7 +58,7 @@ def test_an_attention_taken_apart_is_torchs(training):
     torch.testing.assert_close(again, expected)
 
 
-@pytest.mark.parametrize("spec", [TINY, SwinT(image_size=32, lora=LoRA(r=2))], ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [TINY, SmallSwin(lora=LoRA(r=2))], ids=lambda s: s.name)
 def test_starts_as_the_plain_model_and_merges_into_it(spec):
     model = build(spec, IMAGES, 5, seed=0).eval()
     plain = build(replace(spec, lora=None), IMAGES, 5, seed=0).eval()
@@ -87,7 +88,7 @@ def test_an_adapter_adds_alpha_over_r_times_b_a_of_the_dropped_out_input():
     torch.testing.assert_close(layer.train()(x), base + 1.5 * (x * kept / 0.6) @ A.T @ B.T)
 
 
-@pytest.mark.parametrize("spec", [TINY, SwinT(image_size=32, lora=LoRA(r=2))], ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [TINY, SmallSwin(lora=LoRA(r=2))], ids=lambda s: s.name)
 def test_every_adapter_learns(spec):
     model = moved(build(spec, IMAGES, 5, seed=0).eval())
     tensors = trainable(model)
@@ -101,8 +102,8 @@ def test_every_adapter_learns(spec):
     ("spec", "message"),
     [
         (
-            SwinT(image_size=32, lora=LoRA(target_modules=("qkv", "mlp.0"))),
-            r"model\.lora\.target_modules: .*features\.1\.0\.attn\.qkv.*12 such layers",
+            SmallSwin(lora=LoRA(target_modules=("qkv", "mlp.0"))),
+            r"model\.lora\.target_modules: .*features\.1\.0\.attn\.qkv.*8 such layers",
         ),
         (replace(TINY, lora=LoRA(target_modules=("proj", "nothing"))), r"ends in 'nothing'.*\.qkv"),
         (

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torchvision
+from small_swin import SmallSwin
 from torch import nn
 from torchvision.models import get_model_weights
 from torchvision.ops import StochasticDepth
@@ -14,7 +15,7 @@ from rayfl.models import MODELS, Factory, Model, build, check_single_samples
 from rayfl.models.lenet import LeNet5
 from rayfl.models.lora import LoRA
 from rayfl.models.mlp import MLP
-from rayfl.models.resnet import ResNet18, ResNet50
+from rayfl.models.resnet import ResNet18
 from rayfl.models.transformer import SwinT, ViTTiny
 from rayfl.models.vgg import VGG11
 
@@ -76,8 +77,7 @@ SMALL = {
     "mlp": MLP(),
     "resnet18": ResNet18(),
     "resnet18 with batch norm": ResNet18(norm="batch"),
-    "resnet50": ResNet50(),
-    "swin_t": SwinT(image_size=32),
+    "swin": SmallSwin(),
     "vgg11": VGG11(),
     "vit_tiny": ViTTiny(),
 }
