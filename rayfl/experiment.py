@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -20,6 +20,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition, split
 from rayfl.history import History
 from rayfl.runtime import cluster
+from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
 from rayfl.training.engine import LocalSettings, sha256
 from rayfl.training.flat import Layout
@@ -83,7 +84,7 @@ class Start:
     """What is known before the actors start."""
 
     prepared: Prepared
-    placement: cluster.Placement
+    placement: Placement
     run_id: str | None
     ui_command: str | None
 
@@ -149,7 +150,7 @@ def run(
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
         opening = aside.submit(_open_store, config)
-        placement = cluster.place(_wanted(config.resources), prepared.units_per_round)
+        placement = place(_wanted(config.resources), prepared.units_per_round)
         store = opening.result()
         with _tracked(store, prepared, history) as tracker:
             run_id = tracker.run_id if tracker else None
@@ -185,9 +186,10 @@ def _samples(config: Experiment, data: Dataset) -> float:
     return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
 
 
-def _wanted(resources: Resources) -> cluster.Resources:
-    given = resources.model_dump()
-    return cluster.Resources(**{k: None if v == "auto" else v for k, v in given.items()})
+def _wanted(resources: Resources) -> Demand:
+    wanted = resources.model_dump().items()
+    given: dict[str, Any] = {k: None if v == "auto" else v for k, v in wanted}
+    return Demand(**given)
 
 
 def _open_store(config: Experiment) -> "Store | None":
