@@ -159,6 +159,16 @@ class Resources(Section):
         Annotated[float, Field(ge=0)] | Literal["auto"],
         Field(description="share of a GPU, a cap on its memory too; auto: 0.25 if there are any"),
     ] = "auto"
+    wait_s: Annotated[
+        float,
+        Field(ge=0, description="seconds for an autoscaler to add nodes for num_actors; 0: none"),
+    ] = 0.0
+    time_limit_s: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(
+            description="seconds of a work unit, after which it runs again elsewhere; null: no limit"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
@@ -226,6 +236,15 @@ class Experiment(Section):
     ray: Ray = Ray()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> Self:
+        if self.resources.wait_s and self.ray.address is None:
+            raise ConfigError(
+                f"resources.wait_s = {self.resources.wait_s:g}: the Ray that is started for this run gets "
+                "no new nodes; name a cluster by ray.address, or leave resources.wait_s at 0"
+            )
+        return self
 
     @property
     def algorithm_name(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -24,6 +24,7 @@ from rayfl.data.partition import Partition, split
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.history import History
 from rayfl.runtime import cluster
+from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
 from rayfl.training.engine import LocalSettings, sha256
 from rayfl.training.flat import Layout
@@ -87,7 +88,7 @@ class Start:
     """What is known before the actors start."""
 
     prepared: Prepared
-    placement: cluster.Placement
+    placement: Placement
     run_id: str | None
     ui_command: str | None
     resumed_round: int
@@ -158,7 +159,7 @@ def run(
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
         opening = aside.submit(_open_store, config)
-        placement = cluster.place(_wanted(config.resources), prepared.units_per_round)
+        placement = place(_wanted(config.resources), prepared.units_per_round)
         store = opening.result()
         with _tracked(store, prepared, history, saved) as tracker:
             run_id = tracker.run_id if tracker else None
@@ -166,7 +167,8 @@ def run(
             ui_command = store.ui_command if store else None
             resumed_round = saved.round if saved else 0
             on_start(Start(prepared, placement, run_id, ui_command, resumed_round))
-            with cluster.launched(prepared.job(), placement, checkpoints) as server:
+            time_limit = config.resources.time_limit_s
+            with cluster.launched(prepared.job(), placement, checkpoints, time_limit) as server:
                 if tracker:
                     tracker.describe_data(prepared.data, prepared.partition)
                     tracker.describe_actors(server.describe())
@@ -198,9 +200,10 @@ def _samples(config: Experiment, data: Dataset) -> float:
     return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
 
 
-def _wanted(resources: Resources) -> cluster.Resources:
-    given = resources.model_dump()
-    return cluster.Resources(**{k: None if v == "auto" else v for k, v in given.items()})
+def _wanted(resources: Resources) -> Demand:
+    wanted = resources.model_dump(exclude={"time_limit_s"}).items()
+    given: dict[str, Any] = {k: None if v == "auto" else v for k, v in wanted}
+    return Demand(**given)
 
 
 def _open_store(config: Experiment) -> "Store | None":

@@ -105,20 +105,20 @@ class Slot:
 class ActorPool:
     """Executes units on client actors; `spawn(i)` starts the i-th, again when it has died.
 
-    `size` actors are started at once and used as they become ready. Later there may be as many as
-    `room()` says: it is asked every few seconds. A unit that takes longer than `time_limit` seconds has
-    its actor killed, and is then as one whose actor died.
+    `size` actors are started at once and used as they become ready. More are added, one at a time, as
+    long as `another_fits(n)` beside the n that there are: it is asked every second. A unit that takes
+    longer than `time_limit` seconds has its actor killed, and is then as one whose actor died.
     """
 
     def __init__(
         self,
         size: int,
         spawn: Callable[[int], Any],
-        room: Callable[[], int] | None = None,
+        another_fits: Callable[[int], bool] = lambda actors: False,
         time_limit: float | None = None,
     ):
         self.lost_units = 0
-        self._spawn, self._room, self._time_limit = spawn, room, time_limit
+        self._spawn, self._another_fits, self._time_limit = spawn, another_fits, time_limit
         self._slots: list[Slot] = []
         self._described: list[dict[str, Any]] = []
         self._queue: deque[Ticket] = deque()
@@ -134,7 +134,7 @@ class ActorPool:
         return [slot.actor for slot in self._slots]
 
     def describe(self) -> list[dict[str, Any]]:
-        while not self._described or (self._room is None and self._starting()):
+        while not self._described or self._starting():
             self._collect(timeout=None)
         return list(self._described)
 
@@ -287,7 +287,7 @@ class ActorPool:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        if self._room is not None and self._room() > len(self._slots):
+        if not self._starting() and self._another_fits(len(self._slots)):
             self._grow()
         if self._time_limit is not None:
             for slot in self._slots:
