@@ -193,6 +193,22 @@ class Ray(Section):
         str | None,
         Field(description="null: started for this run; auto or host:port: a running cluster"),
     ] = None
+    object_store_gb: Annotated[
+        Annotated[float, Field(ge=0.1)] | None,
+        Field(
+            description="memory for shared arrays where Ray is started for this run, the rest goes to "
+            "disk; null: Ray's choice, 30 %"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _own(self) -> Self:
+        if self.address is not None and self.object_store_gb is not None:
+            raise ConfigError(
+                f"ray.object_store_gb = {self.object_store_gb}: a running cluster (ray.address = "
+                f"{shown(self.address)}) has its own; give `ray start` --object-store-memory, or leave it out"
+            )
+        return self
 
 
 class Tracking(Section):

@@ -157,7 +157,7 @@ def run(
     """
     saved = _saved(config, resume) if resume else None
     prepared, history = prepare(config), History()
-    with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
+    with ThreadPoolExecutor(1) as aside, cluster.connected(**config.ray.model_dump()):
         opening = aside.submit(_open_store, config)
         placement = place(_wanted(config.resources), prepared.units_per_round)
         store = opening.result()

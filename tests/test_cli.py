@@ -284,7 +284,9 @@ def test_the_live_display_fits_the_terminal(width):
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with Progress(console) as progress:
-        progress.start(SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None))
+        progress.start(
+            SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
+        )
         metrics = {"train/loss": 12.3456, "test/accuracy": 1.0, "server/alpha": 0.123}
         progress.record(SimpleNamespace(round=1234, metrics=metrics | {"time/round_s": 12.345}))
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())

@@ -52,8 +52,11 @@ BUNDLE_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connection to the running cluster at `address`, or to a fresh one on this machine for None."""
+def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[None]:
+    """Connection to the running cluster at `address`, or to a fresh one on this machine for None.
+
+    `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses.
+    """
     if (
         ray.is_initialized()
     ):  # a notebook, or the tests: the caller's connection, and theirs to close
@@ -67,6 +70,7 @@ def connected(address: str | None) -> Iterator[None]:
                 include_dashboard=False if address is None else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                object_store_memory=int(object_store_gb * 1e9) if object_store_gb else None,
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
