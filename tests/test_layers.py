@@ -15,9 +15,9 @@ LAYERS = [
     {"experiment"},
     {"tracking"},
     {"config", "runtime", "checkpoint", "diagnostics"},
-    {"training"},
+    {"training", "evaluation"},
     {"algorithms", "data", "models"},
-    {"registry", "overlays"},
+    {"registry", "overlays", "participation"},
     {"wording"},
     {"errors", "history", "interrupts", "seeds"},
 ]

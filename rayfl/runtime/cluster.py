@@ -228,6 +228,9 @@ class ServerActor:
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         return self.server.parameters()
 
+    def correct(self) -> np.ndarray | None:
+        return self.server.correct
+
 
 class RemoteServer:
     """The driver's end of a server actor."""
@@ -249,6 +252,11 @@ class RemoteServer:
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         with _errors_unwrapped():
             return ray.get(self._actor.parameters.remote())
+
+    def correct(self) -> np.ndarray | None:
+        """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
+        with _errors_unwrapped():
+            return ray.get(self._actor.correct.remote())
 
 
 @contextlib.contextmanager
