@@ -90,6 +90,25 @@ def test_the_run_is_found_again_in_mlflow(tracked, client):
     assert (folder / "partition/histogram.png").read_bytes()[:4] == b"\x89PNG"
     assert load_config(folder / "config.yaml").hash == config.hash
 
+    clients = pd.read_csv(folder / "evaluation/clients.csv", index_col="client")
+    pd.testing.assert_frame_equal(clients, result.clients)
+    assert clients["samples"].tolist() == partition.sizes.tolist()
+    last = result.history["client/accuracy_mean"].iloc[-1]
+    assert clients["accuracy"].mean() == pytest.approx(last, rel=1e-12)
+    assert summary["client/accuracy_mean"] == last
+
+
+def test_what_is_evaluated_is_the_configs_to_say_and_not_part_of_the_result(small):
+    plain = run(load_config(small, ["federation.rounds=1"]))
+    config = load_config(small, ["federation.rounds=1", "evaluation.per_client=false"])
+    detailed = run(load_config(small, ["federation.rounds=1", "evaluation.per_class=true"]))
+    bare = run(config)
+    assert config.hash == load_config(small, ["federation.rounds=1"]).hash
+    assert plain.model_sha256 == detailed.model_sha256 == bare.model_sha256
+    assert set(detailed.history) - set(plain.history) == {f"test/class/{c}" for c in range(10)}
+    assert bare.clients is None
+    assert not [name for name in bare.history if name.startswith("client/")]
+
 
 def test_a_query_finds_runs_by_parameter(tracked, client):
     for rho in (0.01, 0.2):
