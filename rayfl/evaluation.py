@@ -1,6 +1,7 @@
 """Accuracy beyond the mean: of each class, of each domain, and of each client.
 
-A cell is one class within one group (domain): group * classes + label. Data without groups are one group.
+A cell is one class within one group (domain): group * classes + label. Data without groups, or without
+those of the test samples, are one group.
 
 The accuracy of client i is the expected accuracy of the global model on the distribution p_i of the
 client's own training samples over the cells,
@@ -45,18 +46,20 @@ class Breakdown:
     """Cell of each test sample, int64 `[n]`."""
     classes: tuple[str, ...]
     groups: tuple[str, ...]
-    """Empty if the data have none."""
+    """Empty if the test samples have none that is known."""
     per_class: bool
     holdings: Holdings | None
     """None: no accuracy of clients."""
 
     @classmethod
     def of(cls, data: Dataset, partition: Partition, per_class: bool, per_client: bool) -> Self:
-        train = _cells(data.y_train, data.group_train, data.num_classes)
+        known = data.group_train is not None and data.group_test is not None
+        group_train, group_test = (data.group_train, data.group_test) if known else (None, None)
+        train = _cells(data.y_train, group_train, data.num_classes)
         return cls(
-            cells=_cells(data.y_test, data.group_test, data.num_classes),
+            cells=_cells(data.y_test, group_test, data.num_classes),
             classes=data.classes,
-            groups=data.groups,
+            groups=data.groups if known else (),
             per_class=per_class,
             holdings=_holdings(train, partition) if per_client else None,
         )
@@ -95,7 +98,7 @@ class Breakdown:
 
 
 def _cells(labels: np.ndarray, groups: np.ndarray | None, num_classes: int) -> np.ndarray:
-    return labels if groups is None else groups.astype(np.int64) * num_classes + labels
+    return labels if groups is None else groups * num_classes + labels
 
 
 def _holdings(cells: np.ndarray, partition: Partition) -> Holdings:

@@ -144,8 +144,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
-            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, data, federation, "
-            "model, partition, ray, resources, seed, tracking",
+            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, evaluation, "
+            "federation, model, partition, ray, resources, seed, tracking",
         ),
         (
             "ray.adress=auto",
@@ -223,7 +223,10 @@ def test_bad_overrides(override, message):
         ("algorithm.name.x=1", 'algorithm.name = {"x": 1}: must be one of fedacg, '),
         ("algorithm=fedavg", "algorithm = 'fedavg': must be a section; set algorithm.name to one "),
         ("algorithm=null", "algorithm = null: must be a section; set algorithm.name to one of "),
-        ("extends=x.yaml", "extends = 'x.yaml': unknown key; allowed: algorithm, data, "),
+        (
+            "extends=x.yaml",
+            "extends = 'x.yaml': unknown key; allowed: algorithm, checkpoint, data, ",
+        ),
         ("algorithm={name: a, name: b}", "override 'algorithm={name: a, name: b}': is not valid "),
     ],
 )

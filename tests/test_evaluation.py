@@ -123,6 +123,14 @@ def test_a_test_set_of_another_domain_says_nothing_of_clients_and_of_its_own_dom
     assert metrics["test/domain/photo"] == pytest.approx(2 / 3)
 
 
+def test_domains_that_only_the_train_set_has_are_left_aside(case):
+    data, partition, correct = case
+    plain = replace(data, groups=(), group_train=None, group_test=None)
+    half = replace(data, group_test=None)
+    with_half, without = (Breakdown.of(d, partition, True, True) for d in (half, plain))
+    assert with_half.metrics(correct) == without.metrics(correct)
+
+
 def test_what_is_off_is_not_computed(case):
     data, partition, correct = case
     data = replace(data, groups=(), group_train=None, group_test=None)
