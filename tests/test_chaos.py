@@ -48,36 +48,36 @@ class Killer(threading.Thread):
 
     def run(self):
         while self.left and not self.done.wait(self.random.uniform(0.2, 2 * self.seconds)):
-            found = [p for p in psutil.process_iter() if title(p).startswith(self.title)]
+            found = processes(self.title)
             if found:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self.random.choice(found).kill()
                     self.left -= 1
 
 
-def title(process):
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return ""
+def processes(title):
+    """Processes of this test's own Ray whose title starts so."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     thirty_rounds["algorithm"] = {"name": name}
     reference = run(load_config(thirty_rounds))
-    thirty_rounds["federation"]["eval_every"] = 1
     killer = Killer("ray::Client", times=20, seconds=1.5)
     config = load_config(thirty_rounds)
     killer.start()
-    kills = 0
-    result = None
-    while killer.left:  # a machine in a hurry finishes before the last kill: once more, then
+    lost = 0
+    while killer.left:  # a fast machine is through before the last kill: once more, then
         result = run(config)
-        kills += result.history["runtime/lost_units"].iloc[-1]
         assert result.model_sha256 == reference.model_sha256
-    killer.done.set()
-    assert kills >= 10  # the others hit an actor that had no unit
+        lost += result.history["runtime/lost_units"].iloc[-1]
+    assert lost >= 5  # the others hit an actor that was not training
 
 
 def test_kills_of_the_server_actor(thirty_rounds, ray_session):
@@ -86,9 +86,7 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
 
     def kill(record):
         if record.round in (7, 8, 21) and "train/loss" in record.metrics:
-            (server,) = (
-                p for p in psutil.process_iter() if title(p).startswith("ray::ServerActor")
-            )
+            (server,) = processes("ray::ServerActor")
             server.kill()
             killed.append(record.round)
 

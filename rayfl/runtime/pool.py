@@ -27,6 +27,8 @@ LOOK_SECONDS = 1.0
 START_SECONDS = 900.0
 # A unit that has outlived this many of its actors probably killed them (out of memory, say).
 RETRIES = 3
+# An actor that dies while it starts costs nothing but the start.
+START_RETRIES = 10
 
 
 @dataclass(eq=False)
@@ -273,10 +275,8 @@ class ActorPool:
             self._described.append(ray.get(ref))
         except RayActorError as error:
             slot.failed_starts += 1
-            if slot.failed_starts > RETRIES:
-                raise RunError(
-                    f"a client actor could not start, {slot.failed_starts} times in a row: {error}"
-                ) from error
+            if error.actor_init_failed or slot.failed_starts > START_RETRIES:
+                raise RunError(f"a client actor could not start: {error}") from error
             self._replace(slot)
             return
         slot.starting, slot.failed_starts = None, 0
