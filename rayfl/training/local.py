@@ -33,13 +33,12 @@ class SGD:
         if self.weight_decay:
             decay = self.lr * self.weight_decay
             x.mul_(1 - decay if active is None else 1 - decay * active)
-        if self.max_norm is None and active is None:
-            x.add_(direction, alpha=-self.lr)
+        if self.max_norm is None:
+            # Not addcmul: it rounds differently, and a stack would not equal its clients one at a time.
+            x.add_(direction if active is None else direction * active, alpha=-self.lr)
             return
-        scale = torch.ones_like(x[:, :1]) if active is None else active
-        if self.max_norm is not None:
-            scale = scale * _clip_factor(direction, self.max_norm)
-        x.addcmul_(direction, scale, value=-self.lr)
+        scale = _clip_factor(direction, self.max_norm)
+        x.addcmul_(direction, scale if active is None else scale * active, value=-self.lr)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl.algorithms import ALGORITHMS
+from rayfl.algorithms.base import Setup
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
@@ -188,7 +189,8 @@ def test_batch_statistics_move_once_a_local_step(name):
     start, shared = algorithm.broadcast(w, server)
     stack = {n: v.unsqueeze(0) for n, v in memory.items()}
     sgd = SGD(lr=lr, weight_decay=0.0, max_norm=None)
-    trained = train_stack(algorithm, oracle, minibatch, start, shared, stack, [steps], sgd)
+    setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
+    trained = train_stack(algorithm, oracle, minibatch, start, shared, stack, [steps], sgd, setup)
 
     passes = trained.backward_passes // steps
     assert passes == (1 if name == "fedavg" else 2)

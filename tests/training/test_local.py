@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.algorithms.base import Setup
 from rayfl.training.local import SGD, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
+SETUP = Setup(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
 PLAIN = SGD(lr=0.5, weight_decay=0.0, max_norm=None)
 
 
@@ -18,7 +20,7 @@ class Distance:
 
     stacks = True
 
-    def __call__(self, x: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, batch: Tensor, penalty=None) -> tuple[Tensor, Tensor]:
         return x - batch, (x - batch).square().sum(-1) / 2
 
 
@@ -50,7 +52,9 @@ def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
     first = algorithm.init_client(start)
     memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
     targets = TARGETS[: len(steps)]
-    return train_stack(algorithm, Distance(), lambda k: targets, start, {}, memory, steps, sgd)
+    return train_stack(
+        algorithm, Distance(), lambda k: targets, start, {}, memory, steps, sgd, SETUP
+    )
 
 
 def test_a_client_stops_after_its_own_steps():
@@ -130,7 +134,7 @@ def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
     start = torch.tensor([2.0, 4.0])
     sgd = SGD(lr=0.5, weight_decay=0.5, max_norm=None)
     trained = train_stack(
-        Hoards(), Distance(), lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2], sgd
+        Hoards(), Distance(), lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2], sgd, SETUP
     )
     # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
     assert trained.memory["x"].tolist() == [[0.5, 1.0]]
