@@ -1,6 +1,7 @@
 """The local loop, on clients that minimise half the squared distance to a target."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -117,6 +118,45 @@ def test_each_client_is_clipped_by_its_own_norm():
     x = torch.zeros(3, 2)
     sgd.step_(x, directions, active=None)
     torch.testing.assert_close(x, -torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs(Algorithm):
+    """Sums the gradients of its round, and steps by ten times the sign."""
+
+    clips_gradients: ClassVar[bool] = True
+
+    def init_client(self, w):
+        return {"total": torch.zeros_like(w)}
+
+    def local_step(self, x, memory, grad, ctx):
+        if ctx.step == 0:
+            memory = memory | {"sum": torch.zeros_like(x)}
+        g = grad(x)
+        return 10 * g.sign(), memory | {"sum": memory["sum"] + g}
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": delta}, {"total": memory["total"] + memory["sum"]}
+
+
+def test_a_method_may_have_its_gradients_clipped_instead_of_its_direction():
+    """From 0 to the targets (4, 0) and (0, 8), in steps of 5 to (5, 0) and (0, 5), (0, 10)."""
+    sgd = SGD(lr=0.5, weight_decay=0.0, max_norm=2.0)
+    trained = train(Signs(), [1, 2], sgd)
+    assert trained.uploads["delta"].tolist() == [[5, 0], [0, 10]]
+    torch.testing.assert_close(trained.memory["total"], torch.tensor([[-2.0, 0.0], [0.0, -4.0]]))
+
+
+def test_the_memory_of_a_round_ends_with_it():
+    assert train(Signs(), [1, 2]).memory.keys() == {"total"}
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_client_rounds_alike_beside_one_that_stops(max_norm):
+    """lr has no short binary form, so that fused and separate multiplications would differ."""
+    sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=max_norm)
+    both, alone = (train(ALGORITHMS["fedavg"](), steps, sgd) for steps in ([30, 1], [30]))
+    assert torch.equal(both.uploads["delta"][:1], alone.uploads["delta"])
 
 
 @dataclass(frozen=True, kw_only=True)
