@@ -194,11 +194,12 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_record):
+        def run(config, on_start, on_record, resume):
             from rayfl.experiment import prepare
 
             on_start(SimpleNamespace(
-                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui"
+                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui",
+                resumed_round=0,
             ))  # fmt: skip
             for round in (1, 2, 3):
                 metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
