@@ -13,7 +13,7 @@ Server:  v <- mean of the clients' last v over the cohort;  t <- t + K
 Deviations: v is averaged entry by entry, as in the released code (the paper sends one mean for each block
 of the model, which saves almost half the upload). The released code divides m by 1 - beta1^(t + k), too,
 which makes the first steps of later rounds short.
-Weight decay and clipping are Local AdamW's.
+Weight decay, clipping and the size of `federation.lr` are as for Local AdamW.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from rayfl.algorithms.local_adamw import LocalAdamW
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdamW(LocalAdamW):
-    paper: ClassVar[str] = "Liu et al., 2025, arXiv:2510.27486"
+    paper: ClassVar[str] = "Liu et al., 2025, arXiv:2510.27486 (needs a small lr)"
 
     gamma: Annotated[float, Field(ge=0, description="weight of the last global update")] = 0.5
 

@@ -14,6 +14,7 @@ with its text before you build on them.
 Deviations from the code released with FedAdamW: u is the largest v (there, v itself), weight decay is
 `federation.weight_decay`, which the local loop adds to the direction (there, to the gradient), and epsilon
 is the start of sqrt(u) (there, added to it). `federation.max_norm` clips each gradient, as there.
+The adaptive part of a step moves every parameter by up to about alpha lr: choose `federation.lr` for that.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from rayfl.algorithms.fedavg import FedAvg
 
 @dataclass(frozen=True, kw_only=True)
 class FedLADA(FedAvg):
-    paper: ClassVar[str] = "Sun et al., TPAMI 2023, arXiv:2308.00522"
+    paper: ClassVar[str] = "Sun et al., TPAMI 2023, arXiv:2308.00522 (needs a small lr)"
     clips_gradients: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(gt=0, le=1, description="weight of the adaptive direction")] = 0.1

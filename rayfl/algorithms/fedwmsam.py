@@ -78,7 +78,7 @@ class FedWMSAM(Algorithm):
     ] = 1.0
     perturbation: Annotated[
         Literal["vector", "sum_of_norms", "scalars"],
-        Field(description="of global norm rho; or divided as the released code means, or does"),
+        Field(description="vector: of global norm rho; scalars: one number a tensor, as released"),
     ] = "vector"
     nominal_steps: Annotated[
         bool, Field(description="K is E n_0 / B of client 0 for all, as in the released code")

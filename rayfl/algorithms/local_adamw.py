@@ -8,9 +8,10 @@ Legend: m, v = first and second moment of the gradients of this round; k counts 
     m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
     d = m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + epsilon)
 
-AdamW's decoupled weight decay is `federation.weight_decay`, which the local loop adds to any direction
-(0.01 in the released code, with lr 3e-4). `federation.max_norm` clips each gradient before the moments see
-it, as the released code does.
+A step moves every parameter by up to about lr, so `federation.lr` is to be some 100 times smaller than for
+SGD: the code released with FedAdamW has 3e-4. AdamW's decoupled weight decay is `federation.weight_decay`,
+which the local loop adds to any direction (0.01 there). `federation.max_norm` clips each gradient before the
+moments see it, as there.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from rayfl.algorithms.fedavg import FedAvg
 
 @dataclass(frozen=True, kw_only=True)
 class LocalAdamW(FedAvg):
-    paper: ClassVar[str] = "Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101, on FedAvg's clients"
+    paper: ClassVar[str] = "Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101 (needs a small lr)"
     clips_gradients: ClassVar[bool] = True
 
     beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
