@@ -115,7 +115,7 @@ class Federation(Section):
     ] = 0.0
     max_norm: Annotated[
         Annotated[float, Field(gt=0)] | None,
-        Field(description="clips each local direction; null: never"),
+        Field(description="clips each local direction, or gradient (Adam's methods); null: never"),
     ] = None
     eval_every: Annotated[Positive, Field(description="rounds between two evaluations")] = 1
     clients_per_unit: Annotated[

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rayfl import participation, seeds
-from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl.algorithms.base import Algorithm, Setup, Vectors
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
@@ -115,6 +115,16 @@ class Engine:
             DenseStack(model, self.layout)
             if dense_chain(model) is not None
             else PerClient(model, self.layout)
+        )
+        nominal = settings.local_steps
+        if nominal is None:
+            assert settings.local_epochs is not None
+            nominal = settings.local_epochs * len(partition.client(0)) / settings.batch_size
+        self.setup = Setup(
+            clients=len(partition.sizes),
+            nominal_steps=float(nominal),
+            sizes=tuple(slot.shape.numel() for slot in self.layout.parameters),
+            first=self.layout.first_entries().to(self.device),
         )
 
     @torch.no_grad()
@@ -234,6 +244,7 @@ class Engine:
             memory,
             [len(p.sizes) for p in plans],
             SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm),
+            self.setup,
         )
 
 

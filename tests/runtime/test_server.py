@@ -94,6 +94,25 @@ def test_any_number_of_actors_gives_the_same_bits(name, small, actors):
     assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
 
 
+# Adam moves every parameter by about the learning rate.
+LEARNING_RATES = {"local_adamw": 0.005, "fedadamw": 0.005, "fedlada": 0.03}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_learns(name, small, actors):
+    """Its defaults on digits, unequal clients: from chance (10 %) to most of the test set in 20 rounds."""
+    small["algorithm"] = {"name": name}
+    small["federation"] |= {"rounds": 20, "lr": LEARNING_RATES.get(name, 0.1)}
+    prepared = prepare(load_config(small))
+    rows = metrics(on_actors(prepared, prepared.config.algorithm, actors[:2])[1])
+
+    losses = [rows[round]["train/loss"] for round in sorted(rows)]
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    assert rows[20]["test/accuracy"] > 0.6
+    assert rows[20]["test/loss"] < 0.6 * rows[1]["test/loss"]
+
+
 def metrics(records):
     """What is measured, without how long it took; evaluations may come later, not differently."""
     rows = {}
@@ -244,7 +263,16 @@ def test_eval_every_and_the_last_round(small):
 
 @pytest.mark.parametrize(
     ("name", "vectors_down", "vectors_up", "passes"),
-    [("fedavg", 1, 1, 1), ("fedsam", 1, 1, 2), ("scaffold", 2, 2, 1), ("fednsam", 1, 1, 2)],
+    [
+        ("fedavg", 1, 1, 1),
+        ("fedsam", 1, 1, 2),
+        ("scaffold", 2, 2, 1),
+        ("fednsam", 1, 1, 2),
+        ("igfl", 2, 2, 1),
+        ("local_adamw", 1, 1, 1),
+        ("fedlada", 3, 2, 1),
+        ("moon", 1, 1, 1),
+    ],
 )
 def test_costs_are_counted(name, vectors_down, vectors_up, passes, small):
     small["federation"] |= {"rounds": 1, "local_epochs": None, "local_steps": 3}
