@@ -45,6 +45,10 @@ class Dataset:
     mean: np.ndarray  # [C] or [F] float32
     std: np.ndarray
     classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    """Names of the domains that samples come from; empty if there are none."""
+    group_train: np.ndarray | None = None  # [n] int64, index into groups
+    group_test: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:

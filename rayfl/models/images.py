@@ -25,9 +25,10 @@ def check_images(name: str, sample_shape: tuple[int, ...], smallest: int = 1) ->
 def channels_in(layer: nn.Module, channels: int) -> nn.Conv2d:
     """A fresh convolution like `layer`, for images of that many channels."""
     assert isinstance(layer, nn.Conv2d)
-    size, stride = layer.kernel_size, layer.stride
-    fresh = nn.Conv2d(channels, layer.out_channels, size, stride, bias=layer.bias is not None)
-    nn.init.trunc_normal_(fresh.weight, std=(channels * size[0] * size[1]) ** -0.5)
+    (height, width), (down, right) = layer.kernel_size, layer.stride
+    size, stride, biased = (height, width), (down, right), layer.bias is not None
+    fresh = nn.Conv2d(channels, layer.out_channels, size, stride, bias=biased)
+    nn.init.trunc_normal_(fresh.weight, std=(channels * height * width) ** -0.5)
     if fresh.bias is not None:
         nn.init.zeros_(fresh.bias)
     return fresh

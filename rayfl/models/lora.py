@@ -127,10 +127,18 @@ class SelfAttention(nn.Module):
 
     def packed(self) -> nn.MultiheadAttention:
         """The attention that it was made from, with today's weights."""
-        width = self.qkv.in_features
-        attention = nn.MultiheadAttention(width, self.heads, self.dropout, batch_first=True)
-        attention.in_proj_weight, attention.in_proj_bias = self.qkv.weight, self.qkv.bias
-        attention.out_proj.weight, attention.out_proj.bias = self.proj.weight, self.proj.bias
+        width, biased = self.qkv.in_features, self.qkv.bias is not None
+        attention = nn.MultiheadAttention(
+            width, self.heads, self.dropout, bias=biased, batch_first=True
+        )
+        projections = {"in_proj_": self.qkv, "out_proj.": self.proj}
+        attention.load_state_dict(
+            {
+                f"{name}{n}": v
+                for name, part in projections.items()
+                for n, v in part.state_dict().items()
+            }
+        )
         return attention
 
 

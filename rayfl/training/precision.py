@@ -7,11 +7,15 @@ bfloat16 is PyTorch's autocast: products and convolutions in bfloat16, sums that
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+
+# torch's type hints do not know these documented settings.
+_products: Any = torch.backends.cuda.matmul
+_convolutions: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def forward_pass(precision: Precision, device: torch.device) -> torch.autocast:
@@ -25,7 +29,7 @@ def local_steps(precision: Precision) -> Iterator[None]:
     if precision != "tf32":
         yield
         return
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    before = _products.fp32_precision, _convolutions.fp32_precision
     round_inputs("tf32", "tf32")
     try:
         yield
@@ -35,8 +39,8 @@ def local_steps(precision: Precision) -> Iterator[None]:
 
 def round_inputs(products: str, convolutions: str) -> None:
     """What GPUs do to the float32 inputs of both: "tf32" rounds them, "ieee" does not."""
-    torch.backends.cuda.matmul.fp32_precision = products
-    torch.backends.cudnn.conv.fp32_precision = convolutions
+    _products.fp32_precision = products
+    _convolutions.fp32_precision = convolutions
 
 
 def in_effect(precision: Precision, device: torch.device) -> Precision:

@@ -44,13 +44,15 @@ def test_counts_are_the_papers():
     }
 
 
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_an_attention_taken_apart_is_torchs(training):
+def test_an_attention_taken_apart_is_torchs(training, biased):
     torch.manual_seed(0)
-    packed = nn.MultiheadAttention(12, 3, batch_first=True).double().train(training)
-    nn.init.normal_(packed.in_proj_bias)
-    nn.init.normal_(packed.out_proj.bias)
-    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    packed = nn.MultiheadAttention(12, 3, bias=biased, batch_first=True).train(training)
+    if biased:
+        nn.init.normal_(packed.in_proj_bias)
+        nn.init.normal_(packed.out_proj.bias)
+    x = torch.randn(2, 5, 12)
     expected, _ = packed(x, x, x, need_weights=False)
     apart = SelfAttention(packed).train(training)
     torch.testing.assert_close(apart(x, x, x, need_weights=False)[0], expected)
