@@ -45,6 +45,9 @@ class Dataset:
     mean: np.ndarray  # [C] or [F] float32
     std: np.ndarray
     classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()  # names of the domains or writers; () where there are none
+    group_train: np.ndarray | None = None  # [n] int64, 0..len(groups)-1
+    group_test: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
@@ -63,11 +66,14 @@ def from_arrays(
     test: Samples,
     classes: Sequence[str] | None = None,
     normalise: tuple[Sequence[float], Sequence[float]] | None = None,
+    groups: tuple[np.ndarray, np.ndarray | None] | None = None,
 ) -> Dataset:
     """A Dataset of these arrays, in the types and the memory layout that it promises.
 
     Class names default to the class numbers, `normalise` = (mean, std) to those of the train set.
+    `groups`: the domain or writer, by name or number, of each train and (if known) test sample.
     """
+    names, group_train, group_test = _number(*groups) if groups else ((), None, None)
     (x_train, y_train), (x_test, y_test) = _convert(train), _convert(test)
     if classes is None:
         classes = [str(label) for label in range(int(y_train.max(initial=-1)) + 1)]
@@ -81,6 +87,9 @@ def from_arrays(
         mean=np.asarray(mean, dtype=np.float32),
         std=np.asarray(std, dtype=np.float32),
         classes=tuple(classes),
+        groups=names,
+        group_train=group_train,
+        group_test=group_test,
     )
 
 
@@ -490,6 +499,16 @@ def _convert(samples: Samples) -> Samples:
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
+def _number(
+    train: np.ndarray, test: np.ndarray | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+    """The names of the groups in ascending order, and the number of each sample's group."""
+    known = np.unique(train if test is None else np.concatenate((train, test)))
+    group_train = np.searchsorted(known, train).astype(np.int64)
+    group_test = None if test is None else np.searchsorted(known, test).astype(np.int64)
+    return tuple(map(str, known)), group_train, group_test
+
+
 def _mean_and_std(x: np.ndarray) -> Samples:
     """Mean and standard deviation over all but the last axis; std 0 becomes 1."""
     columns = x.reshape(-1, x.shape[-1])
@@ -508,7 +527,8 @@ def _check(dataset: Dataset) -> None:
     """Raise ConfigError unless the arrays are as `Dataset` says."""
     for split in ("train", "test"):
         x, y = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
-        if problem := _problem(dataset, x, y):
+        group = getattr(dataset, f"group_{split}")
+        if problem := _problem(dataset, x, y) or _group_problem(dataset, group, len(y)):
             raise ConfigError(f"data.name: the {split} data of {dataset.name!r} {problem}")
     shapes = dataset.x_train.shape[1:], dataset.x_test.shape[1:]
     if shapes[0] != shapes[1] or dataset.x_train.dtype != dataset.x_test.dtype:
@@ -551,4 +571,17 @@ def _problem(dataset: Dataset, x: np.ndarray, y: np.ndarray) -> str | None:
         return "have values that are not finite; remove or fill them"
     if not (x.flags.c_contiguous and y.flags.c_contiguous):
         return "are not C-contiguous; build the Dataset with from_arrays"
+    return None
+
+
+def _group_problem(dataset: Dataset, group: np.ndarray | None, samples: int) -> str | None:
+    if group is None:
+        return None
+    if group.dtype != np.int64 or group.shape != (samples,):
+        return f"have groups {group.dtype} {list(group.shape)}; must be int64 [{samples}]"
+    if not 0 <= group.min() <= group.max() < len(dataset.groups):
+        return (
+            f"have groups from {group.min()} to {group.max()}; must be from 0 to "
+            f"{len(dataset.groups) - 1}, the number of a name in `groups`"
+        )
     return None

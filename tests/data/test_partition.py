@@ -29,15 +29,34 @@ SCHEME_BY_NAME: dict[str, Scheme] = {
     "quantity": Quantity(sigma=0.5),
 }
 EQUAL_SIZES = ("iid", "dirichlet")
-# sha256 of the partition of LABELS over 10 clients with seed 7. Recorded, not derived: a change
-# means that every published result of that scheme can no longer be reproduced.
+# sha256 of the partition of LABELS over 10 clients with seed 7, and of UNEVEN over 13 with seed 3.
+# Recorded, not derived: a change means that every published result of that scheme can no longer be
+# reproduced.
 GOLDEN = {
-    "iid": "17d2b88d725a36081c36546ee4f87a0dae01de0f11430f41e3dee6f81fec7772",
-    "dirichlet": "4c891091102dde03d7cf3affa784e25762ef1a5fe8fe4b98a057b158918dcea2",
-    "dirichlet_per_class": "ae2eb9f8f34afb1f8bd6d4c7d5fb5889e8f924e62e1e2db7f86e61fae8b2bb6c",
-    "pathological": "3dc15bb45dc449ed8daf4e70fb98546b84935d307b95af77da5a7b77f1fa4655",
-    "shards": "f9a3ced9579aa580e37ddfe4b5a11b039018b6fa1a2a4cd0e95ee0e749e762c2",
-    "quantity": "61864cba5bf08b8c60b73deab78515f7a4a95d0162c7001db58d47b5fd3584a7",
+    "iid": (
+        "17d2b88d725a36081c36546ee4f87a0dae01de0f11430f41e3dee6f81fec7772",
+        "b1248c612aa73eb248ce3c8b1c1ae4adad1332586b6e2da07accd0e5ce9fc9f6",
+    ),
+    "dirichlet": (
+        "4c891091102dde03d7cf3affa784e25762ef1a5fe8fe4b98a057b158918dcea2",
+        "3ed2e5d611d911bda1cfb5fce033eabb8a900acd2f3b0acf2925f667ac771838",
+    ),
+    "dirichlet_per_class": (
+        "ae2eb9f8f34afb1f8bd6d4c7d5fb5889e8f924e62e1e2db7f86e61fae8b2bb6c",
+        "2caf933062b53f4fd017c2d9e6918987101911416a265898f8b0bc3cd651dc4d",
+    ),
+    "pathological": (
+        "3dc15bb45dc449ed8daf4e70fb98546b84935d307b95af77da5a7b77f1fa4655",
+        "abd412f79cb1edf78fa2efc52a3744637f8aad1da00443da2bbd0c4a47c0147d",
+    ),
+    "shards": (
+        "f9a3ced9579aa580e37ddfe4b5a11b039018b6fa1a2a4cd0e95ee0e749e762c2",
+        "d793942d91c9b87a9057f00d8f76acc4d93979205efe11bd99df4f43f3192b72",
+    ),
+    "quantity": (
+        "61864cba5bf08b8c60b73deab78515f7a4a95d0162c7001db58d47b5fd3584a7",
+        "9ade29b1e9059a178ea42060a0653a6dd393515437314d6cd49c4f9c66eec163",
+    ),
 }
 
 
@@ -67,7 +86,9 @@ def test_is_a_true_partition(name, clients, seed, labels):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_is_the_same_on_every_machine(name):
-    assert split(SCHEME_BY_NAME[name], LABELS, 10, seed=7).digest() == GOLDEN[name]
+    scheme = SCHEME_BY_NAME[name]
+    even, uneven = split(scheme, LABELS, 10, seed=7), split(scheme, UNEVEN, 13, seed=3)
+    assert (even.digest(), uneven.digest()) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("name", SCHEMES)
