@@ -146,7 +146,7 @@ def algorithms() -> None:
 @app.command()
 def datasets() -> None:
     """List the data sources with their options."""
-    from rayfl.data.datasets import SOURCES
+    from rayfl.data.sources import SOURCES
 
     _list_registry("data", SOURCES, _first_doc_line)
 
@@ -154,7 +154,7 @@ def datasets() -> None:
 @app.command()
 def partitions() -> None:
     """List the partition schemes with their options."""
-    from rayfl.data.partition import SCHEMES
+    from rayfl.data.schemes import SCHEMES
 
     _list_registry("partition", SCHEMES, _first_doc_line)
 

@@ -18,8 +18,10 @@ from ruamel.yaml import YAML
 
 from rayfl import overlays
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.data.datasets import SOURCES, Source
-from rayfl.data.partition import SCHEMES, Scheme
+from rayfl.data.datasets import Source
+from rayfl.data.partition import Scheme
+from rayfl.data.schemes import SCHEMES
+from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model
 from rayfl.registry import Choice, import_path

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rayfl.data.datasets import (
+from rayfl.data.datasets import Dataset, Source, from_arrays
+from rayfl.data.picture import heatmap
+from rayfl.data.sources import (
     CIFAR10,
     CIFAR100,
     EMNIST,
@@ -23,16 +25,12 @@ from rayfl.data.datasets import (
     NPZ,
     SOURCES,
     SVHN,
-    Dataset,
     Digits,
     FashionMNIST,
     ImageFolder,
     Parquet,
-    Source,
-    TorchvisionSource,
-    from_arrays,
 )
-from rayfl.data.picture import heatmap
+from rayfl.data.sources.torchvision import TorchvisionSource
 from rayfl.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -453,7 +451,7 @@ def test_registry_holds_every_source():
 
 def test_importing_the_sources_is_cheap():
     code = (
-        "import sys, rayfl.data.datasets, rayfl.data.partition, rayfl.data.picture;"
+        "import sys, rayfl.data.sources, rayfl.data.schemes, rayfl.data.picture;"
         "slow = {'torch', 'torchvision', 'sklearn', 'pyarrow', 'PIL', 'matplotlib'};"
         "print(slow & {*sys.modules})"
     )

@@ -3,18 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayfl.data.partition import (
+from rayfl.data.partition import Scheme, split
+from rayfl.data.schemes import (
     IID,
     SCHEMES,
     Dirichlet,
     DirichletPerClass,
     Pathological,
     Quantity,
-    Scheme,
     Shards,
-    _level,
-    split,
 )
+from rayfl.data.schemes.pathological import _level
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
