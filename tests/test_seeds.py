@@ -18,6 +18,9 @@ PURPOSES = get_args(Purpose)
         ((0, "augment", 1, 1), [446053, 395652, 753383]),
         ((1, "model", 2, 3), [649451, 165654, 732100]),
         ((1099511627776, "init", 0, 0), [899277, 132317, 925092]),
+        ((0, "long_tail"), [535940, 984790, 110661]),
+        ((0, "feature_shift"), [507, 756277, 441319]),
+        ((0, "label_noise"), [224088, 954415, 74495]),
     ],
 )
 def test_streams_never_change(stream, expected):

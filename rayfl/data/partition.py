@@ -15,6 +15,8 @@ import numpy as np
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
+Groups = np.ndarray | None  # [n], the domain or writer of each sample; None: not known
+
 
 @dataclass(frozen=True, eq=False)
 class Partition:
@@ -52,19 +54,23 @@ class Scheme(ABC):
     """A rule that gives every sample an owner."""
 
     @abstractmethod
-    def assign(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
         """The owner, 0..clients-1, of each sample, int64 [n]; each of 0..C-1 is in `labels`."""
 
 
-def split(scheme: Scheme, labels: np.ndarray, clients: int, seed: int) -> Partition:
-    """Spread the samples with these labels over the clients. Only `seed` decides how."""
+def split(
+    scheme: Scheme, labels: np.ndarray, clients: int, seed: int, groups: Groups = None
+) -> Partition:
+    """Spread the samples with these labels (and groups) over the clients. Only `seed` decides how."""
     if not 1 <= clients <= len(labels):
         raise ConfigError(
             f"federation.clients = {clients}: must be from 1 to the number of training samples, "
             f"{len(labels)}"
         )
     dense = np.unique(labels, return_inverse=True)[1]
-    owner = scheme.assign(dense, clients, generator(seed, "partition"))
+    owner = scheme.assign(dense, clients, generator(seed, "partition"), groups)
     sizes = np.bincount(owner, minlength=clients)
     if len(owner) != len(labels) or len(sizes) != clients or sizes.min() < 1:
         raise ConfigError(

@@ -7,6 +7,7 @@ from rayfl.data.partition import Scheme, split
 from rayfl.data.schemes import (
     IID,
     SCHEMES,
+    ByGroup,
     Dirichlet,
     DirichletPerClass,
     Pathological,
@@ -18,6 +19,7 @@ from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
 LABELS = np.tile(np.arange(10), 60)  # balanced
+GROUPS = np.random.default_rng(1).choice(5, 600, p=[0.4, 0.3, 0.2, 0.05, 0.05])
 UNEVEN = np.repeat(np.arange(10), [20, 100, 35, 5, 70, 150, 45, 1, 90, 84])  # 600 samples too
 SCHEME_BY_NAME: dict[str, Scheme] = {
     "iid": IID(),
@@ -26,6 +28,7 @@ SCHEME_BY_NAME: dict[str, Scheme] = {
     "pathological": Pathological(classes_per_client=2),
     "shards": Shards(shards_per_client=2),
     "quantity": Quantity(sigma=0.5),
+    "by_group": ByGroup(inner="dirichlet", alpha=0.5),
 }
 EQUAL_SIZES = ("iid", "dirichlet")
 # sha256 of the partition of LABELS over 10 clients with seed 7, and of UNEVEN over 13 with seed 3.
@@ -71,7 +74,7 @@ def test_every_scheme_is_tested():
     labels=st.sampled_from([LABELS, UNEVEN]),
 )
 def test_is_a_true_partition(name, clients, seed, labels):
-    partition = split(SCHEME_BY_NAME[name], labels, clients, seed)
+    partition = split(SCHEME_BY_NAME[name], labels, clients, seed, GROUPS)
 
     assert (np.sort(partition.indices) == np.arange(len(labels))).all()
     assert len(partition.sizes) == clients
@@ -80,26 +83,30 @@ def test_is_a_true_partition(name, clients, seed, labels):
     assert all((np.diff(partition.client(i)) > 0).all() for i in range(clients))
     if name in EQUAL_SIZES:
         assert np.ptp(partition.sizes) <= 1
-    assert partition.digest() == split(SCHEME_BY_NAME[name], labels, clients, seed).digest()
+    again = split(SCHEME_BY_NAME[name], labels, clients, seed, GROUPS)
+    assert partition.digest() == again.digest()
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_is_the_same_on_every_machine(name):
     scheme = SCHEME_BY_NAME[name]
-    even, uneven = split(scheme, LABELS, 10, seed=7), split(scheme, UNEVEN, 13, seed=3)
+    even = split(scheme, LABELS, 10, seed=7, groups=GROUPS)
+    uneven = split(scheme, UNEVEN, 13, seed=3, groups=GROUPS)
     assert (even.digest(), uneven.digest()) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_differs_between_seeds(name):
-    digests = {split(SCHEME_BY_NAME[name], LABELS, 10, seed).digest() for seed in range(5)}
+    scheme = SCHEME_BY_NAME[name]
+    digests = {split(scheme, LABELS, 10, seed, GROUPS).digest() for seed in range(5)}
     assert len(digests) == 5
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_ignores_how_the_classes_are_numbered(name):
-    gaps = split(SCHEME_BY_NAME[name], LABELS * 7 + 3, 10, seed=0)
-    assert gaps.digest() == split(SCHEME_BY_NAME[name], LABELS, 10, seed=0).digest()
+    scheme = SCHEME_BY_NAME[name]
+    gaps = split(scheme, LABELS * 7 + 3, 10, seed=0, groups=GROUPS)
+    assert gaps.digest() == split(scheme, LABELS, 10, seed=0, groups=GROUPS).digest()
 
 
 @pytest.mark.parametrize("clients", [1, len(LABELS)])
@@ -269,11 +276,77 @@ def test_dirichlet_per_class_gives_up_with_advice(scheme, message):
 
 def test_a_scheme_of_the_user_that_is_no_partition_is_refused():
     class AllToClientZero(Scheme):
-        def assign(self, labels, clients, rng):
+        def assign(self, labels, clients, rng, groups=None):
             return np.zeros(len(labels), dtype=np.int64)
 
     with pytest.raises(ConfigError, match="AllToClientZero must give each of 600 samples"):
         split(AllToClientZero(), LABELS, 2, seed=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scheme=st.builds(ByGroup, inner=st.sampled_from(["iid", "dirichlet"]), alpha=st.just(0.1)),
+    clients=st.integers(5, 600),
+    seed=st.integers(0, 100),
+)
+def test_by_group_no_client_mixes_groups(scheme, clients, seed):
+    partition = split(scheme, UNEVEN, clients, seed, GROUPS)
+    assert (np.sort(partition.indices) == np.arange(600)).all()
+    assert partition.sizes.min() >= 1
+    held = [set(GROUPS[partition.client(i)]) for i in range(clients)]
+    assert all(len(groups) == 1 for groups in held)
+    assert [min(groups) for groups in held] == sorted(min(groups) for groups in held)
+    for group in range(5):  # equal sizes inside a group
+        sizes = [partition.sizes[i] for i in range(clients) if group in held[i]]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_by_group_gives_clients_in_proportion_to_the_samples():
+    """D'Hondt by hand: 12, 6 and 2 samples for 7 clients; quotients 12 6 4 3 2.4 | 6 3 2 | 2 1."""
+    groups = np.repeat([10, 20, 30], [12, 6, 2])
+    partition = split(ByGroup(), np.zeros(20, int), 7, seed=0, groups=groups)
+    assert partition.sizes.tolist() == [3, 3, 3, 3, 3, 3, 2]
+
+
+def test_by_group_a_client_is_a_writer():
+    writers = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 15)) * 3 + 7
+    partition = split(ByGroup(), LABELS, 40, seed=0, groups=writers)
+    for i in range(40):
+        assert (partition.client(i) == np.flatnonzero(writers == 3 * i + 7)).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(clients=st.integers(1, 59), seed=st.integers(0, 100))
+def test_by_group_merges_whole_groups_when_asked(clients, seed):
+    writers = np.random.default_rng(2).integers(0, 60, 600)
+    writers[:60] = np.arange(60)
+    partition = split(ByGroup(merge=True), LABELS, clients, seed, writers)
+    assert (np.sort(partition.indices) == np.arange(600)).all()
+    held = [set(writers[partition.client(i)]) for i in range(clients)]
+    assert sum(map(len, held)) == 60  # no writer is at two clients
+    assert max(map(len, held)) - min(map(len, held)) <= 1
+
+
+def test_by_group_inner_dirichlet_skews_the_labels():
+    shares = {}
+    for inner in ("iid", "dirichlet"):
+        partition = split(ByGroup(inner=inner), LABELS, 20, 0, np.repeat([0, 1], 300))
+        shares[inner] = (partition.histogram(LABELS, 10).max(axis=1) / partition.sizes).mean()
+    assert shares["iid"] < 0.25
+    assert shares["dirichlet"] > 0.5
+
+
+def test_by_group_says_what_is_missing():
+    with pytest.raises(
+        ConfigError, match=r"partition\.name = 'by_group': the data have no groups; use"
+    ):
+        split(ByGroup(), LABELS, 10, seed=0)
+    with pytest.raises(
+        ConfigError,
+        match=r"federation\.clients = 3: .* the data have 5 groups .*federation\.clients=5 .*"
+        r"partition\.merge=true",
+    ):
+        split(ByGroup(), LABELS, 3, seed=0, groups=GROUPS)
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "quantity"])

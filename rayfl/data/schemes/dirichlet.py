@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.partition import Scheme
+from rayfl.data.partition import Groups, Scheme
 from rayfl.data.schemes.dealing import deal, equal_sizes
 from rayfl.errors import ConfigError
 
@@ -26,7 +26,9 @@ class Dirichlet(Scheme):
         float, Field(gt=0, description="Dirichlet concentration; small = skewed, large = IID")
     ] = 0.1
 
-    def assign(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
         """Fill the clients in random order, so that none is left with the leftovers of the others.
 
         A class that has run out is masked, and the client's prior renormalised over the rest.
@@ -62,7 +64,9 @@ class DirichletPerClass(Scheme):
         int, Field(ge=1, description="draw again until every client has this many samples")
     ] = 10
 
-    def assign(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
         key = f"partition.min_samples = {self.min_samples}"
         if self.min_samples * clients > len(labels):
             raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.partition import Scheme
+from rayfl.data.partition import Groups, Scheme
 from rayfl.data.schemes.dealing import by_class, deal, equal_sizes
 from rayfl.errors import ConfigError
 
@@ -25,7 +25,9 @@ class Pathological(Scheme):
         int, Field(ge=1, description="number of distinct classes c at every client")
     ] = 2
 
-    def assign(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
         class_sizes = np.bincount(labels)
         holders = self._holders(class_sizes, clients)
         holds = _draw_class_sets(holders, self.classes_per_client, clients, rng)
@@ -63,7 +65,9 @@ class Shards(Scheme):
 
     shards_per_client: Annotated[int, Field(ge=1, description="number of shards s per client")] = 2
 
-    def assign(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
         shards = clients * self.shards_per_client
         if shards > len(labels):
             raise ConfigError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
@@ -29,6 +30,9 @@ class Parquet(Source):
     label_column: Annotated[
         str | None, Field(description="column of the labels; found by its type if not given")
     ] = None
+    group_column: Annotated[
+        str | None, Field(description="column of the writers or domains, integers or text")
+    ] = None
 
     def read(self) -> Dataset:
         train, test = self._table("train"), self._table("test")
@@ -39,6 +43,7 @@ class Parquet(Source):
             self._samples(train, image, label),
             self._samples(test, image, label),
             classes=_class_names(train.schema.metadata, label),
+            groups=self._groups(train, test),
         )
 
     def _table(self, split: str) -> "pyarrow.Table":
@@ -63,6 +68,8 @@ class Parquet(Source):
 
     def _column(self, table: "pyarrow.Table", option: str, given: str | None, fits: Any) -> str:
         fitting = [field.name for field in table.schema if fits(field.type)]
+        if option != "group_column":
+            fitting = [name for name in fitting if name != self.group_column]
         wanted = fitting if given is None else [name for name in fitting if name == given]
         if len(wanted) != 1:
             raise ConfigError(
@@ -86,6 +93,23 @@ class Parquet(Source):
             images = images.field("bytes")
         return decode(images.to_pylist(), f"data.path = {self.path!r}"), table[label].to_numpy()
 
+    def _groups(
+        self, train: "pyarrow.Table", test: "pyarrow.Table"
+    ) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """The group of each train sample, and of each test sample if the test files say it."""
+        if self.group_column is None:
+            return None
+        group = self._column(train, "group_column", self.group_column, _is_name)
+        tables = [train, test] if group in test.column_names else [train]
+        kinds = {str(table.schema.field(group).type) for table in tables}
+        if len(kinds) > 1 or any(table[group].null_count for table in tables):
+            raise ConfigError(
+                f"data.group_column = {group!r}: must have one type and no empty cells in the train and "
+                f"test files of {self.path!r}; the types are {sorted(kinds)}"
+            )
+        columns = [table[group].to_numpy() for table in tables]
+        return columns[0], columns[1] if len(columns) > 1 else None
+
 
 def _is_image(kind: "pyarrow.DataType") -> bool:
     import pyarrow as pa
@@ -99,6 +123,12 @@ def _is_integer(kind: "pyarrow.DataType") -> bool:
     import pyarrow as pa
 
     return pa.types.is_integer(kind)
+
+
+def _is_name(kind: "pyarrow.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> Sequence[str] | None:
