@@ -59,6 +59,10 @@ GOLDEN = {
         "61864cba5bf08b8c60b73deab78515f7a4a95d0162c7001db58d47b5fd3584a7",
         "9ade29b1e9059a178ea42060a0653a6dd393515437314d6cd49c4f9c66eec163",
     ),
+    "by_group": (
+        "a4486330b24aca87badfa7ef883cab94cbc28004f2d848e7c49a724d9f0b4ffe",
+        "a54874707fce5e5b5aab9f73de9fe5f8211bda9a4e7f71f8c4d2f9597f5e0efd",
+    ),
 }
 
 
