@@ -1,6 +1,7 @@
 """Connects to Ray, places the actors of an experiment, and runs its server there."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,21 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 from torch import nn
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.checkpoint import Checkpoints
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.errors import ConfigError, RunError, first_line
+from rayfl.errors import ConfigError, RunError, StateLostError, first_line
+from rayfl.history import History
 from rayfl.runtime.client import Client
-from rayfl.runtime.pool import ActorPool
+from rayfl.runtime.placement import Placement, another_fits, refusal
+from rayfl.runtime.pool import RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
 
@@ -44,41 +51,12 @@ PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What the client actors of one experiment ask for."""
-
-    num_actors: int | None
-    """None: as many as the cluster has room for, but no more than there are work units in a round."""
-    cpus_per_actor: float | None
-    """None: 1, or the half or quarter that lets `num_actors` fit. The whole part of it is the number of
-    threads, which kernels may take as a reason to round differently; nothing else here changes a result."""
-    gpus_per_actor: float | None
-    """None: a quarter of a GPU where the cluster has any, else none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Client actors that fit: how many, and each one's share."""
-
-    actors: int
-    cpus: float
-    gpus: float
-    nodes: int
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
-
-    def __str__(self) -> str:
-        share = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
-        of = f"{self.nodes} node" + ("s" if self.nodes > 1 else "")
-        return f"1 server actor, {self.actors} client actors with {share} each, on {of}"
-
-
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connection to the running cluster at `address`, or to a fresh one on this machine for None."""
+def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[None]:
+    """Connection to the running cluster at `address`, or to a fresh one on this machine for None.
+
+    `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses.
+    """
     if (
         ray.is_initialized()
     ):  # a notebook, or the tests: the caller's connection, and theirs to close
@@ -92,6 +70,7 @@ def connected(address: str | None) -> Iterator[None]:
                 include_dashboard=False if address is None else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                object_store_memory=int(object_store_gb * 1e9) if object_store_gb else None,
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -137,32 +116,6 @@ def _signals_wait() -> Iterator[None]:
         signal.raise_signal(received[0])
 
 
-def place(wanted: Resources, units_per_round: int) -> Placement:
-    """How many client actors fit on the connected cluster.
-
-    Raises ConfigError if not even one does, or if fewer fit than `num_actors` asks for.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = wanted.gpus_per_actor
-    if gpus is None:
-        gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
-    for cpus in [wanted.cpus_per_actor] if wanted.cpus_per_actor else [1.0, 0.5, 0.25]:
-        slots = [_slots(node, cpus, gpus) for node in nodes]
-        room = sum(slots)
-        if room and room >= (wanted.num_actors or 1):
-            actors = wanted.num_actors or min(room, units_per_round)
-            used = sum(1 for count in slots if count)
-            return Placement(actors=actors, cpus=cpus, gpus=gpus, nodes=min(used, actors))
-    asked = f"{wanted.num_actors or 1} client actors with {cpus:g} CPU"
-    asked += f" and {gpus:g} GPU each" if gpus else " each"
-    has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-    raise ConfigError(
-        f"resources.num_actors = {wanted.num_actors or 'auto'}: {asked} do not fit; the cluster's "
-        f"nodes have [{has}], room for {room}; lower resources.num_actors, cpus_per_actor or "
-        "gpus_per_actor, or add nodes"
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a server and its client actors work on."""
@@ -178,6 +131,10 @@ class Job:
     federation: Federation
 
 
+class ServerLostError(RunError):
+    """The server actor, or state that it held, is gone."""
+
+
 class ServerActor:
     """The server as a Ray actor, which owns the client actors."""
 
@@ -187,39 +144,36 @@ class ServerActor:
         client: dict[str, Any],
         placement: Placement,
         group: Any,
+        checkpoints: Checkpoints | None,
+        time_limit: float | None,
     ):
         configure_process(threads=1)
-        remote = ray.remote(Client)
-        arguments = {
-            **client,
-            "threads": max(1, math.floor(placement.cpus)),
-            "gpu_fraction": placement.gpus,
-        }
-
-        def spawn(index: int) -> Any:
-            options = remote.options(
-                num_cpus=placement.cpus,
-                num_gpus=placement.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            )
-            return options.remote(**arguments)
-
-        self.pool = ActorPool(placement.actors, spawn)
-        self.server = Server(**server, pool=self.pool)
+        self.server = make_server(server, client, placement, group, time_limit)
+        self.checkpoints = checkpoints
+        self.history = History()
 
     def describe(self) -> list[dict[str, Any]]:
         """Where the client actors run, once all of them are ready."""
-        return ray.get([actor.describe.remote() for actor in self.pool.actors])
+        return self.server.pool.describe()
 
     def run(self) -> Iterator[list[Record]]:
-        """All records, those of fast rounds bundled: each message costs the driver a millisecond."""
-        bundle, sent = [], time.monotonic()
+        """The records of all rounds, from the last checkpoint on if there is one, after those it holds.
+
+        Those of fast rounds are bundled: each message costs the driver a millisecond.
+        """
+        bundle, sent = self._restored(), time.monotonic()
         try:
             for record in self.server.run():
-                bundle.append(record)
+                bundle.append(self._noted(record))
+                # The record of a round that is done; that of an evaluation comes later.
+                done = record.round == self.server.round and "train/loss" in record.metrics
+                if done and self._is_due(record.round):
+                    bundle += map(self._noted, self.server.settle())
+                    self._save()
                 if time.monotonic() - sent > BUNDLE_SECONDS:
                     yield bundle
                     bundle, sent = [], time.monotonic()
+            self._save()
         except Exception:
             yield bundle  # what was finished before it went wrong
             raise
@@ -228,12 +182,73 @@ class ServerActor:
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         return self.server.parameters()
 
+    def _restored(self) -> list[Record]:
+        """Go on from the last checkpoint, if there is one; the records of its rounds."""
+        saved = self.checkpoints.latest() if self.checkpoints else None
+        if saved is None:
+            return []
+        self.server.restore(saved.snapshot())
+        return [self._noted(Record(*row)) for row in saved.history().items()]
+
+    def _noted(self, record: Record) -> Record:
+        self.history.add(*record)
+        return record
+
+    def _is_due(self, round: int) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due(round)
+
+    def _save(self) -> None:
+        if self.checkpoints is not None and self.checkpoints.round != self.server.round:
+            self.checkpoints.save(self.server.snapshot(), self.history.rows)
+
+
+def make_server(
+    server: dict[str, Any],
+    client: dict[str, Any],
+    placement: Placement,
+    group: Any,
+    time_limit: float | None = None,
+) -> Server:
+    """A server with its client actors, one in each bundle of the placement group `group`.
+
+    `server`, `client`: arguments of `Server` (without the pool) and of `Client` (without its share).
+    `time_limit`: seconds that a work unit may take.
+    """
+    remote = ray.remote(Client)
+    arguments = {
+        **client,
+        "threads": max(1, math.floor(placement.cpus)),
+        "gpu_fraction": placement.gpus,
+    }
+
+    def spawn(index: int) -> Any:
+        # Without a bundle, it came when the cluster grew, and may go anywhere.
+        has_bundle = index < placement.actors
+        options = remote.options(
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)
+            if has_bundle
+            else "DEFAULT",
+        )
+        return options.remote(**arguments)
+
+    pool = ActorPool(
+        placement.actors,
+        spawn,
+        another_fits=functools.partial(another_fits, placement),
+        time_limit=time_limit,
+    )
+    return Server(**server, pool=pool)
+
 
 class RemoteServer:
-    """The driver's end of a server actor."""
+    """The driver's end of a server actor, which it starts again, from the last checkpoint, if it dies."""
 
-    def __init__(self, actor: Any):
-        self._actor = actor
+    def __init__(self, start: Callable[[], Any]):
+        self._start = start
+        self._actor = start()
+        self.deaths = 0
 
     def describe(self) -> list[dict[str, Any]]:
         """Where the client actors run, once all of them are ready."""
@@ -241,42 +256,75 @@ class RemoteServer:
             return ray.get(self._actor.describe.remote())
 
     def run(self) -> Iterator[Record]:
-        """All rounds' records, as they come."""
-        with _errors_unwrapped():
-            for ref in self._actor.run.options(num_returns="streaming").remote():
-                yield from ray.get(ref)
+        """All rounds' records, as they come; after a death those since the last checkpoint come again."""
+        reached, in_a_row = 0, 0
+        while True:
+            try:
+                with _errors_unwrapped():
+                    for ref in self._actor.run.options(num_returns="streaming").remote():
+                        for record in ray.get(ref):
+                            if record.round > reached:
+                                reached, in_a_row = record.round, 0
+                            yield record
+                return
+            except ServerLostError as error:
+                in_a_row += 1
+                if in_a_row > RETRIES:
+                    raise RunError(
+                        f"{error}; {in_a_row} times in a row at round {reached}"
+                    ) from error
+                self.deaths += 1
+                self.close()
+                self._actor = self._start()
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """w `[P]` and buffers `[Q]`."""
         with _errors_unwrapped():
             return ray.get(self._actor.parameters.remote())
 
+    def close(self) -> None:
+        ray.kill(self._actor)  # its client actors go with their owner
+
 
 @contextlib.contextmanager
-def launched(job: Job, placement: Placement) -> Iterator[RemoteServer]:
-    """A server actor and its client actors; all gone, and their resources free, at the end."""
+def launched(
+    job: Job,
+    placement: Placement,
+    checkpoints: Checkpoints | None = None,
+    time_limit: float | None = None,
+) -> Iterator[RemoteServer]:
+    """A server actor and its client actors; all gone, and their resources free, at the end.
+
+    The server goes on from the last of the `checkpoints`, if there is one already. A work unit that takes
+    longer than `time_limit` seconds runs again, as one whose actor died.
+    """
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
-    actor: Any = None
+    server: RemoteServer | None = None
     try:
-        if not group.wait(PLACEMENT_TIMEOUT_S):
-            free = ray.available_resources()
-            raise ConfigError(
-                f"resources.num_actors = {placement.actors}: the cluster could hold {placement}, but "
-                f"its resources are in use (free: {free.get('CPU', 0):g} CPU, "
-                f"{free.get('GPU', 0):g} GPU, after {PLACEMENT_TIMEOUT_S} s); wait, or ask for less"
-            )
-        both = {"algorithm": job.algorithm, "name": job.name}
-        w, buffers = job.initial
-        server = both | {"w": w, "buffers": buffers, "federation": job.federation}
-        # The server passes the references on: every node maps one copy of the data.
-        stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
-        client = both | stored | {"settings": job.settings}
-        remote = ray.remote(ServerActor).options(num_cpus=0)
-        actor = remote.remote(server, client, placement, group)
-        yield RemoteServer(actor)
+        waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
+        if not group.wait(waited_s):
+            raise refusal(placement, waited_s)
+        arguments = actor_arguments(job)
+        # Where the driver is: a local directory of checkpoints is one that both of them see.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        remote = ray.remote(ServerActor).options(num_cpus=0, scheduling_strategy=here)
+        options = placement, group, checkpoints, time_limit
+        server = RemoteServer(lambda: remote.remote(*arguments, *options))
+        yield server
     finally:
-        if actor is not None:
-            ray.kill(actor)  # its client actors go with their owner
+        if server is not None:
+            server.close()
         remove_placement_group(group)
+
+
+def actor_arguments(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `Server` and of `Client` for `make_server`; the data go to the object store once."""
+    both = {"algorithm": job.algorithm, "name": job.name}
+    w, buffers = job.initial
+    server = both | {"w": w, "buffers": buffers, "federation": job.federation}
+    # The server passes the references on: every node maps one copy of the data.
+    stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
+    return server, both | stored | {"settings": job.settings}
 
 
 @contextlib.contextmanager
@@ -285,19 +333,10 @@ def _errors_unwrapped() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
+        if isinstance(error.cause, StateLostError):
+            raise ServerLostError(str(error.cause)) from error
         if isinstance(error.cause, (ConfigError, RunError)):
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
     except RayActorError as error:
-        raise RunError(f"the server actor died: {first_line(error)}") from error
-
-
-def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """Client actors with these shares that fit on a node."""
-    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
-    if not gpus:
-        return by_cpu
-    on_node = math.floor(node.get("GPU", 0))
-    # A fraction comes from one GPU, so what is left over on each is lost.
-    by_gpu = on_node * math.floor(1 / gpus + 1e-9) if gpus <= 1 else math.floor(on_node / gpus)
-    return min(by_cpu, by_gpu)
+        raise ServerLostError(f"the server actor died: {first_line(error)}") from error
