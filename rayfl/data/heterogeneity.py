@@ -120,12 +120,17 @@ def _shifted_features(
         samples = partition.client(client)
         # In this order, so that 270 * 1 / 3 is exactly 90.
         turned = _rotated(x[samples], options.rotation * group / (groups - 1))
+        if not (options.noise or options.colour):
+            x[samples] = turned
+            continue
         level = group / (groups - 1)
         values = turned * (1 + level * (gains[group] - 1)).astype(np.float32)
         if options.noise:
             scale = level * options.noise * data.std * (255 if x.dtype == np.uint8 else 1)
             values += scale.astype(np.float32) * rng.standard_normal(values.shape, np.float32)
-        x[samples] = np.clip(np.rint(values), 0, 255) if x.dtype == np.uint8 else values
+        if x.dtype == np.uint8:
+            np.rint(values, out=values).clip(0, 255, out=values)
+        x[samples] = values
     return x
 
 
