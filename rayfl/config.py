@@ -25,12 +25,13 @@ from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model
+from rayfl.participation import Sampling, cohort_size
 from rayfl.registry import Choice, import_path
 from rayfl.wording import config_error, one_line, shown
 
-# What may differ between two runs of the same experiment: where it runs, who records and keeps it, and
-# where the files of a published dataset lie.
-_NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint"}
+# What may differ between two runs of the same experiment: where it runs, who records and keeps it, what is
+# computed from its predictions, and where the files of a published dataset lie.
+_NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint", "evaluation"}
 _PLACES = {"root", "download"}
 
 Positive = Annotated[int, Field(gt=0)]
@@ -78,12 +79,31 @@ class Federation(Section):
         Annotated[float, Field(gt=0, le=1)] | None,
         Field(description="S / N, instead of cohort_size"),
     ] = None
+    sampling: Annotated[
+        Sampling,
+        Field(
+            description="of cohorts: S clients, uniformly or weighted by their samples; bernoulli: each "
+            "client with probability S / N"
+        ),
+    ] = "uniform"
+    dropout: Annotated[
+        float,
+        Field(
+            ge=0, lt=1, description="probability that a client of a cohort is lost with its update"
+        ),
+    ] = 0.0
     local_epochs: Annotated[
         Positive | None, Field(description="E, passes over a client's data a round")
     ] = None
     local_steps: Annotated[
         Positive | None, Field(description="K, minibatches a round, instead of epochs")
     ] = None
+    stragglers: Annotated[
+        float,
+        Field(
+            ge=0, le=1, description="probability that a client stops early, after any of its steps"
+        ),
+    ] = 0.0
     batch_size: Annotated[Positive, Field(description="B")] = 50
     lr: Annotated[float, Field(gt=0, description="local learning rate of the first round")] = 0.1
     lr_schedule: Annotated[
@@ -124,15 +144,20 @@ class Federation(Section):
                 f"federation.cohort_size = {self.cohort_size}: must be at most "
                 f"federation.clients = {self.clients}"
             )
+        if self.dropout and self.cohort == 1 and self.sampling != "bernoulli":
+            raise ConfigError(
+                f"federation.dropout = {self.dropout}: must be 0 in cohorts of one client, for one always "
+                "comes back; raise federation.cohort_size or federation.participation"
+            )
         return self
 
     @property
     def cohort(self) -> int:
-        """S, clients of a round."""
+        """S, clients of a round; under bernoulli sampling their mean."""
         if self.cohort_size is not None:
             return self.cohort_size
         assert self.participation is not None
-        return max(1, round(self.participation * self.clients))
+        return cohort_size(self.participation, self.clients)
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -143,6 +168,16 @@ class Federation(Section):
             "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r / self.rounds)),
         }[self.lr_schedule]
         return tuple(self.lr * factor(r) for r in range(self.rounds))
+
+
+class Evaluation(Section):
+    """What is computed from the predictions on the test set, beside loss and accuracy."""
+
+    per_class: Annotated[bool, Field(description="accuracy of each class")] = False
+    per_client: Annotated[
+        bool,
+        Field(description="accuracy on the clients' own distributions: mean, quantiles, worst"),
+    ] = True
 
 
 class Resources(Section):
@@ -252,6 +287,7 @@ class Experiment(Section):
     model: Annotated[Model, MODEL] = MODELS["mlp"]()
     algorithm: Annotated[Algorithm, ALGORITHM] = ALGORITHMS["fedwmsam"]()
     federation: Federation
+    evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     ray: Ray = Ray()
     tracking: Tracking = Tracking()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
+from rayfl.evaluation import Breakdown
 from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
@@ -76,6 +78,9 @@ class Result:
     history: pd.DataFrame
     """One row a round; see `History.frame`."""
     summary: dict[str, float]
+    clients: pd.DataFrame | None
+    """Each client's `samples` and the `accuracy` of the final model on its own distribution (index
+    `client`); None if `evaluation.per_client` is off, or if no round was left to go on with."""
     state_dict: dict[str, torch.Tensor]
     """Final parameters, for `load_state_dict` of the plain model."""
     model_sha256: str
@@ -106,13 +111,19 @@ def prepare(config: Experiment) -> Prepared:
     federation = Federation(
         seed=config.seed,
         clients=fed.clients,
-        cohort_size=fed.cohort,
+        participation=fed.participation or fed.cohort / fed.clients,
+        sampling=fed.sampling,
+        sizes=partition.sizes,
+        dropout=fed.dropout,
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
         or clients_per_unit(model, fed.cohort, fed.batch_size, _samples(config, data)),
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
+        breakdown=Breakdown.of(
+            data, partition, config.evaluation.per_class, config.evaluation.per_client
+        ),
     )
     settings = LocalSettings(
         seed=config.seed,
@@ -122,6 +133,7 @@ def prepare(config: Experiment) -> Prepared:
         weight_decay=fed.weight_decay,
         max_norm=fed.max_norm,
         augment=config.data.augment,
+        stragglers=fed.stragglers,
     )
     return Prepared(config, data, partition, model, federation, settings)
 
@@ -181,17 +193,29 @@ def run(
                             tracker.log(round, new)
                         on_record(Record(round, new))
                 w, buffers = map(torch.tensor, server.parameters())
+                clients = _clients(prepared, server.correct())
             digest = sha256(w)
             if tracker:
+                if clients is not None:
+                    tracker.describe_clients(clients)
                 tracker.tag("rayfl.model_sha256", digest)
     Layout(prepared.model).load(prepared.model, w, buffers)
     return Result(
         history.frame(),
         history.summary(config.tracking.targets),
+        clients,
         prepared.model.state_dict(),
         digest,
         run_id,
     )
+
+
+def _clients(prepared: Prepared, correct: np.ndarray | None) -> pd.DataFrame | None:
+    breakdown = prepared.federation.breakdown
+    if correct is None or breakdown.holdings is None:
+        return None
+    columns = {"samples": prepared.partition.sizes, "accuracy": breakdown.clients(correct)}
+    return pd.DataFrame(columns).rename_axis("client")
 
 
 def _samples(config: Experiment, data: Dataset) -> float:

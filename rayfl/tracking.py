@@ -23,6 +23,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
+import pandas as pd
 from mlflow.entities import Dataset as MLflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -156,6 +157,10 @@ class Tracker:
             picture = Path(folder) / "histogram.png"
             heatmap(histogram, data.classes, picture)
             self._client.log_artifact(self.run_id, str(picture), "partition")
+
+    def describe_clients(self, clients: pd.DataFrame) -> None:
+        """Record each client's accuracy at the end."""
+        self._client.log_text(self.run_id, clients.to_csv(), "evaluation/clients.csv")
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
         """Record a round's metrics, now or with those of the rounds right after it.

@@ -15,9 +15,9 @@ LAYERS = [
     {"experiment"},
     {"tracking"},
     {"config", "runtime", "diagnostics"},
-    {"checkpoint", "training"},
+    {"checkpoint", "training", "evaluation"},
     {"algorithms", "data", "models"},
-    {"registry", "overlays"},
+    {"registry", "overlays", "participation"},
     {"wording"},
     {"errors", "history", "interrupts", "seeds"},
 ]

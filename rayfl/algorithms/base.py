@@ -44,7 +44,7 @@ class ServerContext(NamedTuple):
     steps: float
     """Mean of K_i over the cohort."""
     participation: float
-    """S / N."""
+    """S / N, with the S clients whose uploads are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,6 +182,9 @@ class ServerActor:
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         return self.server.parameters()
 
+    def correct(self) -> np.ndarray | None:
+        return self.server.correct
+
     def _restored(self) -> list[Record]:
         """Go on from the last checkpoint, if there is one; the records of its rounds."""
         saved = self.checkpoints.latest() if self.checkpoints else None
@@ -281,6 +284,11 @@ class RemoteServer:
         """w `[P]` and buffers `[Q]`."""
         with _errors_unwrapped():
             return ray.get(self._actor.parameters.remote())
+
+    def correct(self) -> np.ndarray | None:
+        """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
+        with _errors_unwrapped():
+            return ray.get(self._actor.correct.remote())
 
     def close(self) -> None:
         ray.kill(self._actor)  # its client actors go with their owner

@@ -17,6 +17,7 @@ from local_pool import LocalPool
 from rayfl.algorithms import ALGORITHMS
 from rayfl.config import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
+from rayfl.evaluation import Breakdown
 from rayfl.experiment import prepare
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import ActorPool
@@ -100,6 +101,83 @@ def metrics(records):
         kept = {k: v for k, v in record.metrics.items() if not k.startswith("time/")}
         rows.setdefault(record.round, {}).update(kept)
     return rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling": "bernoulli"},
+        {"sampling": "weighted"},
+        {"dropout": 0.4},
+        {"stragglers": 0.5},
+        {"sampling": "bernoulli", "dropout": 0.4, "stragglers": 0.5},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_the_same_bits_whoever_takes_part(options, small, actors):
+    small["federation"] |= options | {"rounds": 6}
+    prepared = prepare(load_config(small))
+    reference, records = here(prepared, prepared.config.algorithm)
+    for count in (1, 2, 3):
+        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
+        assert same_bits(server, reference)
+        assert metrics(again) == metrics(records)
+
+
+def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits(
+    small, actors, monkeypatch
+):
+    """On data with two domains, by plain sums over single predictions; for any number of actors."""
+    monkeypatch.setattr("rayfl.runtime.server.EVALUATION_UNIT", 100)  # four of them
+    prepared = prepare(load_config(small))
+    groups = {
+        "groups": ("left", "right"),
+        "group_train": np.arange(len(prepared.data.y_train)) // 4 % 2,
+        "group_test": np.arange(len(prepared.data.y_test)) // 5 % 2,
+    }
+    data = replace(prepared.data, **groups)
+    breakdown = Breakdown.of(data, prepared.partition, per_class=True, per_client=True)
+    federation = replace(prepared.federation, breakdown=breakdown)
+    prepared = replace(prepared, data=data, federation=federation)
+
+    servers = [here(prepared, prepared.config.algorithm)]
+    servers += [
+        on_actors(prepared, prepared.config.algorithm, actors[:count]) for count in (1, 2, 3)
+    ]
+    found = [server_records[1][-1].metrics for server_records in servers]
+    assert found == [found[0]] * 4
+
+    Layout(prepared.model).load(prepared.model, servers[0][0].w, servers[0][0].buffers)
+    x = (data.x_test.astype(np.float32) / 255 - data.mean) / data.std
+    with torch.no_grad():
+        logits = prepared.model(torch.from_numpy(x.transpose(0, 3, 1, 2)).float()).numpy()
+    right = logits.argmax(1) == data.y_test
+    np.testing.assert_array_equal(servers[0][0].correct, right)
+
+    def accuracy(chosen):
+        return right[chosen].mean()
+
+    expected = {"test/accuracy": right.mean()}
+    expected |= {f"test/class/{c}": accuracy(data.y_test == c) for c in range(10)}
+    left, right_ = (accuracy(data.group_test == g) for g in (0, 1))
+    expected |= {"test/domain/left": left, "test/domain/right": right_}
+    expected |= {"test/domain_mean": (left + right_) / 2, "test/domain_worst": min(left, right_)}
+    own = [
+        np.mean(
+            [
+                accuracy(
+                    (data.y_test == data.y_train[s]) & (data.group_test == data.group_train[s])
+                )
+                for s in prepared.partition.client(client)
+            ]
+        )
+        for client in range(10)
+    ]
+    expected |= {"client/accuracy_mean": np.mean(own), "client/accuracy_worst10": min(own)}
+    expected |= {f"client/accuracy_p{q}": np.percentile(own, q) for q in (10, 50, 90)}
+    assert found[0].keys() == expected.keys() | {"test/loss"}
+    for name, value in expected.items():
+        assert found[0][name] == pytest.approx(value, rel=1e-9), name
 
 
 def test_a_convolutional_model_with_batch_norm_too(small, actors):
