@@ -21,6 +21,8 @@ from rayfl.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from rayfl.config import Experiment
+    from rayfl.data.datasets import Dataset
+    from rayfl.data.partition import Partition
     from rayfl.experiment import Result, Start
 
 app = typer.Typer(
@@ -110,22 +112,24 @@ def partition(
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="Write a heatmap here (.png or .svg).")] = None,
 ) -> None:
-    """Show how the data are split among the clients."""
-    from rayfl.data.partition import split
+    """Show what each client holds: samples by the label that they are trained on."""
+    from rayfl.data.federated import federate
     from rayfl.data.picture import heatmap
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
-    resolved = _load(config, overrides)
-    data = resolved.data.load()
-    parts = split(resolved.partition, data.y_train, resolved.federation.clients, resolved.seed)
+    c = _load(config, overrides)
+    data, parts = federate(c.data, c.partition, c.heterogeneity, c.federation.clients, c.seed)
     histogram = parts.histogram(data.y_train, data.num_classes)
-    table = Table("client", "samples", "classes", *data.classes, header_style="bold")
+    groups = _groups_held(data, parts)
+    columns = ["client", *(["group"] if groups else []), "samples", "classes", *data.classes]
+    table = Table(*columns, header_style="bold")
     for column in table.columns:
         column.justify = "right"
     for client, counts in enumerate(histogram):
         shown = [str(count) if count else "·" for count in counts]
-        table.add_row(str(client), str(counts.sum()), str((counts > 0).sum()), *shown)
+        held = [*groups[client : client + 1], str(counts.sum()), str((counts > 0).sum())]
+        table.add_row(str(client), *held, *shown)
     console = Console(highlight=False, width=_NEVER_CUT)
     console.print(table)
     sizes = histogram.sum(1)
@@ -152,7 +156,7 @@ def algorithms() -> None:
 @app.command()
 def datasets() -> None:
     """List the data sources with their options."""
-    from rayfl.data.datasets import SOURCES
+    from rayfl.data.sources import SOURCES
 
     _list_registry("data", SOURCES, _first_doc_line)
 
@@ -160,7 +164,7 @@ def datasets() -> None:
 @app.command()
 def partitions() -> None:
     """List the partition schemes with their options."""
-    from rayfl.data.partition import SCHEMES
+    from rayfl.data.schemes import SCHEMES
 
     _list_registry("partition", SCHEMES, _first_doc_line)
 
@@ -171,6 +175,14 @@ def models() -> None:
     from rayfl.models import MODELS
 
     _list_registry("model", MODELS, _first_doc_line)
+
+
+def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
+    """Each client's writer or domain, or how many it has samples of; empty if the data know none."""
+    if data.group_train is None:
+        return []
+    held = [set(data.group_train[parts.client(i)]) for i in range(len(parts.sizes))]
+    return [data.groups[min(one)] if len(one) == 1 else f"{len(one)} groups" for one in held]
 
 
 def _fail(error: Exception) -> None:

@@ -140,17 +140,17 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         ("ray.address=6379", "ray.address = 6379: must be null or text (in quotes: '\"6379\"')"),
         ("tracking.experiment=''", "tracking.experiment = '': must be text that is not empty"),
-        ("ray=null", "ray = null: must be a section with the keys address"),
+        ("ray=null", "ray = null: must be a section with the keys address, object_store_gb"),
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
             "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, evaluation, "
-            "federation, model, partition, ray, resources, seed, tracking",
+            "federation, heterogeneity, model, partition, ray, resources, seed, tracking",
         ),
         (
             "ray.adress=auto",
             "ray.adress = 'auto': unknown key (did you mean 'ray.address'?); "
-            "allowed in ray: address",
+            "allowed in ray: address, object_store_gb",
         ),
         (
             "model.hiden=[3]",
