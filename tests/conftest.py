@@ -82,8 +82,8 @@ def script(tmp_path):
         missing = [tool for tool in ("ip", "unshare", *needs) if not shutil.which(tool)]
         if missing:
             pytest.skip(f"needs {', '.join(missing)}")
-        tried = ["unshare", "--net", "--pid", "--fork", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"]
-        if subprocess.run(tried, capture_output=True).returncode != 0:
+        mount = "unshare --net --pid --fork --mount mount -t tmpfs tmpfs /mnt"
+        if subprocess.run(mount.split(), capture_output=True).returncode != 0:
             pytest.skip("needs root, and the right to make namespaces")
         venv = Path(sys.executable).parent.parent
         own = {"VENV": str(venv), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

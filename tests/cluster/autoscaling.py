@@ -40,11 +40,11 @@ class FakeCloud(AutoscalingCluster):
             "available_node_types": worker_node_types
             | {HEAD: {"resources": head_resources, "node_config": {}, "max_workers": 0}},
             "head_node_type": HEAD,
-            **dict.fromkeys(["auth", "docker", "file_mounts"], {}),
-            **dict.fromkeys(["cluster_synced_files", "rsync_exclude", "rsync_filter"], []),
-            **dict.fromkeys(["initialization_commands", "setup_commands"], []),
-            **dict.fromkeys(["head_setup_commands", "worker_setup_commands"], []),
-            **dict.fromkeys(["head_start_ray_commands", "worker_start_ray_commands"], []),
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
+            **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+            **{f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")},
+            **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+            "initialization_commands": [],
             "file_mounts_sync_continuously": False,
         }
 
