@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -88,12 +89,21 @@ def script(tmp_path):
         venv = Path(sys.executable).parent.parent
         own = {"VENV": str(venv), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
         own["PATH"] = f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
+        process = subprocess.Popen(
             [ROOT / "tests/cluster" / name, *map(str, arguments)],
             cwd=tmp_path,
             env=os.environ | own,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
+        try:
+            out, err = process.communicate()
+        finally:
+            if process.poll() is None:  # the test ran out of time: let the script clean up
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+        return subprocess.CompletedProcess(name, process.returncode, out, err)
 
     return run
