@@ -65,6 +65,12 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object, alone on stdout.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="latest|PATH|RUN_ID", help="Go on from a checkpoint of the same config."
+        ),
+    ] = None,
 ) -> None:
     """Run one experiment."""
     from rayfl.progress import Progress
@@ -81,7 +87,7 @@ def run(
             from rayfl import experiment
 
             resolved = _load(config, overrides)
-            result = experiment.run(resolved, on_start, progress.record)
+            result = experiment.run(resolved, on_start, progress.record, resume)
     except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
         progress.interrupted()
         raise typer.Exit(130) from None

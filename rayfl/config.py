@@ -25,9 +25,9 @@ from rayfl.models import MODELS, Factory, Model
 from rayfl.registry import Choice, import_path
 from rayfl.wording import config_error, one_line, shown
 
-# What may differ between two runs of the same experiment: where it runs, who records it, and where
-# the files of a published dataset lie.
-_NOT_IN_HASH = {"resources", "ray", "tracking"}
+# What may differ between two runs of the same experiment: where it runs, who records and keeps it, and
+# where the files of a published dataset lie.
+_NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint"}
 _PLACES = {"root", "download"}
 
 Positive = Annotated[int, Field(gt=0)]
@@ -163,6 +163,12 @@ class Resources(Section):
         float,
         Field(ge=0, description="seconds for an autoscaler to add nodes for num_actors; 0: none"),
     ] = 0.0
+    time_limit_s: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(
+            description="seconds of a work unit, after which it runs again elsewhere; null: no limit"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
@@ -187,6 +193,22 @@ class Ray(Section):
         str | None,
         Field(description="null: started for this run; auto or host:port: a running cluster"),
     ] = None
+    object_store_gb: Annotated[
+        Annotated[float, Field(ge=0.1)] | None,
+        Field(
+            description="memory for shared arrays where Ray is started for this run, the rest goes to "
+            "disk; null: Ray's choice, 30 %"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _own(self) -> Self:
+        if self.address is not None and self.object_store_gb is not None:
+            raise ConfigError(
+                f"ray.object_store_gb = {self.object_store_gb}: a running cluster (ray.address = "
+                f"{shown(self.address)}) has its own; give `ray start` --object-store-memory, or leave it out"
+            )
+        return self
 
 
 class Tracking(Section):
@@ -204,6 +226,19 @@ class Tracking(Section):
     ] = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+class Checkpoint(Section):
+    """What a run leaves to go on from."""
+
+    dir: Annotated[
+        str, Field(min_length=1, description="directory, or a URI such as s3://bucket/path")
+    ] = "checkpoints"
+    every: Annotated[
+        Positive | Literal["auto"] | None,
+        Field(description="rounds; auto: each half minute; both: at the end too; null: never"),
+    ] = "auto"
+    keep_last: Annotated[Positive, Field(description="checkpoints of a run that are kept")] = 2
+
+
 class Experiment(Section):
     """One federated training: a config and a seed."""
 
@@ -216,6 +251,7 @@ class Experiment(Section):
     resources: Resources = Resources()
     ray: Ray = Ray()
     tracking: Tracking = Tracking()
+    checkpoint: Checkpoint = Checkpoint()
 
     @model_validator(mode="after")
     def _can_grow(self) -> Self:
@@ -233,9 +269,13 @@ class Experiment(Section):
     @property
     def hash(self) -> str:
         """Identity of the experiment: everything that its result depends on, and nothing else."""
+        content = json.dumps(self._identity(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def _identity(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude=_NOT_IN_HASH)
         content["data"] = {k: v for k, v in content["data"].items() if k not in _PLACES}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return content
 
     def to_yaml(self) -> str:
         """The resolved config as a file that gives this experiment again."""
@@ -248,6 +288,10 @@ class Experiment(Section):
     def flat(self) -> dict[str, Any]:
         """The resolved config with dotted keys."""
         return _flatten(self.model_dump(mode="json"))
+
+    def flat_identity(self) -> dict[str, Any]:
+        """The part of it that `hash` is made of."""
+        return _flatten(self._identity())
 
 
 def load_config(

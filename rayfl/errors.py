@@ -33,6 +33,14 @@ class DivergedError(RunError):
     """The loss or an update stopped being finite."""
 
 
+class CheckpointError(RunError):
+    """A checkpoint cannot be written, or is not what it should be."""
+
+
+class StateLostError(RunError):
+    """What the server held is gone (a node took objects with it): go on from the last checkpoint."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, without what it adds below; its type if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

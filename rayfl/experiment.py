@@ -5,19 +5,23 @@
 
 import contextlib
 import math
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from rayfl import models
+from rayfl import checkpoint, models
 from rayfl.config import Experiment, Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition, split
+from rayfl.errors import CheckpointError, ConfigError
 from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
@@ -87,6 +91,8 @@ class Start:
     placement: Placement
     run_id: str | None
     ui_command: str | None
+    resumed_round: int
+    """Round of the checkpoint that it goes on from, or 0."""
 
 
 def prepare(config: Experiment) -> Prepared:
@@ -140,30 +146,38 @@ def run(
     config: Experiment,
     on_start: Callable[[Start], None] = lambda start: None,
     on_record: Callable[[Record], None] = lambda record: None,
+    resume: str | None = None,
 ) -> Result:
     """Run the experiment: on the cluster that `config.ray.address` names, or on this machine.
 
     `on_start` is called once it is known where the actors go, before they do; `on_record` for every
-    record. Raises ConfigError before any actor starts, RunError after. Interrupted or failed, it leaves
-    no actor behind, and the MLflow run has every finished round.
+    record. `resume` names the checkpoint to go on from (see `checkpoint.find`): the result is that of a
+    run which never stopped. Raises ConfigError before any actor starts, RunError after. Interrupted or
+    failed, it leaves no actor behind, and the MLflow run has every finished round.
     """
+    saved = _saved(config, resume) if resume else None
     prepared, history = prepare(config), History()
-    with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
+    with ThreadPoolExecutor(1) as aside, cluster.connected(**config.ray.model_dump()):
         opening = aside.submit(_open_store, config)
         placement = place(_wanted(config.resources), prepared.units_per_round)
         store = opening.result()
-        with _tracked(store, prepared, history) as tracker:
+        with _tracked(store, prepared, history, saved) as tracker:
             run_id = tracker.run_id if tracker else None
-            on_start(Start(prepared, placement, run_id, store.ui_command if store else None))
-            with cluster.launched(prepared.job(), placement) as server:
+            checkpoints = _checkpoints(config, run_id, saved)
+            ui_command = store.ui_command if store else None
+            resumed_round = saved.round if saved else 0
+            on_start(Start(prepared, placement, run_id, ui_command, resumed_round))
+            time_limit = config.resources.time_limit_s
+            with cluster.launched(prepared.job(), placement, checkpoints, time_limit) as server:
                 if tracker:
                     tracker.describe_data(prepared.data, prepared.partition)
                     tracker.describe_actors(server.describe())
-                for record in server.run():
-                    if tracker:
-                        tracker.log(*record)
-                    history.add(*record)
-                    on_record(record)
+                for round, metrics in server.run():
+                    # A server that went on from a checkpoint sends some rounds again.
+                    if new := history.add(round, metrics):
+                        if tracker:
+                            tracker.log(round, new)
+                        on_record(Record(round, new))
                 w, buffers = map(torch.tensor, server.parameters())
             digest = sha256(w)
             if tracker:
@@ -187,7 +201,7 @@ def _samples(config: Experiment, data: Dataset) -> float:
 
 
 def _wanted(resources: Resources) -> Demand:
-    wanted = resources.model_dump().items()
+    wanted = resources.model_dump(exclude={"time_limit_s"}).items()
     given: dict[str, Any] = {k: None if v == "auto" else v for k, v in wanted}
     return Demand(**given)
 
@@ -200,9 +214,47 @@ def _open_store(config: Experiment) -> "Store | None":
     return Store(config.tracking.uri, config.tracking.experiment)
 
 
+def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
+    try:
+        saved = checkpoint.find(_storage(config), config.hash, resume)
+        saved.check_config(config.hash, config.flat_identity())
+        saved.check()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return saved
+
+
+def _checkpoints(
+    config: Experiment, run_id: str | None, saved: checkpoint.Saved | None
+) -> checkpoint.Checkpoints | None:
+    every = config.checkpoint.every
+    if every is None:
+        return None
+    run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
+    checkpoints = checkpoint.Checkpoints(
+        location=str(saved.folder) if saved else f"{_storage(config)}/{config.hash}/{run}",
+        config_hash=config.hash,
+        config=config.flat_identity(),
+        run_id=run_id,
+        every=None if every == "auto" else every,
+        keep_last=config.checkpoint.keep_last,
+    )
+    try:
+        checkpoints.prepare()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return checkpoints
+
+
+def _storage(config: Experiment) -> str:
+    """Where checkpoints are: a URI, or an absolute path, for the server actor may run elsewhere."""
+    directory = config.checkpoint.dir
+    return directory if "://" in directory else str(Path(directory).expanduser().absolute())
+
+
 @contextlib.contextmanager
 def _tracked(
-    store: "Store | None", prepared: Prepared, history: History
+    store: "Store | None", prepared: Prepared, history: History, saved: checkpoint.Saved | None
 ) -> Iterator["Tracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done."""
     if store is None:
@@ -210,10 +262,12 @@ def _tracked(
         return
     from rayfl.tracking import Tracker
 
-    tracker = Tracker(store, prepared.config, prepared.data.name)
+    run_id = saved.run_id if saved else None
+    tracker = Tracker(store, prepared.config, prepared.data.name, run_id)
     status = "FAILED"
     try:
-        tracker.describe_config()
+        if run_id is None:
+            tracker.describe_config()
         yield tracker
         status = "FINISHED"
     except KeyboardInterrupt:

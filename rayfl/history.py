@@ -12,9 +12,17 @@ class History:
     def __init__(self) -> None:
         self._rows: dict[int, dict[str, float]] = {}
 
-    def add(self, round: int, metrics: Mapping[str, float]) -> None:
-        """Add metrics of a round; what it has already stays."""
-        self._rows.setdefault(round, {}).update(metrics)
+    def add(self, round: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Add metrics of a round; those that are new. What the round has already stays as it is."""
+        row = self._rows.setdefault(round, {})
+        new = {key: value for key, value in metrics.items() if key not in row}
+        row.update(new)
+        return new
+
+    @property
+    def rows(self) -> Mapping[int, Mapping[str, float]]:
+        """Metrics by round."""
+        return self._rows
 
     def frame(self) -> pd.DataFrame:
         """One row a round (index `round`), one column a metric; NaN where not evaluated."""

@@ -60,7 +60,9 @@ class Progress:
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
         )
-        self._task = self._bar.add_task("", total=f.rounds)
+        if start.resumed_round:
+            self._console.print(f"going on after round {start.resumed_round}")
+        self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
         self._text.plain = "starting the actors"
 
     def record(self, record: "Record") -> None:

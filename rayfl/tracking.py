@@ -85,15 +85,39 @@ class Store:
 class Tracker:
     """One MLflow run."""
 
-    def __init__(self, store: Store, experiment: Experiment, dataset: str):
+    def __init__(
+        self, store: Store, experiment: Experiment, dataset: str, run_id: str | None = None
+    ):
+        """Start a run, or go on with the run `run_id`; ConfigError if the store has no such run."""
         self._client, self._experiment = store.client, experiment
         self._pending: list[Metric] = []
         self._flushed = 0.0
+        self._recorded: dict[str, set[int]] = {}
+        """Steps by metric that the run had when it was gone on with."""
+        self.run_id: str = self._go_on(store, run_id) if run_id else self._start(store, dataset)
+
+    def _start(self, store: Store, dataset: str) -> str:
+        experiment = self._experiment
         name = experiment.tracking.run_name or (
             f"{experiment.algorithm_name}-{dataset}-seed{experiment.seed}"
         )
         run = self._client.create_run(store.experiment_id, run_name=name, tags=_tags(experiment))
-        self.run_id: str = run.info.run_id
+        return run.info.run_id
+
+    def _go_on(self, store: Store, run_id: str) -> str:
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            raise ConfigError(
+                f"--resume: MLflow run {run_id}, to which the checkpoint belongs, is not in {store.uri} "
+                f"({first_line(error)}); set tracking.uri to its store, or tracking.enabled=false"
+            ) from error
+        self._client.update_run(run_id, status="RUNNING")
+        self._recorded = {
+            key: {metric.step for metric in self._client.get_metric_history(run_id, key)}
+            for key in run.data.metrics
+        }
+        return run_id
 
     def describe_config(self) -> None:
         """Record the resolved config."""
@@ -134,9 +158,16 @@ class Tracker:
             self._client.log_artifact(self.run_id, str(picture), "partition")
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
-        """Record a round's metrics, now or with those of the rounds right after it."""
+        """Record a round's metrics, now or with those of the rounds right after it.
+
+        What a run that was gone on with has already is not recorded twice.
+        """
         now = int(time.time() * 1000)
-        self._pending += [Metric(key, value, now, round) for key, value in metrics.items()]
+        self._pending += [
+            Metric(key, value, now, round)
+            for key, value in metrics.items()
+            if round not in self._recorded.get(key, ())
+        ]
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
 

@@ -59,6 +59,7 @@ def small():
             "max_norm": 10,
         },
         "tracking": {"enabled": False},
+        "checkpoint": {"every": None},
     }
 
 

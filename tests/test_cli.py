@@ -194,11 +194,12 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_record):
+        def run(config, on_start, on_record, resume):
             from rayfl.experiment import prepare
 
             on_start(SimpleNamespace(
-                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui"
+                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui",
+                resumed_round=0,
             ))  # fmt: skip
             for round in (1, 2, 3):
                 metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
@@ -283,7 +284,9 @@ def test_the_live_display_fits_the_terminal(width):
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with Progress(console) as progress:
-        progress.start(SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None))
+        progress.start(
+            SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
+        )
         metrics = {"train/loss": 12.3456, "test/accuracy": 1.0, "server/alpha": 0.123}
         progress.record(SimpleNamespace(round=1234, metrics=metrics | {"time/round_s": 12.345}))
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())

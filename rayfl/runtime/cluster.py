@@ -1,6 +1,7 @@
 """Connects to Ray, places the actors of an experiment, and runs its server there."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,21 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 from torch import nn
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.checkpoint import Checkpoints
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.errors import ConfigError, RunError, first_line
+from rayfl.errors import ConfigError, RunError, StateLostError, first_line
+from rayfl.history import History
 from rayfl.runtime.client import Client
-from rayfl.runtime.placement import Placement, refusal
-from rayfl.runtime.pool import ActorPool
+from rayfl.runtime.placement import Placement, another_fits, refusal
+from rayfl.runtime.pool import RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
 
@@ -46,8 +52,11 @@ BUNDLE_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connection to the running cluster at `address`, or to a fresh one on this machine for None."""
+def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[None]:
+    """Connection to the running cluster at `address`, or to a fresh one on this machine for None.
+
+    `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses.
+    """
     if (
         ray.is_initialized()
     ):  # a notebook, or the tests: the caller's connection, and theirs to close
@@ -61,6 +70,7 @@ def connected(address: str | None) -> Iterator[None]:
                 include_dashboard=False if address is None else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                object_store_memory=int(object_store_gb * 1e9) if object_store_gb else None,
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -121,6 +131,10 @@ class Job:
     federation: Federation
 
 
+class ServerLostError(RunError):
+    """The server actor, or state that it held, is gone."""
+
+
 class ServerActor:
     """The server as a Ray actor, which owns the client actors."""
 
@@ -130,39 +144,36 @@ class ServerActor:
         client: dict[str, Any],
         placement: Placement,
         group: Any,
+        checkpoints: Checkpoints | None,
+        time_limit: float | None,
     ):
         configure_process(threads=1)
-        remote = ray.remote(Client)
-        arguments = {
-            **client,
-            "threads": max(1, math.floor(placement.cpus)),
-            "gpu_fraction": placement.gpus,
-        }
-
-        def spawn(index: int) -> Any:
-            options = remote.options(
-                num_cpus=placement.cpus,
-                num_gpus=placement.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            )
-            return options.remote(**arguments)
-
-        self.pool = ActorPool(placement.actors, spawn)
-        self.server = Server(**server, pool=self.pool)
+        self.server = make_server(server, client, placement, group, time_limit)
+        self.checkpoints = checkpoints
+        self.history = History()
 
     def describe(self) -> list[dict[str, Any]]:
         """Where the client actors run, once all of them are ready."""
-        return ray.get([actor.describe.remote() for actor in self.pool.actors])
+        return self.server.pool.describe()
 
     def run(self) -> Iterator[list[Record]]:
-        """All records, those of fast rounds bundled: each message costs the driver a millisecond."""
-        bundle, sent = [], time.monotonic()
+        """The records of all rounds, from the last checkpoint on if there is one, after those it holds.
+
+        Those of fast rounds are bundled: each message costs the driver a millisecond.
+        """
+        bundle, sent = self._restored(), time.monotonic()
         try:
             for record in self.server.run():
-                bundle.append(record)
+                bundle.append(self._noted(record))
+                # The record of a round that is done; that of an evaluation comes later.
+                done = record.round == self.server.round and "train/loss" in record.metrics
+                if done and self._is_due(record.round):
+                    bundle += map(self._noted, self.server.settle())
+                    self._save()
                 if time.monotonic() - sent > BUNDLE_SECONDS:
                     yield bundle
                     bundle, sent = [], time.monotonic()
+            self._save()
         except Exception:
             yield bundle  # what was finished before it went wrong
             raise
@@ -171,12 +182,73 @@ class ServerActor:
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         return self.server.parameters()
 
+    def _restored(self) -> list[Record]:
+        """Go on from the last checkpoint, if there is one; the records of its rounds."""
+        saved = self.checkpoints.latest() if self.checkpoints else None
+        if saved is None:
+            return []
+        self.server.restore(saved.snapshot())
+        return [self._noted(Record(*row)) for row in saved.history().items()]
+
+    def _noted(self, record: Record) -> Record:
+        self.history.add(*record)
+        return record
+
+    def _is_due(self, round: int) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due(round)
+
+    def _save(self) -> None:
+        if self.checkpoints is not None and self.checkpoints.round != self.server.round:
+            self.checkpoints.save(self.server.snapshot(), self.history.rows)
+
+
+def make_server(
+    server: dict[str, Any],
+    client: dict[str, Any],
+    placement: Placement,
+    group: Any,
+    time_limit: float | None = None,
+) -> Server:
+    """A server with its client actors, one in each bundle of the placement group `group`.
+
+    `server`, `client`: arguments of `Server` (without the pool) and of `Client` (without its share).
+    `time_limit`: seconds that a work unit may take.
+    """
+    remote = ray.remote(Client)
+    arguments = {
+        **client,
+        "threads": max(1, math.floor(placement.cpus)),
+        "gpu_fraction": placement.gpus,
+    }
+
+    def spawn(index: int) -> Any:
+        # Without a bundle, it came when the cluster grew, and may go anywhere.
+        has_bundle = index < placement.actors
+        options = remote.options(
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)
+            if has_bundle
+            else "DEFAULT",
+        )
+        return options.remote(**arguments)
+
+    pool = ActorPool(
+        placement.actors,
+        spawn,
+        another_fits=functools.partial(another_fits, placement),
+        time_limit=time_limit,
+    )
+    return Server(**server, pool=pool)
+
 
 class RemoteServer:
-    """The driver's end of a server actor."""
+    """The driver's end of a server actor, which it starts again, from the last checkpoint, if it dies."""
 
-    def __init__(self, actor: Any):
-        self._actor = actor
+    def __init__(self, start: Callable[[], Any]):
+        self._start = start
+        self._actor = start()
+        self.deaths = 0
 
     def describe(self) -> list[dict[str, Any]]:
         """Where the client actors run, once all of them are ready."""
@@ -184,38 +256,75 @@ class RemoteServer:
             return ray.get(self._actor.describe.remote())
 
     def run(self) -> Iterator[Record]:
-        """All rounds' records, as they come."""
-        with _errors_unwrapped():
-            for ref in self._actor.run.options(num_returns="streaming").remote():
-                yield from ray.get(ref)
+        """All rounds' records, as they come; after a death those since the last checkpoint come again."""
+        reached, in_a_row = 0, 0
+        while True:
+            try:
+                with _errors_unwrapped():
+                    for ref in self._actor.run.options(num_returns="streaming").remote():
+                        for record in ray.get(ref):
+                            if record.round > reached:
+                                reached, in_a_row = record.round, 0
+                            yield record
+                return
+            except ServerLostError as error:
+                in_a_row += 1
+                if in_a_row > RETRIES:
+                    raise RunError(
+                        f"{error}; {in_a_row} times in a row at round {reached}"
+                    ) from error
+                self.deaths += 1
+                self.close()
+                self._actor = self._start()
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """w `[P]` and buffers `[Q]`."""
         with _errors_unwrapped():
             return ray.get(self._actor.parameters.remote())
 
+    def close(self) -> None:
+        ray.kill(self._actor)  # its client actors go with their owner
+
 
 @contextlib.contextmanager
-def launched(job: Job, placement: Placement) -> Iterator[RemoteServer]:
-    """A server actor and its client actors; all gone, and their resources free, at the end."""
+def launched(
+    job: Job,
+    placement: Placement,
+    checkpoints: Checkpoints | None = None,
+    time_limit: float | None = None,
+) -> Iterator[RemoteServer]:
+    """A server actor and its client actors; all gone, and their resources free, at the end.
+
+    The server goes on from the last of the `checkpoints`, if there is one already. A work unit that takes
+    longer than `time_limit` seconds runs again, as one whose actor died.
+    """
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
-    actor: Any = None
+    server: RemoteServer | None = None
     try:
         waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
         if not group.wait(waited_s):
             raise refusal(placement, waited_s)
-        both = {"algorithm": job.algorithm, "name": job.name}
-        w, buffers = job.initial
-        server = both | {"w": w, "buffers": buffers, "federation": job.federation}
-        # The server passes the references on: every node maps one copy of the data.
-        stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
-        client = both | stored | {"settings": job.settings}
-        remote = ray.remote(ServerActor).options(num_cpus=0)
-        actor = remote.remote(server, client, placement, group)
-        yield RemoteServer(actor)
+        arguments = actor_arguments(job)
+        # Where the driver is: a local directory of checkpoints is one that both of them see.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        remote = ray.remote(ServerActor).options(num_cpus=0, scheduling_strategy=here)
+        options = placement, group, checkpoints, time_limit
+        server = RemoteServer(lambda: remote.remote(*arguments, *options))
+        yield server
     finally:
-        if actor is not None:
-            ray.kill(actor)  # its client actors go with their owner
+        if server is not None:
+            server.close()
         remove_placement_group(group)
+
+
+def actor_arguments(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `Server` and of `Client` for `make_server`; the data go to the object store once."""
+    both = {"algorithm": job.algorithm, "name": job.name}
+    w, buffers = job.initial
+    server = both | {"w": w, "buffers": buffers, "federation": job.federation}
+    # The server passes the references on: every node maps one copy of the data.
+    stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
+    return server, both | stored | {"settings": job.settings}
 
 
 @contextlib.contextmanager
@@ -224,8 +333,10 @@ def _errors_unwrapped() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
+        if isinstance(error.cause, StateLostError):
+            raise ServerLostError(str(error.cause)) from error
         if isinstance(error.cause, (ConfigError, RunError)):
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
     except RayActorError as error:
-        raise RunError(f"the server actor died: {first_line(error)}") from error
+        raise ServerLostError(f"the server actor died: {first_line(error)}") from error

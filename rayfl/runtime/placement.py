@@ -33,6 +33,8 @@ class Placement:
     nodes: int
     """0: they do not fit on the nodes that there are, and wait for new ones."""
     wait_s: float = 0
+    most: int = 0
+    """Actors that would have work, if the cluster grows; 0: no more than `actors`."""
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -75,7 +77,11 @@ def place(demand: Demand, units_per_round: int) -> Placement:
         if fits or waits:
             actors = demand.num_actors or min(room, units_per_round)
             used = min(sum(1 for count in slots if count), actors) if fits else 0
-            return Placement(actors=actors, cpus=cpus, gpus=gpus, nodes=used, wait_s=demand.wait_s)
+            most = 0 if demand.num_actors else units_per_round
+            wait_s = demand.wait_s
+            return Placement(
+                actors=actors, cpus=cpus, gpus=gpus, nodes=used, wait_s=wait_s, most=most
+            )
     asked = f"{demand.num_actors or 1} client actors with {cpus:g} CPU"
     asked += f" and {gpus:g} GPU each" if gpus else " each"
     has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
@@ -88,6 +94,14 @@ def place(demand: Demand, units_per_round: int) -> Placement:
         f"resources.num_actors = {demand.num_actors or 'auto'}: {asked} do not fit; the cluster's "
         f"nodes have [{has}], room for {room}; {advice}"
     )
+
+
+def another_fits(placement: Placement, actors: int) -> bool:
+    """Whether one more client actor than the `actors` that there are has work, and room by now."""
+    if actors >= placement.most:
+        return False
+    free = ray.available_resources()
+    return all(free.get(name, 0) >= amount for name, amount in placement.bundle.items())
 
 
 def refusal(placement: Placement, waited_s: float) -> ConfigError:

@@ -4,6 +4,7 @@
 units, add up what they bring back in the order of the units, and let the algorithm aggregate.
 """
 
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 
 from rayfl import seeds
 from rayfl.algorithms.base import Algorithm, ServerContext
+from rayfl.checkpoint import Memory, Snapshot
 from rayfl.errors import DivergedError
 from rayfl.runtime.pool import Pool, Ticket
 from rayfl.training.engine import (
@@ -51,6 +53,15 @@ class Record(NamedTuple):
     metrics: dict[str, float]
 
 
+class Kept(NamedTuple):
+    """Where one client's memory is."""
+
+    round: int
+    """The client's last round."""
+    handle: Any
+    """Of the pool."""
+
+
 class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
@@ -66,22 +77,63 @@ class Server:
         self.algorithm, self.name, self.federation, self.pool = algorithm, name, federation, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
-        self.memories: dict[int, Any] = {}
-        """Handle of each client's memory, by client id; clients never sampled have none."""
+        self.round = 0
+        """Rounds that are done."""
+        self.memories: dict[int, Kept] = {}
+        """Each client's memory, by client id; clients never sampled have none."""
         self._remembers = bool(algorithm.init_client(torch.zeros(1)))
         self._evaluations: deque[tuple[int, list[Ticket]]] = deque()
 
     @torch.no_grad()
-    def run(self) -> Iterator[Record]:
-        """All rounds; evaluations overlap the rounds after theirs."""
+    def run(self, until: int | None = None) -> Iterator[Record]:
+        """The rounds after `self.round` up to `until` (None: all), with all evaluations that are due.
+
+        Evaluations overlap the rounds after theirs.
+        """
         f = self.federation
-        for round in range(1, f.rounds + 1):
-            yield self._round(round)
+        last = f.rounds if until is None else min(until, f.rounds)
+        for round in range(self.round + 1, last + 1):
+            record = self._round(round)
+            self.round = round
             if round % f.eval_every == 0 or round == f.rounds:
                 self._evaluations.append((round, self._evaluate(round)))
+            yield record
             self.pool.poll()
             yield from self._evaluated(wait=False)
-        yield from self._evaluated(wait=True)
+        yield from self.settle()
+
+    def settle(self) -> Iterator[Record]:
+        """Wait for the evaluations of the rounds so far."""
+        return self._evaluated(wait=True)
+
+    def snapshot(self) -> Snapshot:
+        """The state after `self.round` rounds; memories are fetched when they are asked for."""
+        tensors = {"w": self.w, "buffers": self.buffers}
+        tensors |= {f"server/{name}": value for name, value in self.state.items()}
+        memories = {
+            client: Memory(kept.round, functools.partial(self.pool.fetch, kept.handle))
+            for client, kept in self.memories.items()
+        }
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+        return Snapshot(self.round, arrays, memories)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from this state; ValueError if the algorithm keeps another one."""
+        tensors = {name: torch.tensor(array) for name, array in snapshot.tensors.items()}
+        state = {
+            n.removeprefix("server/"): v for n, v in tensors.items() if n.startswith("server/")
+        }
+        shapes = {name: value.shape for name, value in state.items()}
+        if shapes != {name: value.shape for name, value in self.state.items()}:
+            raise ValueError(
+                f"the server state of algorithm '{self.name}' is {sorted(self.state)}, not {sorted(state)}"
+            )
+        self.round, self.state = snapshot.round, state
+        self.w, self.buffers = tensors["w"], tensors["buffers"]
+        self.memories = {
+            client: Kept(memory.round, self.pool.store(memory.fetch()))
+            for client, memory in snapshot.memories.items()
+        }
 
     def cohort(self, round: int) -> list[int]:
         """Client ids of this round, ascending: S of N without replacement, uniformly."""
@@ -112,7 +164,8 @@ class Server:
                 sums[name] = sums[name] + as_tensor(value) if name in sums else as_tensor(value)
             # Large arrays of a result are the object store's: a reference would keep them there.
             results.append(result._replace(sums={n: v[:0] for n, v in result.sums.items()}))
-            self.memories.update(zip(unit.clients, ticket.memories, strict=False))
+            for client, handle in zip(unit.clients, ticket.memories, strict=False):
+                self.memories[client] = Kept(round, handle)
         mean = {name: value / len(cohort) for name, value in sums.items()}
         self.buffers = mean.pop("buffers")
         steps = sum(result.steps for result in results) / len(cohort)
@@ -121,7 +174,10 @@ class Server:
         return Record(round, self._metrics(lr, began, broadcast, mean, results))
 
     def _memories(self, unit: WorkUnit) -> list[Any] | None:
-        return [self.memories.get(client) for client in unit.clients] if self._remembers else None
+        if not self._remembers:
+            return None
+        kept = (self.memories.get(client) for client in unit.clients)
+        return [k.handle if k else None for k in kept]
 
     def _check_finite(self, unit: WorkUnit, result: UnitResult) -> None:
         finite = np.isfinite(result.losses) & np.isfinite(result.drifts)

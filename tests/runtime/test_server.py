@@ -2,14 +2,16 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
-from failing import Dies, Explodes, RaisesInRoundTwo, RenamesItsMemory
+from failing import Dies, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import LocalPool
 
 from rayfl.algorithms import ALGORITHMS
@@ -121,7 +123,7 @@ def test_memories_follow_the_client_and_start_with_its_first_cohort(small, actor
 
     seen = {client for round in range(1, 5) for client in server.cohort(round)}
     assert set(server.memories) == seen
-    controls = [ray.get(handle)["c_i"] for handle in server.memories.values()]
+    controls = [ray.get(kept.handle)["c_i"] for kept in server.memories.values()]
     mean = np.sum(controls, axis=0) / prepared.federation.clients
     np.testing.assert_allclose(mean, server.state["c"], atol=1e-6)
 
@@ -225,6 +227,50 @@ def test_killed_actors_change_nothing(name, small, ray_session):
 
     assert pool.lost_units >= 3
     assert same_bits(server, reference)
+
+
+def test_a_client_that_hangs_is_killed_and_runs_again(small, tmp_path, ray_session):
+    prepared = prepare(load_config(small))
+    reference, _ = here(prepared, ALGORITHMS["fedavg"]())
+    hangs = HangsOnce(marker=str(tmp_path / "hung"))
+    arguments = client_arguments(prepared, hangs)
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(2, lambda index: remote.remote(**arguments), time_limit=3)
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(hangs, "mine", w, buffers, prepared.federation, pool)
+    list(server.run())
+
+    assert Path(hangs.marker).exists()
+    assert pool.lost_units >= 1
+    assert torch.equal(server.w, reference.w)
+
+
+def test_the_pool_grows_while_another_actor_fits(small, ray_session):
+    small["federation"]["rounds"] = 300
+    prepared = prepare(load_config(small))
+    reference, _ = here(prepared, prepared.config.algorithm)
+    arguments = client_arguments(prepared, prepared.config.algorithm)
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(1, lambda index: remote.remote(**arguments), another_fits=lambda n: n < 3)
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(prepared.config.algorithm, "test", w, buffers, prepared.federation, pool)
+    for _ in server.run():
+        pass
+    while len(pool.describe()) < 3:  # they are slow to start, and the rounds may be over
+        time.sleep(1)
+        pool.poll()
+
+    assert len(pool.actors) == 3
+    assert same_bits(server, reference)
+
+
+def test_an_actor_that_cannot_start_is_an_error(small, ray_session):
+    prepared = prepare(load_config(small))
+    arguments = client_arguments(prepared, ALGORITHMS["fedavg"]()) | {"model": None}
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(1, lambda index: remote.remote(**arguments))
+    with pytest.raises(RunError, match=r"a client actor could not start, 4 times in a row"):
+        pool.describe()
 
 
 def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(small, ray_session):
