@@ -121,6 +121,12 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("resources.num_actors=0", f"resources.num_actors = 0: {AUTO_COUNT}"),
         ("resources.num_actors=many", f"resources.num_actors = 'many': {AUTO_COUNT}"),
         ("resources.num_actors=null", f"resources.num_actors = null: {AUTO_COUNT}"),
+        ("resources.wait_s=-1", "resources.wait_s = -1: must be a number of at least 0"),
+        (
+            "resources.wait_s=60",
+            "resources.wait_s = 60: the Ray that is started for this run gets no new nodes; name a "
+            "cluster by ray.address, or leave resources.wait_s at 0",
+        ),
         (
             "resources.cpus_per_actor=0.33333",
             "resources.cpus_per_actor = 0.33333: must have at most 4 decimals; Ray counts no finer",
