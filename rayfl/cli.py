@@ -86,9 +86,10 @@ def run(
 
     try:
         with interrupts, progress:
+            resolved = _load(config, overrides)
+            _keep_to_this_machine(resolved)
             from rayfl import experiment
 
-            resolved = _load(config, overrides)
             result = experiment.run(resolved, on_start, progress.record, resume)
     except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
         progress.interrupted()
@@ -196,6 +197,15 @@ def _load(config: Path, overrides: list[str] | None) -> "Experiment":
     if "=" in config.name and not config.exists():
         raise ConfigError(f"'{config}': the config file comes first, then the overrides")
     return load_config(config, overrides or [])
+
+
+def _keep_to_this_machine(config: "Experiment") -> None:
+    """Ray of a run of its own listens on 127.0.0.1 alone, not on every interface.
+
+    Ray reads this when it is imported, on Linux too; with it, it could not join a cluster.
+    """
+    if config.ray.address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
