@@ -18,9 +18,7 @@ ip route add default dev eth0
 @pytest.mark.parametrize(
     ("setting", "loopback"), [("", True), ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1", False)]
 )
-def test_a_run_of_its_own_listens_on_this_machine_alone_unless_told_otherwise(
-    setting, loopback, script, small, tmp_path
-):
+def test_a_run_of_its_own_keeps_to_this_machine(setting, loopback, script, small, tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(json.dumps(small))
     program = Path(__file__).with_name("listening.py")
