@@ -19,7 +19,7 @@ LAYERS = [
     {"algorithms", "data", "models"},
     {"registry", "overlays"},
     {"wording"},
-    {"errors", "history", "interrupts", "seeds"},
+    {"errors", "history", "interrupts", "seeds", "store"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "rayfl").rglob("*.py"))
