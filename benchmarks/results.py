@@ -1,7 +1,7 @@
 """How long `rayfl results` takes on a store of 100 finished trials of 200 rounds and 15 metrics.
 
-    python benchmarks/results.py            # makes the store (some minutes), then times the command
-    python benchmarks/results.py STORE.db   # the same, in this file; one that is there is used again
+python benchmarks/results.py            # makes the store (some minutes), then times the command
+python benchmarks/results.py STORE.db   # the same, in this file; one that is there is used again
 """
 
 import itertools
@@ -10,8 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import rayfl.store  # says how MLflow is to behave
 
 # isort: split
 import numpy as np

@@ -65,3 +65,11 @@ def cifar10():
     if not any(path.glob("train*.parquet")):
         pytest.skip(f"no CIFAR-10 parquet files in {path}; RAYFL_CIFAR10_PARQUET may name them")
     return path
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory):
+    """An MLflow store of runs whose numbers are known; see tests/tuning/stored.py."""
+    from stored import fill
+
+    return fill(tmp_path_factory.mktemp("stored"))

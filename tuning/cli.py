@@ -25,7 +25,9 @@ _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap 
 ExperimentName = Annotated[
     str | None, typer.Option("--experiment", help="MLflow experiment; default: all of the store.")
 ]
-Uri = Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db in this directory.")]
+Uri = Annotated[
+    str | None, typer.Option(help="MLflow store; default: mlflow.db in this directory.")
+]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +65,8 @@ def results(
     from tuning.results import load
 
     names = _listed(metric)
+    if not names:
+        raise ConfigError(f"--metric = '{metric}': names no metric; give one, such as last10")
     runs = load(experiment, uri, where, names)
     summary = groups.summarize(runs, _listed(by) if by else None, names)
     _show(tables.table_of(summary), summary.rows, form, summary.notes)

@@ -26,8 +26,8 @@ class Comparison:
     by: tuple[str, ...]
     """Keys that vary within both sides: each of their settings is a row."""
     rows: pd.DataFrame
-    """The keys in `by`; `a`, `b`: means over the pairs; `difference`: its mean; `low`, `high`: 95 % confidence
-    interval; `n` pairs; `verdict`."""
+    """The keys in `by`; `a`, `b`: means over the pairs; `difference`: its mean; `low`, `high`: 95 %
+    confidence interval; `n` pairs; `verdict`."""
     notes: tuple[str, ...]
     """What was left out, and what differs besides."""
 
@@ -39,14 +39,16 @@ def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> Compari
     filter names it (with `algorithm.name` go all options of the algorithm). Raises ConfigError if a seed
     has several runs on one side, or if nothing can be paired.
     """
-    m, conditions = metric(name), [_conditions(side) for side in (a, b)]
+    m, conditions = metric(name), [filters.parse(side) for side in (a, b)]
     sides = [_side(runs, text, c) for text, c in zip((a, b), conditions, strict=True)]
     named = {condition.key for side in conditions for condition in side}
     sections = tuple(key.removesuffix("name") for key in named if key.endswith(".name"))
     both = pd.concat(sides)
     ids = [set(side["run_id"]) for side in sides]
     if ids[0] & ids[1]:
-        raise ConfigError(f"'{a}' and '{b}' both select run {min(ids[0] & ids[1])}; nothing to compare")
+        raise ConfigError(
+            f"'{a}' and '{b}' both select run {min(ids[0] & ids[1])}; nothing to compare"
+        )
     by = tuple(k for k in axes(both) if k not in named and not k.startswith(sections or ("\0",)))
     indexed = [_by_setting(side, by, text) for side, text in zip(sides, (a, b), strict=True)]
     pairs = sorted(indexed[0].keys() & indexed[1].keys(), key=repr)
@@ -95,17 +97,9 @@ def table_of(result: Comparison) -> Table:
     return Table(header, tuple(rows), left=len(result.by))
 
 
-def _conditions(text: str) -> tuple[filters.Condition, ...]:
-    if not any(sign in text for sign in "=<>[") and " in " not in text:
-        return (filters.Condition("algorithm.name", "=", text.strip()),)
-    return filters.parse(text)
-
-
-def _side(
-    runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]
-) -> pd.DataFrame:
+def _side(runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]) -> pd.DataFrame:
     selected = filters.select(runs, conditions)
-    finished = selected[selected["state"] == "finished"]
+    finished = selected.loc[selected["state"] == "finished"]
     if finished.empty:
         found = "; ".join(
             f"{c.key} is {', '.join(map(shown, values(runs, c.key)))}" for c in conditions
@@ -125,7 +119,11 @@ def _by_setting(side: pd.DataFrame, by: Sequence[str], text: str) -> dict[Any, p
             )
             raise ConfigError(
                 f"'{text}': seed {key[-1]} has {len(members)} runs ({listed or 'of different versions'}); "
-                + (f"name one, as in {differing[0]}=..." if differing else "select one with --where")
+                + (
+                    f"name one, as in {differing[0]}=..."
+                    if differing
+                    else "select one with --where"
+                )
             )
         found[key[:-1], key[-1]] = members.iloc[0]
     return found
@@ -139,7 +137,10 @@ def _why_none(sides: Sequence[pd.DataFrame], by: Sequence[str]) -> str:
         for key in (*by, "seed")
         if not set(values(sides[0], key)) & set(values(sides[1], key))
     ]
-    return "; ".join(apart or ["no setting has a seed in common"]) + "; name in both filters what may differ"
+    return (
+        "; ".join(apart or ["no setting has a seed in common"])
+        + "; name in both filters what may differ"
+    )
 
 
 def _notes(
@@ -153,7 +154,9 @@ def _notes(
         alone = sorted(side.keys() - set(pairs), key=repr)
         if alone:
             runs = [
-                ", ".join(f"{k}={shown(v)}" for k, v in zip((*by, "seed"), (*key, seed), strict=True))
+                ", ".join(
+                    f"{k}={shown(v)}" for k, v in zip((*by, "seed"), (*key, seed), strict=True)
+                )
                 for key, seed in alone
             ]
             notes.append(f"without a partner, of '{text}': {'; '.join(runs)}")
@@ -163,12 +166,12 @@ def _notes(
 def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
     """Mean difference of the pairs that have both numbers, and its interval."""
     pairs = pairs.dropna()
-    differences, n = pairs["a"] - pairs["b"], len(pairs)
-    mean, low, high = differences.mean(), math.nan, math.nan
+    differences, n = (pairs["a"] - pairs["b"]).to_numpy(), len(pairs)
+    mean, low, high = float(differences.mean()) if n else math.nan, math.nan, math.nan
     if n > 1:
         from scipy.special import stdtrit
 
-        half = float(stdtrit(n - 1, 0.975)) * differences.std(ddof=1) / math.sqrt(n)
+        half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1)) / math.sqrt(n)
         low, high = mean - half, mean + half
     return {
         "a": pairs["a"].mean(),
@@ -189,4 +192,3 @@ def _verdict(low: float, high: float, n: int, m: Metric) -> str:
     else:
         verdict = "A is better" if (low > 0) == m.higher else "B is better"
     return f"{verdict} (only {n} pairs)" if n < FEW else verdict
-

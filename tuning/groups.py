@@ -56,10 +56,10 @@ def summarize(
     rows, notes = [], []
     grouped = groups(runs, by)
     for key, members in grouped:
-        finished = members[members["state"] == "finished"]
+        finished = members.loc[members["state"] == "finished"]
         row: dict[str, Any] = dict(zip(by, key, strict=True))
         for m in wanted:
-            found = finished[m.name]
+            found = finished.loc[:, m.name]
             row |= {m.name: found.mean(), f"{m.name}_std": found.std(ddof=1)}
             if m.target is not None:
                 row[f"{m.name}_reached"] = f"{found.notna().sum()}/{len(finished)}"
@@ -77,13 +77,14 @@ def summarize(
 
 def _best(rows: pd.DataFrame, m: Metric) -> int | None:
     """The row with the best mean; for a target, among those that reach it most often."""
-    rows = rows[rows[m.name].notna()]
+    rows = rows.loc[rows[m.name].notna()]
     if m.target is not None:
         share = rows[f"{m.name}_reached"].map(lambda text: _share(*map(int, text.split("/"))))
-        rows = rows[share == share.max()]
+        rows = rows.loc[share == share.max()]
     if rows.empty:
         return None
-    return rows[m.name].idxmax() if m.higher else rows[m.name].idxmin()
+    means = rows.loc[:, m.name]
+    return means.idxmax() if m.higher else means.idxmin()
 
 
 def _share(part: int, whole: int) -> float:
@@ -95,7 +96,7 @@ def _mixed(grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str]) -> li
     varying = {
         key
         for _, members in grouped
-        for key in axes(members[members["state"] == "finished"])
+        for key in axes(members.loc[members["state"] == "finished"])
         if key not in by
     }
     if varying:
@@ -106,6 +107,7 @@ def _mixed(grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str]) -> li
         if "seed" in members
     )
     if repeated:
-        return [f"{repeated} run(s) have a seed that their row has already (other config or version)"]
+        return [
+            f"{repeated} run(s) have a seed that their row has already (other config or version)"
+        ]
     return []
-

@@ -74,7 +74,7 @@ class Metric:
     def _rounds_to_target(self, runs: pd.DataFrame) -> "pd.Series | None":
         recorded = numbers(runs, f"rounds_to_{self.target:g}")
         reached = numbers(runs, "accuracy_best") >= self.target
-        return recorded if recorded[reached].notna().all() else None
+        return recorded if recorded.loc[reached].notna().all() else None
 
 
 _FIXED = {
@@ -118,4 +118,4 @@ def numbers(runs: pd.DataFrame, column: str) -> pd.Series:
     """A column as floats; all NaN if there is none."""
     if column not in runs:
         return pd.Series(float("nan"), index=runs.index)
-    return runs[column].astype(float)
+    return runs.loc[:, column].astype(float)

@@ -15,6 +15,8 @@ import pandas as pd
 
 # The object interface draws off screen and leaves pyplot's global state alone.
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from rayfl.errors import ConfigError
@@ -22,6 +24,8 @@ from tuning.groups import Key, groups, summarize
 from tuning.metrics import metric
 from tuning.results import axes as varying
 from tuning.tables import shown
+
+Abscissa = Literal["rounds", "bytes", "seconds"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -47,7 +51,7 @@ class Drawing(NamedTuple):
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished runs; ConfigError if there are none to draw."""
-    done = runs[runs["state"] == "finished"]
+    done = runs.loc[runs["state"] == "finished"]
     if done.empty:
         raise ConfigError(f"nothing to draw: none of the {len(runs)} runs has finished")
     return done
@@ -60,14 +64,20 @@ def curve_metrics(x: str) -> list[str]:
 
 def trace_metrics(runs: pd.DataFrame) -> list[str]:
     """The scalars that the servers of these runs keep, such as `server/alpha`."""
-    names = [c for c in runs.columns if c.startswith("server/") and runs[c].notna().any()]
+    done = finished(runs)
+    names = sorted(
+        c for c in runs.columns if c.startswith("server/") and done.loc[:, c].notna().any()
+    )
     if not names:
         raise ConfigError("nothing to draw: no server of these runs keeps a scalar (server/*)")
-    return sorted(names)
+    return names
 
 
 def drawn(
-    runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10", scalars: Sequence[str] = ()
+    runs: pd.DataFrame,
+    by: Sequence[str] | None = None,
+    name: str = "last10",
+    scalars: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The runs whose histories `curves` needs, or `traces` of these scalars."""
     chosen, _, _ = _chosen(_keeping(runs, scalars), by, name)
@@ -78,7 +88,7 @@ def curves(
     runs: pd.DataFrame,
     rounds: pd.DataFrame,
     by: Sequence[str] | None = None,
-    x: Literal["rounds", "bytes", "seconds"] = "rounds",
+    x: Abscissa = "rounds",
     name: str = "last10",
 ) -> Drawing:
     """Test accuracy against rounds, traffic or time: mean over the seeds, one line a group.
@@ -88,17 +98,17 @@ def curves(
     if there are too many.
     """
     label, costs, scale = _X[x]
+    chosen, by, notes = _chosen(runs, by, name)
     spent = rounds.sort_values(["run_id", "round"])
     if costs:
         total = spent[list(costs)].sum(axis=1).groupby(spent["run_id"]).cumsum() * scale
         spent = spent.assign(_x=total)
     else:
         spent = spent.assign(_x=spent["round"].astype(float))
-    chosen, by, notes = _chosen(runs, by, name)
     figure = Figure(figsize=(_width(chosen), 4), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     for i, (key, members) in enumerate(chosen):
-        of_group = spent[spent["run_id"].isin(members["run_id"])].dropna(subset="test/accuracy")
+        of_group = spent.loc[spent["run_id"].isin(members["run_id"])].dropna(subset="test/accuracy")
         _line(axes, of_group, "test/accuracy", i, _name(by, key, len(members)))
     axes.set(xlabel=label, ylabel="test accuracy")
     _finish(figure, axes, by, chosen)
@@ -123,7 +133,7 @@ def traces(
     spent = rounds.assign(_x=rounds["round"].astype(float))
     for axes, scalar in zip(panels, scalars, strict=True):
         for i, (key, members) in enumerate(chosen):
-            of_group = spent[spent["run_id"].isin(members["run_id"])].dropna(subset=scalar)
+            of_group = spent.loc[spent["run_id"].isin(members["run_id"])].dropna(subset=scalar)
             _line(axes, of_group, scalar, i, _name(by, key, len(members)))
         axes.set(ylabel=scalar)
         _plain(axes)
@@ -132,9 +142,7 @@ def traces(
     return Drawing(figure, notes)
 
 
-def heatmap(
-    runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10"
-) -> Drawing:
+def heatmap(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10") -> Drawing:
     """Mean of a metric over the seeds, on the grid of two keys; further keys make panels.
 
     Default of `by`: two keys that vary, those with the most values; the others make the panels.
@@ -149,18 +157,16 @@ def heatmap(
         )
     cells = [summarize(members, [across, up], [name]) for _, members in panels]
     everything = pd.concat([cell.rows for cell in cells])
-    xs, ys = (_distinct(everything[key]) for key in (across, up))
-    low, high = everything[name].min() * m.scale, everything[name].max() * m.scale
+    xs, ys = (_distinct(everything.loc[:, key]) for key in (across, up))
+    means = everything.loc[:, name] * m.scale
     columns = min(len(panels), 3)
     height = -(-len(panels) // columns)
     wide, tall = max(2.6, 0.75 * len(xs) + 1.0), max(2.2, 0.5 * len(ys) + 1.1)
-    figure = Figure(
-        figsize=(wide * columns + 1.2, tall * height), dpi=_DPI, layout="constrained"
-    )
+    figure = Figure(figsize=(wide * columns + 1.2, tall * height), dpi=_DPI, layout="constrained")
     panes = figure.subplots(height, columns, squeeze=False, sharex=True, sharey=True)
     image = None
     for axes, (key, _), cell in zip(panes.flat, panels, cells, strict=False):
-        image = _grid(axes, cell.rows, (across, up), (xs, ys), name, (low, high))
+        image = _grid(axes, cell.rows, (across, up), (xs, ys), name, (means.min(), means.max()))
         axes.set_title(_name(others, key) if others else "", fontsize=9)
     for axes in list(panes.flat)[len(panels) :]:
         axes.set_visible(False)
@@ -171,13 +177,11 @@ def heatmap(
     return Drawing(figure, tuple(dict.fromkeys(note for cell in cells for note in cell.notes)))
 
 
-def parallel(
-    runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10"
-) -> Drawing:
+def parallel(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10") -> Drawing:
     """Parallel coordinates: one line a group through its values, coloured by the metric's mean."""
     m = metric(name)
     summary = summarize(finished(runs), by, [name])
-    rows = summary.rows[summary.rows[name].notna()]
+    rows = summary.rows.loc[summary.rows[name].notna()]
     if not summary.by or rows.empty:
         raise ConfigError(
             f"parallel: no config key varies between the runs, or none has {name}; name keys with --by"
@@ -185,11 +189,11 @@ def parallel(
     worst_first = rows.sort_values(name, ascending=m.higher, kind="stable")
     figure = Figure(figsize=(1.5 * (len(summary.by) + 1) + 1.5, 4), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    heights = [_heights(worst_first[key]) for key in summary.by]
-    result = worst_first[name].astype(float) * m.scale
+    heights = [_heights(worst_first.loc[:, key]) for key in summary.by]
+    result = worst_first.loc[:, name].astype(float) * m.scale
     heights.append(_heights(result, most_ticks=2))
     colours = mpl.colormaps["viridis_r" if m.higher else "viridis"]  # the better, the darker
-    norm = mpl.colors.Normalize(result.min(), result.max())
+    norm = Normalize(result.min(), result.max())
     for i, value in enumerate(result):
         best = i == len(result) - 1
         axes.plot(
@@ -214,7 +218,7 @@ def parallel(
     axes.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.1, len(heights) - 0.6))
     axes.spines[:].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.1))
-    figure.colorbar(mpl.cm.ScalarMappable(norm, colours), ax=axes, label=m.label)
+    figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=m.label)
     return Drawing(figure, summary.notes)
 
 
@@ -226,7 +230,7 @@ def save(figure: Figure, file: Path | IO[bytes], form: str | None = None) -> Non
 
 
 def _keeping(runs: pd.DataFrame, scalars: Sequence[str]) -> pd.DataFrame:
-    return runs[runs[list(scalars)].notna().any(axis=1)] if scalars else runs
+    return runs.loc[runs[list(scalars)].notna().any(axis=1)] if scalars else runs
 
 
 def _chosen(
@@ -238,7 +242,9 @@ def _chosen(
     grouped, summary = groups(done, by), summarize(done, by, [name])
     notes = summary.notes
     if len(grouped) > MOST_LINES:
-        ranked = summary.rows[name].sort_values(ascending=not metric(name).higher, kind="stable")
+        ranked = summary.rows.loc[:, name].sort_values(
+            ascending=not metric(name).higher, kind="stable"
+        )
         kept = sorted(ranked.index[:MOST_LINES])
         note = f"drawn are the {MOST_LINES} best of {len(grouped)} groups by {name}"
         grouped, notes = [grouped[i] for i in kept], (note, *notes)
@@ -249,9 +255,11 @@ def _line(axes: Axes, rounds: pd.DataFrame, column: str, i: int, label: str) -> 
     """Mean of the runs at each round, with its band; nothing if no run has the column."""
     if rounds.empty:
         return
-    by_round = rounds.groupby("round")
-    x, y = by_round["_x"].mean(), by_round[column].mean()
-    band = by_round[column].std(ddof=1).fillna(0.0)
+    columns = rounds.loc[:, ["round", "_x", column]].astype(float).groupby("round")
+    mean, std = columns.mean(), columns.std(ddof=1).fillna(0.0)
+    x, y, band = (
+        v.to_numpy() for v in (mean.loc[:, "_x"], mean.loc[:, column], std.loc[:, column])
+    )
     colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
     axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, label=label)
     if band.any():
@@ -376,5 +384,5 @@ def _heights(column: pd.Series, most_ticks: int = 8) -> tuple[list[float], list[
         place = {v: i / (len(values) - 1) if len(values) > 1 else 0.5 for i, v in enumerate(values)}
         ticks = values
     texts = [f"{v:.4g}" if isinstance(v, float) else shown(v) for v in ticks]
-    of_rows = [place[key] for key in (_distinct(column[[i]])[0] for i in column.index)]
+    of_rows = [place[key] for key in (_distinct(column.loc[[i]])[0] for i in column.index)]
     return of_rows, [(place[v], text) for v, text in zip(ticks, texts, strict=True)]

@@ -4,6 +4,7 @@ The template (`report.html`) escapes every text; figures are inline as SVG data.
 """
 
 import base64
+import contextlib
 import io
 import itertools
 import shlex
@@ -25,6 +26,12 @@ from tuning.tables import shown, table_of
 
 _MOST_HEATMAPS = 3
 _BESIDE = ("last10", "best", "loss", "seconds", "bytes")  # metrics beside the one asked for
+
+_ABSCISSAE: tuple[tuple[plots.Abscissa, str], ...] = (
+    ("rounds", "rounds"),
+    ("bytes", "traffic"),
+    ("seconds", "training time"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,8 @@ def render(
     by = axes(runs)
     summary, again = summarize(runs, by, names), Reproduction(runs)
     source = {"--experiment": experiment, "--uri": uri and address_of(uri), "--where": where}
-    options = [word for pair in source.items() if pair[1] for word in pair]
-    best = summary.rows[summary.rows["is_best"]]
+    options = [word for key, value in source.items() if value for word in (key, value)]
+    best = summary.rows.index[summary.rows.loc[:, "is_best"]]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("tuning").joinpath("report.html").read_text("utf-8"))
     return template.render(
@@ -65,10 +72,12 @@ def render(
         table=table_of(summary),
         results_command=shlex.join(["rayfl", "results", *options, "--metric", ",".join(names)]),
         notes=summary.notes,
-        best=_best(summary, best, runs, again),
+        best=_best(summary, int(best[0]), runs, again) if len(best) else None,
         figures=list(_figures(runs, by, name, uri, options)) if len(best) else [],
-        failures=[_trial(runs, i, again, by) for i in _positions(runs["state"] != "finished")],
-        trials=[_trial(runs, i, again, by) for i in _positions(runs["state"] == "finished")],
+        failures=[
+            _trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] != "finished")
+        ],
+        trials=[_trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] == "finished")],
         base_name=BASE,
         base=again.base_yaml,
         base_data=base64.b64encode(again.base_yaml.encode()).decode(),
@@ -78,7 +87,9 @@ def render(
 def _with_beside(runs: pd.DataFrame, name: str) -> tuple[list[str], pd.DataFrame]:
     """The metrics of the page's table, the one asked for first, and the runs with all of them."""
     best = runs.get("accuracy_best")
-    recorded = [c for c in runs.columns if c.startswith("rounds_to_") and runs[c].notna().any()]
+    recorded = [
+        c for c in runs.columns if c.startswith("rounds_to_") and runs.loc[:, c].notna().any()
+    ]
     hardest = max(recorded, key=lambda c: float(c.removeprefix("rounds_to_")), default=None)
     columns: dict[str, Any] = {}
     for other in (*_BESIDE, *([hardest] if hardest and best is not None else [])):
@@ -97,21 +108,17 @@ def _title(runs: pd.DataFrame, experiment: str | None) -> str:
 
 def _counts(runs: pd.DataFrame) -> list[tuple[str, int]]:
     found = runs["state"].value_counts()
-    return [(state.replace("_", " "), int(found[state])) for state in STATES if state in found]
+    return [(state.replace("_", " "), int(found.loc[state])) for state in STATES if state in found]
 
 
-def _best(
-    summary: Summary, best: pd.DataFrame, runs: pd.DataFrame, again: Reproduction
-) -> dict[str, Any] | None:
+def _best(summary: Summary, best: int, runs: pd.DataFrame, again: Reproduction) -> dict[str, Any]:
     """The best row of the summary with the commands of its runs."""
-    if best.empty:
-        return None
     table = table_of(summary)
-    _, members = groups(runs, summary.by)[best.index[0]]
-    finished = members[members["state"] == "finished"]
+    _, members = groups(runs, summary.by)[best]
+    ids = set(members.loc[members["state"] == "finished", "run_id"])
     return {
-        "cells": list(zip(table.header, table.rows[best.index[0]], strict=True)),
-        "commands": [again.command(runs.index.get_loc(i)) for i in finished.index],
+        "cells": list(zip(table.header, table.rows[best], strict=True)),
+        "commands": [again.command(i) for i, run in enumerate(runs["run_id"]) if run in ids],
     }
 
 
@@ -119,9 +126,7 @@ def _positions(mask: pd.Series) -> list[int]:
     return [i for i, chosen in enumerate(mask) if chosen]
 
 
-def _trial(
-    runs: pd.DataFrame, i: int, again: Reproduction, by: Sequence[str]
-) -> dict[str, Any]:
+def _trial(runs: pd.DataFrame, i: int, again: Reproduction, by: Sequence[str]) -> dict[str, Any]:
     run = runs.iloc[i]
     settings = [f"{k}={shown(run[k])}" for k in (*by, "seed") if k in run and run[k] == run[k]]
     return {
@@ -143,13 +148,13 @@ def _figures(
 
     costs = plots.curve_metrics("bytes") + plots.curve_metrics("seconds")[1:]
     rounds = histories(plots.drawn(runs, by, name), costs, uri)
-    for x, words in (("rounds", "rounds"), ("bytes", "traffic"), ("seconds", "training time")):
+    for x, words in _ABSCISSAE:
         title = f"Test accuracy against {words}"
         yield plot(title, "curves", lambda x=x: plots.curves(runs, rounds, by, x, name), "--x", x)
     for pair in _pairs(runs, by):
         try:
             yield plot(
-                f"{metric(name).label}: {pair[0]} and {pair[1]}",
+                f"{pair[0]} and {pair[1]}: {metric(name).label}",
                 "heatmap",
                 lambda pair=pair: plots.heatmap(runs, pair, name),
                 "--by",
@@ -159,8 +164,8 @@ def _figures(
             continue
     if len(by) > 1:
         yield plot("All settings", "parallel", lambda: plots.parallel(runs, by, name))
-    scalars = [c for c in runs.columns if c.startswith("server/") and runs[c].notna().any()]
-    if scalars:
+    with contextlib.suppress(ConfigError):  # no server keeps one
+        scalars = plots.trace_metrics(runs)
         kept = histories(plots.drawn(runs, by, name, scalars), scalars, uri)
         yield plot("Scalars of the server", "traces", lambda: plots.traces(runs, kept, by, name))
 

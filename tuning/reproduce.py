@@ -14,7 +14,10 @@ from rayfl.errors import ConfigError
 from tuning.results import canonical, is_config_key
 
 BASE = "base.yaml"
-_PLACES = ("data.root", "data.download")  # no part of an experiment's identity, but it needs its files
+_PLACES = (
+    "data.root",
+    "data.download",
+)  # no part of an experiment's identity, but it needs its files
 
 
 class Reproduction:
@@ -84,7 +87,10 @@ def _common(configs: list[dict[str, Any]]) -> Mapping[str, Any]:
     }
     # An override of a section's name starts that section afresh: it must bring all its options.
     renamed = tuple(
-        key.removesuffix("name") for c in configs for key in c if key.endswith(".name") and key not in common
+        key.removesuffix("name")
+        for c in configs
+        for key in c
+        if key.endswith(".name") and key not in common
     )
     return {key: value for key, value in common.items() if not key.startswith(renamed or ("\0",))}
 

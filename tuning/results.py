@@ -59,7 +59,7 @@ def load(
     that `tuning.metrics` knows; those that need a run's history get it here. Raises ConfigError if the
     store, the experiment or a key is not there, or if nothing is selected.
     """
-    conditions = filters.parse(where) if where else ()
+    conditions = () if where is None else filters.parse(where)
     wanted = [metric(name) for name in metrics]
     client, address = open_store(uri)
     runs = _frame(_fetch(client, address, experiment))
@@ -76,9 +76,7 @@ def load(
     return _with_columns(selected, wanted, client)
 
 
-def histories(
-    runs: pd.DataFrame, metrics: Sequence[str], uri: str | None = None
-) -> pd.DataFrame:
+def histories(runs: pd.DataFrame, metrics: Sequence[str], uri: str | None = None) -> pd.DataFrame:
     """Per-round metrics of these runs: `run_id`, `round` and one column a metric (NaN: not measured)."""
     client, _ = open_store(uri)
     return _histories(client, list(runs["run_id"]), metrics)
@@ -145,9 +143,7 @@ def address_of(uri: str | None) -> str:
     return f"{scheme}{separator}...@{host}" if at and "/" not in user else uri
 
 
-def _fetch(
-    client: "MlflowClient", address: str, experiment: str | None
-) -> list[tuple[str, "Run"]]:
+def _fetch(client: "MlflowClient", address: str, experiment: str | None) -> list[tuple[str, "Run"]]:
     """The rayfl runs with the names of their experiments."""
     found = {e.name: e.experiment_id for e in client.search_experiments()}
     if experiment is not None and experiment not in found:
@@ -158,7 +154,9 @@ def _fetch(
     name_of = {i: name for name, i in found.items() if experiment in (None, name)}
     runs, token = [], ""
     while token is not None:
-        page = client.search_runs(list(name_of), max_results=_RUNS_PER_PAGE, page_token=token or None)
+        page = client.search_runs(
+            list(name_of), max_results=_RUNS_PER_PAGE, page_token=token or None
+        )
         runs += [(name_of[run.info.experiment_id], run) for run in page if _is_experiment(run)]
         token = page.token or None
     return runs
@@ -231,10 +229,10 @@ def _with_columns(
         values = wanted.of_summaries(runs)
         if values is None:
             # The summary tells who reached the target; only where, when or at what cost is in the rounds.
-            reached = runs[numbers(runs, "accuracy_best") >= wanted.target]
+            reached = runs.loc[numbers(runs, "accuracy_best") >= wanted.target]
             rounds = _histories(client, list(reached["run_id"]), wanted.histories)
-            found = {run_id: wanted.of_rounds(one) for run_id, one in rounds.groupby("run_id")}
-            values = runs["run_id"].map(found)
+            found = {str(i): wanted.of_rounds(one) for i, one in rounds.groupby("run_id")}
+            values = pd.Series([found.get(i) for i in runs["run_id"]], runs.index)
         columns[wanted.name] = values.astype(float)
     return runs.drop(columns=list(columns), errors="ignore").assign(**columns)
 
@@ -258,5 +256,5 @@ def _histories(
         .assign(run_id=run_id)
         for run_id in run_ids
     ]
-    columns = ["run_id", "round", *metrics]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+    every = pd.concat([pd.DataFrame(columns=["run_id", "round", *metrics]), *frames])
+    return every.reset_index(drop=True)

@@ -49,9 +49,9 @@ def table_of(summary: Summary) -> Table:
     for count in ("n", *summary.states):
         header.append(count.replace("_", " "))
         columns.append([str(c) for c in summary.rows[count]])
-    best = summary.rows.index[summary.rows["is_best"]]
+    best = [i for i, is_best in enumerate(summary.rows["is_best"]) if is_best]
     rows = tuple(zip(*columns, strict=True))
-    return Table(tuple(header), rows, int(best[0]) if len(best) else None, len(summary.by))
+    return Table(tuple(header), rows, best[0] if best else None, len(summary.by))
 
 
 def spread(m: Metric, mean: float, std: float) -> str:
@@ -74,8 +74,13 @@ def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:
     if form == "csv":
         return rows.to_csv(index=False).rstrip("\n")
     if form == "json":
-        return rows.to_json(orient="records", double_precision=15, indent=2)
+        return json.dumps(_plain(rows), indent=2)
     return _markdown(table) if form == "markdown" else _latex(table)
+
+
+def _plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows in JSON's types; what is not a number is null."""
+    return json.loads(rows.to_json(orient="records", double_precision=15) or "[]")
 
 
 def _markdown(table: Table) -> str:

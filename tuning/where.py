@@ -2,6 +2,7 @@
 
     filter    = condition { ("and" | ",") condition }
     condition = key ("=" | "!=" | "<" | "<=" | ">" | ">=") value  |  key "in" "[" value, ... "]"
+              | algorithm, which is short for algorithm.name=algorithm
     value     = number | true | false | null | word | 'text' | "text" | [ value, ... ]
 
 A filter is data: it is parsed here, never evaluated as code. A key that a run does not have is null.
@@ -21,7 +22,9 @@ from rayfl.errors import ConfigError
 from rayfl.wording import shown
 
 _TOKEN = re.compile(
-    r"""\s*(?: (?P<text>'[^']*'|"[^"]*") | (?P<sign><=|>=|!=|==|[=<>,\[\]]) | (?P<word>[^\s=<>!,\[\]'"]+) )""",
+    r"""\s*(?: (?P<text>'[^']*'|"[^"]*")
+             | (?P<sign><=|>=|!=|==|[=<>,\[\]])
+             | (?P<word>[^\s=<>!,\[\]'"]+) )""",
     re.VERBOSE,
 )
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
@@ -30,7 +33,10 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_GRAMMAR = "conditions such as algorithm.name=fedavg, joined by 'and'; = != < <= > >=, or in [a, b]"
+_GRAMMAR = (
+    "conditions such as partition.alpha=0.1, or an algorithm, joined by 'and'; "
+    "= != < <= > >=, or in [a, b]"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def select(runs: pd.DataFrame, conditions: Iterable[Condition]) -> pd.DataFrame:
     """The runs for which every condition holds; ConfigError for a key that no run has."""
     for condition in conditions:
         check_key(condition.key, runs.columns)
-        runs = runs[[condition.holds(null_if_missing(v)) for v in runs[condition.key]]]
+        runs = runs.loc[[condition.holds(null_if_missing(v)) for v in runs[condition.key]]]
     return runs
 
 
@@ -82,7 +88,9 @@ def check_key(key: str, known: Iterable[str]) -> None:
     section = f"{key.partition('.')[0]}."
     inside = [name for name in names if name.startswith(section)]
     others = {name.partition(".")[0] + ".*" * ("." in name) for name in names}
-    raise ConfigError(f"{key}: no run has this key{hint}; keys: {', '.join(sorted(inside or others))}")
+    raise ConfigError(
+        f"{key}: no run has this key{hint}; keys: {', '.join(sorted(inside or others))}"
+    )
 
 
 def null_if_missing(value: Any) -> Any:
@@ -111,6 +119,11 @@ class _Tokens:
             raise self.error(f"it ends where {expected} should follow")
         return self.rest.pop(0)
 
+    @property
+    def ends_condition(self) -> bool:
+        """Whether no comparison follows."""
+        return not self.rest or self.rest[0] in (("sign", ","), ("word", "and"))
+
     def take(self, *expected: str) -> bool:
         """Whether the next token is one of these, which is then taken."""
         if self.rest and self.rest[0][0] != "text" and self.rest[0][1] in expected:
@@ -123,6 +136,8 @@ def _condition(tokens: _Tokens) -> Condition:
     kind, key = tokens.next("a key")
     if kind != "word":
         raise tokens.error(f"{key} stands where a key should")
+    if (tokens.ends_condition and "." not in key) or ":" in key:
+        return Condition("algorithm.name", "=", key)
     _, sign = tokens.next("one of = != < <= > >= in")
     if sign not in (*_ORDER, "=", "==", "!=", "in"):
         raise tokens.error(f"'{sign}' stands where one of = != < <= > >= in should")
