@@ -73,7 +73,7 @@ def render(
         results_command=shlex.join(["rayfl", "results", *options, "--metric", ",".join(names)]),
         notes=summary.notes,
         best=_best(summary, int(best[0]), runs, again) if len(best) else None,
-        figures=list(_figures(runs, by, name, uri, options)) if len(best) else [],
+        figures=list(_figures(runs, name, uri, options)) if len(best) else [],
         failures=[
             _trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] != "finished")
         ],
@@ -139,8 +139,12 @@ def _trial(runs: pd.DataFrame, i: int, again: Reproduction, by: Sequence[str]) -
 
 
 def _figures(
-    runs: pd.DataFrame, by: Sequence[str], name: str, uri: str | None, options: Sequence[str]
+    runs: pd.DataFrame, name: str, uri: str | None, options: Sequence[str]
 ) -> Iterator[Plot]:
+    by = axes(
+        plots.finished(runs)
+    )  # what varies only in runs that failed tells the others not apart
+
     def plot(title: str, kind: str, draw: Callable[[], plots.Drawing], *more: str) -> Plot:
         command = ["rayfl", "plot", kind, *options, "--metric", name, *more]
         drawing = draw()
@@ -151,7 +155,7 @@ def _figures(
     for x, words in _ABSCISSAE:
         title = f"Test accuracy against {words}"
         yield plot(title, "curves", lambda x=x: plots.curves(runs, rounds, by, x, name), "--x", x)
-    for pair in _pairs(runs, by):
+    for pair in _pairs(by):
         try:
             yield plot(
                 f"{pair[0]} and {pair[1]}: {metric(name).label}",
@@ -170,7 +174,7 @@ def _figures(
         yield plot("Scalars of the server", "traces", lambda: plots.traces(runs, kept, by, name))
 
 
-def _pairs(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[str, str]]:
+def _pairs(by: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of axes that are worth a heatmap."""
     keys = [key for key in by if not key.endswith(".name")]
     if len(keys) < 2:

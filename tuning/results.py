@@ -257,4 +257,4 @@ def _histories(
         for run_id in run_ids
     ]
     every = pd.concat([pd.DataFrame(columns=["run_id", "round", *metrics]), *frames])
-    return every.reset_index(drop=True)
+    return every.reset_index(drop=True).astype(dict.fromkeys(["round", *metrics], float))
