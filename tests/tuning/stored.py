@@ -42,7 +42,12 @@ def config(algorithm: str, rho: float | None, alpha: float, seed: int) -> Experi
         "federation": {"clients": 10, "cohort_size": 5, "rounds": ROUNDS, "local_epochs": 1},
         "tracking": {"targets": TARGETS},
     }
-    chosen = [f"algorithm.name={algorithm}", *([f"algorithm.rho={rho}"] if rho else [])]
+    # The same in all runs, but no default: it must survive a change of the algorithm's name.
+    chosen = [
+        f"algorithm.name={algorithm}",
+        "algorithm.server_lr=0.9",
+        *([f"algorithm.rho={rho}"] if rho else []),
+    ]
     return load_config(base, [*chosen, f"partition.alpha={alpha}", f"seed={seed}"])
 
 
