@@ -18,6 +18,7 @@ from rich.table import Table
 
 from rayfl.errors import ClientError, ConfigError, RunError
 from rayfl.interrupts import Interrupts
+from tuning import cli as questions
 
 if TYPE_CHECKING:
     from rayfl.config import Experiment
@@ -32,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+for _question in (questions.results, questions.compare, questions.plot, questions.report):
+    app.command()(_question)
 
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 

@@ -108,3 +108,11 @@ def script(tmp_path):
         return subprocess.CompletedProcess(name, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory):
+    """An MLflow store of runs whose numbers are known; see tests/tuning/stored.py."""
+    from stored import fill
+
+    return fill(tmp_path_factory.mktemp("stored"))
