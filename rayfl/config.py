@@ -18,8 +18,11 @@ from ruamel.yaml import YAML
 
 from rayfl import overlays
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.data.datasets import SOURCES, Source
-from rayfl.data.partition import SCHEMES, Scheme
+from rayfl.data.datasets import Source
+from rayfl.data.heterogeneity import Heterogeneity
+from rayfl.data.partition import Scheme
+from rayfl.data.schemes import SCHEMES
+from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model
 from rayfl.participation import Sampling, cohort_size
@@ -288,6 +291,7 @@ class Experiment(Section):
     seed: Annotated[int, Field(ge=0, description="every random draw follows from it")] = 0
     data: Annotated[Source, DATA] = SOURCES["digits"]()
     partition: Annotated[Scheme, PARTITION] = SCHEMES["dirichlet"]()
+    heterogeneity: Heterogeneity = Heterogeneity()
     model: Annotated[Model, MODEL] = MODELS["mlp"]()
     algorithm: Annotated[Algorithm, ALGORITHM] = ALGORITHMS["fedwmsam"]()
     federation: Federation

@@ -21,7 +21,8 @@ from torch import nn
 from rayfl import checkpoint, models
 from rayfl.config import Experiment, Resources
 from rayfl.data.datasets import Dataset
-from rayfl.data.partition import Partition, split
+from rayfl.data.federated import federate
+from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.evaluation import Breakdown
 from rayfl.history import History
@@ -102,9 +103,10 @@ class Start:
 
 def prepare(config: Experiment) -> Prepared:
     """Load the data, split them among the clients and build the model; ConfigError if that cannot be."""
-    data = config.data.load()
     fed = config.federation
-    partition = split(config.partition, data.y_train, fed.clients, config.seed)
+    data, partition = federate(
+        config.data, config.partition, config.heterogeneity, fed.clients, config.seed
+    )
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
     if _has_single_sample_batch(config, partition):
         models.check_single_samples(config.model, model, data.sample_shape)

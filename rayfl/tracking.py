@@ -8,7 +8,6 @@ keeps what it had finished.
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import subprocess
 import tempfile
@@ -17,12 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-# Usage data are the user's to give, and a machine without a network must not wait for them.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A tracking server that is not there must be an error within seconds, not minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+from rayfl.store import default_uri
 
+# isort: split
+# After `rayfl.store`, which says how MLflow is to behave.
 import pandas as pd
 from mlflow.entities import Dataset as MLflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
@@ -46,7 +43,7 @@ class Store:
 
     def __init__(self, uri: str | None, experiment: str):
         """Open the store, creating the experiment if need be; ConfigError if that cannot be done."""
-        self.uri = uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        self.uri = uri or default_uri()
         try:
             self.client = MlflowClient(self.uri)
             found = self.client.get_experiment_by_name(experiment)

@@ -121,6 +121,12 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("resources.num_actors=0", f"resources.num_actors = 0: {AUTO_COUNT}"),
         ("resources.num_actors=many", f"resources.num_actors = 'many': {AUTO_COUNT}"),
         ("resources.num_actors=null", f"resources.num_actors = null: {AUTO_COUNT}"),
+        ("resources.wait_s=-1", "resources.wait_s = -1: must be a number of at least 0"),
+        (
+            "resources.wait_s=60",
+            "resources.wait_s = 60: the Ray that is started for this run gets no new nodes; name a "
+            "cluster by ray.address, or leave resources.wait_s at 0",
+        ),
         (
             "resources.cpus_per_actor=0.33333",
             "resources.cpus_per_actor = 0.33333: must have at most 4 decimals; Ray counts no finer",
@@ -140,17 +146,17 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         ("ray.address=6379", "ray.address = 6379: must be null or text (in quotes: '\"6379\"')"),
         ("tracking.experiment=''", "tracking.experiment = '': must be text that is not empty"),
-        ("ray=null", "ray = null: must be a section with the keys address"),
+        ("ray=null", "ray = null: must be a section with the keys address, object_store_gb"),
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
             "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, evaluation, "
-            "federation, model, partition, ray, resources, seed, tracking",
+            "federation, heterogeneity, model, partition, ray, resources, seed, tracking",
         ),
         (
             "ray.adress=auto",
             "ray.adress = 'auto': unknown key (did you mean 'ray.address'?); "
-            "allowed in ray: address",
+            "allowed in ray: address, object_store_gb",
         ),
         (
             "model.hiden=[3]",

@@ -20,6 +20,9 @@ PURPOSES = get_args(Purpose)
         ((1099511627776, "init", 0, 0), [899277, 132317, 925092]),
         ((0, "dropout", 1, 1), [719958, 62989, 445917]),
         ((0, "stragglers", 1, 1), [302662, 92072, 469916]),
+        ((0, "long_tail"), [535940, 984790, 110661]),
+        ((0, "feature_shift"), [507, 756277, 441319]),
+        ((0, "label_noise"), [224088, 954415, 74495]),
     ],
 )
 def test_streams_never_change(stream, expected):

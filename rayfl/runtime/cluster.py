@@ -347,4 +347,6 @@ def _errors_unwrapped() -> Iterator[None]:
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise RunError(f"the server actor could not start: {error}") from error
         raise ServerLostError(f"the server actor died: {first_line(error)}") from error

@@ -16,8 +16,9 @@ from torch import Tensor
 from rayfl import models
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ClientContext, ServerContext, Setup, Vectors
-from rayfl.data.datasets import Digits
-from rayfl.data.partition import Dirichlet, split
+from rayfl.data.partition import split
+from rayfl.data.schemes import Dirichlet
+from rayfl.data.sources import Digits
 from rayfl.models.mlp import MLP
 from rayfl.training.engine import Broadcast, Engine, LocalSettings, WorkUnit
 from rayfl.training.flat import Layout

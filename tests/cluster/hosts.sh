@@ -9,14 +9,18 @@ this=$(realpath "$0") action=$1 state=$(realpath -m "$2")
 shift 2
 id=rayfl-$(basename "$state" | tail -c 9)
 
-overlay() { # a private, writable copy of a directory
-  mkdir -p "$2/upper" "$2/work"
-  mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$1"
+private_copy() { # what is written in these directories is gone with the mount namespace
+  mount -t tmpfs tmpfs "$state/mnt"
+  for directory in "$@"; do
+    mkdir -p "$state/mnt/$directory/"{upper,work}
+    mount -t overlay overlay "$directory" \
+      -o "lowerdir=$directory,upperdir=$state/mnt/$directory/upper,workdir=$state/mnt/$directory/work"
+  done
 }
 
 case $action in
 up)
-  mkdir -p "$state/ssh" "$state/hosts" "$state/home/.ray"
+  mkdir -p "$state/"{ssh,hosts,home,ray,mnt}
   ssh-keygen -q -t ed25519 -N '' -f "$state/ssh/id"
   ssh-keygen -q -t ed25519 -N '' -f "$state/ssh/host"
   printf '%s\n' "HostKey $state/ssh/host" "AuthorizedKeysFile $state/ssh/id.pub" 'UsePAM no' \
@@ -48,13 +52,13 @@ up)
   done ;;
 host) # the first process of a host. It reaps, for Ray counts zombies as alive.
   hostname "host$1"
+  HOME=$(getent passwd "$(id -un)" | cut -d: -f6) # where ssh comes to
   mount --make-rprivate /
-  mkdir -p "/tmp/ray" "$state/hosts/$1"
-  mount -t tmpfs tmpfs /tmp/ray
-  mount -t tmpfs -o size=4g tmpfs /dev/shm
+  mount -t tmpfs -o size=8g tmpfs /dev/shm
   mount -t tmpfs tmpfs /run
-  mount -t tmpfs tmpfs "$state/hosts/$1"
-  overlay "$HOME" "$state/hosts/$1"
+  private_copy /tmp "$HOME"
+  mkdir -p /tmp/ray
+  mount -t tmpfs tmpfs /tmp/ray
   rm -rf ~/.ssh ~/.ray ~/rayfl ~/mlflow ~/venv
   # What clusters/setup.sh would install is there; the code is what `ray up` brings.
   mkdir -p /run/sshd ~/venv
@@ -64,12 +68,15 @@ host) # the first process of a host. It reaps, for Ray counts zombies as alive.
   /usr/sbin/sshd -D -e -f "$state/sshd_config" &
   while :; do wait -n || sleep 1; done ;;
 enter)
-  exec ip netns exec "$id-switch" unshare --fork --pid --mount-proc --mount --kill-child bash -c '
-    mount --make-rprivate /
-    mkdir -p /tmp/ray "$0/launcher"
-    mount --bind "$0/launcher" /tmp/ray
-    export HOME="$0/home" PATH="$VENV/bin:$PATH" RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-    "$@"' "$state" "$@" ;;
+  exec ip netns exec "$id-switch" unshare --fork --pid --mount-proc --mount --kill-child \
+    bash "$this" user "$state" "$@" ;;
+user) # the user's machine: a home of its own, and the state of `ray up` from one command to the next
+  mount --make-rprivate /
+  private_copy /tmp
+  mkdir -p /tmp/ray
+  mount --bind "$state/ray" /tmp/ray
+  export HOME=$state/home PATH=$VENV/bin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+  "$@" ;;
 down)
   for i in 1 2 3; do
     if pid=$(cat "$state/hosts/$i.pid" 2> /dev/null); then kill -KILL -- "-$pid" 2> /dev/null || true; fi
