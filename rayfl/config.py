@@ -25,6 +25,7 @@ from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model
+from rayfl.models.pretrained import Pretrainable
 from rayfl.participation import Sampling, cohort_size
 from rayfl.registry import Choice, import_path
 from rayfl.training.precision import Precision
@@ -324,6 +325,8 @@ class Experiment(Section):
         content = self.model_dump(mode="json", exclude=_NOT_IN_HASH)
         for section, places in _PLACES.items():
             content[section] = {k: v for k, v in content[section].items() if k not in places}
+        if isinstance(self.model, Pretrainable):
+            content["model"]["pretrained"] = self.model.content_of_pretrained()
         return content
 
     def to_yaml(self) -> str:

@@ -4,6 +4,9 @@ A state dict of tensors is read and nothing else: no file can run code. The laye
 keeps its fresh start if the file has it for another number of classes.
 """
 
+import functools
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -35,6 +38,17 @@ class Pretrainable:
     download: Annotated[
         bool, Field(description="download torchvision's weights if its cache lacks them")
     ] = False
+
+    def content_of_pretrained(self) -> str | None:
+        """`pretrained`, but for a file its content's SHA-256: the same weights wherever they lie."""
+        if self.pretrained is None or self.pretrained == TORCHVISION:
+            return self.pretrained
+        path = _path(self.pretrained)
+        try:
+            status = path.stat()
+            return f"sha256:{_sha256(path, status.st_mtime_ns, status.st_size)}"
+        except (OSError, ValueError):  # building the model says what is wrong with it
+            return self.pretrained
 
     def load_pretrained(self, model: nn.Module, head: str) -> None:
         """Write the weights into `model`, whose logits come from the layer `head`.
@@ -85,7 +99,7 @@ class Pretrainable:
             raise ConfigError(f"{key}: cannot be loaded ({first_line(error)})") from error
 
     def _file(self, key: str) -> dict[str, Tensor]:
-        path = Path(str(self.pretrained)).expanduser()
+        path = _path(str(self.pretrained))
         if not path.is_file():
             raise ConfigError(f"{key}: no such file; give a state dict, '{TORCHVISION}' or null")
         try:
@@ -106,6 +120,17 @@ class Pretrainable:
                 "the model's state_dict() itself"
             )
         return dict(found)
+
+
+def _path(pretrained: str) -> Path:
+    return Path(os.path.expanduser(pretrained)).absolute()  # Path's raises for an unknown user
+
+
+@functools.lru_cache
+def _sha256(path: Path, modified: int, size: int) -> str:
+    """Of a file; read once as long as neither its time nor its size changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(verb: str, names: set[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Weights that a model starts from: files, torchvision's cache, and what is refused."""
 
+import hashlib
 import os
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rayfl.config import load_config
 from rayfl.errors import ConfigError
 from rayfl.models import build
 from rayfl.models.lora import LoRA
@@ -53,6 +55,27 @@ def test_adapters_go_on_top_of_the_given_weights(weights, tmp_path):
     plain.load_state_dict(weights)
     adapted = build(spec, IMAGES, 5, seed=0)
     torch.testing.assert_close(adapted.eval()(x), plain.eval()(x))
+
+
+def test_the_identity_holds_what_is_in_the_file_and_not_where_it_lies(small, weights, tmp_path):
+    def config(name):
+        small["model"] = {"name": "vit_tiny", "image_size": 8, "pretrained": str(tmp_path / name)}
+        return load_config(small)
+
+    for name in ("a.pt", "b.pt"):
+        torch.save(weights, tmp_path / name)
+    digest = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest()
+    first = config("a.pt")
+    assert first.flat_identity()["model.pretrained"] == f"sha256:{digest}"
+    assert first.flat()["model.pretrained"] == str(tmp_path / "a.pt")
+    content, before = (tmp_path / "a.pt").read_bytes(), first.hash
+    (tmp_path / "c.pt").write_bytes(content)
+    assert config("c.pt").hash == before
+
+    (tmp_path / "a.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
+    os.utime(tmp_path / "a.pt", (0, 0))
+    assert config("a.pt").hash != before
+    assert config("~nobody/no.pt").hash != config("no\0.pt").hash  # to be refused by `build`
 
 
 class Command:
