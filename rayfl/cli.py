@@ -34,9 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _question in (questions.results, questions.compare, questions.plot, questions.report):
-    app.command()(_question)
-
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
@@ -117,7 +114,7 @@ def partition(
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="Write a heatmap here (.png or .svg).")] = None,
 ) -> None:
-    """Show what each client holds: samples by the label that they are trained on."""
+    """Show what each client holds: samples by label."""
     from rayfl.data.federated import federate
     from rayfl.data.picture import heatmap
 
@@ -148,6 +145,10 @@ def partition(
         except OSError as error:
             raise ConfigError(f"--plot = '{plot}': cannot be written ({error.strerror})") from error
         console.print(f"wrote {plot}")
+
+
+for _question in (questions.results, questions.compare, questions.plot, questions.report):
+    app.command()(_question)
 
 
 @app.command()

@@ -41,6 +41,11 @@ def ray_session():
 @pytest.fixture
 def small():
     """A small experiment on digits as a mapping for `load_config`; change it freely."""
+    return small_config()
+
+
+def small_config():
+    """What the fixture `small` gives."""
     return {
         "seed": 1,
         "data": {"name": "digits"},

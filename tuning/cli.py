@@ -106,7 +106,7 @@ def plot(
         Literal["rounds", "bytes", "seconds"], typer.Option(help="Abscissa of the curves.")
     ] = "rounds",
 ) -> None:
-    """Draw accuracy curves, a heatmap, parallel coordinates or the server's scalars."""
+    """Draw curves, a heatmap, parallel coordinates or traces."""
     output = output or Path(f"{kind}.png")
     _check_output(output, (".png", ".svg"))
     from tuning import plots
@@ -142,7 +142,7 @@ def report(
     metric: MetricName = "last10",
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Write one HTML page, which needs no network: tables, figures, failures, commands."""
+    """Write all answers to one HTML page that opens offline."""
     _check_output(output, (".html",))
     from tuning import report as page
 

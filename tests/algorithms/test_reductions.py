@@ -117,6 +117,7 @@ def digits() -> Engine:
         weight_decay=1e-3,
         max_norm=1.0,
         augment="none",
+        stragglers=0.0,
     )
     return Engine(model, method("fedavg"), data, partition, settings, "cpu")
 
