@@ -37,24 +37,6 @@ def thirty_rounds(small, tmp_path):
     return small
 
 
-class Killer(threading.Thread):
-    """Kills a random process of that name below this one, every few seconds, `times` times."""
-
-    def __init__(self, title, times, seconds):
-        super().__init__(daemon=True)
-        self.title, self.left, self.seconds = title, times, seconds
-        self.random = random.Random(0)
-        self.done = threading.Event()
-
-    def run(self):
-        while self.left and not self.done.wait(self.random.uniform(0.2, 2 * self.seconds)):
-            found = processes(self.title)
-            if found:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self.random.choice(found).kill()
-                    self.left -= 1
-
-
 def processes(title):
     """Processes of this test's own Ray whose title starts so."""
     found = []
@@ -67,17 +49,25 @@ def processes(title):
 
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
+    """At a random moment of each of twenty rounds a client actor is killed, training or not."""
     thirty_rounds["algorithm"] = {"name": name}
     reference = run(load_config(thirty_rounds))
-    killer = Killer("ray::Client", times=20, seconds=1.5)
-    config = load_config(thirty_rounds)
-    killer.start()
-    lost = 0
-    while killer.left:  # a fast machine is through before the last kill: once more, then
-        result = run(config)
-        assert result.model_sha256 == reference.model_sha256
-        lost += result.history["runtime/lost_units"].iloc[-1]
-    assert lost >= 5  # the others hit an actor that was not training
+    moments, kills = random.Random(0), []
+
+    def kill():
+        if clients := processes("ray::Client"):
+            moments.choice(clients).kill()
+            kills.append(1)
+
+    def later(record):
+        if "time/round_s" in record.metrics and record.round <= 20:
+            seconds = moments.uniform(0, record.metrics["time/round_s"])
+            threading.Timer(seconds, kill).start()
+
+    result = run(load_config(thirty_rounds), on_record=later)
+    assert result.model_sha256 == reference.model_sha256
+    assert len(kills) == 20
+    assert result.history["runtime/lost_units"].iloc[-1] >= 10
 
 
 def test_kills_of_the_server_actor(thirty_rounds, ray_session):
