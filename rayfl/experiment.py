@@ -94,11 +94,18 @@ class Start:
     """Round of the checkpoint that it goes on from, or 0."""
 
 
-def prepare(config: Experiment) -> Prepared:
-    """Load the data, split them among the clients and build the model; ConfigError if that cannot be."""
-    data = config.data.load()
+def prepare(
+    config: Experiment, data: Dataset | None = None, partition: Partition | None = None
+) -> Prepared:
+    """Load the data, split them among the clients and build the model; ConfigError if that cannot be.
+
+    `data`, `partition`: those of the config, where they have been made before.
+    """
     fed = config.federation
-    partition = split(config.partition, data.y_train, fed.clients, config.seed)
+    if data is None:
+        data = config.data.load()
+    if partition is None:
+        partition = split(config.partition, data.y_train, fed.clients, config.seed)
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
     federation = Federation(
         seed=config.seed,

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,26 +254,33 @@ class ServerActor:
 
 
 def make_server(
-    server: dict[str, Any], client: dict[str, Any], placement: Placement, group: Any
+    server: dict[str, Any],
+    client: dict[str, Any],
+    placement: Placement,
+    group: Any,
+    actors: Sequence[Any] = (),
 ) -> Server:
     """A server with its client actors, one in each bundle of the placement group `group`.
 
-    `server`, `client`: arguments of `Server` (without the pool) and of `Client` (without its share).
+    `server`, `client`: arguments of `Server` (without the pool) and of `Client.begin`. `actors`: client
+    actors of an earlier server with the same placement, which begin anew instead of being started.
     """
     remote = ray.remote(Client)
-    arguments = {
-        **client,
-        "threads": max(1, math.floor(placement.cpus)),
-        "gpu_fraction": placement.gpus,
-    }
+    share = {"threads": max(1, math.floor(placement.cpus)), "gpu_fraction": placement.gpus}
+    idle = dict(enumerate(actors))
 
     def spawn(index: int) -> Any:
+        if index in idle:
+            actor = idle.pop(index)
+            with contextlib.suppress(RayActorError):  # it has died since
+                ray.get(actor.begin.remote(**client))
+                return actor
         options = remote.options(
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
         )
-        return options.remote(**arguments)
+        return options.remote(**share, **client)
 
     return Server(**server, pool=ActorPool(placement.actors, spawn))
 
@@ -352,13 +359,21 @@ def launched(
         remove_placement_group(group)
 
 
-def actor_arguments(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of `Server` and of `Client` for `make_server`; the data go to the object store once."""
+def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `Server` and of `Client.begin` for `make_server`.
+
+    `dataset`: reference to the data, where they are in the object store already.
+    """
     both = {"algorithm": job.algorithm, "name": job.name}
     w, buffers = job.initial
     server = both | {"w": w, "buffers": buffers, "federation": job.federation}
     # The server passes the references on: every node maps one copy of the data.
-    stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
+    data, partition = job.data
+    stored = {
+        "model": ray.put(job.model),
+        "dataset": ray.put(data) if dataset is None else dataset,
+        "partition": ray.put(partition),
+    }
     return server, both | stored | {"settings": job.settings}
 
 
