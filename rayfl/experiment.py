@@ -165,7 +165,7 @@ def run(
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
         opening = aside.submit(_open_store, config)
-        placement = cluster.place(_wanted(config.resources), prepared.units_per_round)
+        placement = cluster.place(wanted(config.resources), prepared.units_per_round)
         store = opening.result()
         with _tracked(store, prepared, history, saved) as tracker:
             run_id = tracker.run_id if tracker else None
@@ -205,7 +205,7 @@ def _samples(config: Experiment, data: Dataset) -> float:
     return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
 
 
-def _wanted(resources: Resources) -> cluster.Resources:
+def wanted(resources: Resources) -> cluster.Resources:
     given = resources.model_dump()
     return cluster.Resources(**{k: None if v == "auto" else v for k, v in given.items()})
 
@@ -220,7 +220,7 @@ def _open_store(config: Experiment) -> "Store | None":
 
 def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
     try:
-        saved = checkpoint.find(_storage(config), config.hash, resume)
+        saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
         saved.check()
     except CheckpointError as error:
@@ -236,7 +236,7 @@ def _checkpoints(
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else f"{_storage(config)}/{config.hash}/{run}",
+        location=str(saved.folder) if saved else f"{storage(config)}/{config.hash}/{run}",
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,
@@ -250,7 +250,7 @@ def _checkpoints(
     return checkpoints
 
 
-def _storage(config: Experiment) -> str:
+def storage(config: Experiment) -> str:
     """Where checkpoints are: a URI, or an absolute path, for the server actor may run elsewhere."""
     directory = config.checkpoint.dir
     return directory if "://" in directory else str(Path(directory).expanduser().absolute())

@@ -274,8 +274,8 @@ def patiently(uri: str, call: Callable[[], Any]) -> Any:
             away = time.monotonic() - began
             if away > PATIENCE_SECONDS:
                 raise OutageError(
-                    f"tracking.uri = {uri!r}: MLflow has been away for {away:.0f} s ({first_line(error)}), and "
-                    "what was not yet written is lost there; start its server, and go on from the last "
+                    f"tracking.uri = {uri!r}: MLflow has been away for {away:.0f} s ({first_line(error)}), "
+                    "and has not got all of the run; start its server, and go on from the last "
                     "checkpoint"
                 ) from error
             time.sleep(pause)

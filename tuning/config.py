@@ -56,7 +56,9 @@ class Sweep(Section):
 
     name: Annotated[
         str,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_', '-'"),
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_', '-'"
+        ),
     ]
     base: Annotated[Layer, Field(description="an experiment: a config file's path, or inline")]
     space: Annotated[
@@ -88,7 +90,9 @@ class Sweep(Section):
     def _consistent(self) -> Self:
         check(self.space)
         if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds = {shown(list(self.seeds))}: must be different from each other")
+            raise ConfigError(
+                f"seeds = {shown(list(self.seeds))}: must be different from each other"
+            )
         self.search.check(self.space)
         self.scheduler.check(self.space, self.search)
         return self

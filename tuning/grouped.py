@@ -14,6 +14,9 @@ class GroupedScheduler(TrialScheduler):
         self._make, self._group_of = make, group_of
         self._groups: dict[Hashable, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it for a restore of its own, which is not used
+
     def _for(self, trial: Any) -> Any:
         group = self._group_of(trial)
         if group not in self._groups:

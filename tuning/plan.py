@@ -18,7 +18,7 @@ from rayfl.config import Experiment, Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition, split
 from rayfl.errors import ConfigError
-from rayfl.experiment import demand, prepare
+from rayfl.experiment import prepare, wanted
 from rayfl.runtime.cluster import Placement, place
 from tuning.config import Sweep
 from tuning.shared import data_key, partition_key
@@ -99,6 +99,9 @@ class Plan:
 
     sweep: Sweep
     trials: tuple[Trial, ...]
+    """None yet where a searcher suggests them."""
+    count: int
+    """Of the trials, with those that are suggested later."""
     inputs: Inputs
     placement: Placement
     room: int
@@ -123,7 +126,7 @@ class Plan:
         return self._limited(max(self.maximum, self.room) // self.placement.actors)
 
     def _limited(self, count: int) -> int:
-        return min(count, self.sweep.max_concurrent or count, max(len(self.feasible), 1))
+        return min(count, self.sweep.max_concurrent or count, max(self.count, 1))
 
 
 def trials(sweep: Sweep, points: Iterable[Point]) -> list[Trial]:
@@ -172,21 +175,26 @@ def share(
     Unless `resources.num_actors` says otherwise, a trial gets so many client actors that as many trials
     as can be run side by side: that uses a cluster better than more actors for each.
     """
+    is_known = sweep.search.points(sweep.space) is not None
+    count = sum(not t.problem for t in found)
+    if not is_known:
+        count = sweep.search.count(sweep.space) * len(sweep.seeds)
     feasible = [trial.experiment for trial in found if not trial.problem and trial.experiment]
     resources = feasible[0].resources
     units = max(inputs.units(experiment) for experiment in feasible)
-    anyhow = place(demand(resources.model_copy(update={"num_actors": "auto"})), 10**6)
+    anyhow = place(wanted(resources.model_copy(update={"num_actors": "auto"})), 10**6)
     maximum = _grown(resources, anyhow, cluster_file)
-    wanted = resources.num_actors
-    if wanted == "auto":
-        wanted = max(1, min(units, max(anyhow.actors, maximum or 0) // len(feasible)))
-    placement = place(demand(resources.model_copy(update={"num_actors": wanted})), units)
+    actors = resources.num_actors
+    if actors == "auto":
+        actors = max(1, min(units, max(anyhow.actors, maximum or 0) // count))
+    placement = place(wanted(resources.model_copy(update={"num_actors": actors})), units)
     if placement.cpus < anyhow.cpus or placement.gpus != anyhow.gpus:
         given = resources.model_copy(
             update={"num_actors": "auto", "cpus_per_actor": placement.cpus}
         )
-        anyhow = place(demand(given), 10**6)
-    return Plan(sweep, tuple(found), inputs, placement, anyhow.actors, maximum)
+        anyhow = place(wanted(given), 10**6)
+    known = tuple(found) if is_known else ()
+    return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum)
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> str | None:
@@ -203,9 +211,9 @@ def _clash(sweep: Sweep, experiment: Experiment) -> str | None:
 def _grown(resources: Resources, now: Placement, cluster_file: Path | None) -> int | None:
     """Client actors that fit on all nodes that the file of `ray up` allows for."""
     path = cluster_file or BOOTSTRAP.expanduser()
-    if cluster_file is None and (resources.wait_s == 0 or not path.exists()):
+    if cluster_file is None and not path.exists():
         return None
-    from rayfl.runtime.cluster import slots
+    from rayfl.runtime.cluster import room_on
 
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text())
@@ -213,7 +221,7 @@ def _grown(resources: Resources, now: Placement, cluster_file: Path | None) -> i
         most = content.get("max_workers", 0)
         head = content["head_node_type"]
         fits = {
-            name: slots({k: float(v) for k, v in t["resources"].items()}, now.cpus, now.gpus)
+            name: room_on({k: float(v) for k, v in t["resources"].items()}, now.cpus, now.gpus)
             for name, t in types.items()
         }
     except (OSError, YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:

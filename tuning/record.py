@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from mlflow.entities import Run, ViewType
 
-
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import RunError, first_line
@@ -166,29 +165,16 @@ class Record:
 
         self._writer.put(lambda: patiently(self._store.uri, write))
 
-    def finish(self, status: str, counts: Mapping[str, int]) -> None:
+    def finish(self, status: str) -> None:
         """Write all that is left, end what still runs as KILLED, and end the parent run."""
 
         def write() -> None:
             for live in self._live.values():  # their state stays `running`: they can go on
                 live.finish("KILLED")
             self._live.clear()
-            for state, count in counts.items():
-                patiently(
-                    self._store.uri,
-                    lambda key=f"trials/{state}", n=count: self._client.log_metric(
-                        self.parent_id, key, n
-                    ),
-                )
-            done = "finished" if status == "FINISHED" else "running"
-            for key, value in {"rayfl.state": done}.items():
-                patiently(
-                    self._store.uri,
-                    lambda key=key, value=value: self._client.set_tag(self.parent_id, key, value),
-                )
-            patiently(
-                self._store.uri, lambda: self._client.set_terminated(self.parent_id, status)
-            )
+            state = "finished" if status == "FINISHED" else "running"
+            self._client.set_tag(self.parent_id, "rayfl.state", state)
+            self._client.set_terminated(self.parent_id, status)
 
         self._writer.put(write)
         self._writer.close()
@@ -302,5 +288,3 @@ class Writer:
             except OutageError:
                 if self._closing.is_set():
                     raise
-
-

@@ -6,8 +6,7 @@ the easiest alpha would win. In population-based training a trial takes over ano
 client memories, so there trials differ in nothing but the keys that are mutated.
 """
 
-from abc import ABC
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,33 +14,22 @@ from pydantic import Field
 
 from rayfl.errors import ConfigError
 from rayfl.wording import nearest
-from tuning.space import Point, Space
+from tuning.space import Point, Space, is_task, task
 
 if TYPE_CHECKING:
     from tuning.searches import Search
 
-_TASK = ("data.", "partition.", "federation.clients")
-
 Rounds = Annotated[int, Field(gt=0, description="rounds")]
 
 
-def task(point: Point) -> Hashable:
-    """What a point says about the task, as opposed to the method."""
-    return tuple(sorted((key, repr(v)) for key, v in point.items() if is_task(key)))
-
-
-def is_task(key: str) -> bool:
-    """Whether an axis decides what is learned, rather than how."""
-    return f"{key}.".startswith(_TASK) or key in ("data", "partition")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Scheduler(ABC):
+class Scheduler:
     """Decides which trials go on."""
 
     @property
     def interval(self) -> int | None:
         """Rounds between two reports of a trial; None: nothing depends on it."""
+        return None
 
     def check(self, space: Space, search: "Search") -> None:
         """Raise ConfigError if it cannot schedule such a sweep."""
@@ -50,8 +38,9 @@ class Scheduler(ABC):
         """Trials are compared with those of their own group."""
         return task(point)
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int, seed: int) -> Any:
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         """Ray Tune's scheduler of one group; `rounds` is the most that a trial runs."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +61,7 @@ class ASHA(Scheduler):
     def interval(self) -> int:
         return self.grace_period  # which every rung is a multiple of
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int, seed: int) -> Any:
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         from ray.tune.schedulers import ASHAScheduler
 
         return ASHAScheduler(
@@ -97,7 +86,7 @@ class Median(Scheduler):
     def interval(self) -> int:
         return self.every
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int, seed: int) -> Any:
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         from ray.tune.schedulers import MedianStoppingRule
 
         return MedianStoppingRule(
@@ -106,7 +95,7 @@ class Median(Scheduler):
             mode=mode,
             grace_period=self.grace_period,
             min_samples_required=self.min_samples,
-            min_time_slice=float("inf"),  # never pauses a trial to let others catch up
+            min_time_slice=10**9,  # else it pauses trials to let others catch up
         )
 
 
@@ -148,7 +137,7 @@ class PBT(Scheduler):
         fixed = sorted((k, repr(v)) for k, v in point.items() if k not in self.mutate)
         return (tuple(fixed), seed)
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int, seed: int) -> Any:
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         from ray.tune.schedulers import PopulationBasedTraining
 
         from tuning.searches import domain
@@ -176,13 +165,6 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     "median": Median,
     "pbt": PBT,
 }
-
-
-def grouped(make: Callable[[], Any], group_of: Callable[[Any], Hashable]) -> Any:
-    """A Tune scheduler that keeps one scheduler for each group of trials."""
-    from tuning.grouped import GroupedScheduler
-
-    return GroupedScheduler(make, group_of)
 
 
 def _within(space: Space, keys: tuple[str, ...], config: Point) -> Point:

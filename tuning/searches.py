@@ -1,7 +1,6 @@
 """How a sweep finds the points of its space: the options of `search`."""
 
 import importlib
-from abc import ABC
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,14 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rayfl.errors import ConfigError
-from tuning.space import Axis, Point, Space, points
+from tuning.space import Axis, Point, Space, applicable, is_task, points
 
 Samples = Annotated[int, Field(gt=0, description="points that are drawn")]
 Seed = Annotated[int, Field(ge=0, description="of the draws")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(ABC):
+class Search:
     """Decides the points."""
 
     def check(self, space: Space) -> None:
@@ -24,6 +23,11 @@ class Search(ABC):
 
     def points(self, space: Space) -> Iterator[Point] | None:
         """All points; None if they follow from the results of earlier ones."""
+        return None
+
+    def count(self, space: Space) -> int:
+        """The number of points."""
+        return len(list(self.points(space) or ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,9 @@ class Optuna(Search):
 
     num_samples: Samples
     seed: Seed = 0
-    sampler: Annotated[
-        Literal["tpe", "cmaes", "random"], Field(description="Optuna's sampler")
-    ] = "tpe"
+    sampler: Annotated[Literal["tpe", "cmaes", "random"], Field(description="Optuna's sampler")] = (
+        "tpe"
+    )
 
     def check(self, space: Space) -> None:
         for key, axis in space.items():
@@ -77,7 +81,19 @@ class Optuna(Search):
                     f"space.{key}.{axis.kind}: search.name = 'optuna' draws every axis; give "
                     "choice, uniform, loguniform or integers"
                 )
+            if is_task(key):
+                raise ConfigError(
+                    f"space.{key}: search.name = 'optuna' would search for the easiest task; set "
+                    f"base.{key} and run a sweep for each of its values"
+                )
         _require("optuna", "search.name = 'optuna'", "pip install 'rayfl[optuna]'")
+
+    def count(self, space: Space) -> int:
+        return self.num_samples
+
+    def probe(self, space: Space) -> Point:
+        """Any point: all of them have the same data."""
+        return applicable(space, next(points(space, 1, self.seed)))
 
     def searcher(self, space: Space, metric: str, mode: str) -> Any:
         """Ray Tune's searcher."""

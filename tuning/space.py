@@ -6,7 +6,7 @@ axes are drawn, and every draw is crossed with the grid.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -24,6 +24,7 @@ KINDS = ("grid", "range", "choice", "uniform", "loguniform", "integers")
 _GRIDS = ("grid", "range")
 # These change no result, so that two points that differ in them would be the same experiment.
 _NO_AXES = ("ray", "resources", "tracking", "checkpoint")
+_TASK = ("data.", "partition.", "federation.clients.")
 
 Value = Any
 Bounds = tuple[float, float]
@@ -128,6 +129,16 @@ def dotted(space: Layer, prefix: str = "") -> Layer:
     return flat
 
 
+def task(point: Point) -> Hashable:
+    """What a point says about the task, as opposed to the method."""
+    return tuple(sorted((key, repr(value)) for key, value in point.items() if is_task(key)))
+
+
+def is_task(key: str) -> bool:
+    """Whether an axis decides what is learned, rather than how."""
+    return f"{key}.".startswith(_TASK)
+
+
 def check(space: Space) -> None:
     """Raise ConfigError for axes that cannot be."""
     for key, axis in space.items():
@@ -135,7 +146,9 @@ def check(space: Space) -> None:
         if section in _NO_AXES:
             raise ConfigError(f"space.{key}: {section} changes no result and can be no axis")
         if section == "seed":
-            raise ConfigError("space.seed: every point runs with every seed; use 'seeds: [0, 1, 2]'")
+            raise ConfigError(
+                "space.seed: every point runs with every seed; use 'seeds: [0, 1, 2]'"
+            )
         for other in axis.when:
             if other == key or other not in space:
                 known = [name for name in space if name != key]
@@ -177,7 +190,7 @@ def applicable(space: Space, suggested: Point) -> Point:
     """What of a searcher's suggestion applies: axes whose `when` does not hold are left out."""
     point: Point = {}
     for key, axis in _ordered(space).items():
-        if axis.applies(point):
+        if key in suggested and axis.applies(point):
             point[key] = suggested[key]
     return {key: point[key] for key in space if key in point}
 

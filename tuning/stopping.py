@@ -20,7 +20,9 @@ def reason(stop: Stop, rows: Rows, metric: str, mode: str) -> str | None:
     if stop.seconds is not None:
         seconds = sum(row.get("time/round_s", 0.0) for row in rows.values())
         if seconds >= stop.seconds:
-            return f"round {last}: {seconds:.1f} s of training passed stop.seconds = {stop.seconds:g}"
+            return (
+                f"round {last}: {seconds:.1f} s of training passed stop.seconds = {stop.seconds:g}"
+            )
     if stop.plateau is not None:
         return _plateau(stop.plateau, rows, metric, mode)
     return None

@@ -1,235 +1,42 @@
-"""A trial: one experiment inside Ray Tune, with its server and client actors in its placement group.
+"""A trial as Ray Tune sees it: a class trainable in a placement group with a bundle for each client actor.
 
-A Tune class trainable. Each `step` runs some rounds and returns their records; the driver writes them to
-MLflow. Client actors stay for the next trial of the same shape. What goes on after a death or a stop of the
-whole sweep is the experiment's own checkpoint; Tune's hold one of those, for the exploits of
-population-based training.
+Tune's config of a trial is `job` and, under their dotted keys, the hyper-parameters that population-based
+training changes. Tune's checkpoints are whole ones of rayfl, which an exploit takes over.
 """
 
-import time
-import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import ray
-import torch
 from ray import tune
 from ray.util import get_current_placement_group
 
-from rayfl.checkpoint import Checkpoints, Folder, saved_in
-from rayfl.config import Experiment, load_config
-from rayfl.errors import ClientError, ConfigError, RunError, StateLostError, first_line
-from rayfl.experiment import prepare
-from rayfl.history import History
-from rayfl.overlays import merge
-from rayfl.runtime import cluster
-from rayfl.runtime.server import Record, Server
-from rayfl.training.engine import configure_process, sha256
+from rayfl.training.engine import configure_process
 from tuning.config import Sweep
+from tuning.execution import Execution
 from tuning.shared import Shared
-from tuning.space import Point, layer
-from tuning.stopping import needs_metrics, reason
-
-# Rounds of this many seconds go into one report: each costs the driver some milliseconds.
-REPORT_SECONDS = 0.5
-MUTATED = "mutated/"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a trial of Tune is about. Tune clones configs of trials, so hyper-parameters that it may change
-    (population-based training) stand beside it, under their dotted keys."""
-
-    experiment: dict[str, Any]
-    checkpoints: str | None
-    """The directory or URI of all checkpoints; None: there are none."""
 
 
 class Trainable(tune.Trainable):
-    """Runs the experiment of `config["job"]`."""
+    """Executes one trial after the other."""
 
     def setup(self, config: dict[str, Any], shared: Shared, sweep: Sweep) -> None:
         configure_process(threads=1)
-        self._shared, self._sweep = shared, sweep
-        self._server: Server | None = None
-        self._begin(config)
+        self.execution = Execution(shared, sweep, get_current_placement_group())
+        self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._begin(new_config)
+        mutated = {key: value for key, value in new_config.items() if "." in key}
+        # Not the config's hash: an exploit copies the whole config of the other trial.
+        self.execution.begin(self.trial_name, new_config["job"], mutated)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Some rounds, and what Tune and the driver want to know of them."""
-        self._reported: list[Record] = []
-        ending: dict[str, Any] = {}
-        try:
-            if self._failure is not None:
-                raise self._failure
-            stopped = self._rounds()
-            if stopped is not None or self._round == self._last:
-                ending = self._ending(stopped)
-        except StateLostError:
-            raise  # Tune starts the trial again, and it goes on from its checkpoint
-        except Exception as error:  # whatever the experiment does wrong is this trial's alone
-            ending = {"done": True, **_failed(error)}
-        latest = self._latest(self._sweep.metric)
-        return {
-            "rounds": self._round,
-            "records": [tuple(record) for record in self._reported],
-            **({self._sweep.metric: latest} if latest is not None else {}),
-            **self._described(),
-            **ending,
-        }
+        return self.execution.step()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Server state and client memories, for this trial or for one that takes them over."""
-        self._reported = []
-        checkpoints = self._checkpoints_in(checkpoint_dir, every=None)
-        checkpoints.prepare()
-        checkpoints.save(self._running.snapshot(), self._history.rows)
+        self.execution.save(checkpoint_dir)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from that state, with this trial's hyper-parameters."""
-        (saved,) = saved_in(Folder(str(checkpoint)))
-        self._running.restore(saved.snapshot())
-        self._history = History()
-        for round, metrics in saved.history().items():
-            self._history.add(round, metrics)
-        self._run = self._running.run(self._last)
+        self.execution.load(checkpoint)
 
     def cleanup(self) -> None:
-        if self._server is not None:
-            for actor in self._server.pool.actors:
-                ray.kill(actor)
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        """Make the server of this config's experiment; the client actors stay, if there are any."""
-        self._failure: Exception | None = None
-        self._history, self._reported = History(), []
-        self._restored: list[Record] = []
-        self._is_described = False
-        self._mutated = {k: config[k] for k in config if "." in k}
-        try:
-            self._experiment = _experiment(config["job"], self._mutated)
-            self._start(config["job"])
-        except StateLostError:
-            raise
-        except Exception as error:
-            self._failure = error
-
-    def _start(self, job: Job) -> None:
-        dataset, partition = self._shared.of(self._experiment)
-        prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
-        server, client = cluster.actor_arguments(prepared.job(), dataset)
-        placement = self._shared.placement
-        actors = self._server.pool.actors if self._server is not None else []
-        group = get_current_placement_group()
-        self._server = cluster.make_server(server, client, placement, group, actors)
-        rounds = prepared.federation.rounds
-        self._last = min(rounds, self._sweep.stop.rounds or rounds)
-        self._checkpoints = None
-        every = self._experiment.checkpoint.every
-        if job.checkpoints is not None and every is not None:
-            # Not the config's hash: in population-based training it moves away from the identity.
-            location = f"{job.checkpoints}/{self.trial_name}/{self._sweep.name}"
-            self._checkpoints = self._checkpoints_in(location, every)
-            self._checkpoints.prepare()
-            if saved := self._checkpoints.latest():
-                self._server.restore(saved.snapshot())
-                rows = saved.history().items()
-                self._restored = [self._noted(Record(*row)) for row in rows]
-        self._run = self._server.run(self._last)
-
-    def _rounds(self) -> str | None:
-        """Run rounds until there is something to report; why the trial ends, if a rule of `stop` says so."""
-        server, began = self._running, time.monotonic()
-        self._reported, self._restored = self._restored, []
-        interval = self._sweep.scheduler.interval
-        looks = needs_metrics(self._sweep.stop)
-        for record in self._run:
-            self._reported.append(self._noted(record))
-            if not (record.round == server.round and "train/loss" in record.metrics):
-                continue  # an evaluation, which may come later than its round
-            round = record.round
-            at_interval = interval is not None and round % interval == 0
-            if at_interval or (looks and round % self._experiment.federation.eval_every == 0):
-                self._settle(server.settle())
-            stopped = reason(self._sweep.stop, self._history.rows, self._sweep.metric, self._mode)
-            if stopped is not None and round < self._experiment.federation.rounds:
-                self._settle(server.settle())
-                return stopped
-            if self._checkpoints is not None and self._checkpoints.due(round):
-                self._settle(server.settle())
-                self._checkpoints.save(server.snapshot(), self._history.rows)
-            if at_interval and round < self._last:
-                return None
-            if interval is None and time.monotonic() - began > REPORT_SECONDS:
-                return None
-        return None
-
-    def _ending(self, stopped: str | None) -> dict[str, Any]:
-        if self._latest(self._sweep.metric) is None:
-            found = sorted({key for row in self._history.rows.values() for key in row})
-            raise ConfigError(
-                f"metric = {self._sweep.metric!r}: no round has it; there are {', '.join(found)}"
-            )
-        w = torch.tensor(self._running.parameters()[0])
-        return {"done": True, "stopped": stopped, "model_sha256": sha256(w)}
-
-    def _settle(self, records: Iterator[Record]) -> None:
-        self._reported += map(self._noted, records)
-
-    def _noted(self, record: Record) -> Record:
-        if "train/loss" in record.metrics:
-            # What is mutated is a metric too: its curve is what population-based training found.
-            mutated = {f"{MUTATED}{key}": float(v) for key, v in self._mutated.items()}
-            record = record._replace(metrics=record.metrics | mutated)
-        self._history.add(*record)
-        return record
-
-    def _latest(self, metric: str) -> float | None:
-        values = [row[metric] for _, row in sorted(self._history.rows.items()) if metric in row]
-        return values[-1] if values else None
-
-    def _described(self) -> dict[str, Any]:
-        """Where the client actors run; once, for the first report."""
-        if self._is_described or self._server is None or self._failure is not None:
-            return {}
-        self._is_described = True
-        return {"actors": self._server.pool.describe()}
-
-    def _checkpoints_in(self, location: str, every: Any) -> Checkpoints:
-        return Checkpoints(
-            location=location,
-            config_hash=self._experiment.hash,
-            config=self._experiment.flat_identity(),
-            run_id=None,
-            every=None if every == "auto" else every,
-            keep_last=self._experiment.checkpoint.keep_last,
-        )
-
-    @property
-    def _running(self) -> Server:
-        assert self._server is not None
-        return self._server
-
-    @property
-    def _round(self) -> int:
-        return self._server.round if self._server is not None and self._failure is None else 0
-
-    @property
-    def _mode(self) -> str:
-        return self._sweep.mode
-
-
-def _experiment(job: Job, mutated: Point) -> Experiment:
-    return load_config(merge(job.experiment, layer(mutated)))
-
-
-def _failed(error: Exception) -> dict[str, str]:
-    """Why a trial failed, in one line and in full."""
-    known = isinstance(error, RunError | ConfigError)
-    text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
-    line = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-    return {"failed": line.strip().splitlines()[0], "traceback": text}
+        self.execution.close()

@@ -9,7 +9,9 @@ _MAX_NUMBERED = 12  # clients up to which there is room for the number in every 
 _MAX_NAMED = 30  # classes up to which there is room for the name of every class
 
 
-def heatmap(histogram: np.ndarray, classes: tuple[str, ...], path: str | PathLike[str] | BinaryIO) -> None:
+def heatmap(
+    histogram: np.ndarray, classes: tuple[str, ...], path: str | PathLike[str] | BinaryIO
+) -> None:
     """Draw the counts [N, C] of clients x classes, and the client sizes above them.
 
     The suffix of `path` selects the format, .png or .svg; a stream gets .png.

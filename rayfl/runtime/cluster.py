@@ -152,7 +152,7 @@ def place(wanted: Resources, units_per_round: int) -> Placement:
     if gpus is None:
         gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
     for cpus in [wanted.cpus_per_actor] if wanted.cpus_per_actor else [1.0, 0.5, 0.25]:
-        slots = [_slots(node, cpus, gpus) for node in nodes]
+        slots = [room_on(node, cpus, gpus) for node in nodes]
         room = sum(slots)
         if room and room >= (wanted.num_actors or 1):
             actors = wanted.num_actors or min(room, units_per_round)
@@ -392,7 +392,7 @@ def _errors_unwrapped() -> Iterator[None]:
         raise ServerLostError(f"the server actor died: {first_line(error)}") from error
 
 
-def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+def room_on(node: dict[str, float], cpus: float, gpus: float) -> int:
     """Client actors with these shares that fit on a node."""
     by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
     if not gpus:

@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_an_error_at_once(wanted, message, ray_session):
     ],
 )
 def test_slots_of_a_node(node, cpus, gpus, expected):
-    assert cluster._slots(node, cpus, gpus) == expected
+    assert cluster.room_on(node, cpus, gpus) == expected
 
 
 def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypatch):
