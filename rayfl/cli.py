@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,8 @@ from rayfl.interrupts import Interrupts
 if TYPE_CHECKING:
     from rayfl.config import Experiment
     from rayfl.experiment import Result, Start
+    from tuning.config import Sweep
+    from tuning.sweep import Start as SweepStart
 
 app = typer.Typer(
     help="Federated-learning experiments on Ray.",
@@ -37,6 +40,14 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The exp
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides, such as algorithm.rho=0.05 seed=3."),
+]
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")]
+SweepOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Overrides, such as space.algorithm.rho.grid=[0.05,0.1] base.federation.rounds=20.",
+    ),
 ]
 
 
@@ -95,6 +106,60 @@ def run(
         print(json.dumps(_as_json(resolved, result)))
     else:
         progress.conclude(result)
+
+
+@app.command()
+def sweep(
+    file: SweepFile,
+    overrides: SweepOverrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object, alone on stdout.")
+    ] = False,
+) -> None:
+    """Run the experiments of a sweep, or what is missing of them."""
+    from tuning.progress import Progress
+    from tuning.progress import as_json as sweep_as_json
+
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    interrupts = Interrupts(progress.say)
+    began = time.monotonic()
+
+    def on_start(start: "SweepStart") -> None:
+        interrupts.take()
+        progress.start(start)
+
+    try:
+        with interrupts, progress:
+            from tuning import sweep as sweeps
+
+            resolved = _load_sweep(file, overrides)
+            result = sweeps.run(resolved, on_start, progress.watch)
+    except (KeyboardInterrupt, SystemExit):
+        progress.interrupted()
+        raise typer.Exit(130) from None
+    took = time.monotonic() - began
+    if as_json:
+        print(json.dumps(sweep_as_json(result, resolved, took)))
+    else:
+        progress.conclude(result, resolved, took)
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    file: SweepFile,
+    overrides: SweepOverrides = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="File of `ray up`, to see what a grown cluster could hold.")
+    ] = None,
+) -> None:
+    """Show what a sweep would do, without doing it."""
+    from tuning import sweep as sweeps
+    from tuning.progress import describe
+
+    planned = sweeps.plan(_load_sweep(file, overrides), cluster)
+    Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
 
 
 @app.command("config")
@@ -184,6 +249,14 @@ def _load(config: Path, overrides: list[str] | None) -> "Experiment":
     if "=" in config.name and not config.exists():
         raise ConfigError(f"'{config}': the config file comes first, then the overrides")
     return load_config(config, overrides or [])
+
+
+def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
+    from tuning.config import load_sweep
+
+    if "=" in file.name and not file.exists():
+        raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
+    return load_sweep(file, overrides or [])
 
 
 def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:

@@ -10,12 +10,14 @@ Overrides follow the file's own keys: `space.algorithm.rho.grid=[0.05,0.1]`, `ba
 `scheduler.name=asha`.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
 
 from rayfl import overlays
 from rayfl.config import Experiment, Positive, Section, load_config
@@ -107,6 +109,14 @@ class Sweep(Section):
     def rules(self) -> dict[str, Any]:
         """What may end a trial before its last round."""
         return self.model_dump(mode="json", include={"scheduler", "stop", "metric", "mode"})
+
+    def to_yaml(self) -> str:
+        """The resolved sweep as a file that gives it again."""
+        stream = io.StringIO()
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.dump(self.model_dump(mode="json", exclude_none=True), stream)
+        return stream.getvalue()
 
     def experiment(self, point: Point, seed: int) -> Experiment:
         """The experiment at a point; ConfigError if there is no such."""

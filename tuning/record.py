@@ -58,18 +58,15 @@ class _Live:
 class Record:
     """The runs of one sweep."""
 
-    def __init__(self, store: Store, sweep: Sweep, text: str):
-        """Open the sweep's parent run; a sweep that was begun before goes on in its own.
-
-        `text`: the resolved sweep, as YAML.
-        """
+    def __init__(self, store: Store, sweep: Sweep):
+        """Open the sweep's parent run; a sweep that was begun before goes on in its own."""
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
         self.known = {
             run.data.tags["rayfl.config_hash"]: self._known(run) for run in self._runs("experiment")
         }
         """By config hash."""
-        self.parent_id = self._parent(text)
+        self.parent_id = self._parent()
         self._live: dict[str, _Live] = {}
         self._writer = Writer(store.uri)
 
@@ -183,7 +180,7 @@ class Record:
         """The trials' runs by config hash."""
         return {run.data.tags["rayfl.config_hash"]: run for run in self._runs("experiment")}
 
-    def _parent(self, text: str) -> str:
+    def _parent(self) -> str:
         runs = list(self._runs("sweep"))
         if runs:
             run_id = runs[0].info.run_id
@@ -196,7 +193,7 @@ class Record:
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)
         self._client.set_tag(run_id, "rayfl.mode", self._sweep.mode)
-        self._client.log_text(run_id, text, "sweep.yaml")
+        self._client.log_text(run_id, self._sweep.to_yaml(), "sweep.yaml")
         return run_id
 
     def _find(self, hash: str) -> str | None:

@@ -20,6 +20,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # prints, however quiet it is asked to be
 
 import numpy as np
 import ray
@@ -37,7 +38,7 @@ from tuning.grouped import GroupedScheduler
 from tuning.paired import PairedSearcher
 from tuning.plan import Inputs, Plan, Trial
 from tuning.record import Record, State
-from tuning.reporter import Reporter
+from tuning.reporter import Reporter, Watch, log_path
 from tuning.schedulers import PBT
 from tuning.searches import Optuna
 from tuning.shared import Shared
@@ -55,7 +56,11 @@ class Row:
     rounds: int
     value: float | None
     """Last value of the sweep's metric."""
-    run_id: str | None
+    run_id: str
+    model_sha256: str | None
+    """Of the final w."""
+    log: Path | None
+    """File with the traceback of one that failed."""
     summary: dict[str, float]
 
 
@@ -91,15 +96,13 @@ def plan(sweep: Sweep, cluster_file: Path | None = None) -> Plan:
 
 def run(
     sweep: Sweep,
-    text: str = "",
     on_start: Callable[[Start], None] = lambda start: None,
-    watch: Any = None,
+    watch: Watch = lambda *_: None,
 ) -> Result:
     """Run what is missing of the sweep, and return a row for every trial.
 
-    `text`: the sweep as YAML, for MLflow. `watch`: called with (hash, state, rounds, value, reason) when
-    something happens to a trial. Raises ConfigError before any actor starts. Interrupted, it leaves a
-    sweep that the same call goes on with.
+    `watch`: called with (hash, state, rounds, value, reason) when something happens to a trial. Raises
+    ConfigError before any actor starts. Interrupted, it leaves a sweep that the same call goes on with.
     """
     from rayfl.tracking import Store
 
@@ -111,9 +114,9 @@ def run(
         opening = aside.submit(Store, base.tracking.uri, base.tracking.experiment)
         planned = planning.share(sweep, found, inputs)
         store = opening.result()
-        record = Record(store, sweep, text)
+        record = Record(store, sweep)
         status = "FAILED"
-        driver = _Driver(planned, record, on_start, watch or _ignore, store.ui_command)
+        driver = _Driver(planned, record, on_start, watch, store.ui_command)
         try:
             driver.run()
             status = "FINISHED"
@@ -134,7 +137,7 @@ class _Driver:
         planned: Plan,
         record: Record,
         on_start: Callable[[Start], None],
-        watch: Any,
+        watch: Watch,
         ui_command: str,
     ):
         self.plan, self.sweep, self.record, self.watch = planned, planned.sweep, record, watch
@@ -316,12 +319,10 @@ def _rows(sweep: Sweep, trials: dict[str, Trial], record: Record) -> Iterator[Ro
             rounds=int(metrics.get("rounds", 0)),
             value=metrics.get(sweep.metric),
             run_id=run.info.run_id,
+            model_sha256=tags.get("rayfl.model_sha256"),
+            log=log if (log := log_path(sweep, trial.hash)).exists() else None,
             summary={k: v for k, v in metrics.items() if "/" not in k},
         )
-
-
-def _ignore(*_: Any) -> None:
-    """Nobody watches."""
 
 
 def _of(configs: dict[str, dict[str, Any]], spec: Any) -> dict[str, Any]:
