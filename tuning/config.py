@@ -12,6 +12,7 @@ Overrides follow the file's own keys: `space.algorithm.rho.grid=[0.05,0.1]`, `ba
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +29,9 @@ from rayfl.wording import config_error, shown
 from tuning.schedulers import SCHEDULERS, Scheduler
 from tuning.searches import SEARCHES, Search
 from tuning.space import KINDS, Axis, Point, check, dotted, layer
+
+# `search: random` stands for `search: {name: random}`.
+_NAME_ALONE = re.compile(r"^(search|scheduler)=(\w+)$")
 
 SEARCH = Choice("search", SEARCHES, Search)
 SCHEDULER = Choice("scheduler", SCHEDULERS, Scheduler)
@@ -134,17 +138,17 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     path = Path(path)
     content = overlays.read(path)
-    given = overlays.parse_overrides(overrides)
+    given = overlays.parse_overrides([_NAME_ALONE.sub(r"\1.name=\2", text) for text in overrides])
     if isinstance(given.get("base"), str):  # another file, relative to the working directory
         content["base"] = overlays.read(Path(given.pop("base")))
     elif isinstance(content.get("base"), str):
         content["base"] = overlays.read(path.parent / content["base"])
+    for section in ("search", "scheduler"):
+        if isinstance(content.get(section), str):
+            content[section] = {"name": content[section]}
     for source in (content, given):
         if isinstance(source.get("space"), dict):
             source["space"] = dotted(source["space"])
-        for section in ("search", "scheduler"):
-            if isinstance(source.get(section), str):  # `search: random` is `search: {name: random}`
-                source[section] = {"name": source[section]}
     for key, axis in given.get("space", {}).items():
         old = content.get("space", {}).get(key)
         if isinstance(old, dict) and set(axis) & set(KINDS):  # the new kind of values replaces it
