@@ -159,7 +159,8 @@ class Execution:
                 self._checkpoints.save(server.snapshot(), self._history.rows)
             if at_interval and round < self._last:
                 return None
-            if interval is None and time.monotonic() - began > REPORT_SECONDS:
+            late = time.monotonic() - began > REPORT_SECONDS
+            if interval is None and late and round < self._last:  # then its evaluation is to come
                 return None
         return None
 

@@ -36,7 +36,7 @@ def execution(group):
             prepared = prepare(experiment)
             datasets[data_key(experiment)] = ray.put(prepared.data)
             partitions[partition_key(experiment)] = ray.put(prepared.partition)
-        placement = Placement(actors=1, cpus=0.1, gpus=0, nodes=1)
+        placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
         made.append(Execution(Shared(datasets, partitions, placement), config, group))
@@ -71,7 +71,7 @@ def without_times(records):
 
 def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
     """The client actor stays, and nothing of the first trial does."""
-    small["checkpoint"] = {"every": None}
+    small |= {"checkpoint": {"every": None}, "resources": {"num_actors": 1}}
     first = load_config(small)
     second = load_config(small, ["algorithm.name=scaffold", "partition.alpha=5", "seed=2"])
     trials = execution(first, second)
@@ -139,8 +139,6 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     for _ in server.run():
         pass
     assert sha256(torch.tensor(server.parameters()[0])) == report["model_sha256"]
-    stayed = load_config(small, ["algorithm.rho=0.01"])
-    assert report["model_sha256"] != run(stayed).model_sha256
 
 
 def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small):
