@@ -174,7 +174,11 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
             "round 1, algorithm 'failing:Explodes': the loss",
         ),
         (["algorithm.name=failing:RaisesInRoundTwo"], {}, "ZeroDivisionError: momentum of nothing"),
-        ([], {"metric": "test/acuracy"}, "metric = 'test/acuracy': no round has it; there are cost/"),
+        (
+            [],
+            {"metric": "test/acuracy"},
+            "metric = 'test/acuracy': no round has it; there are cost/",
+        ),
     ],
 )
 def test_what_an_experiment_does_wrong_ends_its_trial_alone(

@@ -77,8 +77,9 @@ def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
     one = first.rows[0].trial.experiment
     alone = run_one(one)
     assert first.rows[0].model_sha256 == alone.model_sha256
-    mine, own = trials[one.hash], MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(
-        alone.run_id
+    mine, own = (
+        trials[one.hash],
+        MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(alone.run_id),
     )
     assert mine.data.params == own.data.params
     assert mine.data.metrics.keys() == own.data.metrics.keys()
@@ -154,10 +155,7 @@ def test_population_based_training_exploits_at_exact_rounds(ray_session, sweep_f
     assert [row.state for row in result.rows] == ["finished"] * 3
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     curves = [
-        {
-            m.step: m.value
-            for m in client.get_metric_history(row.run_id, "mutated/federation.lr")
-        }
+        {m.step: m.value for m in client.get_metric_history(row.run_id, "mutated/federation.lr")}
         for row in result.rows
     ]
     assert all(sorted(curve) == list(range(1, 9)) for curve in curves)
