@@ -42,7 +42,7 @@ def measure(rounds: int) -> dict[str, float]:
             experiment = sweep.experiment(point, 0)
             off = experiment.tracking.model_copy(update={"enabled": False})
             result = run(experiment.model_copy(update={"tracking": off}))
-            training += result.history["time/round_s"].sum()
+            training += float(result.history["time/round_s"].to_numpy().sum())
         first: list[float] = []
 
         def watch(hash: str, state: str, done: int, value: float | None, reason: str) -> None:

@@ -70,7 +70,10 @@ def test_a_sweep_is_a_sweep_file_again(load, tmp_path):
     ("override", "message"),
     [
         ("sede=[1]", r"sede = \[1\]: unknown key \(did you mean 'seeds'\?\)"),
-        ("space.algorithm.rho.gird=[1]", r"space.algorithm.rho.gird = \[1\]: unknown key .*'grid'"),
+        (
+            "space.algorithm.rho.gird=[1]",
+            r"space.algorithm.rho.gird = \[1\]: unknown key .*rho.grid'",
+        ),
         ("space.algorithm.rho.uniform=[1,0]", r"space.algorithm.rho: uniform = .*ascending"),
         ("space.algorithm.rho.loguniform=[0,1]", r"space.algorithm.rho: .*above 0"),
         ("space.algorithm.rho.integers=[1,3]", r"space.algorithm.rho.integers: is drawn at random"),

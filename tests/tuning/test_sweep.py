@@ -233,3 +233,100 @@ def test_an_interrupt_leaves_a_sweep_that_goes_on(sweep_file, tmp_path):
     assert "Traceback" not in err
     assert {r.data.tags["rayfl.state"] for r in runs(tmp_path)} == {"running"}
     assert {r.info.status for r in runs(tmp_path)} == {"KILLED"}
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_path):
+    """A head node with no CPU for trials, and a worker node: another process, as on another machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        pytest.skip("another Ray is in use in this process")
+    path = sweep_file()
+    two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        two.add_node(num_cpus=1)
+        command = [RAYFL, "sweep", path, "--json", f"base.ray.address={two.address}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    finally:
+        two.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "at once: 2 now" in done.stderr
+    trials = json.loads(done.stdout)["trials"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [t["state"] for t in trials] == ["finished"] * 2
+    assert all(client.list_artifacts(t["run_id"]) for t in trials)
+
+
+@pytest.mark.slow
+def test_a_tracking_server_that_goes_away_and_comes_back(sweep_file, tmp_path):
+    """Training goes on meanwhile, and what was written down arrives, every round once."""
+    port = 30000 + os.getpid() % 10000
+    uri = f"http://127.0.0.1:{port}"
+    server = _server(tmp_path, port)
+    command = [RAYFL, "sweep", sweep_file(), "--json", f"base.tracking.uri={uri}"]
+    try:
+        process = subprocess.Popen(
+            [*command, "base.federation.rounds=60"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if any("train/loss" in r.data.metrics for r in _runs_at(uri)):
+                break
+            time.sleep(0.2)
+        assert process.poll() is None, process.communicate()
+        _end(server)
+        time.sleep(15)
+        server = _server(tmp_path, port)
+        out, err = process.communicate(timeout=250)
+        assert process.returncode == 0, err
+        for trial in json.loads(out)["trials"]:
+            history = MlflowClient(uri).get_metric_history(trial["run_id"], "train/loss")
+            assert sorted({m.step for m in history}) == list(range(1, 61))
+            assert trial["state"] == "finished"
+        assert len(_runs_at(uri)) == 2
+    finally:
+        _end(server)
+
+
+def _server(folder, port):
+    """A real MLflow server, once it answers."""
+    import urllib.request
+
+    process = subprocess.Popen(
+        [RAYFL.parent / "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        + ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+        + ["--artifacts-destination", str(folder / "artifacts")],
+        cwd=folder,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return process
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("mlflow server did not start")
+
+
+def _end(server):
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def _runs_at(uri):
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("rayfl")
+    if experiment is None:
+        return []
+    return client.search_runs([experiment.experiment_id], "tags.`rayfl.kind` = 'experiment'")
