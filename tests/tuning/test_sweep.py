@@ -299,9 +299,11 @@ def _server(folder, port):
     import urllib.request
 
     process = subprocess.Popen(
-        [RAYFL.parent / "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        + ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-        + ["--artifacts-destination", str(folder / "artifacts")],
+        [
+            *(RAYFL.parent / "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
+            *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+        ],
         cwd=folder,
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
