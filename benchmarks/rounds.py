@@ -31,6 +31,7 @@ from rayfl import seeds
 from rayfl.config import Experiment, load_config
 from rayfl.experiment import Prepared, prepare
 from rayfl.runtime import cluster
+from rayfl.runtime.placement import Demand, place
 from rayfl.training.batches import plan, steps_per_round
 from rayfl.training.flat import Layout
 
@@ -118,8 +119,8 @@ def experiment(workload: Workload) -> Experiment:
 
 def run_rayfl(prepared: Prepared) -> Timing:
     """All rounds on Ray actors."""
-    resources = cluster.Resources(num_actors=PROCESSES, cpus_per_actor=1, gpus_per_actor=0)
-    placement = cluster.place(resources, prepared.units_per_round)
+    demand = Demand(num_actors=PROCESSES, cpus_per_actor=1, gpus_per_actor=0)
+    placement = place(demand, prepared.units_per_round)
     seconds, pss = [], 0.0
     with cluster.launched(prepared.job(), placement) as server:
         pids = [actor["pid"] for actor in server.describe()]

@@ -19,9 +19,12 @@ from rich.table import Table
 
 from rayfl.errors import ClientError, ConfigError, RunError
 from rayfl.interrupts import Interrupts
+from tuning import cli as questions
 
 if TYPE_CHECKING:
     from rayfl.config import Experiment
+    from rayfl.data.datasets import Dataset
+    from rayfl.data.partition import Partition
     from rayfl.experiment import Result, Start
     from tuning.config import Sweep
     from tuning.sweep import Start as SweepStart
@@ -33,6 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+for _question in (questions.results, questions.compare, questions.plot, questions.report):
+    app.command()(_question)
 
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
@@ -95,9 +101,10 @@ def run(
 
     try:
         with interrupts, progress:
+            resolved = _load(config, overrides)
+            _keep_to_this_machine(resolved.ray.address)
             from rayfl import experiment
 
-            resolved = _load(config, overrides)
             result = experiment.run(resolved, on_start, progress.record, resume)
     except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
         progress.interrupted()
@@ -130,9 +137,9 @@ def sweep(
 
     try:
         with interrupts, progress:
+            resolved = _load_sweep(file, overrides)
             from tuning import sweep as sweeps
 
-            resolved = _load_sweep(file, overrides)
             result = sweeps.run(resolved, on_start, progress.watch)
     except (KeyboardInterrupt, SystemExit):
         progress.interrupted()
@@ -155,10 +162,11 @@ def plan(
     ] = None,
 ) -> None:
     """Show what a sweep would do, without doing it."""
+    resolved = _load_sweep(file, overrides)
     from tuning import sweep as sweeps
     from tuning.progress import describe
 
-    planned = sweeps.plan(_load_sweep(file, overrides), cluster)
+    planned = sweeps.plan(resolved, cluster)
     Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
 
 
@@ -175,22 +183,24 @@ def partition(
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="Write a heatmap here (.png or .svg).")] = None,
 ) -> None:
-    """Show how the data are split among the clients."""
-    from rayfl.data.partition import split
+    """Show what each client holds: samples by the label that they are trained on."""
+    from rayfl.data.federated import federate
     from rayfl.data.picture import heatmap
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
-    resolved = _load(config, overrides)
-    data = resolved.data.load()
-    parts = split(resolved.partition, data.y_train, resolved.federation.clients, resolved.seed)
+    c = _load(config, overrides)
+    data, parts = federate(c.data, c.partition, c.heterogeneity, c.federation.clients, c.seed)
     histogram = parts.histogram(data.y_train, data.num_classes)
-    table = Table("client", "samples", "classes", *data.classes, header_style="bold")
+    groups = _groups_held(data, parts)
+    columns = ["client", *(["group"] if groups else []), "samples", "classes", *data.classes]
+    table = Table(*columns, header_style="bold")
     for column in table.columns:
         column.justify = "right"
     for client, counts in enumerate(histogram):
         shown = [str(count) if count else "·" for count in counts]
-        table.add_row(str(client), str(counts.sum()), str((counts > 0).sum()), *shown)
+        held = [*groups[client : client + 1], str(counts.sum()), str((counts > 0).sum())]
+        table.add_row(str(client), *held, *shown)
     console = Console(highlight=False, width=_NEVER_CUT)
     console.print(table)
     sizes = histogram.sum(1)
@@ -217,7 +227,7 @@ def algorithms() -> None:
 @app.command()
 def datasets() -> None:
     """List the data sources with their options."""
-    from rayfl.data.datasets import SOURCES
+    from rayfl.data.sources import SOURCES
 
     _list_registry("data", SOURCES, _first_doc_line)
 
@@ -225,7 +235,7 @@ def datasets() -> None:
 @app.command()
 def partitions() -> None:
     """List the partition schemes with their options."""
-    from rayfl.data.partition import SCHEMES
+    from rayfl.data.schemes import SCHEMES
 
     _list_registry("partition", SCHEMES, _first_doc_line)
 
@@ -236,6 +246,14 @@ def models() -> None:
     from rayfl.models import MODELS
 
     _list_registry("model", MODELS, _first_doc_line)
+
+
+def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
+    """Each client's writer or domain, or how many it has samples of; empty if the data know none."""
+    if data.group_train is None:
+        return []
+    held = [set(data.group_train[parts.client(i)]) for i in range(len(parts.sizes))]
+    return [data.groups[min(one)] if len(one) == 1 else f"{len(one)} groups" for one in held]
 
 
 def _fail(error: Exception) -> None:
@@ -256,7 +274,19 @@ def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
 
     if "=" in file.name and not file.exists():
         raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
-    return load_sweep(file, overrides or [])
+    sweep = load_sweep(file, overrides or [])
+    section = sweep.base.get("ray")
+    _keep_to_this_machine(section.get("address") if isinstance(section, dict) else None)
+    return sweep
+
+
+def _keep_to_this_machine(address: str | None) -> None:
+    """Ray of a run of its own listens on 127.0.0.1 alone, not on every interface.
+
+    Ray reads this when it is imported, on Linux too; with it, it could not join a cluster.
+    """
+    if address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:

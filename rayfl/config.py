@@ -18,16 +18,20 @@ from ruamel.yaml import YAML
 
 from rayfl import overlays
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.data.datasets import SOURCES, Source
-from rayfl.data.partition import SCHEMES, Scheme
+from rayfl.data.datasets import Source
+from rayfl.data.heterogeneity import Heterogeneity
+from rayfl.data.partition import Scheme
+from rayfl.data.schemes import SCHEMES
+from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model
+from rayfl.participation import Sampling, cohort_size
 from rayfl.registry import Choice, import_path
 from rayfl.wording import config_error, one_line, shown
 
-# What may differ between two runs of the same experiment: where it runs, who records and keeps it, and
-# where the files of a published dataset lie.
-_NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint"}
+# What may differ between two runs of the same experiment: where it runs, who records and keeps it, what is
+# computed from its predictions, and where the files of a published dataset lie.
+_NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint", "evaluation"}
 _PLACES = {"root", "download"}
 
 Positive = Annotated[int, Field(gt=0)]
@@ -75,12 +79,31 @@ class Federation(Section):
         Annotated[float, Field(gt=0, le=1)] | None,
         Field(description="S / N, instead of cohort_size"),
     ] = None
+    sampling: Annotated[
+        Sampling,
+        Field(
+            description="of cohorts: S clients, uniformly or weighted by their samples; bernoulli: each "
+            "client with probability S / N"
+        ),
+    ] = "uniform"
+    dropout: Annotated[
+        float,
+        Field(
+            ge=0, lt=1, description="probability that a client of a cohort is lost with its update"
+        ),
+    ] = 0.0
     local_epochs: Annotated[
         Positive | None, Field(description="E, passes over a client's data a round")
     ] = None
     local_steps: Annotated[
         Positive | None, Field(description="K, minibatches a round, instead of epochs")
     ] = None
+    stragglers: Annotated[
+        float,
+        Field(
+            ge=0, le=1, description="probability that a client stops early, after any of its steps"
+        ),
+    ] = 0.0
     batch_size: Annotated[Positive, Field(description="B")] = 50
     lr: Annotated[float, Field(gt=0, description="local learning rate of the first round")] = 0.1
     lr_schedule: Annotated[
@@ -95,7 +118,7 @@ class Federation(Section):
     ] = 0.0
     max_norm: Annotated[
         Annotated[float, Field(gt=0)] | None,
-        Field(description="clips each local direction; null: never"),
+        Field(description="clips each local direction, or gradient (Adam's methods); null: never"),
     ] = None
     eval_every: Annotated[Positive, Field(description="rounds between two evaluations")] = 1
     clients_per_unit: Annotated[
@@ -121,15 +144,20 @@ class Federation(Section):
                 f"federation.cohort_size = {self.cohort_size}: must be at most "
                 f"federation.clients = {self.clients}"
             )
+        if self.dropout and self.cohort == 1 and self.sampling != "bernoulli":
+            raise ConfigError(
+                f"federation.dropout = {self.dropout}: must be 0 in cohorts of one client, for one always "
+                "comes back; raise federation.cohort_size or federation.participation"
+            )
         return self
 
     @property
     def cohort(self) -> int:
-        """S, clients of a round."""
+        """S, clients of a round; under bernoulli sampling their mean."""
         if self.cohort_size is not None:
             return self.cohort_size
         assert self.participation is not None
-        return max(1, round(self.participation * self.clients))
+        return cohort_size(self.participation, self.clients)
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -140,6 +168,16 @@ class Federation(Section):
             "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r / self.rounds)),
         }[self.lr_schedule]
         return tuple(self.lr * factor(r) for r in range(self.rounds))
+
+
+class Evaluation(Section):
+    """What is computed from the predictions on the test set, beside loss and accuracy."""
+
+    per_class: Annotated[bool, Field(description="accuracy of each class")] = False
+    per_client: Annotated[
+        bool,
+        Field(description="accuracy on the clients' own distributions: mean, quantiles, worst"),
+    ] = True
 
 
 class Resources(Section):
@@ -159,6 +197,16 @@ class Resources(Section):
         Annotated[float, Field(ge=0)] | Literal["auto"],
         Field(description="share of a GPU, a cap on its memory too; auto: 0.25 if there are any"),
     ] = "auto"
+    wait_s: Annotated[
+        float,
+        Field(ge=0, description="seconds for an autoscaler to add nodes for num_actors; 0: none"),
+    ] = 0.0
+    time_limit_s: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(
+            description="seconds of a work unit, after which it runs again elsewhere; null: no limit"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
@@ -183,6 +231,22 @@ class Ray(Section):
         str | None,
         Field(description="null: started for this run; auto or host:port: a running cluster"),
     ] = None
+    object_store_gb: Annotated[
+        Annotated[float, Field(ge=0.1)] | None,
+        Field(
+            description="memory for shared arrays where Ray is started for this run, the rest goes to "
+            "disk; null: Ray's choice, 30 %"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _own(self) -> Self:
+        if self.address is not None and self.object_store_gb is not None:
+            raise ConfigError(
+                f"ray.object_store_gb = {self.object_store_gb}: a running cluster (ray.address = "
+                f"{shown(self.address)}) has its own; give `ray start` --object-store-memory, or leave it out"
+            )
+        return self
 
 
 class Tracking(Section):
@@ -219,13 +283,24 @@ class Experiment(Section):
     seed: Annotated[int, Field(ge=0, description="every random draw follows from it")] = 0
     data: Annotated[Source, DATA] = SOURCES["digits"]()
     partition: Annotated[Scheme, PARTITION] = SCHEMES["dirichlet"]()
+    heterogeneity: Heterogeneity = Heterogeneity()
     model: Annotated[Model, MODEL] = MODELS["mlp"]()
     algorithm: Annotated[Algorithm, ALGORITHM] = ALGORITHMS["fedwmsam"]()
     federation: Federation
+    evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     ray: Ray = Ray()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> Self:
+        if self.resources.wait_s and self.ray.address is None:
+            raise ConfigError(
+                f"resources.wait_s = {self.resources.wait_s:g}: the Ray that is started for this run gets "
+                "no new nodes; name a cluster by ray.address, or leave resources.wait_s at 0"
+            )
+        return self
 
     @property
     def algorithm_name(self) -> str:

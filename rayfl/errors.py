@@ -44,3 +44,8 @@ class StateLostError(RunError):
 def first_line(error: BaseException) -> str:
     """What an error of a library says, without what it adds below; its type if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reason(error: BaseException) -> str:
+    """An error of a library on one line, with its type."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

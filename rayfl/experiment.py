@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -20,10 +21,13 @@ from torch import nn
 from rayfl import checkpoint, models
 from rayfl.config import Experiment, Resources
 from rayfl.data.datasets import Dataset
-from rayfl.data.partition import Partition, split
+from rayfl.data.federated import federate
+from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
+from rayfl.evaluation import Breakdown
 from rayfl.history import History
 from rayfl.runtime import cluster
+from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
 from rayfl.training.engine import LocalSettings, sha256
 from rayfl.training.flat import Layout
@@ -74,6 +78,9 @@ class Result:
     history: pd.DataFrame
     """One row a round; see `History.frame`."""
     summary: dict[str, float]
+    clients: pd.DataFrame | None
+    """Each client's `samples` and the `accuracy` of the final model on its own distribution (index
+    `client`); None if `evaluation.per_client` is off, or if no round was left to go on with."""
     state_dict: dict[str, torch.Tensor]
     """Final parameters, for `load_state_dict` of the plain model."""
     model_sha256: str
@@ -87,7 +94,7 @@ class Start:
     """What is known before the actors start."""
 
     prepared: Prepared
-    placement: cluster.Placement
+    placement: Placement
     run_id: str | None
     ui_command: str | None
     resumed_round: int
@@ -102,21 +109,27 @@ def prepare(
     `data`, `partition`: those of the config, where they have been made before.
     """
     fed = config.federation
-    if data is None:
-        data = config.data.load()
-    if partition is None:
-        partition = split(config.partition, data.y_train, fed.clients, config.seed)
+    if data is None or partition is None:
+        data, partition = federate(
+            config.data, config.partition, config.heterogeneity, fed.clients, config.seed
+        )
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
     federation = Federation(
         seed=config.seed,
         clients=fed.clients,
-        cohort_size=fed.cohort,
+        participation=fed.participation or fed.cohort / fed.clients,
+        sampling=fed.sampling,
+        sizes=partition.sizes,
+        dropout=fed.dropout,
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
         or clients_per_unit(model, fed.cohort, fed.batch_size, _samples(config, data)),
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
+        breakdown=Breakdown.of(
+            data, partition, config.evaluation.per_class, config.evaluation.per_client
+        ),
     )
     settings = LocalSettings(
         seed=config.seed,
@@ -126,6 +139,7 @@ def prepare(
         weight_decay=fed.weight_decay,
         max_norm=fed.max_norm,
         augment=config.data.augment,
+        stragglers=fed.stragglers,
     )
     return Prepared(config, data, partition, model, federation, settings)
 
@@ -163,9 +177,9 @@ def run(
     """
     saved = _saved(config, resume) if resume else None
     prepared, history = prepare(config), History()
-    with ThreadPoolExecutor(1) as aside, cluster.connected(config.ray.address):
+    with ThreadPoolExecutor(1) as aside, cluster.connected(**config.ray.model_dump()):
         opening = aside.submit(_open_store, config)
-        placement = cluster.place(wanted(config.resources), prepared.units_per_round)
+        placement = place(wanted(config.resources), prepared.units_per_round)
         store = opening.result()
         with _tracked(store, prepared, history, saved) as tracker:
             run_id = tracker.run_id if tracker else None
@@ -173,7 +187,8 @@ def run(
             ui_command = store.ui_command if store else None
             resumed_round = saved.round if saved else 0
             on_start(Start(prepared, placement, run_id, ui_command, resumed_round))
-            with cluster.launched(prepared.job(), placement, checkpoints) as server:
+            time_limit = config.resources.time_limit_s
+            with cluster.launched(prepared.job(), placement, checkpoints, time_limit) as server:
                 if tracker:
                     tracker.describe_data(prepared.data, prepared.partition)
                     tracker.describe_actors(server.describe())
@@ -184,17 +199,30 @@ def run(
                             tracker.log(round, new)
                         on_record(Record(round, new))
                 w, buffers = map(torch.tensor, server.parameters())
+                clients = client_accuracies(prepared, server.correct())
             digest = sha256(w)
             if tracker:
+                if clients is not None:
+                    tracker.describe_clients(clients)
                 tracker.tag("rayfl.model_sha256", digest)
     Layout(prepared.model).load(prepared.model, w, buffers)
     return Result(
         history.frame(),
         history.summary(config.tracking.targets),
+        clients,
         prepared.model.state_dict(),
         digest,
         run_id,
     )
+
+
+def client_accuracies(prepared: Prepared, correct: np.ndarray | None) -> pd.DataFrame | None:
+    """Each client's samples and accuracy, from what the server predicts correctly, if that is wanted."""
+    breakdown = prepared.federation.breakdown
+    if correct is None or breakdown.holdings is None:
+        return None
+    columns = {"samples": prepared.partition.sizes, "accuracy": breakdown.clients(correct)}
+    return pd.DataFrame(columns).rename_axis("client")
 
 
 def _samples(config: Experiment, data: Dataset) -> float:
@@ -205,9 +233,11 @@ def _samples(config: Experiment, data: Dataset) -> float:
     return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
 
 
-def wanted(resources: Resources) -> cluster.Resources:
-    given = resources.model_dump()
-    return cluster.Resources(**{k: None if v == "auto" else v for k, v in given.items()})
+def wanted(resources: Resources) -> Demand:
+    """What the client actors ask for, in the words of the runtime."""
+    asked = resources.model_dump(exclude={"time_limit_s"}).items()
+    given: dict[str, Any] = {k: None if v == "auto" else v for k, v in asked}
+    return Demand(**given)
 
 
 def _open_store(config: Experiment) -> "Store | None":

@@ -12,6 +12,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rayfl.experiment import Result, Start
     from rayfl.runtime.server import Record
 
@@ -56,7 +58,7 @@ class Progress:
         parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
-            f"{f.cohort_size} a round, {f.rounds} rounds\n"
+            f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
         )
@@ -102,9 +104,11 @@ class Progress:
     def conclude(self, result: "Result") -> None:
         """The table at the end, the run's id and what opens it."""
         s = result.summary
+        last = result.history.iloc[-1]
         rows = {
             "accuracy": f"final {s['accuracy_final']:.4f}, mean of last 10 evaluations "
             f"{s['accuracy_last10']:.4f}, best {s['accuracy_best']:.4f}",
+            **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
             "test loss": f"{s['loss_final']:.4f}",
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
             "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
@@ -117,3 +121,8 @@ class Progress:
         console = Console(highlight=False, soft_wrap=True)
         for label, value in rows.items():
             console.print(f"[bold]{label:<15}[/] {escape(value)}")
+
+
+def _of_clients(metrics: "pd.Series") -> str:
+    mean, p10, worst = (metrics[f"client/accuracy_{name}"] for name in ("mean", "p10", "worst10"))
+    return f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"

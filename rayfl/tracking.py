@@ -9,7 +9,6 @@ import importlib.metadata
 import io
 import json
 import logging
-import os
 import platform
 import subprocess
 import tempfile
@@ -18,12 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-# Usage data are the user's to give, and a machine without a network must not wait for them.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A tracking server that is not there must be an error within seconds, not minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+from rayfl.store import default_uri
 
+# isort: split
+# After `rayfl.store`, which says how MLflow is to behave.
+import pandas as pd
 from mlflow.entities import Dataset as MLflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -76,7 +74,7 @@ class Store:
 
     def __init__(self, uri: str | None, experiment: str):
         """Open the store, creating the experiment if need be; ConfigError if that cannot be done."""
-        self.uri = uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        self.uri = uri or default_uri()
         self.pictures: dict[str, bytes] = {}
         """Of partitions, by digest: the runs of a sweep share them."""
         try:
@@ -212,6 +210,10 @@ class Tracker:
             picture = Path(folder) / "histogram.png"
             picture.write_bytes(pictures[entry.digest])
             self._write(self._client.log_artifact, str(picture), "partition")
+
+    def describe_clients(self, clients: pd.DataFrame) -> None:
+        """Record each client's accuracy at the end."""
+        self.attach("evaluation/clients.csv", clients.to_csv())
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
         """Record a round's metrics, now or with those of the rounds right after it.

@@ -1,6 +1,10 @@
 """Shared fixtures: one Ray instance for the whole session, small real data, small experiments."""
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 
 # Before anything imports ray or mlflow.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -66,3 +70,49 @@ def cifar10():
     if not any(path.glob("train*.parquet")):
         pytest.skip(f"no CIFAR-10 parquet files in {path}; RAYFL_CIFAR10_PARQUET may name them")
     return path
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a script of tests/cluster: `script(name, *arguments, needs=tools)` -> the finished process.
+
+    Skips the test where namespaces cannot be made, or a tool is missing. The script gets a home of its
+    own, where Ray's token goes.
+    """
+
+    def run(name, *arguments, needs=()):
+        missing = [tool for tool in ("ip", "unshare", *needs) if not shutil.which(tool)]
+        if missing:
+            pytest.skip(f"needs {', '.join(missing)}")
+        mount = "unshare --net --pid --fork --mount mount -t tmpfs tmpfs /mnt"
+        if subprocess.run(mount.split(), capture_output=True).returncode != 0:
+            pytest.skip("needs root, and the right to make namespaces")
+        venv = Path(sys.executable).parent.parent
+        own = {"VENV": str(venv), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        own["PATH"] = f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        process = subprocess.Popen(
+            [ROOT / "tests/cluster" / name, *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate()
+        finally:
+            if process.poll() is None:  # the test ran out of time: let the script clean up
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+        return subprocess.CompletedProcess(name, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory):
+    """An MLflow store of runs whose numbers are known; see tests/tuning/stored.py."""
+    from stored import fill
+
+    return fill(tmp_path_factory.mktemp("stored"))

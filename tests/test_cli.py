@@ -9,10 +9,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from rich.console import Console
 
 from rayfl import cli
@@ -162,6 +164,45 @@ def test_the_partition_table_adds_up(rayfl, tmp_path):
     assert (tmp_path / "heat map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def table_rows(out: str) -> list[list[str]]:
+    return [
+        re.split(r" *│ *", line)[1:-1] for line in out.splitlines() if re.match(r"│ +\d+", line)
+    ]
+
+
+def test_the_partition_table_names_the_domains(rayfl, tmp_path):
+    for domain, samples in (("Art", 20), ("Real World", 10)):
+        for label in ("Bed", "Mug"):
+            (tmp_path / "office" / domain / label).mkdir(parents=True)
+            for i in range(samples):
+                Image.new("L", (4, 4)).save(tmp_path / "office" / domain / label / f"{i}.png")
+    office = ("data.name=domain_folder", "data.path=office", "data.size=4")
+    code, out, _ = rayfl(
+        "partition", QUICKSTART, *office, "partition.name=by_group", "federation.clients=6"
+    )
+    assert code == 0
+    assert [row[1] for row in table_rows(out)] == ["Art"] * 4 + ["Real World"] * 2
+    assert {row[2] for row in table_rows(out)} == {"8"}  # of 32 and 16 train samples
+    code, out, _ = rayfl("partition", QUICKSTART, *office, "partition.name=iid")
+    assert {row[1] for row in table_rows(out)} <= {"Art", "Real World", "2 groups"}
+
+
+def test_the_partition_table_counts_the_labels_that_are_trained_on(rayfl):
+    one_class = ("partition.name=pathological", "partition.classes_per_client=1")
+    ten = (*one_class, "federation.clients=10", "heterogeneity.label_noise=1")
+    code, out, _ = rayfl("partition", QUICKSTART, *ten)
+    assert code == 0
+    assert [row[2] for row in table_rows(out)] == ["9"] * 10  # all but its own
+    code, out, _ = rayfl("partition", QUICKSTART, "heterogeneity.imbalance_factor=100")
+    assert code == 0
+    totals = np.sum(
+        [[int(n.replace("·", "0")) for n in row[3:]] for row in table_rows(out)], axis=0
+    )
+    assert totals[0] > 140
+    assert totals[-1] == 1
+    assert (np.diff(totals) < 0).all()
+
+
 @pytest.mark.parametrize(
     ("plot", "message"),
     [
@@ -194,11 +235,12 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_record):
+        def run(config, on_start, on_record, resume):
             from rayfl.experiment import prepare
 
             on_start(SimpleNamespace(
-                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui"
+                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui",
+                resumed_round=0,
             ))  # fmt: skip
             for round in (1, 2, 3):
                 metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
@@ -283,7 +325,9 @@ def test_the_live_display_fits_the_terminal(width):
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with Progress(console) as progress:
-        progress.start(SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None))
+        progress.start(
+            SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
+        )
         metrics = {"train/loss": 12.3456, "test/accuracy": 1.0, "server/alpha": 0.123}
         progress.record(SimpleNamespace(round=1234, metrics=metrics | {"time/round_s": 12.345}))
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())

@@ -100,9 +100,33 @@ HIDDEN = "must be a list, each item an integer of at least 1"
             "federation.rounds=10000000000",
             "federation.rounds = 10000000000: must be an integer greater than 0 and at most 1000000",
         ),
+        (
+            "federation.sampling=poisson",
+            "federation.sampling = 'poisson': must be 'uniform', 'bernoulli' or 'weighted'",
+        ),
+        (
+            "federation.dropout=1",
+            "federation.dropout = 1: must be a number of at least 0 and less than 1",
+        ),
+        (
+            "federation={cohort_size: 1, dropout: 0.5}",
+            "federation.dropout = 0.5: must be 0 in cohorts of one client, for one always comes back; "
+            "raise federation.cohort_size or federation.participation",
+        ),
+        (
+            "federation.stragglers=2",
+            "federation.stragglers = 2: must be a number of at least 0 and at most 1",
+        ),
+        ("evaluation.per_class=all", "evaluation.per_class = 'all': must be true or false"),
         ("resources.num_actors=0", f"resources.num_actors = 0: {AUTO_COUNT}"),
         ("resources.num_actors=many", f"resources.num_actors = 'many': {AUTO_COUNT}"),
         ("resources.num_actors=null", f"resources.num_actors = null: {AUTO_COUNT}"),
+        ("resources.wait_s=-1", "resources.wait_s = -1: must be a number of at least 0"),
+        (
+            "resources.wait_s=60",
+            "resources.wait_s = 60: the Ray that is started for this run gets no new nodes; name a "
+            "cluster by ray.address, or leave resources.wait_s at 0",
+        ),
         (
             "resources.cpus_per_actor=0.33333",
             "resources.cpus_per_actor = 0.33333: must have at most 4 decimals; Ray counts no finer",
@@ -122,17 +146,17 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         ("ray.address=6379", "ray.address = 6379: must be null or text (in quotes: '\"6379\"')"),
         ("tracking.experiment=''", "tracking.experiment = '': must be text that is not empty"),
-        ("ray=null", "ray = null: must be a section with the keys address"),
+        ("ray=null", "ray = null: must be a section with the keys address, object_store_gb"),
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
-            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, data, federation, "
-            "model, partition, ray, resources, seed, tracking",
+            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, evaluation, "
+            "federation, heterogeneity, model, partition, ray, resources, seed, tracking",
         ),
         (
             "ray.adress=auto",
             "ray.adress = 'auto': unknown key (did you mean 'ray.address'?); "
-            "allowed in ray: address",
+            "allowed in ray: address, object_store_gb",
         ),
         (
             "model.hiden=[3]",
@@ -205,7 +229,10 @@ def test_bad_overrides(override, message):
         ("algorithm.name.x=1", 'algorithm.name = {"x": 1}: must be one of fedacg, '),
         ("algorithm=fedavg", "algorithm = 'fedavg': must be a section; set algorithm.name to one "),
         ("algorithm=null", "algorithm = null: must be a section; set algorithm.name to one of "),
-        ("extends=x.yaml", "extends = 'x.yaml': unknown key; allowed: algorithm, data, "),
+        (
+            "extends=x.yaml",
+            "extends = 'x.yaml': unknown key; allowed: algorithm, checkpoint, data, ",
+        ),
         ("algorithm={name: a, name: b}", "override 'algorithm={name: a, name: b}': is not valid "),
     ],
 )

@@ -90,6 +90,23 @@ def test_the_run_is_found_again_in_mlflow(tracked, client):
     assert (folder / "partition/histogram.png").read_bytes()[:4] == b"\x89PNG"
     assert load_config(folder / "config.yaml").hash == config.hash
 
+    clients = pd.read_csv(folder / "evaluation/clients.csv", index_col="client")
+    pd.testing.assert_frame_equal(clients, result.clients)
+    assert clients["samples"].tolist() == partition.sizes.tolist()
+    last = result.history["client/accuracy_mean"].iloc[-1]
+    assert clients["accuracy"].mean() == pytest.approx(last, rel=1e-12)
+    assert summary["client/accuracy_mean"] == last
+
+
+def test_what_is_evaluated_is_the_configs_to_say_and_not_part_of_its_hash(small):
+    bare = load_config(small, ["federation.rounds=1", "evaluation.per_client=false"])
+    detailed = load_config(small, ["federation.rounds=1", "evaluation.per_class=true"])
+    assert bare.hash == detailed.hash
+    assert prepare(detailed).federation.breakdown.per_class
+    result = run(bare)
+    assert result.clients is None
+    assert not [name for name in result.history if name.startswith(("client/", "test/class/"))]
+
 
 def test_a_query_finds_runs_by_parameter(tracked, client):
     for rho in (0.01, 0.2):

@@ -15,11 +15,11 @@ LAYERS = [
     {"experiment"},
     {"tracking"},
     {"config", "runtime", "diagnostics"},
-    {"checkpoint", "training"},
+    {"checkpoint", "training", "evaluation"},
     {"algorithms", "data", "models"},
-    {"registry", "overlays"},
+    {"registry", "overlays", "participation"},
     {"wording"},
-    {"errors", "history", "interrupts", "seeds"},
+    {"errors", "history", "interrupts", "seeds", "store"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "rayfl").rglob("*.py"))
@@ -71,7 +71,7 @@ def component_of_library(path: Path) -> bool:
     return name(path).startswith("rayfl/") and path.name != "cli.py"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tuning").rglob("*.py"))], ids=name)
 def test_only_the_command_prints(path):
     calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
     printing = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]

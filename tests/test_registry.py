@@ -124,7 +124,7 @@ def test_code_of_the_user_that_raises_is_named_with_its_line(own):
         ("own:NoDataclass", "must be a dataclass; put @dataclass(frozen=True, kw_only=True) above "
          "the class"),
         ("own:model", "must name a subclass of rayfl.algorithms.base.Algorithm"),
-        ("rayfl.data.datasets:Digits", "must name a subclass of rayfl.algorithms.base.Algorithm"),
+        ("rayfl.data.sources:Digits", "must name a subclass of rayfl.algorithms.base.Algorithm"),
         ("absent:X", "cannot be imported (ModuleNotFoundError: No module named 'absent'); give "
          "'package.module:Name' of a module that is installed or in the working directory"),
         (":X", "cannot be imported (ValueError: Empty module name)"),

@@ -18,6 +18,11 @@ PURPOSES = get_args(Purpose)
         ((0, "augment", 1, 1), [446053, 395652, 753383]),
         ((1, "model", 2, 3), [649451, 165654, 732100]),
         ((1099511627776, "init", 0, 0), [899277, 132317, 925092]),
+        ((0, "dropout", 1, 1), [719958, 62989, 445917]),
+        ((0, "stragglers", 1, 1), [302662, 92072, 469916]),
+        ((0, "long_tail"), [535940, 984790, 110661]),
+        ((0, "feature_shift"), [507, 756277, 441319]),
+        ((0, "label_noise"), [224088, 954415, 74495]),
     ],
 )
 def test_streams_never_change(stream, expected):
@@ -66,4 +71,4 @@ def test_integers_fit_torch():
 
 def test_an_unknown_purpose_is_an_error():
     with pytest.raises(KeyError):
-        generator(0, "dropout")  # type: ignore[arg-type]
+        generator(0, "nothing")  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import torch
 from rayfl.checkpoint import Checkpoints, Folder, saved_in
 from rayfl.config import load_config
 from rayfl.errors import ClientError, ConfigError, RunError, StateLostError, first_line
-from rayfl.experiment import prepare
+from rayfl.experiment import client_accuracies, prepare
 from rayfl.history import History
 from rayfl.overlays import merge
 from rayfl.runtime import cluster
@@ -25,7 +25,7 @@ from rayfl.runtime.pool import ActorPool
 from rayfl.runtime.server import Record, Server
 from rayfl.training.engine import sha256
 from tuning.config import Sweep
-from tuning.shared import Shared
+from tuning.shared import Shared, data_key
 from tuning.space import Point, layer
 from tuning.stopping import needs_metrics, reason
 
@@ -114,11 +114,14 @@ class Execution:
             self._failure = error
 
     def _start(self, identity: str, job: Job) -> None:
-        dataset, partition = self._shared.of(self._experiment)
-        prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
+        dataset, partition = self._shared.data[data_key(self._experiment)]
+        self._prepared = prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
         server, client = cluster.actor_arguments(prepared.job(), dataset)
         placement = self._shared.placement
-        self._server = cluster.make_server(server, client, placement, self._group, self._actors())
+        limit = self._experiment.resources.time_limit_s
+        self._server = cluster.make_server(
+            server, client, placement, self._group, self._actors(), limit
+        )
         rounds = prepared.federation.rounds
         self._last = min(rounds, self._sweep.stop.rounds or rounds)
         self._checkpoints = None
@@ -171,7 +174,8 @@ class Execution:
                 f"metric = {self._sweep.metric!r}: no round has it; there are {', '.join(found)}"
             )
         w = torch.tensor(self._running.parameters()[0])
-        return {"done": True, "stopped": stopped, "model_sha256": sha256(w)}
+        clients = client_accuracies(self._prepared, self._running.correct)
+        return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
 
     def _settle(self, records: Iterator[Record]) -> None:
         self._reported += map(self._noted, records)

@@ -9,19 +9,20 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rayfl.config import Experiment, Resources
 from rayfl.data.datasets import Dataset
-from rayfl.data.partition import Partition, split
+from rayfl.data.federated import federate
+from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
 from rayfl.experiment import prepare, wanted
-from rayfl.runtime.cluster import Placement, place
+from rayfl.runtime.placement import Placement, place, room_on
 from tuning.config import Sweep
-from tuning.shared import data_key, partition_key
+from tuning.shared import data_key, source_key
 from tuning.space import Point
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
@@ -41,49 +42,60 @@ class Trial:
     """Why it cannot run."""
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A source that has been read: what `federate` asks of it."""
+
+    dataset: Dataset
+
+    def load(self) -> Dataset:
+        return self.dataset
+
+
 @dataclass
 class Inputs:
     """The data of all trials, each dataset and each partition made once."""
 
-    datasets: dict[str, Dataset] = field(default_factory=dict)
-    partitions: dict[str, Partition] = field(default_factory=dict)
+    data: dict[str, tuple[Dataset, Partition]] = field(default_factory=dict)
+    """By `data_key`."""
+    _sources: dict[str, Dataset] = field(default_factory=dict)
     _units: dict[str, int] = field(default_factory=dict)
     _problems: dict[str, str] = field(default_factory=dict)
 
     def of(self, experiment: Experiment) -> tuple[Dataset, Partition]:
-        return self.datasets[data_key(experiment)], self.partitions[partition_key(experiment)]
+        return self.data[data_key(experiment)]
 
     def units(self, experiment: Experiment) -> int:
         """Work units of a round. Raises ConfigError if the experiment cannot be prepared."""
         # What an experiment is prepared from, but for its algorithm: checked once for all of its values.
         content = experiment.model_dump(
-            mode="json", include={"data", "partition", "model", "federation", "seed"}
+            mode="json",
+            include={"data", "partition", "heterogeneity", "model", "federation", "seed"},
         )
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "max_norm"):
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)
         if key not in self._units:
-            self._units[key] = prepare(experiment, *self._load(experiment)).units_per_round
+            self._units[key] = prepare(experiment, *self._made(experiment)).units_per_round
         return self._units[key]
 
-    def _load(self, experiment: Experiment) -> tuple[Dataset, Partition]:
-        for key in (data_key(experiment), partition_key(experiment)):
-            if key in self._problems:  # reading again what is missing would take as long each time
-                raise ConfigError(self._problems[key])
-        data = self._once(self.datasets, data_key(experiment), experiment.data.load)
-        partition = self._once(
-            self.partitions,
-            partition_key(experiment),
-            lambda: split(
+    def _made(self, experiment: Experiment) -> tuple[Dataset, Partition]:
+        source: Any = self._once(self._sources, source_key(experiment), experiment.data.load)
+        return self._once(
+            self.data,
+            data_key(experiment),
+            lambda: federate(
+                cast(Any, _Loaded(source)),
                 experiment.partition,
-                data.y_train,
+                experiment.heterogeneity,
                 experiment.federation.clients,
                 experiment.seed,
             ),
         )
-        return data, partition
 
     def _once(self, made: dict[str, Any], key: str, make: Any) -> Any:
+        if key in self._problems:  # reading again what is missing would take as long each time
+            raise ConfigError(self._problems[key])
         if key not in made:
             try:
                 made[key] = make()
@@ -213,8 +225,6 @@ def _grown(resources: Resources, now: Placement, cluster_file: Path | None) -> i
     path = cluster_file or BOOTSTRAP.expanduser()
     if cluster_file is None and not path.exists():
         return None
-    from rayfl.runtime.cluster import room_on
-
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text())
         types = content["available_node_types"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tuning.sweep import Result, Row, Start
 
 _PLAIN_SECONDS = 10.0
+_NEVER_CUT = 10_000  # columns: a terminal may wrap the table, but it must not be shortened
 _MOST_RUNNING = 12  # rows of the live table
 _STATES = ("finished", "stopped_early", "failed", "infeasible")
 
@@ -90,7 +91,7 @@ class Progress:
     def conclude(self, result: "Result", sweep: "Sweep", took: float) -> None:
         """The table at the end, and what tells more."""
         console = Console(highlight=False, soft_wrap=True)
-        console.print(summary_table(result, sweep))
+        Console(highlight=False, width=_NEVER_CUT).print(summary_table(result, sweep))
         console.print(f"{counted(result)}, in {took:.0f} s; MLflow run {result.parent_id}")
         for row in result.rows:
             if row.state in ("failed", "infeasible"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pandas as pd
 from mlflow.entities import Run, ViewType
 
 from rayfl.data.datasets import Dataset
@@ -101,6 +102,10 @@ class Record:
     def actors(self, hash: str, actors: list[dict[str, Any]]) -> None:
         """Record where a trial's client actors run."""
         self._writer.put(lambda: self._live[hash].tracker.describe_actors(actors))
+
+    def clients(self, hash: str, clients: pd.DataFrame) -> None:
+        """Record each client's accuracy at the end of a trial."""
+        self._writer.put(lambda: self._live[hash].tracker.describe_clients(clients))
 
     def log(self, hash: str, records: list[tuple[int, Mapping[str, float]]]) -> None:
         """Record rounds of a trial."""

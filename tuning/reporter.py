@@ -47,6 +47,8 @@ class Reporter(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
         state, reason = self._ending(str(trial), result)
+        if result.get("clients") is not None:
+            self._record.clients(str(trial), result["clients"])
         digest = result.get("model_sha256")
         tags = {"rayfl.model_sha256": digest} if digest else {}
         self._end(trial, state, reason, result.get("traceback", ""), tags)

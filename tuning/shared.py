@@ -5,37 +5,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayfl.config import Experiment
-from rayfl.runtime.cluster import Placement
+from rayfl.runtime.placement import Placement
 
 
 @dataclass(frozen=True)
 class Shared:
     """Made by the driver, which owns the objects: they outlive every trial."""
 
-    datasets: dict[str, Any]
-    """References, by `data_key`."""
-    partitions: dict[str, Any]
-    """References, by `partition_key`."""
+    data: dict[str, tuple[Any, Any]]
+    """References to dataset and partition, by `data_key`; equal datasets are one object."""
     placement: Placement
     """Of the client actors of one trial."""
 
-    def of(self, experiment: Experiment) -> tuple[Any, Any]:
-        """References to the dataset and the partition of an experiment."""
-        dataset = self.datasets[data_key(experiment)]
-        return dataset, self.partitions[partition_key(experiment)]
-
 
 def data_key(experiment: Experiment) -> str:
-    """Experiments with the same key have the same data."""
-    return _key(experiment, "data")
+    """Experiments with the same key have the same data, split in the same way."""
+    sections = {"data", "partition", "heterogeneity", "seed"}
+    content = experiment.model_dump(mode="json", include=sections)
+    return json.dumps([content, experiment.federation.clients], sort_keys=True)
 
 
-def partition_key(experiment: Experiment) -> str:
-    """Experiments with the same key have the same partition."""
-    return json.dumps(
-        [_key(experiment, "data", "partition"), experiment.federation.clients, experiment.seed]
-    )
-
-
-def _key(experiment: Experiment, *sections: str) -> str:
-    return json.dumps(experiment.model_dump(mode="json", include=set(sections)), sort_keys=True)
+def source_key(experiment: Experiment) -> str:
+    """Experiments with the same key read the same data."""
+    return json.dumps(experiment.model_dump(mode="json", include={"data"}), sort_keys=True)

@@ -23,8 +23,8 @@ Point = dict[str, Any]
 KINDS = ("grid", "range", "choice", "uniform", "loguniform", "integers")
 _GRIDS = ("grid", "range")
 # These change no result, so that two points that differ in them would be the same experiment.
-_NO_AXES = ("ray", "resources", "tracking", "checkpoint")
-_TASK = ("data.", "partition.", "federation.clients.")
+_NO_AXES = ("ray", "resources", "tracking", "checkpoint", "evaluation")
+_TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
 
 Value = Any
 Bounds = tuple[float, float]

@@ -90,7 +90,7 @@ class Result:
 def plan(sweep: Sweep, cluster_file: Path | None = None) -> Plan:
     """What the sweep would do on the cluster of `base.ray.address`, or on this machine."""
     found, inputs = _feasible(sweep)
-    with cluster.connected(_experiment(found).ray.address):
+    with cluster.connected(**_experiment(found).ray.model_dump()):
         return planning.share(sweep, found, inputs, cluster_file)
 
 
@@ -110,7 +110,7 @@ def run(
     base = _experiment(found)
     if not base.tracking.enabled:
         raise ConfigError("base.tracking.enabled = false: MLflow is what a sweep goes on from")
-    with ThreadPoolExecutor(1) as aside, cluster.connected(base.ray.address):
+    with ThreadPoolExecutor(1) as aside, cluster.connected(**base.ray.model_dump()):
         opening = aside.submit(Store, base.tracking.uri, base.tracking.experiment)
         planned = planning.share(sweep, found, inputs)
         store = opening.result()
@@ -208,12 +208,15 @@ class _Driver:
         )
 
     def _shared(self) -> Shared:
-        inputs = self.plan.inputs
-        return Shared(
-            {key: ray.put(data) for key, data in inputs.datasets.items()},
-            {key: ray.put(partition) for key, partition in inputs.partitions.items()},
-            self.plan.placement,
-        )
+        inputs, stored = self.plan.inputs, {}
+        for dataset, _ in inputs.data.values():
+            if id(dataset) not in stored:  # partitions of the same data share them
+                stored[id(dataset)] = ray.put(dataset)
+        data = {
+            key: (stored[id(dataset)], ray.put(partition))
+            for key, (dataset, partition) in inputs.data.items()
+        }
+        return Shared(data, self.plan.placement)
 
     def _config(self, trial: Trial) -> dict[str, Any]:
         """Tune's config of a trial."""

@@ -2,12 +2,14 @@
 
 from rayfl.algorithms.base import Algorithm
 from rayfl.algorithms.fedacg import FedACG
+from rayfl.algorithms.fedadamw import FedAdamW
 from rayfl.algorithms.fedasam import FedASAM
 from rayfl.algorithms.fedavg import FedAvg
 from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
 from rayfl.algorithms.fedgamma import FedGAMMA
+from rayfl.algorithms.fedlada import FedLADA
 from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
 from rayfl.algorithms.fednesterov import FedNesterov
 from rayfl.algorithms.fednsam import FedNSAM, FedNSAMMomentum
@@ -18,19 +20,24 @@ from rayfl.algorithms.fedsmoo import FedSMOO
 from rayfl.algorithms.fedspeed import FedSpeed
 from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
+from rayfl.algorithms.igfl import IGFL
+from rayfl.algorithms.local_adamw import LocalAdamW
 from rayfl.algorithms.mofedsam import MoFedSAM
+from rayfl.algorithms.moon import Moon
 from rayfl.algorithms.scaffold import Scaffold
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedacg": FedACG,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
+    "fedadamw": FedAdamW,
     "fedasam": FedASAM,
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
     "fedcm": FedCM,
     "feddyn": FedDyn,
     "fedgamma": FedGAMMA,
+    "fedlada": FedLADA,
     "fedlesam": FedLESAM,
     "fedlesam_d": FedLESAMD,
     "fedlesam_s": FedLESAMS,
@@ -45,7 +52,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,
     "fedyogi": FedYogi,
+    "igfl": IGFL,
+    "local_adamw": LocalAdamW,
     "mofedsam": MoFedSAM,
+    "moon": Moon,
     "scaffold": Scaffold,
 }
 

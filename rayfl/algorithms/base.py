@@ -10,15 +10,41 @@ Gradients, momenta and control variates point uphill (the gradient convention).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from rayfl.algorithms.vectors import scaled_to
 
 Vectors = dict[str, Tensor]
-Grad = Callable[[Tensor], Tensor]
-"""`[..., P] -> [..., P]`: each client's gradient on its current minibatch. One call, one backward pass."""
+Penalty = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""`(outputs, forward) -> [..., B]`: a term that is added to the loss of each sample.
+
+`outputs [..., B, classes]` are the model's where the gradient is taken, and the term is differentiated
+through them; `forward(y)` gives those of other parameters y `[..., P]` on the same minibatch, as constants.
+"""
+
+
+class Grad(Protocol):
+    """`[..., P] -> [..., P]`: each client's gradient on its minibatch. One call, one backward pass."""
+
+    def __call__(self, x: Tensor, penalty: Penalty | None = None, /) -> Tensor: ...
+
+
+class Setup(NamedTuple):
+    """What is the same for all clients and rounds of an experiment."""
+
+    clients: int
+    """N."""
+    nominal_steps: float
+    """E n_0 / B with the n_0 samples of client 0, a fraction perhaps, where a round is E epochs; else K."""
+    sizes: tuple[int, ...]
+    """Parameters of each tensor of the model, in their order in the flat vector; they add up to P."""
+    first: Tensor
+    """int64 `[len(sizes)]`: where the flat vector has the first entries that it would have in torch's order.
+
+    It keeps convolutions channels-last, so entry j of torch's flattened parameters is entry `first[j]`.
+    """
 
 
 class ClientContext(NamedTuple):
@@ -34,6 +60,7 @@ class ClientContext(NamedTuple):
     """K_i, local steps that the client takes in this round, `[..., 1]`."""
     step: int
     """k, number of the current local step, from 0."""
+    setup: Setup
 
 
 class ServerContext(NamedTuple):
@@ -44,7 +71,7 @@ class ServerContext(NamedTuple):
     steps: float
     """Mean of K_i over the cohort."""
     participation: float
-    """S / N."""
+    """S / N, with the S clients whose uploads are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +80,11 @@ class Algorithm:
 
     paper: ClassVar[str] = ""
     """Where the method comes from, one line."""
+    clips_gradients: ClassVar[bool] = False
+    """What `federation.max_norm` clips: each gradient, or the direction d.
+
+    Set it where d is no sum of gradients: the norm of Adam's is about sqrt(P) whatever the gradient's.
+    """
 
     def init_server(self, w: Tensor) -> Vectors:
         """Server state before the first round."""
@@ -69,12 +101,16 @@ class Algorithm:
     def local_step(
         self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
     ) -> tuple[Tensor, Vectors]:
-        """Direction d of one step `x <- x - lr * (clip(d) + weight_decay * x)`, and the memory."""
+        """Direction d of one step `x <- x - lr * (clip(d) + weight_decay * x)`, and the memory.
+
+        Step 0 may put more vectors into the memory, for the rest of the round: `upload` drops them.
+        """
         return grad(x), memory
 
     def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
         """What travels up after the last step, given `delta` = last iterate - start, and the memory.
 
+        The client remembers the memory that this returns, with the names that `init_client` gave it.
         `ctx.step` is the number of steps of the longest client here.
         """
         return {"delta": delta}, memory
@@ -92,7 +128,11 @@ def sam(grad: Grad, rho: float) -> Grad:
     Foret et al., "Sharpness-Aware Minimization", ICLR 2021, arXiv:2010.01412, equation (2). The norm is
     the global one over all parameters; both passes see the same minibatch.
     """
-    return lambda x: grad(x + scaled_to(grad(x), rho))
+
+    def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
+        return grad(x + scaled_to(grad(x, penalty), rho), penalty)
+
+    return perturbed
 
 
 def adaptive_sam(grad: Grad, rho: float, eta: float) -> Grad:
@@ -102,8 +142,17 @@ def adaptive_sam(grad: Grad, rho: float, eta: float) -> Grad:
     Networks", ICML 2021, arXiv:2102.11600. Two backward passes, as `sam`.
     """
 
-    def perturbed(x: Tensor) -> Tensor:
+    def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
         T = x.abs() + eta
-        return grad(x + T * scaled_to(T * grad(x), rho))
+        return grad(x + T * scaled_to(T * grad(x, penalty), rho), penalty)
 
     return perturbed
+
+
+def shifted(grad: Grad, e: Tensor) -> Grad:
+    """Gradient oracle at x + e instead of x."""
+
+    def at(x: Tensor, penalty: Penalty | None = None) -> Tensor:
+        return grad(x + e, penalty)
+
+    return at

@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Grad, Vectors
+from rayfl.algorithms.base import Algorithm, ClientContext, Grad, Vectors, shifted
 from rayfl.algorithms.fedavg import FedAvg
 from rayfl.algorithms.feddyn import FedDyn
 from rayfl.algorithms.scaffold import Scaffold
@@ -60,7 +60,7 @@ class GlobalPerturbation(Algorithm):
             e = ctx.shared["e"]
         else:
             e = memory["seen"] * scaled_to(memory["w_seen"] - ctx.start, self.rho)
-        return lambda y: grad(y + e)
+        return shifted(grad, e)
 
     def upload(self, delta, memory, ctx):
         uploads, kept = super().upload(delta, memory, ctx)

@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
+from rayfl.algorithms.base import shifted
 from rayfl.algorithms.feddyn import FedDyn
 from rayfl.algorithms.vectors import scaled_to
 
@@ -42,7 +43,7 @@ class FedSMOO(FedDyn):
     def local_step(self, x, memory, grad, ctx):
         s, mu_i = ctx.shared["s"], memory["mu_i"]
         e = scaled_to(grad(x) - mu_i - s, self.rho)
-        direction, memory = super().local_step(x, memory, lambda y: grad(y + e), ctx)
+        direction, memory = super().local_step(x, memory, shifted(grad, e), ctx)
         return direction, memory | {"mu_i": mu_i + e - s}
 
     def upload(self, delta, memory, ctx):

@@ -21,13 +21,25 @@ Server:
 Without C1, C2 and C3 (rho = 0, no control variates, not adaptive) this is FedCM; with rho = 0 and
 alpha = 1 it is SCAFFOLD.
 
-Deviations from the released code: the perturbation is a vector of global norm rho (there, one scalar
-a tensor, whose norm is some 54 times rho on ResNet-18), it ascends (there, the sign is -: set
-`perturb_sign` to -1), Delta has no spurious factor 0.998 (there, the decay of the learning rate: set
-`momentum_factor` to it), K is the executed number of steps, and alpha is left alone while Delta = 0.
-Because the released rho was tuned on that perturbation, tune it again. The published formula is
-alpha^ = mean_i cos(g_i, Delta), which keeps less momentum where clients agree, against its own text: set
-`raw_cosine` for it; the released code has 1 - cos.
+Deviations from the released code, each with the option that undoes it:
+    perturbation      e_b is a vector of global norm rho. The released code takes delta_b's entries for its
+                      tensors': it adds the number sign rho delta_b[j] / (sum_m |delta_b[m]| + 1e-7) to all
+                      of tensor j, for the T tensors and the first T entries of delta_b in torch's order;
+                      the norm of that is some 54 times rho on ResNet-18. `scalars` does so; `sum_of_norms`
+                      is what it means, rho delta_b / (sum_m ||delta_b of tensor m||)
+    perturb_sign      it ascends; there, the sign is -1
+    momentum_factor   Delta has no spurious factor; there, it is the decay of the learning rate, 0.998
+    nominal_steps     K is the executed number of steps; there, the fraction E n_0 / B of client 0 for all
+    adapt_at_zero     alpha is left alone while Delta = 0; there, it moves towards alpha_min
+
+The released code is
+    perturbation: scalars, perturb_sign: -1, momentum_factor: 0.998, nominal_steps: true, adapt_at_zero: true
+with this file's other defaults, and in `federation` local_epochs 5, batch_size 50, lr 0.1, lr_schedule
+exponential with lr_decay 0.998, weight_decay 0.001 and max_norm 10. Its cohorts vary in size, which these
+options leave out. Because its rho was tuned on that perturbation, tune it again for ours.
+
+The published formula is alpha^ = mean_i cos(g_i, Delta), which keeps less momentum where clients agree,
+against its own text: set `raw_cosine` for it; the released code has 1 - cos.
 """
 
 from dataclasses import dataclass
@@ -35,9 +47,10 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm
-from rayfl.algorithms.vectors import cosine, norm, scaled_to
+from rayfl.algorithms.base import Algorithm, ClientContext, Setup
+from rayfl.algorithms.vectors import TINY, cosine, norm, scaled_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +76,16 @@ class FedWMSAM(Algorithm):
     momentum_factor: Annotated[
         float, Field(gt=0, le=1, description="factor of Delta; the released code has 0.998")
     ] = 1.0
+    perturbation: Annotated[
+        Literal["vector", "sum_of_norms", "scalars"],
+        Field(description="vector: of global norm rho; scalars: one number a tensor, as released"),
+    ] = "vector"
+    nominal_steps: Annotated[
+        bool, Field(description="K is E n_0 / B of client 0 for all, as in the released code")
+    ] = False
+    adapt_at_zero: Annotated[
+        bool, Field(description="adapt alpha while Delta = 0 too, as the released code")
+    ] = False
     raw_cosine: Annotated[bool, Field(description="alpha's target is cos, not 1 - cos")] = False
     server_lr: Annotated[float, Field(gt=0, description="server learning rate eta_g")] = 1.0
 
@@ -89,27 +112,52 @@ class FedWMSAM(Algorithm):
             s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
             ahead = (1 - alpha) * (ctx.start - x) + (ctx.step * s) * momentum
-            return alpha * grad(
-                x + scaled_to(ahead, self.perturb_sign * self.rho)
-            ) + momentum, memory
+            return alpha * grad(x + self.perturbed(ahead, alpha, ctx.setup)) + momentum, memory
         return alpha * grad(x) + momentum, memory
 
+    def perturbed(self, ahead: Tensor, alpha: Tensor, setup: Setup) -> Tensor:
+        """e_b, given `ahead` = (1 - alpha) delta_b."""
+        radius = self.perturb_sign * self.rho
+        if self.perturbation == "vector":
+            return scaled_to(ahead, radius)
+        if self.perturbation == "sum_of_norms":
+            norms = torch.cat([norm(part) for part in ahead.split(setup.sizes, dim=-1)], dim=-1)
+            total = norms.sum(-1, keepdim=True)
+            return torch.where(total < TINY, 0.0, ahead * (radius / total.clamp_min(TINY)))
+        entries = ahead[..., setup.first]  # [..., T]
+        total = entries.abs().sum(-1, keepdim=True) + 1e-7 * (1 - alpha)
+        numbers = entries * (radius / total.clamp_min(TINY))
+        sizes = torch.tensor(setup.sizes, device=numbers.device)
+        return numbers.repeat_interleave(sizes, dim=-1, output_size=ahead.shape[-1])
+
+    def steps(self, ctx: ClientContext) -> Tensor:
+        """K_i of the client's formulas, `[..., 1]`."""
+        nominal = ctx.setup.nominal_steps
+        return torch.full_like(ctx.steps, nominal) if self.nominal_steps else ctx.steps
+
     def upload(self, delta, memory, ctx):
-        g_i = delta / (-ctx.steps * ctx.lr)
-        cos = cosine(g_i, ctx.shared["Delta"])
-        uploads = {"delta": delta, "target": cos if self.raw_cosine else 1 - cos}
+        g_i, Delta = delta / (-self.steps(ctx) * ctx.lr), ctx.shared["Delta"]
+        cos = cosine(g_i, Delta)
+        target = cos if self.raw_cosine else 1 - cos
+        if self.adapt_at_zero:
+            target = torch.where(norm(g_i) * norm(Delta) > 0, target, 0.0)
+        uploads = {"delta": delta, "target": target}
+        if self.nominal_steps:
+            uploads["K"] = self.steps(ctx)
         if not self.control_variates:
             return uploads, memory
         change = g_i - ctx.shared["c"]  # c_i+ - c_i
         return uploads | {"c_change": change}, {"c_i": memory["c_i"] + change}
 
     def server_step(self, w, server, mean, ctx):
-        Delta = self.momentum_factor * mean["delta"] / (-ctx.steps * ctx.lr)
+        K = mean["K"] if self.nominal_steps else ctx.steps
+        Delta = self.momentum_factor * mean["delta"] / (-K * ctx.lr)
         new = {"Delta": Delta, "alpha": server["alpha"]}
         if self.adaptive:
             target = mean["target"].clamp(self.alpha_min, self.alpha_max)
             adapted = (1 - self.ema) * server["alpha"] + self.ema * target
-            new["alpha"] = torch.where(norm(server["Delta"]) > 0, adapted, server["alpha"])
+            moves = (norm(server["Delta"]) > 0) | self.adapt_at_zero
+            new["alpha"] = torch.where(moves, adapted, server["alpha"])
         if self.control_variates:
             new["c"] = server["c"] + ctx.participation * mean["c_change"]
         return w + self.server_lr * mean["delta"], new

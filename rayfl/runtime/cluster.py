@@ -1,6 +1,7 @@
 """Connects to Ray, places the actors of an experiment, and runs its server there."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -41,6 +42,7 @@ from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, RunError, StateLostError, first_line
 from rayfl.history import History
 from rayfl.runtime.client import Client
+from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
@@ -49,41 +51,12 @@ PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What the client actors of one experiment ask for."""
-
-    num_actors: int | None
-    """None: as many as the cluster has room for, but no more than there are work units in a round."""
-    cpus_per_actor: float | None
-    """None: 1, or the half or quarter that lets `num_actors` fit. The whole part of it is the number of
-    threads, which kernels may take as a reason to round differently; nothing else here changes a result."""
-    gpus_per_actor: float | None
-    """None: a quarter of a GPU where the cluster has any, else none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Client actors that fit: how many, and each one's share."""
-
-    actors: int
-    cpus: float
-    gpus: float
-    nodes: int
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
-
-    def __str__(self) -> str:
-        share = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
-        of = f"{self.nodes} node" + ("s" if self.nodes > 1 else "")
-        return f"1 server actor, {self.actors} client actors with {share} each, on {of}"
-
-
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connection to the running cluster at `address`, or to a fresh one on this machine for None."""
+def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[None]:
+    """Connection to the running cluster at `address`, or to a fresh one on this machine for None.
+
+    `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses.
+    """
     if (
         ray.is_initialized()
     ):  # a notebook, or the tests: the caller's connection, and theirs to close
@@ -97,6 +70,7 @@ def connected(address: str | None) -> Iterator[None]:
                 include_dashboard=False if address is None else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                object_store_memory=int(object_store_gb * 1e9) if object_store_gb else None,
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -142,32 +116,6 @@ def _signals_wait() -> Iterator[None]:
         signal.raise_signal(received[0])
 
 
-def place(wanted: Resources, units_per_round: int) -> Placement:
-    """How many client actors fit on the connected cluster.
-
-    Raises ConfigError if not even one does, or if fewer fit than `num_actors` asks for.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = wanted.gpus_per_actor
-    if gpus is None:
-        gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
-    for cpus in [wanted.cpus_per_actor] if wanted.cpus_per_actor else [1.0, 0.5, 0.25]:
-        slots = [room_on(node, cpus, gpus) for node in nodes]
-        room = sum(slots)
-        if room and room >= (wanted.num_actors or 1):
-            actors = wanted.num_actors or min(room, units_per_round)
-            used = sum(1 for count in slots if count)
-            return Placement(actors=actors, cpus=cpus, gpus=gpus, nodes=min(used, actors))
-    asked = f"{wanted.num_actors or 1} client actors with {cpus:g} CPU"
-    asked += f" and {gpus:g} GPU each" if gpus else " each"
-    has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-    raise ConfigError(
-        f"resources.num_actors = {wanted.num_actors or 'auto'}: {asked} do not fit; the cluster's "
-        f"nodes have [{has}], room for {room}; lower resources.num_actors, cpus_per_actor or "
-        "gpus_per_actor, or add nodes"
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a server and its client actors work on."""
@@ -197,9 +145,10 @@ class ServerActor:
         placement: Placement,
         group: Any,
         checkpoints: Checkpoints | None,
+        time_limit: float | None,
     ):
         configure_process(threads=1)
-        self.server = make_server(server, client, placement, group)
+        self.server = make_server(server, client, placement, group, time_limit=time_limit)
         self.checkpoints = checkpoints
         self.history = History()
 
@@ -233,6 +182,9 @@ class ServerActor:
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         return self.server.parameters()
 
+    def correct(self) -> np.ndarray | None:
+        return self.server.correct
+
     def _restored(self) -> list[Record]:
         """Go on from the last checkpoint, if there is one; the records of its rounds."""
         saved = self.checkpoints.latest() if self.checkpoints else None
@@ -259,11 +211,13 @@ def make_server(
     placement: Placement,
     group: Any,
     actors: Sequence[Any] = (),
+    time_limit: float | None = None,
 ) -> Server:
     """A server with its client actors, one in each bundle of the placement group `group`.
 
     `server`, `client`: arguments of `Server` (without the pool) and of `Client.begin`. `actors`: client
     actors of an earlier server with the same placement, which begin anew instead of being started.
+    `time_limit`: seconds that a work unit may take.
     """
     remote = ray.remote(Client)
     share = {"threads": max(1, math.floor(placement.cpus)), "gpu_fraction": placement.gpus}
@@ -275,14 +229,24 @@ def make_server(
             with contextlib.suppress(RayActorError):  # it has died since
                 ray.get(actor.begin.remote(**client))
                 return actor
+        # Without a bundle, it came when the cluster grew, and may go anywhere.
+        has_bundle = index < placement.actors
         options = remote.options(
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)
+            if has_bundle
+            else "DEFAULT",
         )
         return options.remote(**share, **client)
 
-    return Server(**server, pool=ActorPool(placement.actors, spawn))
+    pool = ActorPool(
+        placement.actors,
+        spawn,
+        another_fits=functools.partial(another_fits, placement),
+        time_limit=time_limit,
+    )
+    return Server(**server, pool=pool)
 
 
 class RemoteServer:
@@ -325,33 +289,39 @@ class RemoteServer:
         with _errors_unwrapped():
             return ray.get(self._actor.parameters.remote())
 
+    def correct(self) -> np.ndarray | None:
+        """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
+        with _errors_unwrapped():
+            return ray.get(self._actor.correct.remote())
+
     def close(self) -> None:
         ray.kill(self._actor)  # its client actors go with their owner
 
 
 @contextlib.contextmanager
 def launched(
-    job: Job, placement: Placement, checkpoints: Checkpoints | None = None
+    job: Job,
+    placement: Placement,
+    checkpoints: Checkpoints | None = None,
+    time_limit: float | None = None,
 ) -> Iterator[RemoteServer]:
     """A server actor and its client actors; all gone, and their resources free, at the end.
 
-    The server goes on from the last of the `checkpoints`, if there is one already.
+    The server goes on from the last of the `checkpoints`, if there is one already. A work unit that takes
+    longer than `time_limit` seconds runs again, as one whose actor died.
     """
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
     server: RemoteServer | None = None
     try:
-        if not group.wait(PLACEMENT_TIMEOUT_S):
-            free = ray.available_resources()
-            raise ConfigError(
-                f"resources.num_actors = {placement.actors}: the cluster could hold {placement}, but "
-                f"its resources are in use (free: {free.get('CPU', 0):g} CPU, "
-                f"{free.get('GPU', 0):g} GPU, after {PLACEMENT_TIMEOUT_S} s); wait, or ask for less"
-            )
+        waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
+        if not group.wait(waited_s):
+            raise refusal(placement, waited_s)
         arguments = actor_arguments(job)
         # Where the driver is: a local directory of checkpoints is one that both of them see.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         remote = ray.remote(ServerActor).options(num_cpus=0, scheduling_strategy=here)
-        server = RemoteServer(lambda: remote.remote(*arguments, placement, group, checkpoints))
+        options = placement, group, checkpoints, time_limit
+        server = RemoteServer(lambda: remote.remote(*arguments, *options))
         yield server
     finally:
         if server is not None:
@@ -389,15 +359,6 @@ def _errors_unwrapped() -> Iterator[None]:
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise RunError(f"the server actor could not start: {error}") from error
         raise ServerLostError(f"the server actor died: {first_line(error)}") from error
-
-
-def room_on(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """Client actors with these shares that fit on a node."""
-    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
-    if not gpus:
-        return by_cpu
-    on_node = math.floor(node.get("GPU", 0))
-    # A fraction comes from one GPU, so what is left over on each is lost.
-    by_gpu = on_node * math.floor(1 / gpus + 1e-9) if gpus <= 1 else math.floor(on_node / gpus)
-    return min(by_cpu, by_gpu)

@@ -5,9 +5,11 @@ that it needs next; meanwhile every idle actor takes the next unit. A unit whose
 elsewhere: it is a pure function, so nothing a result depends on is decided here.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 import ray
@@ -19,8 +21,14 @@ from rayfl.training.engine import Arrays, Broadcast, WorkUnit
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
 SHORT_UNIT_SECONDS = 0.1
+# How often the pool looks for room and for units that take too long.
+LOOK_SECONDS = 1.0
+# Without a single ready actor for so long, a run ends: new machines take minutes, not more.
+START_SECONDS = 900.0
 # A unit that has outlived this many of its actors probably killed them (out of memory, say).
 RETRIES = 3
+# An actor that dies while it starts costs nothing but the start.
+START_RETRIES = 10
 
 
 @dataclass(eq=False)
@@ -81,20 +89,56 @@ class ResultLost(Exception):
     """A unit was executed, but its result is gone."""
 
 
-class ActorPool:
-    """Executes units on `size` client actors; `spawn(i)` starts the i-th, again when it has died."""
+@dataclass(eq=False)
+class Slot:
+    """A place of the pool and the actor that has it now."""
 
-    def __init__(self, size: int, spawn: Callable[[int], Any]):
-        self.actors = [spawn(index) for index in range(size)]
+    index: int
+    actor: Any
+    starting: Any
+    """Promise of the actor's description; None once it is ready."""
+    load: int = 0
+    """Units that it has been given."""
+    since: float = 0.0
+    """When its current unit began."""
+    failed_starts: int = 0
+
+
+class ActorPool:
+    """Executes units on client actors; `spawn(i)` starts the i-th, again when it has died.
+
+    `size` actors are started at once and used as they become ready. More are added, one at a time, as
+    long as `another_fits(n)` beside the n that there are: it is asked every second. A unit that takes
+    longer than `time_limit` seconds has its actor killed, and is then as one whose actor died.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        spawn: Callable[[int], Any],
+        another_fits: Callable[[int], bool] = lambda actors: False,
+        time_limit: float | None = None,
+    ):
         self.lost_units = 0
-        self._spawn = spawn
+        self._spawn, self._another_fits, self._time_limit = spawn, another_fits, time_limit
+        self._slots: list[Slot] = []
+        self._described: list[dict[str, Any]] = []
         self._queue: deque[Ticket] = deque()
-        self._running: dict[Any, tuple[Ticket, int, Any]] = {}
-        self._load = [0] * size
+        self._running: dict[Any, tuple[Ticket, Slot, Any]] = {}
         self._depth = 1
+        self._looked = self._moved = time.monotonic()
+        for _ in range(size):
+            self._grow()
+
+    @property
+    def actors(self) -> list[Any]:
+        """The actors of now, ready or not."""
+        return [slot.actor for slot in self._slots]
 
     def describe(self) -> list[dict[str, Any]]:
-        return ray.get([actor.describe.remote() for actor in self.actors])
+        while not self._described or self._starting():
+            self._collect(timeout=None)
+        return list(self._described)
 
     def put(self, broadcast: Broadcast) -> Any:
         return ray.put(broadcast)
@@ -133,35 +177,53 @@ class ActorPool:
         return ticket
 
     def _dispatch(self) -> None:
-        while self._queue and (load := min(self._load)) < self._depth:
-            index = self._load.index(load)
+        ready = [slot for slot in self._slots if slot.starting is None]
+        while self._queue and ready:
+            slot = min(ready, key=attrgetter("load"))
+            if slot.load >= self._depth:
+                return
             ticket = self._queue.popleft()
             method, arguments, returned = ticket.call
-            actor = self.actors[index]
-            refs = getattr(actor, method).options(num_returns=1 + returned).remote(*arguments)
+            call = getattr(slot.actor, method).options(num_returns=1 + returned)
+            refs = call.remote(*arguments)
             ref, *ticket.memories = refs if returned else [refs]
-            self._running[ref] = (ticket, index, actor)
-            self._load[index] += 1
+            self._running[ref] = (ticket, slot, slot.actor)
+            if slot.load == 0:
+                slot.since = time.monotonic()
+            slot.load += 1
 
     def _collect(self, timeout: float | None) -> None:
-        if not self._running:
+        """Take in one thing that has happened; wait for it up to `timeout`, and no longer than a while."""
+        self._look_around()
+        starting = self._starting()
+        refs = [*self._running, *starting]
+        if not refs:
             return
-        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
-        for ref in ready:
-            ticket, index, actor = self._running.pop(ref)
-            self._load[index] -= 1
-            try:
-                ticket.result = self._get(ref, ticket)
-            except (RayActorError, ResultLost) as error:
-                self._lost(ticket, index, actor, error)
-                continue
-            ticket.done = True
-            # The arguments' references would keep this round's broadcast in the store.
-            ticket.call = (ticket.call[0], (), 0)
-            seconds = getattr(ticket.result, "seconds", None)
-            if seconds is not None:
-                self._depth = 2 if seconds < SHORT_UNIT_SECONDS else 1
+        wait = LOOK_SECONDS if timeout is None else timeout
+        for ref in ray.wait(refs, num_returns=1, timeout=wait)[0]:
+            self._moved = time.monotonic()
+            if ref in starting:
+                self._started(starting[ref], ref)
+            else:
+                self._finished(ref)
         self._dispatch()
+
+    def _finished(self, ref: Any) -> None:
+        ticket, slot, actor = self._running.pop(ref)
+        if slot.actor is actor:
+            slot.load -= 1
+            slot.since = self._moved
+        try:
+            ticket.result = self._get(ref, ticket)
+        except (RayActorError, ResultLost) as error:
+            self._lost(ticket, slot, actor, error)
+            return
+        ticket.done = True
+        # The arguments' references would keep this round's broadcast in the store.
+        ticket.call = (ticket.call[0], (), 0)
+        seconds = getattr(ticket.result, "seconds", None)
+        if seconds is not None:
+            self._depth = 2 if seconds < SHORT_UNIT_SECONDS else 1
 
     def _get(self, ref: Any, ticket: Ticket) -> Any:
         try:
@@ -183,15 +245,58 @@ class ActorPool:
             f"{ticket.label}: a memory was lost with its node: {first_line(error)}"
         )
 
-    def _lost(self, ticket: Ticket, index: int, actor: Any, error: Exception) -> None:
+    def _lost(self, ticket: Ticket, slot: Slot, actor: Any, error: Exception) -> None:
         """Replace the actor, if that has not been done yet, and put its unit first in the queue."""
         self.lost_units += 1
         ticket.deaths += 1
         if ticket.deaths > RETRIES:
+            limit = f" (or took more than {self._time_limit:g} s)" if self._time_limit else ""
             raise RunError(
-                f"{ticket.label}: the client actor died, {ticket.deaths} times in a row: {error}"
+                f"{ticket.label}: the client actor died{limit}, {ticket.deaths} times in a row: {error}"
             ) from error
-        if self.actors[index] is actor:  # a result may be lost only with the actor's node
-            ray.kill(actor)  # one that was only out of reach must not come back
-            self.actors[index] = self._spawn(index)
+        if slot.actor is actor:  # a result may be lost only with the actor's node
+            self._replace(slot)
         self._queue.appendleft(ticket)
+
+    def _replace(self, slot: Slot) -> None:
+        ray.kill(slot.actor)  # one that was only out of reach must not come back
+        slot.actor, slot.load = self._spawn(slot.index), 0
+        slot.starting = slot.actor.describe.remote()
+
+    def _grow(self) -> None:
+        actor = self._spawn(len(self._slots))
+        self._slots.append(Slot(len(self._slots), actor, actor.describe.remote()))
+
+    def _starting(self) -> dict[Any, Slot]:
+        return {slot.starting: slot for slot in self._slots if slot.starting is not None}
+
+    def _started(self, slot: Slot, ref: Any) -> None:
+        try:
+            self._described.append(ray.get(ref))
+        except RayActorError as error:
+            slot.failed_starts += 1
+            if error.actor_init_failed or slot.failed_starts > START_RETRIES:
+                raise RunError(f"a client actor could not start: {error}") from error
+            self._replace(slot)
+            return
+        slot.starting, slot.failed_starts = None, 0
+
+    def _look_around(self) -> None:
+        """Every few seconds: is there room for another actor, and does one take too long?"""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        if not self._starting() and self._another_fits(len(self._slots)):
+            self._grow()
+        if self._time_limit is not None:
+            for slot in self._slots:
+                if slot.load and now - slot.since > self._time_limit:
+                    ray.kill(slot.actor)  # its units come back as those of one that died
+        if not any(slot.starting is None for slot in self._slots) and (
+            now - self._moved > START_SECONDS
+        ):
+            raise RunError(
+                f"no client actor could start within {START_SECONDS / 60:.0f} minutes; the cluster's nodes "
+                "have no room for any, or are gone"
+            )

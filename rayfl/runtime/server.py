@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rayfl import seeds
 from rayfl.algorithms.base import Algorithm, ServerContext
 from rayfl.checkpoint import Memory, Snapshot
 from rayfl.errors import DivergedError
+from rayfl.evaluation import Breakdown
+from rayfl.participation import Sampling, cohort_size, sample_cohort, survivors
 from rayfl.runtime.pool import Pool, Ticket
 from rayfl.training.engine import (
     Broadcast,
@@ -37,13 +38,26 @@ class Federation:
 
     seed: int
     clients: int
-    cohort_size: int
+    participation: float
+    """S / N as asked for."""
+    sampling: Sampling
+    sizes: np.ndarray
+    """Training samples of each client, int64 `[N]`."""
+    dropout: float
+    """Probability that a client of a cohort is lost, and its update with it."""
     rounds: int
     lrs: tuple[float, ...]
     """Local learning rate of each round."""
     clients_per_unit: int
     eval_every: int
     test_samples: int
+    breakdown: Breakdown
+    """What is computed from the correct predictions, beside their share."""
+
+    @property
+    def cohort_size(self) -> int:
+        """S, on average where it varies."""
+        return cohort_size(self.participation, self.clients)
 
 
 class Record(NamedTuple):
@@ -82,6 +96,8 @@ class Server:
         self.memories: dict[int, Kept] = {}
         """Each client's memory, by client id; clients never sampled have none."""
         self._remembers = bool(algorithm.init_client(torch.zeros(1)))
+        self.correct: np.ndarray | None = None
+        """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
         self._evaluations: deque[tuple[int, list[Ticket]]] = deque()
 
     @torch.no_grad()
@@ -136,10 +152,9 @@ class Server:
         }
 
     def cohort(self, round: int) -> list[int]:
-        """Client ids of this round, ascending: S of N without replacement, uniformly."""
+        """Client ids of this round, ascending, whether they will come back or not."""
         f = self.federation
-        rng = seeds.generator(f.seed, "cohort", round)
-        return sorted(rng.choice(f.clients, f.cohort_size, replace=False).tolist())
+        return sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
 
     def _round(self, round: int) -> Record:
         f, began = self.federation, time.perf_counter()
@@ -148,13 +163,15 @@ class Server:
         broadcast = Broadcast(
             start.numpy(), {name: v.numpy() for name, v in shared.items()}, self.buffers.numpy()
         )
-        cohort = self.cohort(round)
+        sampled = self.cohort(round)
+        # A client that will be lost need not be trained: nothing of it comes back.
+        cohort = survivors(sampled, f.dropout, f.seed, round)
         units = [
             WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
         handle = self.pool.put(broadcast)
-        tickets = [self.pool.train(unit, handle, self._memories(unit)) for unit in units]
+        tickets = self._submit(units, handle)
         sums: dict[str, torch.Tensor] = {}
         results: list[UnitResult] = []
         for unit, ticket in zip(units, tickets, strict=True):  # in unit order, whoever is first
@@ -171,7 +188,16 @@ class Server:
         steps = sum(result.steps for result in results) / len(cohort)
         ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / f.clients)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
-        return Record(round, self._metrics(lr, began, broadcast, mean, results))
+        metrics = self._metrics(lr, began, broadcast, mean, results, len(sampled))
+        return Record(round, metrics)
+
+    def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Ticket]:
+        """A ticket for each unit. The longest go first, so that no actor is left with one at the end."""
+        samples = [int(self.federation.sizes[list(unit.clients)].sum()) for unit in units]
+        tickets: dict[int, Ticket] = {}
+        for i in sorted(range(len(units)), key=lambda i: -samples[i]):
+            tickets[i] = self.pool.train(units[i], broadcast, self._memories(units[i]))
+        return [tickets[i] for i in range(len(units))]
 
     def _memories(self, unit: WorkUnit) -> list[Any] | None:
         if not self._remembers:
@@ -197,9 +223,10 @@ class Server:
         broadcast: Broadcast,
         mean: dict[str, torch.Tensor],
         results: list[UnitResult],
+        sampled: int,
     ) -> dict[str, float]:
-        """The round's metrics; bytes and passes are those of the whole cohort in this round."""
-        cohort = self.federation.cohort_size
+        """The round's metrics. Clients that were lost of the `sampled` ones cost bytes down, nothing else."""
+        cohort = sum(len(r.losses) for r in results)
         down = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
         up = [*mean.values(), self.buffers]
         # Whatever the algorithm keeps as a scalar (an adaptive alpha) is worth a curve.
@@ -211,7 +238,9 @@ class Server:
             ),
             "train/lr": lr,
             **scalars,
-            "cost/bytes_down": float(cohort * sum(v.nbytes for v in down)),
+            "cohort/size": float(cohort),
+            "cohort/dropped": float(sampled - cohort),
+            "cost/bytes_down": float(sampled * sum(v.nbytes for v in down)),
             "cost/bytes_up": float(cohort * sum(v.nbytes for v in up)),
             "cost/backward_passes": float(sum(r.backward_passes for r in results)),
             "runtime/lost_units": float(self.pool.lost_units),
@@ -234,13 +263,15 @@ class Server:
             if not wait and not all(ticket.done for ticket in tickets):
                 return
             parts: list[EvaluationResult] = [self.pool.wait(ticket) for ticket in tickets]
-            samples = sum(part.samples for part in parts)
             self._evaluations.popleft()
+            self.correct = np.concatenate([part.correct for part in parts])
+            samples = len(self.correct)
             yield Record(
                 round,
                 {
                     "test/loss": sum(part.loss for part in parts) / samples,
-                    "test/accuracy": sum(part.correct for part in parts) / samples,
+                    "test/accuracy": int(self.correct.sum()) / samples,
+                    **self.federation.breakdown.metrics(self.correct),
                 },
             )
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from rayfl import seeds
-from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl import participation, seeds
+from rayfl.algorithms.base import Algorithm, Setup, Vectors
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
@@ -45,6 +45,8 @@ class LocalSettings:
     weight_decay: float
     max_norm: float | None
     augment: str
+    stragglers: float
+    """Probability that a client of a round takes fewer steps."""
 
 
 class WorkUnit(NamedTuple):
@@ -82,11 +84,12 @@ class UnitResult(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """Sums over a piece of the test set."""
+    """What a piece of the test set says about the model."""
 
     loss: float
-    correct: int
-    samples: int
+    """Summed over the samples."""
+    correct: np.ndarray
+    """Which predictions were right, bool `[m]`."""
 
 
 class Engine:
@@ -112,6 +115,16 @@ class Engine:
             DenseStack(model, self.layout)
             if dense_chain(model) is not None
             else PerClient(model, self.layout)
+        )
+        nominal = settings.local_steps
+        if nominal is None:
+            assert settings.local_epochs is not None
+            nominal = settings.local_epochs * len(partition.client(0)) / settings.batch_size
+        self.setup = Setup(
+            clients=len(partition.sizes),
+            nominal_steps=float(nominal),
+            sizes=tuple(slot.shape.numel() for slot in self.layout.parameters),
+            first=self.layout.first_entries().to(self.device),
         )
 
     @torch.no_grad()
@@ -162,20 +175,20 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
-        """Loss and correct predictions of test samples `first` to `last` at `broadcast.start`."""
+        """Loss of test samples `first` to `last` at `broadcast.start`, and which it predicts correctly."""
         self.model.eval()
         start = torch.tensor(broadcast.start, device=self.device)
         buffers = torch.tensor(broadcast.buffers, device=self.device)
         tensors = views(self.layout.parameters, start) | views(self.layout.buffers, buffers)
-        loss, correct = 0.0, 0
+        loss, correct = 0.0, []
         for begin in range(first, last, EVALUATION_BATCH):
             indices = torch.arange(begin, min(begin + EVALUATION_BATCH, last), device=self.device)
             inputs = self.test_data.looks(indices, None, None)
             outputs = functional_call(self.model, tensors, (inputs,))
             targets = self.test_data.y[indices]
             loss += F.cross_entropy(outputs, targets, reduction="sum").item()
-            correct += int((outputs.argmax(-1) == targets).sum())
-        return EvaluationResult(loss, correct, last - first)
+            correct.append(_to_numpy(outputs.argmax(-1) == targets))
+        return EvaluationResult(loss, np.concatenate(correct))
 
     def _stack_size(self, clients: int) -> int:
         """Clients that are trained at once, in stacks as equal as can be."""
@@ -185,6 +198,7 @@ class Engine:
     def _plan(self, round: int, client: int) -> Plan:
         samples, s = self.partition.client(client), self.settings
         steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
+        steps = participation.local_steps(steps, s.stragglers, s.seed, round, client)
         padding = self.train_data.padding
         return plan(samples, s.batch_size, steps, s.seed, round, client, s.augment, padding)
 
@@ -230,6 +244,7 @@ class Engine:
             memory,
             [len(p.sizes) for p in plans],
             SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm),
+            self.setup,
         )
 
 

@@ -50,6 +50,16 @@ class Layout:
                 for slot in slots:
                     tensors[slot.name].copy_(slot.view(flat))
 
+    def first_entries(self) -> Tensor:
+        """Where the first T parameters in torch's own order lie in the flat vector, int64 `[T]`.
+
+        T is the number of tensors. Torch's order is that of the parameters' `reshape(-1)`, one after another.
+        """
+        count = len(self.parameters)
+        slots = [slot for slot in self.parameters if slot.offset < count]
+        positions = torch.arange(slots[-1].offset + slots[-1].shape.numel())
+        return torch.cat([slot.view(positions).reshape(-1) for slot in slots])[:count].clone()
+
 
 def views(slots: list[Slot], flat: Tensor) -> dict[str, Tensor]:
     """Every tensor of `slots` as a view of `flat`."""

@@ -14,17 +14,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from rayfl.algorithms.base import Penalty
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
 
 
 class Oracle(Protocol):
-    """Gradients of the mean cross-entropy at `x [C, P]` on `batch`: `([C, P], losses [C])`."""
+    """Gradients of the mean cross-entropy at `x [C, P]` on `batch`: `([C, P], losses [C])`.
+
+    A penalty is added to each sample's loss before the gradient is taken; the losses are without it.
+    """
 
     stacks: bool
     """Whether several clients go into one call."""
 
-    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class PerClient:
@@ -52,10 +58,10 @@ class PerClient:
         """The next call is the step's first pass: it alone updates buffers (SAM's second must not)."""
         self._fresh_step = True
 
-    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
-        buffers = self.buffers
-        if buffers and not self._fresh_step:
-            buffers = {name: tensor.clone() for name, tensor in buffers.items()}
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]:
+        buffers = self.buffers if self._fresh_step else self._spare_buffers()
         self._fresh_step = False
         leaves = {
             name: view.requires_grad_()
@@ -63,14 +69,26 @@ class PerClient:
         }
         with torch.enable_grad():
             outputs = functional_call(self.model, leaves | buffers, (batch.inputs[0],))
-            loss = F.cross_entropy(outputs, batch.targets[0])
+            loss = objective = F.cross_entropy(outputs, batch.targets[0])
+            if penalty is not None:
+                added = penalty(outputs.unsqueeze(0), lambda y: self._forward(y, batch))
+                objective = loss + added.mean()
         tensors = torch.autograd.grad(
-            loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+            objective, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         gradient = torch.empty_like(x)
         for slot, tensor in zip(self.layout.parameters, tensors, strict=True):
             slot.view(gradient[0]).copy_(tensor)
         return gradient, loss.detach().view(1)
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
+        """Outputs `[1, B, classes]` at `x [1, P]`; buffers stay as they are."""
+        tensors = views(self.layout.parameters, x[0]) | self._spare_buffers()
+        return functional_call(self.model, tensors, (batch.inputs[0],)).unsqueeze(0)
+
+    def _spare_buffers(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.buffers.items()}
 
 
 class Dense(NamedTuple):
@@ -101,7 +119,30 @@ class DenseStack:
             for name, layer in layers
         ]
 
-    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]:
+        logits, seen = self._forward(x, batch)
+        log_p = F.log_softmax(logits, dim=-1)  # [C, B, classes]
+        targets = batch.targets.unsqueeze(-1)
+        picked = -log_p.gather(-1, targets).squeeze(-1)
+        error = log_p.exp_().scatter_add_(-1, targets, torch.full_like(picked, -1.0).unsqueeze(-1))
+        if penalty is not None:
+            with torch.enable_grad():
+                outputs = logits.requires_grad_()
+                added = penalty(outputs, lambda y: self._forward(y, batch)[0])
+                error += torch.autograd.grad(added.sum(), outputs)[0]
+        if batch.weights is None:
+            losses = picked.mean(-1)
+            error /= picked.shape[-1]
+        else:
+            losses = (picked * batch.weights).sum(-1)
+            error *= batch.weights.unsqueeze(-1)
+        return self._backward(x, seen, error), losses
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, list[Tensor]]:
+        """The logits `[C, B, classes]`, and each layer's inputs."""
         hidden = batch.inputs.flatten(2)  # [C, B, features]
         seen = []
         for layer in self.layers:
@@ -111,17 +152,7 @@ class DenseStack:
                 hidden += x[:, layer.bias : layer.bias + layer.outputs].unsqueeze(1)
             if layer is not self.layers[-1]:
                 hidden.relu_()
-        log_p = F.log_softmax(hidden, dim=-1)  # [C, B, classes]
-        targets = batch.targets.unsqueeze(-1)
-        picked = -log_p.gather(-1, targets).squeeze(-1)
-        error = log_p.exp_().scatter_add_(-1, targets, torch.full_like(picked, -1.0).unsqueeze(-1))
-        if batch.weights is None:
-            losses = picked.mean(-1)
-            error /= picked.shape[-1]
-        else:
-            losses = (picked * batch.weights).sum(-1)
-            error *= batch.weights.unsqueeze(-1)
-        return self._backward(x, seen, error), losses
+        return hidden, seen
 
     def _backward(self, x: Tensor, seen: list[Tensor], error: Tensor) -> Tensor:
         """`[C, P]` from each layer's inputs and the error `[C, B, classes]` at the logits."""

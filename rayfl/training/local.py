@@ -4,12 +4,12 @@ Shapes: C clients of a stack, P parameters, K_i local steps of client i.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Vectors
+from rayfl.algorithms.base import Algorithm, ClientContext, Penalty, Setup, Vectors
 from rayfl.algorithms.vectors import norm
 from rayfl.training.batches import Minibatch
 from rayfl.training.gradient import Oracle
@@ -22,7 +22,7 @@ class SGD:
     lr: float
     weight_decay: float
     max_norm: float | None
-    """Clip each client's direction to this L2 norm; None: no clipping."""
+    """Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping."""
 
     def step_(self, x: Tensor, direction: Tensor, active: Tensor | None) -> None:
         """`x <- x - lr * (clip(direction) + weight_decay * x)` in place, `[C, P]`.
@@ -33,13 +33,12 @@ class SGD:
         if self.weight_decay:
             decay = self.lr * self.weight_decay
             x.mul_(1 - decay if active is None else 1 - decay * active)
-        if self.max_norm is None and active is None:
-            x.add_(direction, alpha=-self.lr)
+        if self.max_norm is None:
+            # Not addcmul: it rounds differently, and a stack would not equal its clients one at a time.
+            x.add_(direction if active is None else direction * active, alpha=-self.lr)
             return
-        scale = torch.ones_like(x[:, :1]) if active is None else active
-        if self.max_norm is not None:
-            scale = scale * (self.max_norm / (norm(direction) + 1e-6)).clamp_max(1.0)
-        x.addcmul_(direction, scale, value=-self.lr)
+        scale = _clip_factor(direction, self.max_norm)
+        x.addcmul_(direction, scale if active is None else scale * active, value=-self.lr)
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,12 @@ def train_stack(
     memory: Vectors,
     steps: list[int],
     sgd: SGD,
+    setup: Setup,
 ) -> Trained:
     """Train C clients from `start [P]` for `steps[i]` steps each; a finished client stays as it is."""
+    max_gradient = sgd.max_norm if algorithm.clips_gradients else None
+    if algorithm.clips_gradients:
+        sgd = replace(sgd, max_norm=None)
     counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
     ctx = ClientContext(
         start=start.expand(len(steps), -1),
@@ -72,15 +75,23 @@ def train_stack(
         lr=sgd.lr,
         steps=counts.to(start.dtype),
         step=0,
+        setup=setup,
     )
     # The iterate is this loop's own and changes in place: a new vector every step would double the traffic.
     x, total, passes = ctx.start.clone(), start.new_zeros(len(steps)), 0
     for k in range(max(steps)):
         batch, calls = minibatch(k), []
 
-        def grad(at: Tensor, batch: Minibatch = batch, calls: list[Tensor] = calls) -> Tensor:
-            gradient, losses = oracle(at, batch)
+        def grad(
+            at: Tensor,
+            penalty: Penalty | None = None,
+            batch: Minibatch = batch,
+            calls: list[Tensor] = calls,
+        ) -> Tensor:
+            gradient, losses = oracle(at, batch, penalty)
             calls.append(losses)
+            if max_gradient is not None:
+                gradient = gradient * _clip_factor(gradient, max_gradient)
             return gradient
 
         direction, new_memory = algorithm.local_step(x, memory, grad, ctx._replace(step=k))
@@ -97,6 +108,11 @@ def train_stack(
         sgd.step_(x, _apart(direction, x), active)
     uploads, memory = algorithm.upload(x - start, memory, ctx._replace(step=max(steps)))
     return Trained(uploads, memory, total / counts.squeeze(-1), passes)
+
+
+def _clip_factor(v: Tensor, max_norm: float) -> Tensor:
+    """`[C, P] -> [C, 1]`: what brings each row's norm down to `max_norm`, 1 where it is smaller."""
+    return (max_norm / (norm(v) + 1e-6)).clamp_max(1.0)
 
 
 def _apart(value: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ local step k of round r. Both passes of a SAM step see the same minibatch.
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
 cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, but these are displacements:
-m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Each generator yields what there is to compare
+m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon needs a model's outputs: they are y - b, of one
+sample. Each generator yields what there is to compare
 after every round.
 """
 
@@ -38,7 +39,13 @@ class Federation(NamedTuple):
     """Learning rate of each round."""
     wd: float = 0.0
     C: float | None = None
-    """Clip of each direction; None: no clip."""
+    """Clip of each direction, or of each gradient in the methods that run Adam; None: no clip."""
+    sizes: tuple[int, ...] = ()
+    """Parameters of each tensor of the model."""
+    first: tuple[int, ...] = ()
+    """Where the first entries in torch's order lie, one for each tensor."""
+    nominal: float = 0.0
+    """E n_0 / B."""
 
     @property
     def N(self) -> int:
@@ -49,8 +56,14 @@ class Federation(NamedTuple):
 
     def step(self, r: int, y: Array, d: Array) -> Array:
         """y - eta (clip_C(d) + wd y), with clip_C(d) = d min(1, C / (||d|| + 1e-6))."""
-        clip = 1.0 if self.C is None else min(1.0, self.C / (norm(d) + 1e-6))
-        return y - self.eta[r] * (clip * d + self.wd * y)
+        return self.move(r, y, self.clip(d))
+
+    def clip(self, v: Array) -> Array:
+        return v if self.C is None else v * min(1.0, self.C / (norm(v) + 1e-6))
+
+    def move(self, r: int, y: Array, d: Array) -> Array:
+        """y - eta (d + wd y)."""
+        return y - self.eta[r] * (d + self.wd * y)
 
 
 class Outcome(NamedTuple):
@@ -181,6 +194,9 @@ def fedwmsam(
     perturb_sign: int = 1,
     lookahead_scale: float | str = 1.0,
     momentum_factor: float = 1.0,
+    perturbation: str = "vector",
+    nominal_steps: bool = False,
+    adapt_at_zero: bool = False,
     raw_cosine: bool = False,
     server_lr: float = 1.0,
 ) -> Iterator[Outcome]:
@@ -194,10 +210,21 @@ def fedwmsam(
             y = x
             for b in range(f.K[i]):
                 delta = (x + b * s * Delta_i) - y
-                e = perturb_sign * rho * delta / norm(delta) if delta.any() else 0.0
+                if perturbation == "scalars":
+                    e, at = np.zeros_like(x), 0
+                    total = sum(abs(delta[m]) for m in f.first)
+                    for j, n in enumerate(f.sizes):
+                        e[at : at + n] = perturb_sign * rho * delta[f.first[j]] / (total + 1e-7)
+                        at += n
+                elif perturbation == "sum_of_norms":
+                    ends = np.cumsum(f.sizes)
+                    total = sum(norm(delta[b - n : b]) for n, b in zip(f.sizes, ends, strict=True))
+                    e = perturb_sign * rho * delta / total if delta.any() else 0.0
+                else:
+                    e = perturb_sign * rho * delta / norm(delta) if delta.any() else 0.0
                 v = alpha * f.gradient(r, i, b, y + e) + (1 - alpha) * Delta_i
                 y = f.step(r, y, v)
-            g_i = (x - y) / (f.K[i] * eta)
+            g_i = (x - y) / ((f.nominal if nominal_steps else f.K[i]) * eta)
             if Delta.any():
                 alignments.append(g_i @ Delta / (norm(g_i) * norm(Delta)))
             if control_variates:
@@ -207,7 +234,9 @@ def fedwmsam(
             alignment = np.mean(alignments)
             target = min(max(alignment if raw_cosine else 1 - alignment, alpha_min), alpha_max)
             alpha = (1 - ema) * alpha + ema * target
-        mean_K = np.mean([f.K[i] for i in S])
+        elif adaptive and adapt_at_zero:
+            alpha = (1 - ema) * alpha + ema * alpha_min
+        mean_K = f.nominal if nominal_steps else np.mean([f.K[i] for i in S])
         x, Delta = x + server_lr * D, -momentum_factor * D / (mean_K * eta)
         c, c_i = c + (c_i_new - c_i).sum(axis=0) / f.N, c_i_new
         server = {"Delta": Delta, "alpha": alpha} | ({"c": c} if control_variates else {})
@@ -520,16 +549,134 @@ def fedmoswa(f: Federation, *, rho: float, alpha: float, gamma: float) -> Iterat
         yield Outcome(x, {"m": m}, {"c_i": c_i})
 
 
+def igfl(f: Federation, *, gamma: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    x, c, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
+    for r, S in enumerate(f.cohorts):
+        D, c_i = np.zeros_like(x), c_i.copy()
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                y = f.step(r, y, (1 - gamma) * g + gamma * (c - c_i[i] / f.N + g / f.N))
+            c_i[i] = (x - y) / (f.K[i] * f.eta[r])
+            D = D + (y - x) / len(S)
+        x, c = x + server_lr * D, np.mean([c_i[i] for i in S], axis=0)
+        yield Outcome(x, {"c": c}, {"c_i": c_i})
+
+
+def local_adamw(
+    f: Federation, *, beta1: float, beta2: float, epsilon: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    """Clients clip the gradient and run AdamW from new; f.wd is its decoupled weight decay."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y, m, v = x, np.zeros_like(x), np.zeros_like(x)
+            for k in range(f.K[i]):
+                g = f.clip(f.gradient(r, i, k, y))
+                m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+                m_hat, v_hat = m / (1 - beta1 ** (k + 1)), v / (1 - beta2 ** (k + 1))
+                y = f.move(r, y, m_hat / (np.sqrt(v_hat) + epsilon))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
+
+
+def fedadamw(
+    f: Federation,
+    *,
+    gamma: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """Every step also moves by gamma eta / K times the last mean update over its learning rate."""
+    x, M, v_mean, t = f.x0, np.zeros_like(f.x0), np.zeros_like(f.x0), 0.0
+    for r, S in enumerate(f.cohorts):
+        ends, seconds = [], []
+        for i in S:
+            y, m, v = x, np.zeros_like(x), v_mean
+            for k in range(1, f.K[i] + 1):
+                g = f.clip(f.gradient(r, i, k - 1, y))
+                m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+                m_hat, v_hat = m / (1 - beta1**k), v / (1 - beta2 ** (t + k))
+                y = f.move(r, y, m_hat / (np.sqrt(v_hat) + epsilon)) + gamma * f.eta[r] * M
+            ends.append(y)
+            seconds.append(v)
+        mean_K, D = np.mean([f.K[i] for i in S]), np.mean(ends, axis=0) - x
+        x, M = x + server_lr * D, D / f.eta[r] / mean_K
+        v_mean, t = np.mean(seconds, axis=0), t + mean_K
+        yield Outcome(x, {"Delta": -M, "v": v_mean, "t": t}, {})
+
+
+def fedlada(
+    f: Federation,
+    *,
+    alpha: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """AMSGrad without bias correction, whose v_hat comes from the server and goes back to it."""
+    x, g_a, v_server = f.x0, np.zeros_like(f.x0), np.full_like(f.x0, epsilon**2)
+    for r, S in enumerate(f.cohorts):
+        ends, seconds = [], []
+        for i in S:
+            y, m, v, v_hat = x, np.zeros_like(x), v_server, v_server
+            for k in range(f.K[i]):
+                g = f.clip(f.gradient(r, i, k, y))
+                m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+                v_hat = np.maximum(v_hat, v)
+                y = f.move(r, y, alpha * m / np.sqrt(v_hat) + (1 - alpha) * g_a)
+            ends.append(y)
+            seconds.append(v_hat)
+        mean_K, x_mean = np.mean([f.K[i] for i in S]), np.mean(ends, axis=0)
+        g_a, v_server = (x - x_mean) / (mean_K * f.eta[r]), np.mean(seconds, axis=0)
+        x = x + server_lr * (x_mean - x)
+        yield Outcome(x, {"Delta": g_a, "v": v_server}, {})
+
+
+def moon(f: Federation, *, mu: float, tau: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """The contrastive term by hand: with s = 1 / (1 + exp((near - far) / tau)), its gradient in z is
+    s / tau (d far / dz - d near / dz), and d cos(z, a) / dz = (a / |a| - cos(z, a) z / |z|) / |z|.
+    """
+    x, x_prev, seen = f.x0, np.zeros((f.N, f.x0.size)), np.zeros((f.N, 1))
+    for r, S in enumerate(f.cohorts):
+        D, x_prev, seen = np.zeros_like(x), x_prev.copy(), seen.copy()
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                d = f.gradient(r, i, k, y)
+                if seen[i]:
+                    z, z_glob, z_prev = (v - f.b[r, i, k] for v in (y, x, x_prev[i]))
+                    near = z @ z_glob / (norm(z) * norm(z_glob))
+                    far = z @ z_prev / (norm(z) * norm(z_prev))
+                    s = 1 / (1 + np.exp((near - far) / tau))
+                    d_near = (z_glob / norm(z_glob) - near * z / norm(z)) / norm(z)
+                    d_far = (z_prev / norm(z_prev) - far * z / norm(z)) / norm(z)
+                    d = d + mu * s / tau * (d_far - d_near)
+                y = f.step(r, y, d)
+            x_prev[i], seen[i] = y, 1.0
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {"w_prev": x_prev, "seen": seen})
+
+
 METHODS = {
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
+    "fedadamw": fedadamw,
     "fedasam": fedasam,
     "fedavg": fedavg,
     "fedavgm": fedavgm,
     "fedcm": fedcm,
     "feddyn": feddyn,
     "fedgamma": fedgamma,
+    "fedlada": fedlada,
     "fedlesam": fedlesam,
     "fedlesam_d": fedlesam_d,
     "fedlesam_s": fedlesam_s,
@@ -544,6 +691,9 @@ METHODS = {
     "fedswa": fedswa,
     "fedwmsam": fedwmsam,
     "fedyogi": fedyogi,
+    "igfl": igfl,
+    "local_adamw": local_adamw,
     "mofedsam": mofedsam,
+    "moon": moon,
     "scaffold": scaffold,
 }

@@ -12,7 +12,7 @@ from numpy_reference import Federation
 from torch import Tensor
 
 from rayfl.algorithms import Algorithm
-from rayfl.algorithms.base import ServerContext, Vectors
+from rayfl.algorithms.base import Penalty, ServerContext, Setup, Vectors
 from rayfl.training.local import SGD, Trained, train_stack
 
 
@@ -26,15 +26,22 @@ class Minibatch(NamedTuple):
 
 
 class Quadratic:
-    """The oracle of 1/2 (x - b)^T A (x - b); every row is computed alike, however many there are."""
+    """The oracle of 1/2 z^T A z with the one output z = x - b; every row is computed alike."""
 
     stacks = True
 
-    def __call__(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]:
         offset = x - batch.b
         # Not matmul, whose rounding depends on where a row lies in memory.
         gradient = (batch.A * offset.unsqueeze(-2)).sum(-1)
-        return gradient, (offset * gradient).sum(-1) / 2
+        losses = (offset * gradient).sum(-1) / 2
+        if penalty is not None:
+            z = offset.unsqueeze(-2).requires_grad_()  # [C, 1, P]: one sample, P classes
+            added = penalty(z, lambda y: (y - batch.b).unsqueeze(-2))
+            gradient = gradient + torch.autograd.grad(added.sum(), z)[0].squeeze(-2)
+        return gradient, losses
 
 
 class State(NamedTuple):
@@ -72,6 +79,9 @@ def federation(
         cohorts=tuple(tuple(cohorts[r % len(cohorts)]) for r in range(rounds)),
         K=tuple(K),
         eta=tuple(0.1 * 0.9**r for r in range(rounds)),
+        sizes=(1, 2, size - 3),
+        first=(0, 3, 1),
+        nominal=3.5,
         **rest,
     )
 
@@ -100,7 +110,13 @@ def train(
         {name: torch.stack([state.memories[i][name] for i in ids]) for name in names},
         [f.K[i] for i in ids],
         SGD(lr=f.eta[r], weight_decay=f.wd, max_norm=f.C),
+        setup(f),
     )
+
+
+def setup(f: Federation) -> Setup:
+    """What the clients of `f` share."""
+    return Setup(f.N, f.nominal, f.sizes, torch.tensor(f.first))
 
 
 def aggregate(algorithm: Algorithm, f: Federation, r: int, state: State, trained: Trained) -> State:

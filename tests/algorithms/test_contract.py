@@ -13,7 +13,18 @@ import torch
 from numpy_reference import Federation
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
-from quadratics import State, aggregate, begin, federation, last, states, train
+from quadratics import (
+    Minibatch,
+    Quadratic,
+    State,
+    aggregate,
+    begin,
+    federation,
+    last,
+    setup,
+    states,
+    train,
+)
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ClientContext, ServerContext, Vectors
@@ -24,6 +35,17 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedwmsam-rho_0": ALGORITHMS["fedwmsam"](rho=0.0),
     "fedwmsam-alpha_1": ALGORITHMS["fedwmsam"](alpha=1.0, adaptive=False),
     "fedwmsam-lr_scale": ALGORITHMS["fedwmsam"](lookahead_scale="lr"),
+    "fedwmsam-sum_of_norms": ALGORITHMS["fedwmsam"](perturbation="sum_of_norms"),
+    "fedwmsam-released": ALGORITHMS["fedwmsam"](
+        perturbation="scalars",
+        perturb_sign=-1,
+        momentum_factor=0.998,
+        nominal_steps=True,
+        adapt_at_zero=True,
+    ),
+    "fedwmsam-scalars-alpha_1": ALGORITHMS["fedwmsam"](
+        perturbation="scalars", alpha=1.0, adaptive=False
+    ),
     "fedavg-server_lr": ALGORITHMS["fedavg"](server_lr=0.5),
     "fednsam-released_server": ALGORITHMS["fednsam"](released_server=True),
     "fedlesam-last_update": ALGORITHMS["fedlesam"](estimate="last_update"),
@@ -44,11 +66,16 @@ OTHERS = {
     ("fedwmsam", "perturb_sign"): -1,
     ("fedwmsam", "alpha_max"): 0.2,
     ("fedwmsam", "raw_cosine"): True,
+    ("fedwmsam", "perturbation"): "scalars",
+    ("fedwmsam", "nominal_steps"): True,
+    ("fedwmsam", "adapt_at_zero"): True,
     ("fednsam", "released_server"): True,
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
     ("fedlesam_d", "estimate"): "last_update",
 }
+# Where an option shows only beside another than the default of these.
+BESIDE = {("fedwmsam", "adapt_at_zero"): {"alpha": 0.5}}
 each_algorithm = pytest.mark.parametrize("algorithm", INSTANCES.values(), ids=INSTANCES)
 each_class = pytest.mark.parametrize("name", ALGORITHMS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -109,9 +136,8 @@ def test_no_method_changes_an_input_in_place(algorithm):
         name: torch.stack([memory[name] for memory in state.memories]) for name in state.memories[0]
     }
     x = start + torch.linspace(0.1, 0.3, 3, dtype=start.dtype).unsqueeze(1)
-    ctx = ClientContext(
-        start.expand(3, -1), shared, lr=0.1, steps=torch.tensor([[4.0]] * 3), step=1
-    )
+    steps = torch.full((3, 1), 4.0, dtype=start.dtype)
+    ctx = ClientContext(start.expand(3, -1), shared, lr=0.1, steps=steps, step=0, setup=setup(f))
     watched: list[Vectors] = [{"w": state.w, "start": start, "x": x}, state.server, shared, memory]
     kept = [copied(group) for group in watched]
 
@@ -120,16 +146,17 @@ def test_no_method_changes_an_input_in_place(algorithm):
         kept.append(copied(vectors))
         return vectors
 
-    A, b = torch.tensor(f.A), torch.tensor(f.b[r, :, 0])
+    batch = Minibatch(torch.tensor(f.A), torch.tensor(f.b[r, :, 0]))
 
-    def grad(at: torch.Tensor) -> torch.Tensor:
+    def grad(at: torch.Tensor, penalty=None) -> torch.Tensor:
         watch({"at": at})
-        return (A * (at - b).unsqueeze(-2)).sum(-1)
+        return Quadratic()(at, batch, penalty)[0]
 
-    direction, new_memory = algorithm.local_step(x, memory, grad, ctx)
-    watch({"direction": direction} | new_memory)
+    for k in range(2):
+        direction, memory = algorithm.local_step(x, memory, grad, ctx._replace(step=k))
+        watch({"direction": direction} | memory)
     delta = watch({"delta": x - 0.1 * direction - start})["delta"]
-    uploads, newest_memory = algorithm.upload(delta, new_memory, ctx._replace(step=4))
+    uploads, newest_memory = algorithm.upload(delta, memory, ctx._replace(step=4))
     watch(uploads), watch(newest_memory)
     mean = watch({name: value.mean(0) for name, value in uploads.items()})
     server_ctx = ServerContext(lr=0.1, steps=4.0, participation=1.0)
@@ -256,8 +283,8 @@ def test_every_hyper_parameter_is_bounded(name, parameter, value):
 def test_every_hyper_parameter_counts(name, parameter):
     """Another value of it leads elsewhere: none is read by nobody, or overwritten in the code."""
     f, method = federation(), ALGORITHMS[name]
-    defaults = dataclasses.asdict(method())
+    defaults = dataclasses.asdict(method(**BESIDE.get((name, parameter), {})))
     other = OTHERS.get((name, parameter), 0.45)
     assert other != defaults[parameter]
-    one, two = (last(m, f).w for m in (method(), method(**{parameter: other})))
+    one, two = (last(m, f).w for m in (method(**defaults), method(**defaults | {parameter: other})))
     assert (one - two).abs().max() > 1e-7

@@ -19,6 +19,14 @@ from rayfl.algorithms import ALGORITHMS, Algorithm
 WMSAM = {"rho": 0.2, "alpha": 0.3, "ema": 0.3}
 LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
 ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
+ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
+RELEASED = {
+    "perturbation": "scalars",
+    "perturb_sign": -1,
+    "momentum_factor": 0.998,
+    "nominal_steps": True,
+    "adapt_at_zero": True,
+}
 TWO_PASSES = {"fedasam", "fedgamma", "fednsam", "fedsam", "fedsmoo", "fedspeed", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
@@ -42,6 +50,11 @@ CASES = {
     "fedwmsam-server_lr": ("fedwmsam", WMSAM | {"server_lr": 0.7}),
     "fedwmsam-momentum_factor": ("fedwmsam", WMSAM | {"momentum_factor": 0.8}),
     "fedwmsam-raw_cosine": ("fedwmsam", WMSAM | {"raw_cosine": True}),
+    "fedwmsam-sum_of_norms": ("fedwmsam", WMSAM | {"perturbation": "sum_of_norms"}),
+    "fedwmsam-scalars": ("fedwmsam", WMSAM | {"perturbation": "scalars"}),
+    "fedwmsam-nominal_steps": ("fedwmsam", WMSAM | {"nominal_steps": True}),
+    "fedwmsam-adapt_at_zero": ("fedwmsam", WMSAM | {"adapt_at_zero": True}),
+    "fedwmsam-released": ("fedwmsam", WMSAM | RELEASED),
     "fednsam-released_server": (
         "fednsam",
         {"gamma": 0.8, "rho": 0.2, "released_server": True},
@@ -74,6 +87,16 @@ CASES = {
     "fedasam-server_lr": ("fedasam", {"rho": 0.5, "eta": 0.2, "server_lr": 0.7}),
     "fedswa": ("fedswa", {"rho": 0.2, "alpha": 1.3}),
     "fedmoswa": ("fedmoswa", {"rho": 0.2, "alpha": 1.3, "gamma": 0.3}),
+    "igfl": ("igfl", {"gamma": 0.7}),
+    "igfl-server_lr": ("igfl", {"gamma": 0.7, "server_lr": 0.7}),
+    "local_adamw": ("local_adamw", ADAM),
+    "local_adamw-server_lr": ("local_adamw", ADAM | {"server_lr": 0.7}),
+    "fedadamw": ("fedadamw", ADAM | {"gamma": 0.3}),
+    "fedadamw-server_lr": ("fedadamw", ADAM | {"gamma": 0.3, "server_lr": 0.7}),
+    "fedlada": ("fedlada", ADAM | {"alpha": 0.3}),
+    "fedlada-server_lr": ("fedlada", ADAM | {"alpha": 0.3, "server_lr": 0.7}),
+    "moon": ("moon", {"mu": 2.0, "tau": 0.4}),
+    "moon-server_lr": ("moon", {"mu": 2.0, "tau": 0.4, "server_lr": 0.7}),
 }
 LOCAL = {"plain": {}, "decay": {"wd": 0.1}, "clip": {"C": 1.5}, "both": {"wd": 0.1, "C": 1.5}}
 

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from rayfl import models
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ClientContext, ServerContext, Vectors
-from rayfl.data.datasets import Digits
-from rayfl.data.partition import Dirichlet, split
+from rayfl.algorithms.base import ClientContext, ServerContext, Setup, Vectors
+from rayfl.data.partition import split
+from rayfl.data.schemes import Dirichlet
+from rayfl.data.sources import Digits
 from rayfl.models.mlp import MLP
 from rayfl.training.engine import Broadcast, Engine, LocalSettings, WorkUnit
 from rayfl.training.flat import Layout
 
+SETUP = Setup(clients=4, nominal_steps=2.0, sizes=(3,), first=torch.tensor([0]))
 FEDCM_LIKE = {"rho": 0.0, "control_variates": False, "adaptive": False}
 
 
@@ -89,6 +91,12 @@ EXACT = {
         method("fednsam", gamma=0.0, rho=0.1, released_server=True), method("fedsam", rho=0.1)
     ),
     "fedasam rho=0 is fedavg": Identity(method("fedasam", rho=0.0), method("fedavg")),
+    "igfl gamma=0 is fedavg": Identity(method("igfl", gamma=0.0), method("fedavg")),
+    "moon mu=0 is fedavg": Identity(method("moon", mu=0.0), method("fedavg")),
+    # beta2 = 0: v is the square of the last gradient, whatever it starts from.
+    "fedadamw gamma=beta2=0 is local_adamw beta2=0": Identity(
+        method("fedadamw", gamma=0.0, beta2=0.0), method("local_adamw", beta2=0.0)
+    ),
     "fedswa rho=alpha=1 is fedavg": Identity(
         method("fedswa", rho=1.0, alpha=1.0), method("fedavg")
     ),
@@ -223,6 +231,84 @@ def test_fedasam_of_parameters_of_one_size_is_fedsam():
     torch.testing.assert_close(adaptive.w, last(method("fedsam", rho=0.2), f).w)
 
 
+def test_igfl_of_one_client_is_fedavg():
+    """c is its c_i, and the fresh gradient replaces all of it. c - (c - g) is g but for rounding."""
+    alone = federation(clients=1, K=(4,), cohorts=((0,),), wd=0.01, C=5.0)
+    end = last(method("igfl", gamma=0.7), alone).w
+    torch.testing.assert_close(end, last(method("fedavg"), alone).w, rtol=0, atol=1e-12)
+
+
+def test_igfl_among_many_clients_takes_the_direction_of_fedcm():
+    """A client's own part of c is then nothing."""
+    many, start = SETUP._replace(clients=10**18), torch.zeros(2, 3, dtype=torch.float64)
+    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]] * 2), step=0, setup=many)
+    c = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    igfl, fedcm = method("igfl", gamma=0.75), method("fedcm", alpha=0.25)
+    memory = {"c_i": torch.full_like(start, 5.0)}
+    left, _ = igfl.local_step(start, memory, lambda x: x + 2, ctx._replace(shared={"c": c}))
+    right, _ = fedcm.local_step(start, {}, lambda x: x + 2, ctx._replace(shared={"Delta": c}))
+    assert torch.equal(left, right)
+
+
+def test_fedlada_of_small_gradients_without_a_first_moment_is_fedcm():
+    """epsilon = 1 and |g| < 1: no squared gradient exceeds the start of the second moment, 1."""
+    f = federation(wd=0.01)
+    f = f._replace(b=f.b / 100, x0=f.x0 / 100)
+    adaptive = method("fedlada", alpha=0.3, beta1=0.0, epsilon=1.0)
+    for left, right in zip(states(adaptive, f), states(method("fedcm", alpha=0.3), f), strict=True):
+        assert torch.equal(left.w, right.w)
+        assert torch.equal(left.server["Delta"], right.server["Delta"])
+
+
+@pytest.mark.parametrize("name", ["local_adamw", "fedadamw"])
+def test_adam_with_a_large_epsilon_and_no_first_moment_is_sgd(name):
+    """d is g / epsilon: FedAvg at that learning rate, without FedAdamW's last update."""
+    f = federation(C=1.5)
+    plain = {"gamma": 0.0} if name == "fedadamw" else {}
+    adam = method(name, beta1=0.0, epsilon=1e9, **plain)
+    end = last(adam, f._replace(eta=tuple(1e9 * eta for eta in f.eta))).w
+    torch.testing.assert_close(end, last(method("fedavg"), f).w, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada"])
+def test_adam_without_moments_steps_by_the_sign(name):
+    """beta1 = beta2 = 0: g / |g| in every parameter, in the first round."""
+    only = {"alpha": 1.0} if name == "fedlada" else {}
+    f = federation(rounds=1, K=(1, 1, 1), cohorts=((1,),))
+    delta = last(method(name, beta1=0.0, beta2=0.0, **only), f).w - torch.tensor(f.x0)
+    signs = -0.1 * np.sign(f.gradient(0, 1, 0, f.x0))
+    torch.testing.assert_close(delta, torch.tensor(signs))
+
+
+def test_local_adamw_equals_torchs():
+    """One client: torch's optimiser, made anew in every round, on gradients that torch itself clips."""
+    f = federation(rounds=3, clients=1, K=(5,), cohorts=((0,),), wd=0.1, C=1.5)
+    w = torch.tensor(f.x0, requires_grad=True)
+    options = {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": f.wd}
+    local = method("local_adamw", beta1=0.8, beta2=0.9, epsilon=1e-3)
+    for r, state in enumerate(states(local, f)):
+        optimizer = torch.optim.AdamW([w], lr=f.eta[r], **options)
+        for k in range(5):
+            w.grad = torch.tensor(f.gradient(r, 0, k, w.detach().numpy()))
+            torch.nn.utils.clip_grad_norm_([w], f.C)
+            optimizer.step()
+        torch.testing.assert_close(state.w, w.detach(), rtol=0, atol=1e-12)
+
+
+def test_a_model_of_one_tensor_has_one_norm():
+    """The sum of its tensors' norms is the global norm, and FedWMSAM's perturbation the same."""
+    f = federation(wd=0.01)._replace(sizes=(5,), first=(0,))
+    ends = [last(method("fedwmsam", perturbation=p), f).w for p in ("vector", "sum_of_norms")]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
+    three = last(method("fedwmsam", perturbation="sum_of_norms"), federation(wd=0.01)).w
+    assert (three - ends[0]).abs().max() > 1e-4
+
+
+def test_moon_leaves_a_client_in_its_first_cohort_alone():
+    f = federation(rounds=1)
+    assert torch.equal(last(method("moon", mu=5.0), f).w, last(method("fedavg"), f).w)
+
+
 LARGE_TAU = {
     # sqrt(v) + tau is about tau where v forgets tau^2 at once, and 2 tau where it does not.
     "fedadam": method("fedadam", server_lr=1e7, tau=1e7, beta1=0.0, beta2=0.0),
@@ -319,6 +405,39 @@ def test_the_control_variates_of_all_clients_average_to_c(name):
         assert state.server["c"].any()
 
 
+def test_the_gradients_of_a_full_cohort_average_to_igfls_c():
+    for state in states(method("igfl"), federation(cohorts=((0, 1, 2),), wd=0.01, C=5.0)):
+        mean = torch.stack([memory["c_i"] for memory in state.memories]).mean(0)
+        torch.testing.assert_close(mean, state.server["c"], rtol=0, atol=1e-12)
+
+
+def test_the_last_iterates_of_the_cohort_average_to_the_new_w_of_moon():
+    f = federation(wd=0.01, C=5.0)
+    for state, cohort in zip(states(method("moon"), f), f.cohorts, strict=True):
+        mean = torch.stack([state.memories[i]["w_prev"] for i in cohort]).mean(0)
+        torch.testing.assert_close(mean, state.w, rtol=0, atol=1e-12)
+
+
+def test_fedadamw_counts_the_steps_that_its_second_moment_has_seen():
+    f, t = federation(), 0.0
+    for state, cohort in zip(states(method("fedadamw"), f), f.cohorts, strict=True):
+        t += sum(f.K[i] for i in cohort) / len(cohort)
+        assert state.server["t"].item() == t
+
+
+def test_the_second_moment_of_fedlada_never_falls():
+    v = torch.zeros(5, dtype=torch.float64)
+    for state in states(method("fedlada"), federation(wd=0.01)):
+        assert (state.server["v"] >= v).all()
+        v = state.server["v"]
+
+
+@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada"])
+def test_moments_of_a_round_are_nobodys_memory(name):
+    for state in states(method(name), federation(rounds=2)):
+        assert not any(state.memories)
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0])
 def test_alpha_stays_in_its_bounds_and_waits_for_a_momentum(alpha):
     low, high = 0.2, 0.6
@@ -337,7 +456,7 @@ def test_alpha_falls_where_clients_agree_with_the_momentum_and_rises_where_not(a
     server = adaptive.init_server(w) | {"Delta": torch.tensor([3.0, 0.0], dtype=torch.float64)}
     g_i = torch.tensor([[agreement, (1 - agreement**2) ** 0.5]], dtype=torch.float64)
     steps, lr = torch.tensor([[4.0]]), 0.1
-    ctx = ClientContext(w.expand(1, -1), adaptive.broadcast(w, server)[1], lr, steps, step=4)
+    ctx = ClientContext(w.expand(1, -1), adaptive.broadcast(w, server)[1], lr, steps, 4, SETUP)
     uploads, _ = adaptive.upload(-4 * lr * g_i, {}, ctx)
     mean = {name: value.mean(0) for name, value in uploads.items()}
     _, after = adaptive.server_step(w, server, mean, ServerContext(lr, 4.0, 1.0))
@@ -396,6 +515,32 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
         {"c_i": ZEROS, "w_seen": ZEROS, "seen": torch.zeros(1)},
         2.0 + 0.5,
     ),
+    "igfl c": (method("igfl", gamma=0.75), {"c": ONES}, {"c_i": ZEROS}, 0.25 * 2 + 0.75 * 1.5),
+    "igfl c_i": (method("igfl", gamma=0.75), {"c": ZEROS}, {"c_i": ONES}, 0.25 * 2 + 0.75 / 4),
+    "fedadamw Delta": (  # Adam's first step is 1
+        method("fedadamw", gamma=0.5),
+        {"Delta": ONES, "v": ZEROS, "t": torch.zeros(1)},
+        {},
+        1.0 + 0.5,
+    ),
+    "fedadamw v": (  # v = 0.5 * 12 + 0.5 * 4, seen 0.75 of it after two steps
+        method("fedadamw", beta2=0.5, gamma=0.5),
+        {"Delta": ZEROS, "v": 12 * ONES, "t": ONES[:1]},
+        {},
+        2 / (8 / 0.75) ** 0.5,
+    ),
+    "fedlada Delta": (  # m = 0.5 * 2, v = 0.25 * 4
+        method("fedlada", alpha=0.25, beta1=0.5, beta2=0.75),
+        {"Delta": ONES, "v": ZEROS},
+        {},
+        0.25 + 0.75,
+    ),
+    "fedlada v": (  # m = 0.5 * 2; v falls to 0.75 * 16 + 0.25 * 4, its maximum stays
+        method("fedlada", alpha=1.0, beta1=0.5, beta2=0.75),
+        {"Delta": ZEROS, "v": 16 * ONES},
+        {},
+        1 / 4,
+    ),
     "fedmoswa m": (method("fedmoswa"), {"m": ONES}, {"c_i": ZEROS}, 2.0 + 1),
     "fedmoswa c_i": (method("fedmoswa"), {"m": ZEROS}, {"c_i": ONES}, 2.0 - 1),
 }
@@ -406,9 +551,9 @@ def test_a_correction_changes_the_direction(case):
     """Where the gradient is 2: released code adds corrections to the loss as numbers, to no effect."""
     algorithm, shared, memory, expected = CORRECTIONS[case]
     start = torch.zeros(1, 3)
-    ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0)
+    ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, setup=SETUP)
     stack = {name: value.unsqueeze(0) for name, value in memory.items()}
-    direction, _ = algorithm.local_step(start, stack, lambda x: x + 2, ctx)
+    direction, _ = algorithm.local_step(start, stack, lambda x, penalty=None: x + 2, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), expected))
 
 
@@ -423,7 +568,7 @@ def test_a_correction_changes_the_direction(case):
 def test_a_proximal_term_pulls_back_to_the_start(algorithm):
     """Where the gradient is 2, at 3 from the start."""
     start, memory = torch.ones(1, 3), algorithm.init_client(torch.ones(1, 3))
-    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1)
+    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1, setup=SETUP)
     direction, _ = algorithm.local_step(start + 3, memory, lambda x: 2 + 0 * x, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), 2 + 0.5 * 3))
 
@@ -431,7 +576,7 @@ def test_a_proximal_term_pulls_back_to_the_start(algorithm):
 def test_the_learning_rate_of_fedswa_falls_by_the_same_amount_in_every_step():
     """From 1 towards rho, over each client's own number of steps."""
     steps = torch.tensor([[4.0], [2.0]])
-    ctx = ClientContext(torch.zeros(2, 3), {}, lr=0.1, steps=steps, step=0)
+    ctx = ClientContext(torch.zeros(2, 3), {}, lr=0.1, steps=steps, step=0, setup=SETUP)
     falling = method("fedswa", rho=0.2).local_step
     directions = [falling(ctx.start, {}, torch.ones_like, ctx._replace(step=k))[0] for k in (0, 1)]
     factors = torch.stack([direction[:, 0] for direction in directions])

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rayfl.data.datasets import (
+from rayfl.data.datasets import Dataset, Source, from_arrays
+from rayfl.data.picture import heatmap
+from rayfl.data.sources import (
     CIFAR10,
     CIFAR100,
     EMNIST,
@@ -22,16 +25,12 @@ from rayfl.data.datasets import (
     NPZ,
     SOURCES,
     SVHN,
-    Dataset,
     Digits,
     FashionMNIST,
     ImageFolder,
     Parquet,
-    Source,
-    TorchvisionSource,
-    from_arrays,
 )
-from rayfl.data.picture import heatmap
+from rayfl.data.sources.torchvision import TorchvisionSource
 from rayfl.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -52,6 +51,19 @@ def assert_keeps_its_promises(data: Dataset) -> None:
 
 
 # --- digits
+
+
+def content(data: Dataset) -> str:
+    digest = hashlib.sha256()
+    for array in (data.x_train, data.y_train, data.x_test, data.y_test, data.mean, data.std):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def test_digits_never_change():
+    """Recorded, not derived: every published result on digits depends on it."""
+    golden = "7c6da819b07cfdf917307a1830e14a17b60a49449a9e63f4c4e129b1fb73aa8f"
+    assert content(Digits().load()) == golden
 
 
 def test_digits_are_stratified_and_fixed():
@@ -439,7 +451,7 @@ def test_registry_holds_every_source():
 
 def test_importing_the_sources_is_cheap():
     code = (
-        "import sys, rayfl.data.datasets, rayfl.data.partition, rayfl.data.picture;"
+        "import sys, rayfl.data.sources, rayfl.data.schemes, rayfl.data.picture;"
         "slow = {'torch', 'torchvision', 'sklearn', 'pyarrow', 'PIL', 'matplotlib'};"
         "print(slow & {*sys.modules})"
     )
@@ -462,3 +474,48 @@ def test_heatmap_is_written(tmp_path, clients, classes, suffix):
 def test_from_arrays_numbers_the_classes():
     data = from_arrays("x", (GOOD["x_train"], GOOD["y_train"]), (GOOD["x_test"], GOOD["y_test"]))
     assert data.classes == ("0", "1")
+
+
+def test_from_arrays_numbers_the_groups():
+    train, test = (GOOD["x_train"], GOOD["y_train"]), (GOOD["x_test"], GOOD["y_test"])
+    writers = np.array(["eve", "bob", "eve", "eve", "bob", "bob", "eve", "bob"], dtype=object)
+    data = from_arrays("x", train, test, groups=(writers, np.array(["bob", "ada"] * 2, object)))
+    assert data.groups == ("ada", "bob", "eve")
+    assert data.group_train is not None
+    assert data.group_test is not None
+    assert data.group_train.dtype == data.group_test.dtype == np.int64
+    assert data.group_train.tolist() == [2, 1, 2, 2, 1, 1, 2, 1]
+    assert data.group_test.tolist() == [1, 0, 1, 0]
+
+    data = from_arrays("x", train, test, groups=(np.arange(8) % 3 * 5, None))
+    assert data.groups == ("0", "5", "10")
+    assert data.group_test is None
+
+    data = from_arrays("x", train, test)
+    assert (data.groups, data.group_train, data.group_test) == ((), None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Source):
+    """A user's source that fills the groups itself."""
+
+    group: np.ndarray
+
+    def read(self) -> Dataset:
+        data = from_arrays(
+            "x", (GOOD["x_train"], GOOD["y_train"]), (GOOD["x_test"], GOOD["y_test"])
+        )
+        return replace(data, groups=("a", "b"), group_train=self.group)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (np.arange(8), "train data of 'x' have groups from 0 to 7; must be from 0 to 1"),
+        (np.zeros(7, np.int64), r"train data of 'x' have groups int64 \[7\]; must be int64 \[8\]"),
+        (np.zeros(8), r"groups float64 \[8\]; must be int64 \[8\]"),
+    ],
+)
+def test_bad_groups_are_named(group, message):
+    with pytest.raises(ConfigError, match=message):
+        Grouped(group=group).load()

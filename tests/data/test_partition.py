@@ -3,22 +3,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayfl.data.partition import (
+from rayfl.data.partition import Scheme, split
+from rayfl.data.schemes import (
     IID,
     SCHEMES,
+    ByGroup,
     Dirichlet,
     DirichletPerClass,
     Pathological,
     Quantity,
-    Scheme,
     Shards,
-    _level,
-    split,
 )
+from rayfl.data.schemes.pathological import _level
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
 LABELS = np.tile(np.arange(10), 60)  # balanced
+GROUPS = np.random.default_rng(1).choice(5, 600, p=[0.4, 0.3, 0.2, 0.05, 0.05])
 UNEVEN = np.repeat(np.arange(10), [20, 100, 35, 5, 70, 150, 45, 1, 90, 84])  # 600 samples too
 SCHEME_BY_NAME: dict[str, Scheme] = {
     "iid": IID(),
@@ -27,17 +28,41 @@ SCHEME_BY_NAME: dict[str, Scheme] = {
     "pathological": Pathological(classes_per_client=2),
     "shards": Shards(shards_per_client=2),
     "quantity": Quantity(sigma=0.5),
+    "by_group": ByGroup(inner="dirichlet", alpha=0.5),
 }
 EQUAL_SIZES = ("iid", "dirichlet")
-# sha256 of the partition of LABELS over 10 clients with seed 7. Recorded, not derived: a change
-# means that every published result of that scheme can no longer be reproduced.
+# sha256 of the partition of LABELS over 10 clients with seed 7, and of UNEVEN over 13 with seed 3.
+# Recorded, not derived: a change means that every published result of that scheme can no longer be
+# reproduced.
 GOLDEN = {
-    "iid": "17d2b88d725a36081c36546ee4f87a0dae01de0f11430f41e3dee6f81fec7772",
-    "dirichlet": "4c891091102dde03d7cf3affa784e25762ef1a5fe8fe4b98a057b158918dcea2",
-    "dirichlet_per_class": "ae2eb9f8f34afb1f8bd6d4c7d5fb5889e8f924e62e1e2db7f86e61fae8b2bb6c",
-    "pathological": "3dc15bb45dc449ed8daf4e70fb98546b84935d307b95af77da5a7b77f1fa4655",
-    "shards": "f9a3ced9579aa580e37ddfe4b5a11b039018b6fa1a2a4cd0e95ee0e749e762c2",
-    "quantity": "61864cba5bf08b8c60b73deab78515f7a4a95d0162c7001db58d47b5fd3584a7",
+    "iid": (
+        "17d2b88d725a36081c36546ee4f87a0dae01de0f11430f41e3dee6f81fec7772",
+        "b1248c612aa73eb248ce3c8b1c1ae4adad1332586b6e2da07accd0e5ce9fc9f6",
+    ),
+    "dirichlet": (
+        "4c891091102dde03d7cf3affa784e25762ef1a5fe8fe4b98a057b158918dcea2",
+        "3ed2e5d611d911bda1cfb5fce033eabb8a900acd2f3b0acf2925f667ac771838",
+    ),
+    "dirichlet_per_class": (
+        "ae2eb9f8f34afb1f8bd6d4c7d5fb5889e8f924e62e1e2db7f86e61fae8b2bb6c",
+        "2caf933062b53f4fd017c2d9e6918987101911416a265898f8b0bc3cd651dc4d",
+    ),
+    "pathological": (
+        "3dc15bb45dc449ed8daf4e70fb98546b84935d307b95af77da5a7b77f1fa4655",
+        "abd412f79cb1edf78fa2efc52a3744637f8aad1da00443da2bbd0c4a47c0147d",
+    ),
+    "shards": (
+        "f9a3ced9579aa580e37ddfe4b5a11b039018b6fa1a2a4cd0e95ee0e749e762c2",
+        "d793942d91c9b87a9057f00d8f76acc4d93979205efe11bd99df4f43f3192b72",
+    ),
+    "quantity": (
+        "61864cba5bf08b8c60b73deab78515f7a4a95d0162c7001db58d47b5fd3584a7",
+        "9ade29b1e9059a178ea42060a0653a6dd393515437314d6cd49c4f9c66eec163",
+    ),
+    "by_group": (
+        "a4486330b24aca87badfa7ef883cab94cbc28004f2d848e7c49a724d9f0b4ffe",
+        "a54874707fce5e5b5aab9f73de9fe5f8211bda9a4e7f71f8c4d2f9597f5e0efd",
+    ),
 }
 
 
@@ -53,7 +78,7 @@ def test_every_scheme_is_tested():
     labels=st.sampled_from([LABELS, UNEVEN]),
 )
 def test_is_a_true_partition(name, clients, seed, labels):
-    partition = split(SCHEME_BY_NAME[name], labels, clients, seed)
+    partition = split(SCHEME_BY_NAME[name], labels, clients, seed, GROUPS)
 
     assert (np.sort(partition.indices) == np.arange(len(labels))).all()
     assert len(partition.sizes) == clients
@@ -62,24 +87,30 @@ def test_is_a_true_partition(name, clients, seed, labels):
     assert all((np.diff(partition.client(i)) > 0).all() for i in range(clients))
     if name in EQUAL_SIZES:
         assert np.ptp(partition.sizes) <= 1
-    assert partition.digest() == split(SCHEME_BY_NAME[name], labels, clients, seed).digest()
+    again = split(SCHEME_BY_NAME[name], labels, clients, seed, GROUPS)
+    assert partition.digest() == again.digest()
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_is_the_same_on_every_machine(name):
-    assert split(SCHEME_BY_NAME[name], LABELS, 10, seed=7).digest() == GOLDEN[name]
+    scheme = SCHEME_BY_NAME[name]
+    even = split(scheme, LABELS, 10, seed=7, groups=GROUPS)
+    uneven = split(scheme, UNEVEN, 13, seed=3, groups=GROUPS)
+    assert (even.digest(), uneven.digest()) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_differs_between_seeds(name):
-    digests = {split(SCHEME_BY_NAME[name], LABELS, 10, seed).digest() for seed in range(5)}
+    scheme = SCHEME_BY_NAME[name]
+    digests = {split(scheme, LABELS, 10, seed, GROUPS).digest() for seed in range(5)}
     assert len(digests) == 5
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_ignores_how_the_classes_are_numbered(name):
-    gaps = split(SCHEME_BY_NAME[name], LABELS * 7 + 3, 10, seed=0)
-    assert gaps.digest() == split(SCHEME_BY_NAME[name], LABELS, 10, seed=0).digest()
+    scheme = SCHEME_BY_NAME[name]
+    gaps = split(scheme, LABELS * 7 + 3, 10, seed=0, groups=GROUPS)
+    assert gaps.digest() == split(scheme, LABELS, 10, seed=0, groups=GROUPS).digest()
 
 
 @pytest.mark.parametrize("clients", [1, len(LABELS)])
@@ -249,11 +280,77 @@ def test_dirichlet_per_class_gives_up_with_advice(scheme, message):
 
 def test_a_scheme_of_the_user_that_is_no_partition_is_refused():
     class AllToClientZero(Scheme):
-        def assign(self, labels, clients, rng):
+        def assign(self, labels, clients, rng, groups=None):
             return np.zeros(len(labels), dtype=np.int64)
 
     with pytest.raises(ConfigError, match="AllToClientZero must give each of 600 samples"):
         split(AllToClientZero(), LABELS, 2, seed=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scheme=st.builds(ByGroup, inner=st.sampled_from(["iid", "dirichlet"]), alpha=st.just(0.1)),
+    clients=st.integers(5, 600),
+    seed=st.integers(0, 100),
+)
+def test_by_group_no_client_mixes_groups(scheme, clients, seed):
+    partition = split(scheme, UNEVEN, clients, seed, GROUPS)
+    assert (np.sort(partition.indices) == np.arange(600)).all()
+    assert partition.sizes.min() >= 1
+    held = [set(GROUPS[partition.client(i)]) for i in range(clients)]
+    assert all(len(groups) == 1 for groups in held)
+    assert [min(groups) for groups in held] == sorted(min(groups) for groups in held)
+    for group in range(5):  # equal sizes inside a group
+        sizes = [partition.sizes[i] for i in range(clients) if group in held[i]]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_by_group_gives_clients_in_proportion_to_the_samples():
+    """D'Hondt by hand: 12, 6 and 2 samples for 7 clients; quotients 12 6 4 3 2.4 | 6 3 2 | 2 1."""
+    groups = np.repeat([10, 20, 30], [12, 6, 2])
+    partition = split(ByGroup(), np.zeros(20, int), 7, seed=0, groups=groups)
+    assert partition.sizes.tolist() == [3, 3, 3, 3, 3, 3, 2]
+
+
+def test_by_group_a_client_is_a_writer():
+    writers = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 15)) * 3 + 7
+    partition = split(ByGroup(), LABELS, 40, seed=0, groups=writers)
+    for i in range(40):
+        assert (partition.client(i) == np.flatnonzero(writers == 3 * i + 7)).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(clients=st.integers(1, 59), seed=st.integers(0, 100))
+def test_by_group_merges_whole_groups_when_asked(clients, seed):
+    writers = np.random.default_rng(2).integers(0, 60, 600)
+    writers[:60] = np.arange(60)
+    partition = split(ByGroup(merge=True), LABELS, clients, seed, writers)
+    assert (np.sort(partition.indices) == np.arange(600)).all()
+    held = [set(writers[partition.client(i)]) for i in range(clients)]
+    assert sum(map(len, held)) == 60  # no writer is at two clients
+    assert max(map(len, held)) - min(map(len, held)) <= 1
+
+
+def test_by_group_inner_dirichlet_skews_the_labels():
+    shares = {}
+    for inner in ("iid", "dirichlet"):
+        partition = split(ByGroup(inner=inner), LABELS, 20, 0, np.repeat([0, 1], 300))
+        shares[inner] = (partition.histogram(LABELS, 10).max(axis=1) / partition.sizes).mean()
+    assert shares["iid"] < 0.25
+    assert shares["dirichlet"] > 0.5
+
+
+def test_by_group_says_what_is_missing():
+    with pytest.raises(
+        ConfigError, match=r"partition\.name = 'by_group': the data have no groups; use"
+    ):
+        split(ByGroup(), LABELS, 10, seed=0)
+    with pytest.raises(
+        ConfigError,
+        match=r"federation\.clients = 3: .* the data have 5 groups .*federation\.clients=5 .*"
+        r"partition\.merge=true",
+    ):
+        split(ByGroup(), LABELS, 3, seed=0, groups=GROUPS)
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "quantity"])

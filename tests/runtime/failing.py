@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from rayfl.algorithms import Algorithm
 
@@ -51,4 +53,17 @@ class Dies(Algorithm):
 
     def local_step(self, x, memory, grad, ctx):
         os.kill(os.getpid(), signal.SIGKILL)
+        return grad(x), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class HangsOnce(Algorithm):
+    """Never comes back from the first local step that finds no file `marker`."""
+
+    marker: str
+
+    def local_step(self, x, memory, grad, ctx):
+        if not Path(self.marker).exists():
+            Path(self.marker).touch()
+            time.sleep(10_000)
         return grad(x), memory

@@ -2,19 +2,22 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
-from failing import Dies, Explodes, RaisesInRoundTwo, RenamesItsMemory
+from failing import Dies, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import LocalPool
 
 from rayfl.algorithms import ALGORITHMS
 from rayfl.config import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
+from rayfl.evaluation import Breakdown
 from rayfl.experiment import prepare
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import ActorPool
@@ -92,6 +95,25 @@ def test_any_number_of_actors_gives_the_same_bits(name, small, actors):
     assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
 
 
+# Adam moves every parameter by about the learning rate.
+LEARNING_RATES = {"local_adamw": 0.005, "fedadamw": 0.005, "fedlada": 0.03}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_learns(name, small, actors):
+    """Its defaults on digits, unequal clients: from chance (10 %) to most of the test set in 20 rounds."""
+    small["algorithm"] = {"name": name}
+    small["federation"] |= {"rounds": 20, "lr": LEARNING_RATES.get(name, 0.1)}
+    prepared = prepare(load_config(small))
+    rows = metrics(on_actors(prepared, prepared.config.algorithm, actors[:2])[1])
+
+    losses = [rows[round]["train/loss"] for round in sorted(rows)]
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    assert rows[20]["test/accuracy"] > 0.6
+    assert rows[20]["test/loss"] < 0.6 * rows[1]["test/loss"]
+
+
 def metrics(records):
     """What is measured, without how long it took; evaluations may come later, not differently."""
     rows = {}
@@ -99,6 +121,83 @@ def metrics(records):
         kept = {k: v for k, v in record.metrics.items() if not k.startswith("time/")}
         rows.setdefault(record.round, {}).update(kept)
     return rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling": "bernoulli"},
+        {"sampling": "weighted"},
+        {"dropout": 0.4},
+        {"stragglers": 0.5},
+        {"sampling": "bernoulli", "dropout": 0.4, "stragglers": 0.5},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_the_same_bits_whoever_takes_part(options, small, actors):
+    small["federation"] |= options | {"rounds": 6}
+    prepared = prepare(load_config(small))
+    reference, records = here(prepared, prepared.config.algorithm)
+    for count in (1, 2, 3):
+        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
+        assert same_bits(server, reference)
+        assert metrics(again) == metrics(records)
+
+
+def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits(
+    small, actors, monkeypatch
+):
+    """On data with two domains, by plain sums over single predictions; for any number of actors."""
+    monkeypatch.setattr("rayfl.runtime.server.EVALUATION_UNIT", 100)  # four of them
+    prepared = prepare(load_config(small))
+    groups = {
+        "groups": ("left", "right"),
+        "group_train": np.arange(len(prepared.data.y_train)) // 4 % 2,
+        "group_test": np.arange(len(prepared.data.y_test)) // 5 % 2,
+    }
+    data = replace(prepared.data, **groups)
+    breakdown = Breakdown.of(data, prepared.partition, per_class=True, per_client=True)
+    federation = replace(prepared.federation, breakdown=breakdown)
+    prepared = replace(prepared, data=data, federation=federation)
+
+    servers = [here(prepared, prepared.config.algorithm)]
+    servers += [
+        on_actors(prepared, prepared.config.algorithm, actors[:count]) for count in (1, 2, 3)
+    ]
+    found = [server_records[1][-1].metrics for server_records in servers]
+    assert found == [found[0]] * 4
+
+    Layout(prepared.model).load(prepared.model, servers[0][0].w, servers[0][0].buffers)
+    x = (data.x_test.astype(np.float32) / 255 - data.mean) / data.std
+    with torch.no_grad():
+        logits = prepared.model(torch.from_numpy(x.transpose(0, 3, 1, 2)).float()).numpy()
+    right = logits.argmax(1) == data.y_test
+    np.testing.assert_array_equal(servers[0][0].correct, right)
+
+    def accuracy(chosen):
+        return right[chosen].mean()
+
+    expected = {"test/accuracy": right.mean()}
+    expected |= {f"test/class/{c}": accuracy(data.y_test == c) for c in range(10)}
+    left, right_ = (accuracy(data.group_test == g) for g in (0, 1))
+    expected |= {"test/domain/left": left, "test/domain/right": right_}
+    expected |= {"test/domain_mean": (left + right_) / 2, "test/domain_worst": min(left, right_)}
+    own = [
+        np.mean(
+            [
+                accuracy(
+                    (data.y_test == data.y_train[s]) & (data.group_test == data.group_train[s])
+                )
+                for s in prepared.partition.client(client)
+            ]
+        )
+        for client in range(10)
+    ]
+    expected |= {"client/accuracy_mean": np.mean(own), "client/accuracy_worst10": min(own)}
+    expected |= {f"client/accuracy_p{q}": np.percentile(own, q) for q in (10, 50, 90)}
+    assert found[0].keys() == expected.keys() | {"test/loss"}
+    for name, value in expected.items():
+        assert found[0][name] == pytest.approx(value, rel=1e-9), name
 
 
 def test_a_convolutional_model_with_batch_norm_too(small, actors):
@@ -165,7 +264,16 @@ def test_eval_every_and_the_last_round(small):
 
 @pytest.mark.parametrize(
     ("name", "vectors_down", "vectors_up", "passes"),
-    [("fedavg", 1, 1, 1), ("fedsam", 1, 1, 2), ("scaffold", 2, 2, 1), ("fednsam", 1, 1, 2)],
+    [
+        ("fedavg", 1, 1, 1),
+        ("fedsam", 1, 1, 2),
+        ("scaffold", 2, 2, 1),
+        ("fednsam", 1, 1, 2),
+        ("igfl", 2, 2, 1),
+        ("local_adamw", 1, 1, 1),
+        ("fedlada", 3, 2, 1),
+        ("moon", 1, 1, 1),
+    ],
 )
 def test_costs_are_counted(name, vectors_down, vectors_up, passes, small):
     small["federation"] |= {"rounds": 1, "local_epochs": None, "local_steps": 3}
@@ -228,6 +336,50 @@ def test_killed_actors_change_nothing(name, small, ray_session):
     assert same_bits(server, reference)
 
 
+def test_a_client_that_hangs_is_killed_and_runs_again(small, tmp_path, ray_session):
+    prepared = prepare(load_config(small))
+    reference, _ = here(prepared, ALGORITHMS["fedavg"]())
+    hangs = HangsOnce(marker=str(tmp_path / "hung"))
+    arguments = client_arguments(prepared, hangs)
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(2, lambda index: remote.remote(**arguments), time_limit=3)
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(hangs, "mine", w, buffers, prepared.federation, pool)
+    list(server.run())
+
+    assert Path(hangs.marker).exists()
+    assert pool.lost_units >= 1
+    assert torch.equal(server.w, reference.w)
+
+
+def test_the_pool_grows_while_another_actor_fits(small, ray_session):
+    small["federation"]["rounds"] = 300
+    prepared = prepare(load_config(small))
+    reference, _ = here(prepared, prepared.config.algorithm)
+    arguments = client_arguments(prepared, prepared.config.algorithm)
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(1, lambda index: remote.remote(**arguments), another_fits=lambda n: n < 3)
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(prepared.config.algorithm, "test", w, buffers, prepared.federation, pool)
+    for _ in server.run():
+        pass
+    while len(pool.describe()) < 3:  # they are slow to start, and the rounds may be over
+        time.sleep(1)
+        pool.poll()
+
+    assert len(pool.actors) == 3
+    assert same_bits(server, reference)
+
+
+def test_an_actor_that_cannot_start_is_an_error(small, ray_session):
+    prepared = prepare(load_config(small))
+    arguments = client_arguments(prepared, ALGORITHMS["fedavg"]()) | {"model": None}
+    remote = ray.remote(num_cpus=0)(Client)
+    pool = ActorPool(1, lambda index: remote.remote(**arguments))
+    with pytest.raises(RunError, match=r"(?s)a client actor could not start: .*AttributeError"):
+        pool.describe()
+
+
 def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(small, ray_session):
     prepared = prepare(load_config(small))
     arguments = client_arguments(prepared, Dies())
@@ -238,3 +390,24 @@ def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(s
 
     with pytest.raises(RunError, match=r"round 1, clients \[.*\]: the client actor died, 4 times"):
         list(server.run())
+
+
+def test_the_longest_units_go_first_and_change_nothing(small):
+    small["partition"] = {"name": "quantity"}
+    small["federation"] |= {"clients_per_unit": 1, "rounds": 2}
+    prepared = prepare(load_config(small))
+    algorithm, taken = prepared.config.algorithm, []
+
+    class Noting(LocalPool):
+        def train(self, unit, broadcast, memories):
+            taken.append(unit)
+            return super().train(unit, broadcast, memories)
+
+    client = Client(**client_arguments(prepared, algorithm))
+    server, _ = train(prepared, algorithm, Noting(client))
+    sizes = [prepared.partition.sizes[unit.clients[0]] for unit in taken]
+    assert len(set(sizes)) > 3
+    for first in range(0, len(sizes), 5):
+        assert sizes[first : first + 5] == sorted(sizes[first : first + 5], reverse=True)
+    even = replace(prepared, federation=replace(prepared.federation, sizes=np.ones(10, np.int64)))
+    assert same_bits(server, here(even, algorithm)[0])

@@ -148,3 +148,23 @@ def test_a_shared_weight_lies_in_the_vector_once():
     layout.load(model, torch.ones(layout.size), torch.zeros(0))
     assert model.decoder.weight is model.encoder.weight
     assert (model.decoder.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    "build", [*BUILDERS.values(), lambda: ResNet18().build(SHAPE, 5)], ids=[*BUILDERS, "resnet18"]
+)
+def test_first_entries_are_those_of_torchs_own_order(build):
+    """Where a convolution comes first, they are not the flat vector's first entries."""
+    model = build()
+    w, _ = Layout(model).flatten(model)
+    parameters = list(model.parameters())
+    expected = torch.cat([p.detach().reshape(-1) for p in parameters])[: len(parameters)]
+    first = Layout(model).first_entries()
+    assert torch.equal(w[first], expected)
+    convolution = parameters[0].dim() == 4
+    assert torch.equal(first, torch.arange(len(parameters))) != convolution
+
+
+def test_first_entries_go_on_into_the_next_tensors():
+    model = nn.Sequential(nn.Conv2d(2, 1, 1), nn.Conv2d(1, 1, 2), nn.Conv2d(1, 2, 1))
+    assert Layout(model).first_entries().tolist() == [0, 1, 2, 3, 4, 5]

@@ -1,11 +1,15 @@
 """The oracles against autograd on the plain module."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl.algorithms import ALGORITHMS
+from rayfl.algorithms.base import Setup, adaptive_sam, sam
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
@@ -163,6 +167,116 @@ def test_per_client_of_a_module_with_unused_frozen_and_shared_layers():
         torch.testing.assert_close(view, grads.get(name, torch.zeros_like(view)))
 
 
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("name", MLPS)
+def test_both_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
+    """Distillation from other parameters, and something that the samples' numbers weigh."""
+    torch.manual_seed(0)
+    model = MLPS[name]().double()
+    layout, sizes = Layout(model), SIZES[kind]
+    batch = stack_of(sizes, (3, 4, 4) if name == "images" else (12,), torch.float64)
+    x = 0.3 * torch.randn(3, layout.size, dtype=torch.float64)
+    others = 0.3 * torch.randn(3, layout.size, dtype=torch.float64)
+
+    def penalty(outputs, y, forward):
+        return 0.7 * (outputs - forward(y)).square().sum(-1) + outputs.exp().mean(-1)
+
+    dense = DenseStack(model, layout)
+    gradients, losses = dense(x, batch, lambda z, forward: penalty(z, others, forward))
+    plain_gradients, plain_losses = dense(x, batch)
+    assert torch.equal(losses, plain_losses)
+    assert (gradients - plain_gradients).norm() > 0.1 * plain_gradients.norm()
+    for client, size in enumerate(sizes):
+        one, other = alone(batch, client, size), others[client]
+        layout.load(model, other, torch.zeros(0))
+        teacher = model(one.inputs[0]).detach()
+        layout.load(model, x[client], torch.zeros(0))
+        model.zero_grad()
+        outputs = model(one.inputs[0])
+        added = 0.7 * ((outputs - teacher) ** 2).sum(1) + outputs.exp().mean(1)
+        (F.cross_entropy(outputs, one.targets[0]) + added.mean()).backward()
+        expected = torch.zeros(layout.size, dtype=torch.float64)
+        parameters = dict(model.named_parameters())
+        for slot, view in views(layout.parameters, expected).items():
+            view.copy_(parameters[slot].grad)
+        torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
+        mine, my_loss = PerClient(model, layout)(
+            x[client, None], one, lambda z, forward, y=other[None]: penalty(z, y, forward)
+        )
+        torch.testing.assert_close(mine[0], expected, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(my_loss[0], losses[client], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "perturb", [partial(sam, rho=0.2), partial(adaptive_sam, rho=0.2, eta=0.1)]
+)
+def test_sam_passes_a_penalty_on(perturb):
+    """To both of its passes: the ascent and the descent are those of the whole loss."""
+    torch.manual_seed(0)
+    model = MLPS["64"]().double()
+    layout, batch = Layout(model), stack_of([6], (12,), torch.float64)
+    x = 0.3 * torch.randn(1, layout.size, dtype=torch.float64)
+    oracle, calls = DenseStack(model, layout), []
+
+    def penalty(outputs, forward):
+        return outputs.square().sum(-1)
+
+    def grad(y, penalty=None):
+        calls.append(penalty)
+        return oracle(y, batch, penalty)[0]
+
+    with_penalty = perturb(grad)(x, penalty)
+    assert calls == [penalty, penalty]
+    whole = perturb(lambda y, _=None: oracle(y, batch, penalty)[0])(x)
+    assert torch.equal(with_penalty, whole)
+
+
+def softmax_regression(w, inputs):
+    weight, bias = w[:60].reshape(CLASSES, 12), w[60:]
+    return inputs @ weight.T + bias
+
+
+def moon_by_hand(w, w_glob, w_prev, inputs, targets, mu, tau) -> np.ndarray:
+    """Moon's gradient on softmax regression, sample by sample; see `numpy_reference.moon`."""
+    gradient = np.zeros_like(w)
+    for a, label in zip(inputs, targets, strict=True):
+        z, z_glob, z_prev = (softmax_regression(v, a[None])[0] for v in (w, w_glob, w_prev))
+        p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        dz = p - np.eye(CLASSES)[label]
+        length, near_length, far_length = map(np.linalg.norm, (z, z_glob, z_prev))
+        near, far = z @ z_glob / (length * near_length), z @ z_prev / (length * far_length)
+        share = 1 / (1 + np.exp((near - far) / tau))
+        d_near = (z_glob / near_length - near * z / length) / length
+        d_far = (z_prev / far_length - far * z / length) / length
+        dz = dz + mu * share / tau * (d_far - d_near)
+        gradient += np.concatenate([np.outer(dz, a).ravel(), dz]) / len(targets)
+    return gradient
+
+
+@pytest.mark.parametrize("oracle_type", [DenseStack, PerClient])
+def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
+    """Three local steps with a clip and weight decay, in float64."""
+    torch.manual_seed(0)
+    model = MLPS["logistic"]().double()
+    layout = Layout(model)
+    batches = [stack_of([6], (12,), torch.float64) for _ in range(3)]
+    oracle = oracle_type(model, layout)
+    start, w_prev = 0.3 * torch.randn(2, layout.size, dtype=torch.float64)
+    moon = ALGORITHMS["moon"](mu=3.0, tau=0.4)
+    memory = {"w_prev": w_prev[None], "seen": torch.ones(1, 1, dtype=torch.float64)}
+    sgd = SGD(lr=0.2, weight_decay=0.1, max_norm=1.0)
+    setup = Setup(clients=1, nominal_steps=3.0, sizes=(60, 5), first=torch.tensor([0, 1]))
+    trained = train_stack(moon, oracle, batches.__getitem__, start, {}, memory, [3], sgd, setup)
+
+    y = start.numpy()
+    for batch in batches:
+        inputs, targets = batch.inputs[0].numpy(), batch.targets[0].numpy()
+        d = moon_by_hand(y, start.numpy(), w_prev.numpy(), inputs, targets, 3.0, 0.4)
+        y = y - 0.2 * (d * min(1, 1.0 / (np.linalg.norm(d) + 1e-6)) + 0.1 * y)
+    np.testing.assert_allclose(trained.memory["w_prev"][0].numpy(), y, rtol=1e-9, atol=1e-9)
+    assert trained.backward_passes == 3
+
+
 def batch_norm_net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
@@ -188,13 +302,42 @@ def test_batch_statistics_move_once_a_local_step(name):
     start, shared = algorithm.broadcast(w, server)
     stack = {n: v.unsqueeze(0) for n, v in memory.items()}
     sgd = SGD(lr=lr, weight_decay=0.0, max_norm=None)
-    trained = train_stack(algorithm, oracle, minibatch, start, shared, stack, [steps], sgd)
+    setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
+    trained = train_stack(algorithm, oracle, minibatch, start, shared, stack, [steps], sgd, setup)
 
     passes = trained.backward_passes // steps
     assert passes == (1 if name == "fedavg" else 2)
     expected_w, expected_buffers = local_sgd(batches, lr, rho if passes == 2 else 0.0)
     torch.testing.assert_close(buffers, expected_buffers)
     torch.testing.assert_close(w + trained.uploads["delta"][0], expected_w)
+
+
+def test_moons_other_models_leave_batch_statistics_alone():
+    """With mu = 0 they change nothing, but are evaluated all the same."""
+    ends = []
+    for algorithm in (ALGORITHMS["fedavg"](), ALGORITHMS["moon"](mu=0.0)):
+        torch.manual_seed(1)
+        batches = [stack_of([8], (4,), torch.float32) for _ in range(3)]
+        model = batch_norm_net()
+        layout = Layout(model)
+        w, buffers = layout.flatten(model)
+        oracle = PerClient(model, layout)
+        oracle.begin_client(buffers)
+
+        def minibatch(k: int, oracle=oracle, batches=batches) -> Minibatch:
+            oracle.begin_step()
+            return batches[k]
+
+        memory = {n: (v + 1).unsqueeze(0) for n, v in algorithm.init_client(w).items()}
+        sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
+        setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
+        trained = train_stack(algorithm, oracle, minibatch, w, {}, memory, [3], sgd, setup)
+        counter = oracle.buffers["1.num_batches_tracked"].item()
+        ends.append((trained.uploads["delta"], buffers, counter))
+    (delta, buffers, counter), (other_delta, other_buffers, other_counter) = ends
+    assert torch.equal(delta, other_delta)
+    assert torch.equal(buffers, other_buffers)
+    assert counter == other_counter == 3
 
 
 def local_sgd(batches: list[Minibatch], lr: float, rho: float) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,18 @@
 """The local loop, on clients that minimise half the squared distance to a target."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.algorithms.base import Setup
 from rayfl.training.local import SGD, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
+SETUP = Setup(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
 PLAIN = SGD(lr=0.5, weight_decay=0.0, max_norm=None)
 
 
@@ -18,7 +21,7 @@ class Distance:
 
     stacks = True
 
-    def __call__(self, x: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, batch: Tensor, penalty=None) -> tuple[Tensor, Tensor]:
         return x - batch, (x - batch).square().sum(-1) / 2
 
 
@@ -50,7 +53,9 @@ def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
     first = algorithm.init_client(start)
     memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
     targets = TARGETS[: len(steps)]
-    return train_stack(algorithm, Distance(), lambda k: targets, start, {}, memory, steps, sgd)
+    return train_stack(
+        algorithm, Distance(), lambda k: targets, start, {}, memory, steps, sgd, SETUP
+    )
 
 
 def test_a_client_stops_after_its_own_steps():
@@ -116,6 +121,48 @@ def test_each_client_is_clipped_by_its_own_norm():
 
 
 @dataclass(frozen=True, kw_only=True)
+class Signs(Algorithm):
+    """Sums the gradients of its round, and steps by ten times the sign."""
+
+    clips_gradients: ClassVar[bool] = True
+
+    def init_client(self, w):
+        return {"total": torch.zeros_like(w)}
+
+    def local_step(self, x, memory, grad, ctx):
+        if ctx.step == 0:
+            memory = memory | {"sum": torch.zeros_like(x)}
+        g = grad(x)
+        return 10 * g.sign(), memory | {"sum": memory["sum"] + g}
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": delta}, {"total": memory["total"] + memory["sum"]}
+
+
+def test_a_method_may_have_its_gradients_clipped_instead_of_its_direction():
+    """From 0 to the targets (4, 0) and (0, 8), in steps of 5 to (5, 0) and (0, 5), (0, 10)."""
+    sgd = SGD(lr=0.5, weight_decay=0.0, max_norm=2.0)
+    trained = train(Signs(), [1, 2], sgd)
+    assert trained.uploads["delta"].tolist() == [[5, 0], [0, 10]]
+    torch.testing.assert_close(trained.memory["total"], torch.tensor([[-2.0, 0.0], [0.0, -4.0]]))
+
+
+def test_the_memory_of_a_round_ends_with_it():
+    assert train(Signs(), [1, 2]).memory.keys() == {"total"}
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_client_rounds_alike_beside_one_that_has_stopped(max_norm):
+    torch.manual_seed(0)
+    sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=max_norm)
+    direction, x = torch.randn(2, 1, 1000)
+    beside, alone = x.repeat(2, 1), x.clone()
+    sgd.step_(beside, direction.repeat(2, 1), torch.tensor([[1.0], [0.0]]))
+    sgd.step_(alone, direction, None)
+    assert torch.equal(beside, torch.cat([alone, x]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hoards(Algorithm):
     """Remembers the iterate that it was given, and steps by it."""
 
@@ -130,7 +177,7 @@ def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
     start = torch.tensor([2.0, 4.0])
     sgd = SGD(lr=0.5, weight_decay=0.5, max_norm=None)
     trained = train_stack(
-        Hoards(), Distance(), lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2], sgd
+        Hoards(), Distance(), lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2], sgd, SETUP
     )
     # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
     assert trained.memory["x"].tolist() == [[0.5, 1.0]]

@@ -8,11 +8,11 @@ from ray.util import placement_group, remove_placement_group
 
 from rayfl.config import load_config
 from rayfl.experiment import prepare, run
-from rayfl.runtime.cluster import Placement
+from rayfl.runtime.placement import Placement
 from rayfl.training.engine import sha256
 from tuning.config import Stop, Sweep
 from tuning.execution import MUTATED, Execution, Job
-from tuning.shared import Shared, data_key, partition_key
+from tuning.shared import Shared, data_key
 
 IDENTITY = "0123456789abcdef"
 
@@ -31,15 +31,14 @@ def execution(group):
     made = []
 
     def make(*experiments, **sweep):
-        datasets, partitions = {}, {}
+        data = {}
         for experiment in experiments:
             prepared = prepare(experiment)
-            datasets[data_key(experiment)] = ray.put(prepared.data)
-            partitions[partition_key(experiment)] = ray.put(prepared.partition)
+            data[data_key(experiment)] = (ray.put(prepared.data), ray.put(prepared.partition))
         placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
-        made.append(Execution(Shared(datasets, partitions, placement), config, group))
+        made.append(Execution(Shared(data, placement), config, group))
         return made[-1]
 
     yield make

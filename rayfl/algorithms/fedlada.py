@@ -1,0 +1,61 @@
+"""FedLADA: local adaptive steps, amended by the direction in which the last cohort went.
+
+Sun et al., "Efficient Federated Learning via Local Adaptive Amended Optimizer with Linear Speedup",
+TPAMI 2023, arXiv:2308.00522.
+
+Legend: m, v = first and second moment of a client's gradients in this round, u = the largest v so far
+(AMSGrad); Delta = the amended direction, mean gradient of the last cohort, -D / (K lr), 0 before the first
+round (gradient convention); alpha = weight of the adaptive direction.
+Client:  m starts at 0, v and u at the server's v;  d = alpha m / sqrt(u) + (1 - alpha) Delta
+Server:  v <- mean of the clients' last u over the cohort; epsilon^2 before the first round
+
+There is no bias correction. The formulas follow public descriptions of the paper's algorithm; compare them
+with its text before you build on them.
+Deviations from the code released with FedAdamW: u is the largest v (there, v itself), weight decay is
+`federation.weight_decay`, which the local loop adds to the direction (there, to the gradient), and epsilon
+is the start of sqrt(u) (there, added to it). `federation.max_norm` clips each gradient, as there.
+The adaptive part of a step moves every parameter by up to about alpha lr: choose `federation.lr` for that.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from rayfl.algorithms.fedavg import FedAvg
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedLADA(FedAvg):
+    paper: ClassVar[str] = "Sun et al., TPAMI 2023, arXiv:2308.00522 (needs a small lr)"
+    clips_gradients: ClassVar[bool] = True
+
+    alpha: Annotated[float, Field(gt=0, le=1, description="weight of the adaptive direction")] = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.99
+    epsilon: Annotated[float, Field(ge=1e-15, description="least root of the second moment")] = 1e-8
+
+    def init_server(self, w):
+        return {"Delta": torch.zeros_like(w), "v": torch.full_like(w, self.epsilon**2)}
+
+    def broadcast(self, w, server):
+        return w, server
+
+    def local_step(self, x, memory, grad, ctx):
+        if ctx.step == 0:
+            v = ctx.shared["v"].expand_as(x)
+            memory = {"m": torch.zeros_like(x), "v": v, "u": v}
+        g = grad(x)
+        m = self.beta1 * memory["m"] + (1 - self.beta1) * g
+        v = self.beta2 * memory["v"] + (1 - self.beta2) * g.square()
+        u = torch.maximum(memory["u"], v)
+        direction = self.alpha * m / u.sqrt() + (1 - self.alpha) * ctx.shared["Delta"]
+        return direction, {"m": m, "v": v, "u": u}
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": delta, "v": memory["u"]}, {}
+
+    def server_step(self, w, server, mean, ctx):
+        w, _ = super().server_step(w, server, mean, ctx)
+        return w, {"Delta": mean["delta"] / (-ctx.steps * ctx.lr), "v": mean["v"]}

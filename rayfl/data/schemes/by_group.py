@@ -1,0 +1,75 @@
+"""The partition that the data bring with them: by writer (FEMNIST) or by domain (OfficeHome).
+
+Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv:1812.01097, for a client per writer.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from rayfl.data.partition import Groups, Scheme
+from rayfl.data.schemes.dealing import deal_iid, equal_sizes
+from rayfl.data.schemes.dirichlet import Dirichlet
+from rayfl.data.schemes.sizes import IID
+from rayfl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByGroup(Scheme):
+    """A client is a writer, or one of several clients of a domain: groups that the data know."""
+
+    inner: Annotated[
+        Literal["iid", "dirichlet"],
+        Field(description="how the samples of a group are spread over its clients"),
+    ] = "iid"
+    alpha: Annotated[
+        float, Field(gt=0, description="Dirichlet concentration, if inner is dirichlet")
+    ] = 0.1
+    merge: Annotated[
+        bool, Field(description="if there are fewer clients than groups: several groups a client")
+    ] = False
+
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
+        """Client ids ascend with the groups; a group has clients in proportion to its samples."""
+        if groups is None:
+            raise ConfigError(
+                "partition.name = 'by_group': the data have no groups; use data.name=domain_folder, or "
+                "data.name=parquet with data.group_column, or another partition"
+            )
+        dense = np.unique(groups, return_inverse=True)[1]
+        sizes = np.bincount(dense)
+        if clients < len(sizes):
+            return deal_iid(self._groups_per_client(len(sizes), clients), rng)[dense]
+        inner = IID() if self.inner == "iid" else Dirichlet(alpha=self.alpha)
+        clients_of = _clients_per_group(sizes, clients)
+        members = np.split(np.argsort(dense, kind="stable"), np.cumsum(sizes)[:-1])
+        owner, first = np.empty(len(labels), dtype=np.int64), 0
+        for samples, count in zip(members, clients_of, strict=True):
+            classes = np.unique(labels[samples], return_inverse=True)[1]
+            owner[samples] = first + inner.assign(classes, int(count), rng)
+            first += count
+        return owner
+
+    def _groups_per_client(self, groups: int, clients: int) -> np.ndarray:
+        if not self.merge:
+            raise ConfigError(
+                f"federation.clients = {clients}: partition.name = 'by_group' gives each group a client, "
+                f"and the data have {groups} groups (writers or domains); set federation.clients="
+                f"{groups} or more, or partition.merge=true: several groups a client"
+            )
+        return equal_sizes(groups, clients)
+
+
+def _clients_per_group(sizes: np.ndarray, clients: int) -> np.ndarray:
+    """One for each group, the others one by one to the group with the most samples per client (D'Hondt).
+
+    No group gets more clients than it has samples while another has samples to spare.
+    """
+    count = np.ones(len(sizes), dtype=np.int64)
+    for _ in range(clients - len(sizes)):
+        count[np.argmax(sizes / (count + 1))] += 1
+    return count

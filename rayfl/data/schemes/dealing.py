@@ -1,0 +1,31 @@
+"""How a scheme hands out samples once it knows how many each client gets.
+
+Shapes: n samples, N clients, C classes.
+"""
+
+import numpy as np
+
+
+def equal_sizes(total: int, parts: int) -> np.ndarray:
+    """`total` in `parts` sizes that differ by at most one, the larger first."""
+    return total // parts + (np.arange(parts) < total % parts)
+
+
+def deal_iid(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+
+
+def by_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All sample indices sorted by class, in random order within a class."""
+    shuffled = rng.permutation(len(labels))
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
+def deal(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give each client `counts[client, class]` random samples of each class."""
+    clients, num_classes = counts.shape
+    owner = np.empty(len(labels), dtype=np.int64)
+    owner[by_class(labels, rng)] = np.repeat(
+        np.tile(np.arange(clients), num_classes), counts.T.ravel()
+    )
+    return owner

@@ -1,0 +1,108 @@
+"""Label skew from a Dirichlet distribution.
+
+`dirichlet` is the per-client class prior of the FedWMSAM and FedNSAM code without its re-use of samples;
+`dirichlet_per_class` is Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv:2102.02079.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from rayfl.data.partition import Groups, Scheme
+from rayfl.data.schemes.dealing import deal, equal_sizes
+from rayfl.errors import ConfigError
+
+_CHUNK = 2048  # samples drawn in one vectorised step of `dirichlet`
+_ATTEMPTS = 200  # draws of `dirichlet_per_class` before it gives up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dirichlet(Scheme):
+    """Equal sizes; each client has its own class prior p_i ~ Dir(alpha)."""
+
+    alpha: Annotated[
+        float, Field(gt=0, description="Dirichlet concentration; small = skewed, large = IID")
+    ] = 0.1
+
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
+        """Fill the clients in random order, so that none is left with the leftovers of the others.
+
+        A class that has run out is masked, and the client's prior renormalised over the rest.
+        """
+        left = np.bincount(labels)
+        priors = rng.dirichlet(np.full(len(left), self.alpha), size=clients)  # [N, C]
+        slots = rng.permutation(np.repeat(np.arange(clients), equal_sizes(len(labels), clients)))
+        uniforms = rng.random(len(slots))
+        counts = np.zeros(priors.shape, dtype=np.int64)
+        start = 0
+        while start < len(slots):
+            owners = slots[start : start + _CHUNK]
+            classes = _draw_classes(priors[owners], left > 0, uniforms[start : start + _CHUNK])
+            # Which classes are masked changes only where a class runs out: keep the draws up to
+            # there, and draw the others again.
+            taken = (classes[:, None] == np.arange(len(left))).cumsum(axis=0)
+            emptied = ((taken == left) & (left > 0)).any(axis=1)
+            kept = int(emptied.argmax()) + 1 if emptied.any() else len(owners)
+            np.add.at(counts, (owners[:kept], classes[:kept]), 1)
+            left = left - taken[kept - 1]
+            start += kept
+        return deal(labels, counts, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirichletPerClass(Scheme):
+    """Unequal sizes; each class is spread over the clients by proportions ~ Dir(alpha)."""
+
+    alpha: Annotated[
+        float, Field(gt=0, description="Dirichlet concentration; small = skewed, large = IID")
+    ] = 0.1
+    min_samples: Annotated[
+        int, Field(ge=1, description="draw again until every client has this many samples")
+    ] = 10
+
+    def assign(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
+    ) -> np.ndarray:
+        key = f"partition.min_samples = {self.min_samples}"
+        if self.min_samples * clients > len(labels):
+            raise ConfigError(
+                f"{key}: {clients} clients would need {self.min_samples * clients} samples but "
+                f"there are {len(labels)}; at most {len(labels) // clients} is possible"
+            )
+        for _ in range(_ATTEMPTS):
+            counts = self._draw(np.bincount(labels), clients, rng)
+            if counts.sum(axis=1).min() >= self.min_samples:
+                return deal(labels, counts, rng)
+        raise ConfigError(
+            f"partition.alpha = {self.alpha}, {key}: in {_ATTEMPTS} draws some client always had "
+            f"fewer samples; raise partition.alpha, lower partition.min_samples or "
+            f"federation.clients ({clients}), or use partition.name=dirichlet (equal sizes)"
+        )
+
+    def _draw(
+        self, class_sizes: np.ndarray, clients: int, rng: np.random.Generator
+    ) -> np.ndarray:  # [N, C]
+        counts = np.zeros((clients, len(class_sizes)), dtype=np.int64)
+        sizes = np.zeros(clients, dtype=np.int64)
+        for k, class_size in enumerate(class_sizes):
+            unfilled = sizes * clients < class_sizes.sum()  # a client with n / N gets no more
+            shares = rng.dirichlet(np.full(clients, self.alpha)) * unfilled
+            # A small alpha can give everything to clients that are already full.
+            shares = np.cumsum(shares if shares.any() else unfilled)
+            cuts = (shares / shares[-1] * class_size).astype(np.int64)
+            counts[:, k] = np.diff(cuts, prepend=0)
+            sizes += counts[:, k]
+        return counts
+
+
+def _draw_classes(priors: np.ndarray, available: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """One class per row of `priors` [m, C] by inverse CDF, among the available classes [C] only."""
+    cdf = np.cumsum(priors * available, axis=1)
+    cdf = np.where(cdf[:, -1:] > 0, cdf, np.cumsum(available, dtype=float))
+    reached = uniforms[:, None] * cdf[:, -1:]
+    cdf[:, np.flatnonzero(available)[-1] :] = np.inf  # rounding never draws past the last class
+    return (reached >= cdf).sum(axis=1)

@@ -1,0 +1,24 @@
+"""The digits of scikit-learn: real data that need no download."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayfl.data.datasets import Dataset, Source, from_arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Source):
+    """1,797 real handwritten digits of 8 x 8 pixels; they come with scikit-learn."""
+
+    def read(self) -> Dataset:
+        from sklearn.datasets import load_digits
+
+        flat, y = (np.asarray(array) for array in load_digits(return_X_y=True))
+        x = np.rint(flat * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)  # 0..16 -> 0..255
+        # Every fifth sample of each class is a test sample: stratified, and the same for ever.
+        by_class = np.argsort(y, kind="stable")
+        rank = np.empty_like(y)
+        rank[by_class] = np.arange(len(y)) - np.searchsorted(y[by_class], y[by_class])
+        test = rank % 5 == 4
+        return from_arrays("digits", (x[~test], y[~test]), (x[test], y[test]))

@@ -1,0 +1,83 @@
+"""Tiny ImageNet, from the folders of the published archive tiny-imagenet-200.zip.
+
+wnids.txt                     the 200 classes, one WordNet id a line
+words.txt                     id, tab, names
+train/<id>/images/*.JPEG      500 of each class
+val/images/*.JPEG             the test set here: the labels of test/ were never published
+val/val_annotations.txt       file, tab, id, and a bounding box
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
+from rayfl.data.images import decode
+from rayfl.errors import ConfigError, reason
+
+_MEAN, _STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the train set, as published
+_MISSING = "'{id}' of wnids.txt has no images in train/{id}/images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyImageNet(Source):
+    """100,000 + 10,000 colour pictures in 200 classes, 64 x 64; not downloaded: unpack it yourself."""
+
+    root: Annotated[
+        str, Field(description="directory that holds tiny-imagenet-200, the unpacked archive")
+    ] = "data"
+
+    def read(self) -> Dataset:
+        ids = sorted(line[0] for line in self._table("wnids.txt"))
+        words = {line[0]: line[1] for line in self._table("words.txt", columns=2)}
+        return from_arrays(
+            "TinyImageNet",
+            self._train(ids),
+            self._test(ids),
+            classes=[words.get(id, id).partition(",")[0] for id in ids],
+            normalise=(_MEAN, _STD),
+        )
+
+    def _train(self, ids: list[str]) -> Samples:
+        files = [sorted((self._folder / "train" / id / "images").glob("*.JPEG")) for id in ids]
+        for id, of_class in zip(ids, files, strict=True):
+            if not of_class:
+                raise self._error(_MISSING.format(id=id))
+        labels = np.repeat(np.arange(len(ids)), [len(of_class) for of_class in files])
+        return self._decode([file for of_class in files for file in of_class]), labels
+
+    def _test(self, ids: list[str]) -> Samples:
+        lines = self._table("val/val_annotations.txt", columns=2)
+        if unknown := {line[1] for line in lines} - set(ids):
+            raise self._error(
+                f"val/val_annotations.txt has ids that wnids.txt lacks: {sorted(unknown)[:3]}"
+            )
+        files = [self._folder / "val" / "images" / line[0] for line in lines]
+        return self._decode(files), np.searchsorted(ids, [line[1] for line in lines])
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root, "tiny-imagenet-200").expanduser().absolute()
+
+    def _table(self, name: str, columns: int = 1) -> list[list[str]]:
+        """The tab-separated lines of a file."""
+        try:
+            text = (self._folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._error(f"{name} cannot be read ({reason(error)})") from error
+        lines = [line.split("\t") for line in text.splitlines() if line.strip()]
+        if not lines or min(map(len, lines)) < columns:
+            raise self._error(f"{name} must have lines of {columns} or more columns between tabs")
+        return lines
+
+    def _decode(self, files: list[Path]) -> np.ndarray:
+        return decode(files, f"data.root = {self.root!r}")
+
+    def _error(self, problem: str) -> ConfigError:
+        return ConfigError(
+            f"data.root = {self.root!r}: no Tiny ImageNet in {self._folder}: {problem}; unpack "
+            "tiny-imagenet-200.zip there"
+        )

@@ -1,0 +1,137 @@
+"""Accuracy beyond the mean: of each class, of each domain, and of each client.
+
+A cell is one class within one group (domain): group * classes + label. Data without groups, or without
+those of the test samples, are one group.
+
+The accuracy of client i is the expected accuracy of the global model on the distribution p_i of the
+client's own training samples over the cells,
+
+    acc_i = sum_cell p_i(cell) acc(cell),
+
+with acc(cell) that of the test samples in the cell. It is exact where clients differ in how often they
+have a cell (label and domain skew), but not in what the samples of one cell look like. Of a cell without
+test samples nothing is known: p_i is renormalised over the others, and a client that has no others has no
+accuracy and counts in no statistic.
+
+Shapes: n test samples, N clients, G groups, C classes.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from rayfl.data.datasets import Dataset
+from rayfl.data.partition import Partition
+
+# Of more domains than this (the writers of handwriting, say) no curves by name are kept.
+NAMED_DOMAINS = 20
+
+
+class Holdings(NamedTuple):
+    """How many training samples each client has of each cell; only what is there, `[m]` each."""
+
+    client: np.ndarray
+    cell: np.ndarray
+    samples: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Breakdown:
+    """What is computed from which test samples were predicted correctly."""
+
+    cells: np.ndarray
+    """Cell of each test sample, int64 `[n]`."""
+    classes: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Empty if the test samples have none that is known."""
+    per_class: bool
+    holdings: Holdings | None
+    """None: no accuracy of clients."""
+
+    @classmethod
+    def of(cls, data: Dataset, partition: Partition, per_class: bool, per_client: bool) -> Self:
+        known = data.group_train is not None and data.group_test is not None
+        group_train, group_test = (data.group_train, data.group_test) if known else (None, None)
+        train = _cells(data.y_train, group_train, data.num_classes)
+        return cls(
+            cells=_cells(data.y_test, group_test, data.num_classes),
+            classes=data.classes,
+            groups=data.groups if known else (),
+            per_class=per_class,
+            holdings=_holdings(train, partition) if per_client else None,
+        )
+
+    def metrics(self, correct: np.ndarray) -> dict[str, float]:
+        """Metrics of one evaluation; `correct`, bool `[n]`: which predictions were right."""
+        right, total = self._counts(correct)
+        metrics: dict[str, float] = {}
+        if self.per_class:
+            metrics |= _by_name("test/class/", self.classes, right.sum(0), total.sum(0))
+        if self.groups:
+            domains = _by_name("test/domain/", self.groups, right.sum(1), total.sum(1))
+            metrics |= domains if len(domains) <= NAMED_DOMAINS else {}
+            metrics["test/domain_mean"] = float(np.mean(list(domains.values())))
+            metrics["test/domain_worst"] = min(domains.values())
+        if self.holdings is not None:
+            metrics |= _statistics(self.clients(correct))
+        return metrics
+
+    def clients(self, correct: np.ndarray) -> np.ndarray:
+        """Accuracy of each client, `[N]`; NaN where the test set has none of its cells."""
+        assert self.holdings is not None
+        right, total = (counts.ravel() for counts in self._counts(correct))
+        client, cell, samples = self.holdings
+        known = samples * (total[cell] > 0)
+        accuracy = right / np.maximum(total, 1)
+        with np.errstate(invalid="ignore"):  # 0 / 0
+            return np.bincount(client, known * accuracy[cell]) / np.bincount(client, known)
+
+    def _counts(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Correct predictions and test samples of each cell, int64 `[G, C]`."""
+        shape = max(1, len(self.groups)), len(self.classes)
+        size = shape[0] * shape[1]
+        right, total = (np.bincount(c, minlength=size) for c in (self.cells[correct], self.cells))
+        return right.reshape(shape), total.reshape(shape)
+
+
+def _cells(labels: np.ndarray, groups: np.ndarray | None, num_classes: int) -> np.ndarray:
+    return labels if groups is None else groups * num_classes + labels
+
+
+def _holdings(cells: np.ndarray, partition: Partition) -> Holdings:
+    owner = np.repeat(np.arange(len(partition.sizes)), partition.sizes)
+    width = int(cells.max()) + 1
+    pairs, samples = np.unique(owner * width + cells[partition.indices], return_counts=True)
+    return Holdings(pairs // width, pairs % width, samples)
+
+
+def _by_name(
+    prefix: str, names: Sequence[str], right: np.ndarray, total: np.ndarray
+) -> dict[str, float]:
+    """Accuracy of each that has test samples."""
+    keys = metric_names(names)
+    return {
+        prefix + key: float(r / t) for key, r, t in zip(keys, right, total, strict=True) if t > 0
+    }
+
+
+def metric_names(names: Sequence[str]) -> list[str]:
+    """The names without what MLflow takes in no name of a metric; numbered where that made two equal."""
+    keys = [re.sub(r"[^\w\- .]", "_", name).strip(" .")[:100] for name in names]
+    if len(set(keys)) == len(keys) and all(keys):
+        return keys
+    return [f"{i} {key}" for i, key in enumerate(keys)]
+
+
+def _statistics(accuracies: np.ndarray) -> dict[str, float]:
+    """Mean, quantiles and the mean of the worst tenth (rounded up) over the clients."""
+    known = np.sort(accuracies[~np.isnan(accuracies)])
+    if len(known) == 0:
+        return {}
+    p10, p50, p90 = np.quantile(known, (0.1, 0.5, 0.9))
+    worst = known[: -(-len(known) // 10)].mean()
+    values = {"mean": known.mean(), "p10": p10, "p50": p50, "p90": p90, "worst10": worst}
+    return {f"client/accuracy_{name}": float(value) for name, value in values.items()}

@@ -1,0 +1,132 @@
+"""Which client actors fit on the connected cluster, or are to make it grow."""
+
+import math
+from dataclasses import dataclass
+
+import ray
+
+from rayfl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What the client actors of one experiment ask for."""
+
+    num_actors: int | None
+    """None: as many as the cluster has room for, but no more than there are work units in a round."""
+    cpus_per_actor: float | None
+    """None: 1, or the half or quarter that lets `num_actors` fit. The whole part of it is the number of
+    threads, which kernels may take as a reason to round differently; nothing else here changes a result."""
+    gpus_per_actor: float | None
+    """None: a quarter of a GPU where the cluster has any, else none."""
+    wait_s: float = 0
+    """Seconds for an autoscaler to add the nodes that are missing. 0: what does not fit is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Client actors that fit: how many, and each one's share."""
+
+    actors: int
+    cpus: float
+    gpus: float
+    nodes: int
+    """0: they do not fit on the nodes that there are, and wait for new ones."""
+    wait_s: float = 0
+    most: int = 0
+    """Actors that would have work, if the cluster grows; 0: no more than `actors`."""
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+    @property
+    def share(self) -> str:
+        return f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+
+    def __str__(self) -> str:
+        on = f"on {self.nodes} node" + ("s" if self.nodes > 1 else "")
+        if not self.nodes:
+            on = f"on nodes that the cluster has to add (waiting up to {self.wait_s:g} s)"
+        return f"1 server actor, {self.actors} client actors with {self.share} each, {on}"
+
+
+def place(demand: Demand, units_per_round: int) -> Placement:
+    """How many client actors fit on the connected cluster.
+
+    What its nodes have no room for may wait for an autoscaler, which adds nodes for a demand that is
+    made. How far a cluster can grow is nothing that Ray tells, so this needs a number of actors (and
+    their share of a GPU) and a time: `demand.wait_s`.
+
+    Raises ConfigError if not even one actor fits, or if fewer fit than `num_actors` asks for, and
+    there is nothing to wait for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = demand.gpus_per_actor
+    if gpus is None:
+        gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
+    waits = demand.wait_s > 0 and demand.num_actors is not None
+    # Rather a new node than a part of a CPU.
+    shares = [demand.cpus_per_actor or 1.0]
+    if demand.cpus_per_actor is None and not waits:
+        shares += [0.5, 0.25]
+    for cpus in shares:
+        slots = [room_on(node, cpus, gpus) for node in nodes]
+        room = sum(slots)
+        fits = 0 < room >= (demand.num_actors or 1)
+        if fits or waits:
+            actors = demand.num_actors or min(room, units_per_round)
+            used = min(sum(1 for count in slots if count), actors) if fits else 0
+            most = 0 if demand.num_actors else units_per_round
+            wait_s = demand.wait_s
+            return Placement(
+                actors=actors, cpus=cpus, gpus=gpus, nodes=used, wait_s=wait_s, most=most
+            )
+    asked = f"{demand.num_actors or 1} client actors with {cpus:g} CPU"
+    asked += f" and {gpus:g} GPU each" if gpus else " each"
+    has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
+    how = "resources.num_actors must be a number" if demand.wait_s else "resources.wait_s"
+    advice = (
+        "lower resources.num_actors, cpus_per_actor or gpus_per_actor, or add nodes (to wait for those "
+        f"of an autoscaler: {how})"
+    )
+    raise ConfigError(
+        f"resources.num_actors = {demand.num_actors or 'auto'}: {asked} do not fit; the cluster's "
+        f"nodes have [{has}], room for {room}; {advice}"
+    )
+
+
+def another_fits(placement: Placement, actors: int) -> bool:
+    """Whether one more client actor than the `actors` that there are has work, and room by now."""
+    if actors >= placement.most:
+        return False
+    free = ray.available_resources()
+    return all(free.get(name, 0) >= amount for name, amount in placement.bundle.items())
+
+
+def refusal(placement: Placement, waited_s: float) -> ConfigError:
+    """The error of a placement that the cluster did not have within `waited_s`."""
+    free = ray.available_resources()
+    has = f"(free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU, after {waited_s:g} s)"
+    asked = f"resources.num_actors = {placement.actors}: "
+    if placement.nodes:
+        return ConfigError(
+            f"{asked}the cluster could hold {placement}, but its resources are in use {has}; wait, "
+            "or ask for less"
+        )
+    return ConfigError(
+        f"{asked}the cluster did not grow to hold {placement.actors} client actors with "
+        f"{placement.share} each {has}; ask for less, raise resources.wait_s = {placement.wait_s:g}, "
+        "or see `ray status` for what the autoscaler says"
+    )
+
+
+def room_on(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """Client actors with these shares that fit on a node."""
+    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
+    if not gpus:
+        return by_cpu
+    on_node = math.floor(node.get("GPU", 0))
+    # A fraction comes from one GPU, so what is left over on each is lost.
+    by_gpu = on_node * math.floor(1 / gpus + 1e-9) if gpus <= 1 else math.floor(on_node / gpus)
+    return min(by_cpu, by_gpu)

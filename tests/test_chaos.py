@@ -1,0 +1,202 @@
+"""Kills at random moments, of anything: the result is that of a run that nothing disturbed."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from rayfl import load_config, run
+from rayfl.checkpoint import Folder, saved_in
+
+pytestmark = pytest.mark.slow
+RAYFL = str(Path(sys.executable).parent / "rayfl")
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@pytest.fixture
+def thirty_rounds(small, tmp_path):
+    """Thirty rounds of about a second, in five work units each."""
+    small["federation"] |= {
+        "rounds": 30,
+        "clients_per_unit": 1,
+        "local_epochs": None,
+        "local_steps": 500,
+    }
+    small["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5}
+    small["checkpoint"] = {"dir": str(tmp_path / "checkpoints"), "every": 5}
+    return small
+
+
+class Killer(threading.Thread):
+    """Kills a random process of that name below this one, every few seconds, `times` times."""
+
+    def __init__(self, title, times, seconds):
+        super().__init__(daemon=True)
+        self.title, self.left, self.seconds = title, times, seconds
+        self.random = random.Random(0)
+        self.done = threading.Event()
+
+    def run(self):
+        while self.left and not self.done.wait(self.random.uniform(0.2, 2 * self.seconds)):
+            found = processes(self.title)
+            if found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.random.choice(found).kill()
+                    self.left -= 1
+
+
+def processes(title):
+    """Processes of this test's own Ray whose title starts so."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
+def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
+    thirty_rounds["algorithm"] = {"name": name}
+    reference = run(load_config(thirty_rounds))
+    killer = Killer("ray::Client", times=20, seconds=1.5)
+    config = load_config(thirty_rounds)
+    killer.start()
+    lost = 0
+    while killer.left:  # a fast machine is through before the last kill: once more, then
+        result = run(config)
+        assert result.model_sha256 == reference.model_sha256
+        lost += result.history["runtime/lost_units"].iloc[-1]
+    assert lost >= 5  # the others hit an actor that was not training
+
+
+def test_kills_of_the_server_actor(thirty_rounds, ray_session):
+    reference = run(load_config(thirty_rounds))
+    killed = []
+
+    def kill(record):
+        if record.round in (7, 8, 21) and "train/loss" in record.metrics:
+            (server,) = processes("ray::ServerActor")
+            server.kill()
+            killed.append(record.round)
+
+    result = run(load_config(thirty_rounds), on_record=kill)
+    assert killed == [7, 8, 21]
+    assert result.model_sha256 == reference.model_sha256
+    accuracy = result.history["test/accuracy"]
+    assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
+
+
+def test_twenty_kills_of_everything(small, tmp_path):
+    """kill -9 of the driver, its actors and Ray, then --resume; many of them while it writes."""
+    small["federation"] |= {"rounds": 4000, "eval_every": 500}
+    small["checkpoint"] = {"every": 1, "keep_last": 2}
+    (tmp_path / "config.yaml").write_text(json.dumps(small))
+    command = [RAYFL, "run", "config.yaml", "--json"]
+    undisturbed = subprocess.run(
+        [*command, "checkpoint.every=null"], cwd=tmp_path, capture_output=True, check=True
+    )
+    expected = json.loads(undisturbed.stdout)["model_sha256"]
+
+    moments, reached, unfinished = random.Random(1), [0], 0
+    for _ in range(20):
+        resume = ["--resume", "latest"] if reached[-1] else []
+        process = subprocess.Popen(
+            [*command, *resume],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        while round_of(tmp_path) <= reached[-1] and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(moments.uniform(0, 1))
+        assert process.poll() is None, process.stderr.read()
+        kill_tree(process)
+        reached.append(round_of(tmp_path))
+        unfinished += len(list(tmp_path.glob("checkpoints/*/*/**/*.part")))
+    assert reached == sorted(set(reached))
+
+    last = [*command, "--resume", "latest", "checkpoint.every=null"]
+    done = subprocess.run(last, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_sha256"] == expected
+    assert f"going on after round {reached[-1]}" in done.stderr
+
+
+def round_of(folder):
+    runs = list(folder.glob("checkpoints/*/*"))
+    return max((s.round for r in runs for s in saved_in(Folder(str(r)))), default=0)
+
+
+def kill_tree(process):
+    """All at once, as when a machine is switched off."""
+    tree = psutil.Process(process.pid).children(recursive=True)
+    for one in [*tree, psutil.Process(process.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait(20)
+    psutil.wait_procs(tree, timeout=20)
+
+
+def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
+    """kill -9 of a worker node with its raylet and its actors; a new node joins in the middle."""
+    thirty_rounds["resources"] = {}
+    thirty_rounds["federation"]["local_steps"] = 1000
+    (tmp_path / "config.yaml").write_text(json.dumps(thirty_rounds))
+    alone = subprocess.run(
+        [RAYFL, "run", "config.yaml", "--json"], cwd=tmp_path, capture_output=True, check=True
+    )
+    port = 31000 + os.getpid() % 9000
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(node("--head", f"--port={port}", "--include-dashboard=false"))
+        time.sleep(8)
+        worker = stack.enter_context(node(f"--address=127.0.0.1:{port}"))
+        time.sleep(6)
+        process = subprocess.Popen(
+            [RAYFL, "run", "config.yaml", "--json", f"ray.address=127.0.0.1:{port}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while round_of(tmp_path) < 35 and len(list(tmp_path.glob("checkpoints/*/*"))) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.5)
+        time.sleep(15)
+        os.killpg(worker.pid, signal.SIGKILL)
+        stack.enter_context(node(f"--address=127.0.0.1:{port}"))
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "on 2 nodes" in errors
+    assert json.loads(output)["model_sha256"] == json.loads(alone.stdout)["model_sha256"]
+
+
+@contextlib.contextmanager
+def node(*options):
+    process = subprocess.Popen(
+        [RAY, "start", "--block", "--num-cpus=1", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
