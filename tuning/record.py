@@ -134,10 +134,14 @@ class Record:
                 return
             if traceback:
                 live.tracker.attach("traceback.txt", traceback)
-            given = tags or {}
-            for key, value in {**given, "rayfl.state": state, "rayfl.reason": reason}.items():
-                live.tracker.tag(key, value[:_LONGEST_TAG])
             live.finish("FINISHED" if state in ("finished", "stopped_early") else "FAILED")
+            # The state comes last: it says that everything else is there.
+            for key, value in {
+                **(tags or {}),
+                "rayfl.reason": reason,
+                "rayfl.state": state,
+            }.items():
+                live.tracker.tag(key, value[:_LONGEST_TAG])
             del self._live[hash]
 
         self._writer.put(write)
