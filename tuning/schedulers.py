@@ -154,6 +154,7 @@ class PBT(Scheduler):
             quantile_fraction=self.quantile,
             resample_probability=self.resample_probability,
             custom_explore_fn=lambda config: config | _within(space, self.mutate, config),
+            synch=True,  # everyone at the same round: results do not depend on who was fast
             log_config=False,
             require_attrs=False,
         )
