@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input (found before any actor started), 130 interrupted.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -97,7 +98,7 @@ def run(
         progress.start(start)
 
     try:
-        with interrupts, progress:
+        with interrupts, progress, _stdout_for_results():
             resolved = _load(config, overrides)
             _keep_to_this_machine(resolved.ray.address)
             from rayfl import experiment
@@ -133,7 +134,7 @@ def sweep(
         progress.start(start)
 
     try:
-        with interrupts, progress:
+        with interrupts, progress, _stdout_for_results():
             resolved = _load_sweep(file, overrides)
             from tuning import sweep as sweeps
 
@@ -279,6 +280,11 @@ def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
     section = sweep.base.get("ray")
     _keep_to_this_machine(section.get("address") if isinstance(section, dict) else None)
     return sweep
+
+
+def _stdout_for_results() -> contextlib.AbstractContextManager[object]:
+    """While it is entered, what libraries print goes to stderr: Ray tells of lost nodes, for instance."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _keep_to_this_machine(address: str | None) -> None:
