@@ -237,7 +237,8 @@ def _with_columns(
             found = {str(i): wanted.of_rounds(one) for i, one in rounds.groupby("run_id")}
             values = pd.Series([found.get(i) for i in runs["run_id"]], runs.index)
         columns[wanted.name] = values.astype(float)
-    return runs.drop(columns=list(columns), errors="ignore").assign(**columns)
+    # The copy joins the table's many blocks: one for each column of MLflow's.
+    return runs.drop(columns=list(columns), errors="ignore").copy().assign(**columns)
 
 
 def _histories(
