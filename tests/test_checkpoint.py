@@ -30,11 +30,18 @@ def checkpoints(location, keep_last=2, every=1):
 
 def a_server(prepared):
     """A server whose clients are trained in this process."""
-    settings = {"model": prepared.model, "algorithm": prepared.config.algorithm, "name": "test"}
-    data = (prepared.data, prepared.partition)
-    client = Client(**settings, data=data, settings=prepared.settings, threads=1, gpu_fraction=0)
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     algorithm = prepared.config.algorithm
+    client = Client(
+        threads=1,
+        gpu_fraction=0,
+        name="test",
+        model=prepared.model,
+        algorithm=algorithm,
+        dataset=prepared.data,
+        partition=prepared.partition,
+        settings=prepared.settings,
+    )
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
 
 
