@@ -314,22 +314,30 @@ def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
 
 def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    listed: dict[tuple[Any, ...], str] = {}
     for name, cls in sorted(registry.items()):
         console.print(f"[bold]{name}[/]  {escape(describe(cls))}")
-        for key, default, text in _options(cls):
+        options = tuple(_options(cls))
+        if len(options) > 3 and options in listed:
+            console.print(f"    the options of {listed[options]}")
+            continue
+        listed[options] = name
+        for key, default, text in options:
             console.print(f"    {section}.{key} = {escape(default)}  [dim]{escape(text)}[/]")
 
 
 def _options(cls: type) -> Iterator[tuple[str, str, str]]:
     """Name, default and description of each option of a config dataclass."""
-    from rayfl.wording import allowed, schema_of
+    from rayfl.wording import allowed, keys_of, schema_of
 
     schema = schema_of(cls)
     for field in dataclasses.fields(cls):
         option = schema["properties"][field.name]
-        default = json.dumps(option["default"]) if "default" in option else "(required)"
-        words = [option.get("description", ""), allowed(option, schema)]
-        yield field.name, default, "; ".join(filter(None, words))
+        inner = {f"{field.name}.{key}": value for key, value in keys_of(option, schema).items()}
+        for key, value in {field.name: option, **inner}.items():
+            default = json.dumps(value["default"]) if "default" in value else "(required)"
+            words = [value.get("description", ""), allowed(value, schema)]
+            yield key, default, "; ".join(filter(None, words))
 
 
 def _first_doc_line(cls: type) -> str:

@@ -25,14 +25,16 @@ from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model
+from rayfl.models.pretrained import Pretrainable
 from rayfl.participation import Sampling, cohort_size
 from rayfl.registry import Choice, import_path
+from rayfl.training.precision import Precision
 from rayfl.wording import config_error, one_line, shown
 
 # What may differ between two runs of the same experiment: where it runs, who records and keeps it, what is
-# computed from its predictions, and where the files of a published dataset lie.
+# computed from its predictions, and where the files of published data and weights lie.
 _NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint", "evaluation"}
-_PLACES = {"root", "download"}
+_PLACES = {"data": {"root", "download"}, "model": {"download"}}
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -116,6 +118,13 @@ class Federation(Section):
     weight_decay: Annotated[
         float, Field(ge=0, description="added to the direction after clipping")
     ] = 0.0
+    precision: Annotated[
+        Precision,
+        Field(
+            description="arithmetic of local steps, on float32 parameters; tf32: as float32 on CPUs; "
+            "bfloat16: slow on CPUs without such units"
+        ),
+    ] = "float32"
     max_norm: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Field(description="clips each local direction, or gradient (Adam's methods); null: never"),
@@ -314,7 +323,10 @@ class Experiment(Section):
 
     def _identity(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude=_NOT_IN_HASH)
-        content["data"] = {k: v for k, v in content["data"].items() if k not in _PLACES}
+        for section, places in _PLACES.items():
+            content[section] = {k: v for k, v in content[section].items() if k not in places}
+        if isinstance(self.model, Pretrainable):
+            content["model"]["pretrained"] = self.model.content_of_pretrained()
         return content
 
     def to_yaml(self) -> str:

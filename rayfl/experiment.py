@@ -114,6 +114,8 @@ def prepare(
             config.data, config.partition, config.heterogeneity, fed.clients, config.seed
         )
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
+    if _has_single_sample_batch(config, partition):
+        models.check_single_samples(config.model, model, data.sample_shape)
     federation = Federation(
         seed=config.seed,
         clients=fed.clients,
@@ -138,6 +140,7 @@ def prepare(
         local_steps=fed.local_steps,
         weight_decay=fed.weight_decay,
         max_norm=fed.max_norm,
+        precision=fed.precision,
         augment=config.data.augment,
         stragglers=fed.stragglers,
     )
@@ -210,7 +213,7 @@ def run(
         history.frame(),
         history.summary(config.tracking.targets),
         clients,
-        prepared.model.state_dict(),
+        models.plain_state_dict(prepared.model),
         digest,
         run_id,
     )
@@ -231,6 +234,17 @@ def _samples(config: Experiment, data: Dataset) -> float:
     if fed.local_steps is not None:
         return fed.local_steps * fed.batch_size
     return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
+
+
+def _has_single_sample_batch(config: Experiment, partition: Partition) -> bool:
+    """Whether some client would train on a batch of one sample, the last of an epoch."""
+    fed = config.federation
+    sizes = [len(partition.client(i)) for i in range(fed.clients)]
+    reaches_last = (fed.local_steps is None or n <= fed.local_steps * fed.batch_size for n in sizes)
+    return any(
+        n % fed.batch_size == 1 % fed.batch_size and reached
+        for n, reached in zip(sizes, reaches_last, strict=True)
+    )
 
 
 def wanted(resources: Resources) -> Demand:

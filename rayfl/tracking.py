@@ -177,9 +177,10 @@ class Tracker:
         self._write(self._client.log_text, text, name)
 
     def describe_actors(self, actors: list[dict[str, Any]]) -> None:
-        """Record where the client actors run and which engine they chose."""
+        """Record where the client actors run, which engine they chose and what they compute in."""
         self.tag("rayfl.device", actors[0]["device"])
         self.tag("rayfl.engine", actors[0]["engine"])
+        self.tag("rayfl.precision", actors[0]["precision"])
         self._write(self._client.log_dict, {"client actors": actors}, "actors.json")
 
     def describe_data(self, data: Dataset, partition: Partition) -> None:

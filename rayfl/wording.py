@@ -97,6 +97,12 @@ def allowed(schema: Schema, root: Schema | None = None) -> str:
             return {"boolean": "true or false", "null": "null"}.get(str(kind), "")
 
 
+def keys_of(schema: Schema, root: Schema) -> Mapping[str, Schema]:
+    """The keys of a section, one that may be null too, and what each may be; none if it is no section."""
+    members = [_resolved(m, root) for m in (schema, *_resolved(schema, root).get("anyOf", ()))]
+    return next((m["properties"] for m in members if "properties" in m), {})
+
+
 def schema_of(model: Any) -> Schema:
     """The JSON schema of a config class; empty if it has a type that JSON cannot describe."""
     try:
@@ -112,7 +118,8 @@ def config_error(error: ValidationError, model: Any, section: str = "") -> Confi
     kind, value, location = first["type"], first["input"], first["loc"]
     if kind in _UNKNOWN:
         path, parent = _locate(root, location[:-1], section)
-        return unknown_key(path, location[-1], value, parent["properties"], _all_keys(root))
+        known = keys_of(parent, root)
+        return unknown_key(path, location[-1], value, known, _all_keys(root))
     key, schema = _locate(root, location, section)
     words = allowed(schema, root)
     if kind == "missing":

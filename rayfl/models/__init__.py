@@ -1,5 +1,6 @@
 """Model names -> `nn.Module`s that map samples [n, *sample_shape] to logits [n, num_classes]."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -7,13 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from rayfl.errors import ConfigError
+from rayfl.errors import ConfigError, first_line
+from rayfl.models import lora
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
-from rayfl.models.resnet import ResNet18
+from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
+from rayfl.models.transformer import SwinB, SwinS, SwinT, ViTB16, ViTTiny
+from rayfl.models.vgg import VGG11
 from rayfl.seeds import integer
 
-__all__ = ["MODELS", "Factory", "Model", "build"]
+__all__ = ["MODELS", "Factory", "Model", "build", "check_single_samples", "plain_state_dict"]
 
 
 @runtime_checkable
@@ -29,6 +33,14 @@ MODELS: dict[str, type[Model]] = {
     "lenet5": LeNet5,
     "mlp": MLP,
     "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "swin_b": SwinB,
+    "swin_s": SwinS,
+    "swin_t": SwinT,
+    "vgg11": VGG11,
+    "vit_b_16": ViTB16,
+    "vit_tiny": ViTTiny,
 }
 
 
@@ -75,10 +87,37 @@ def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: in
 
 def _try(model: nn.Module, sample_shape: tuple[int, ...]) -> Any:
     model.eval()  # so that the trial does not move batch statistics
+    inputs = torch.zeros(2, *sample_shape)
     with torch.no_grad():
-        output = model(torch.zeros(2, *sample_shape))
+        output = model(inputs)
+    if lora.has_adapters(model):
+        lora.check_called(model, inputs)
     model.train()
     return output
+
+
+def check_single_samples(spec: Model, model: nn.Module, sample_shape: tuple[int, ...]) -> None:
+    """ConfigError if `model` cannot train on a batch of one sample.
+
+    Batch normalisation cannot where its map is 1 x 1, and some client's last batch may be that small.
+    """
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        return
+    trial = copy.deepcopy(model)  # a training pass moves batch statistics
+    with torch.random.fork_rng(devices=[]):  # and dropout draws
+        try:
+            trial(torch.zeros(1, *sample_shape))
+        except ValueError as error:
+            raise ConfigError(
+                f"model.name = {_name(spec)!r}: its batch normalisation cannot train on a batch of one "
+                f"sample ({first_line(error)}), and some client's last batch is that small; take "
+                "group normalisation (model.norm=group), another federation.batch_size or another seed"
+            ) from error
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights and buffers under the names of the plain architecture, adapters merged into them."""
+    return (lora.merged(model) if lora.has_adapters(model) else model).state_dict()
 
 
 def _name(spec: Model) -> str:

@@ -21,6 +21,7 @@ from rayfl.training.engine import (
     WorkUnit,
     configure_process,
 )
+from rayfl.training.precision import in_effect
 
 
 class Client:
@@ -61,6 +62,7 @@ class Client:
             "pid": os.getpid(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "engine": type(self.engine.oracle).__name__,
+            "precision": in_effect(self.engine.settings.precision, device),
         }
 
     def train(self, unit: WorkUnit, broadcast: Broadcast, *memories: Arrays | None) -> Any:

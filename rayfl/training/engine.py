@@ -26,6 +26,7 @@ from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan,
 from rayfl.training.flat import Layout, views
 from rayfl.training.gradient import DenseStack, PerClient, dense_chain
 from rayfl.training.local import SGD, Trained, train_stack
+from rayfl.training.precision import Precision, local_steps, round_inputs
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,6 +45,7 @@ class LocalSettings:
     local_steps: int | None
     weight_decay: float
     max_norm: float | None
+    precision: Precision
     augment: str
     stragglers: float
     """Probability that a client of a round takes fewer steps."""
@@ -111,10 +113,11 @@ class Engine:
         self.remembers = bool(algorithm.init_client(torch.zeros(1)))
         self.train_data = DeviceData(dataset, "train", self.device)
         self.test_data = DeviceData(dataset, "test", self.device)
+        # Autocast has no say over the hand-written backward pass of a stack.
         self.oracle = (
             DenseStack(model, self.layout)
-            if dense_chain(model) is not None
-            else PerClient(model, self.layout)
+            if dense_chain(model) is not None and settings.precision != "bfloat16"
+            else PerClient(model, self.layout, settings.precision)
         )
         nominal = settings.local_steps
         if nominal is None:
@@ -235,23 +238,25 @@ class Engine:
                 self.oracle.begin_step()
             return batches(k)
 
-        return train_stack(
-            self.algorithm,
-            self.oracle,
-            minibatch,
-            start,
-            shared,
-            memory,
-            [len(p.sizes) for p in plans],
-            SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm),
-            self.setup,
-        )
+        with local_steps(s.precision):
+            return train_stack(
+                self.algorithm,
+                self.oracle,
+                minibatch,
+                start,
+                shared,
+                memory,
+                [len(p.sizes) for p in plans],
+                SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm),
+                self.setup,
+            )
 
 
 def configure_process(threads: int) -> None:
     """Settings of a process that trains: deterministic kernels, and memory that is kept, not returned."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in any order
+    round_inputs("ieee", "ieee")  # cuDNN rounds to TF32 unasked
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if platform.libc_ver()[0] == "glibc":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from rayfl.algorithms.base import Penalty
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
+from rayfl.training.precision import Precision, forward_pass
 
 
 class Oracle(Protocol):
@@ -38,8 +39,9 @@ class PerClient:
 
     stacks = False
 
-    def __init__(self, model: nn.Module, layout: Layout):
+    def __init__(self, model: nn.Module, layout: Layout, precision: Precision = "float32"):
         self.model, self.layout = model, layout
+        self.precision: Precision = precision
         self.buffers: dict[str, Tensor] = {}
         self._fresh_step = True
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
@@ -68,7 +70,7 @@ class PerClient:
             for name, view in views(self.layout.parameters, x[0].detach()).items()
         }
         with torch.enable_grad():
-            outputs = functional_call(self.model, leaves | buffers, (batch.inputs[0],))
+            outputs = self._outputs(leaves | buffers, batch)
             loss = objective = F.cross_entropy(outputs, batch.targets[0])
             if penalty is not None:
                 added = penalty(outputs.unsqueeze(0), lambda y: self._forward(y, batch))
@@ -85,7 +87,13 @@ class PerClient:
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
         """Outputs `[1, B, classes]` at `x [1, P]`; buffers stay as they are."""
         tensors = views(self.layout.parameters, x[0]) | self._spare_buffers()
-        return functional_call(self.model, tensors, (batch.inputs[0],)).unsqueeze(0)
+        return self._outputs(tensors, batch).unsqueeze(0)
+
+    def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
+        """Outputs `[B, classes]` in the dtype of the parameters, whatever the precision of the pass."""
+        with forward_pass(self.precision, batch.inputs.device):
+            outputs = functional_call(self.model, tensors, (batch.inputs[0],))
+        return outputs.to(batch.inputs.dtype)
 
     def _spare_buffers(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.buffers.items()}

@@ -115,6 +115,7 @@ def digits() -> Engine:
         local_epochs=1,
         local_steps=None,
         weight_decay=1e-3,
+        precision="float32",
         max_norm=1.0,
         augment="none",
         stragglers=0.0,

@@ -4,13 +4,20 @@ import sys
 
 import pytest
 import torch
+import torchvision
+from small_swin import SmallSwin
 from torch import nn
+from torchvision.models import get_model_weights
+from torchvision.ops import StochasticDepth
 
 from rayfl.errors import ConfigError
-from rayfl.models import MODELS, Factory, Model, build
+from rayfl.models import MODELS, Factory, Model, build, check_single_samples
 from rayfl.models.lenet import LeNet5
+from rayfl.models.lora import LoRA
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
+from rayfl.models.transformer import SwinT, ViTTiny
+from rayfl.models.vgg import VGG11
 
 CIFAR = (3, 32, 32)
 
@@ -35,26 +42,67 @@ def state(model: nn.Module) -> list[torch.Tensor]:
         (ResNet18(stem="cifar"), CIFAR, 10, 11_173_962),
         (ResNet18(stem="cifar"), CIFAR, 100, 11_220_132),
         (ResNet18(stem="cifar"), (3, 64, 64), 200, 11_271_432),
+        (ResNet18(norm="batch"), CIFAR, 10, 11_181_642),
+        (VGG11(), CIFAR, 10, 9_272_790),
+        (VGG11(), CIFAR, 100, 9_377_508),
+        (ViTTiny(), CIFAR, 10, 2_693_578),
+        (ViTTiny(), CIFAR, 100, 2_710_948),
     ],
 )
 def test_parameter_counts_are_the_published_ones(model, sample_shape, classes, count):
-    assert parameter_count(build(model, sample_shape, classes, seed=0)) == count
+    with torch.device("meta"):
+        assert parameter_count(model.build(sample_shape, classes)) == count
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [n for n in MODELS if getattr(MODELS[n], "published", None)])
+def test_architectures_are_torchvisions(name):
+    """Their names and shapes, with batch normalisation where it has some: its weights fit."""
+    spec = MODELS[name](**({"norm": "batch"} if name.startswith("resnet") else {}))
+    with torch.device("meta"):
+        ours = spec.build((3, 224, 224), 1000)
+        theirs = torchvision.models.get_model(name)
+    assert parameter_count(ours) == get_model_weights(name).DEFAULT.meta["num_params"]
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    drops = [
+        [part.p for part in m.modules() if isinstance(part, StochasticDepth)]
+        for m in (ours, theirs)
+    ]
+    assert drops[0] == drops[1]
+
+
+# One of each family, small: the others differ in numbers alone.
+SMALL = {
+    "lenet5": LeNet5(),
+    "mlp": MLP(),
+    "resnet18": ResNet18(),
+    "resnet18 with batch norm": ResNet18(norm="batch"),
+    "swin": SmallSwin(),
+    "vgg11": VGG11(),
+    "vit_tiny": ViTTiny(),
+}
+
+
+def images_for(name, sample_shape):
+    """VGG takes no images below 32 x 32."""
+    return (sample_shape[0], 40, 33) if name == "vgg11" else sample_shape
+
+
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("sample_shape", [(1, 28, 28), (3, 16, 16), (4, 20, 33)])
 def test_fits_any_image(name, sample_shape):
-    model = build(MODELS[name](), sample_shape, 7, seed=0)
+    sample_shape = images_for(name, sample_shape)
+    model = build(SMALL[name], sample_shape, 7, seed=0)
     assert model(torch.rand(3, *sample_shape)).shape == (3, 7)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_only_the_seed_decides_the_weights(name):
+@pytest.mark.parametrize("spec", [*SMALL.values(), ViTTiny(lora=LoRA())], ids=str)
+def test_only_the_seed_decides_the_weights(spec):
     torch.manual_seed(1)
-    first = state(build(MODELS[name](), CIFAR, 10, seed=3))
+    first = state(build(spec, CIFAR, 10, seed=3))
     torch.manual_seed(2)
-    again = state(build(MODELS[name](), CIFAR, 10, seed=3))
-    other = state(build(MODELS[name](), CIFAR, 10, seed=4))
+    again = state(build(spec, CIFAR, 10, seed=3))
+    other = state(build(spec, CIFAR, 10, seed=4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -108,6 +156,10 @@ def test_resnet_stems_differ_in_resolution():
         (LeNet5(), (3, 15, 32), r"model\.name = 'lenet5'.*16 x 16.*\[3, 15, 32\]"),
         (LeNet5(), (30,), r"model\.name = 'lenet5'.*\[30\]"),
         (ResNet18(), (30,), r"model\.name = 'resnet18'.*\[30\]"),
+        (ViTTiny(), (30,), r"model\.name = 'vit_tiny'.*\[30\]"),
+        (SwinT(), (30,), r"model\.name = 'swin_t'.*\[30\]"),
+        (VGG11(), (3, 31, 32), r"model\.name = 'vgg11'.*32 x 32.*\[3, 31, 32\]"),
+        (ViTTiny(image_size=30), CIFAR, r"model\.image_size = 30: must be a multiple of 4"),
     ],
 )
 def test_refuses_data_that_do_not_fit(model, sample_shape, message):
@@ -185,3 +237,25 @@ def test_torchvision_models_work_by_import_path():
 def test_importing_the_models_does_not_import_torchvision():
     code = "import sys, rayfl.models; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_images_are_resized_inside_the_model_and_parameters_keep_their_names():
+    model = build(ResNet18(norm="batch", image_size=20), (3, 9, 12), 5, seed=0).eval()
+    plain = build(ResNet18(norm="batch"), (3, 20, 20), 5, seed=0).eval()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    images = torch.rand(2, 3, 9, 12)
+    larger = nn.functional.interpolate(images, (20, 20), mode="bilinear", antialias=True)
+    torch.testing.assert_close(model(images), plain(larger))
+    torch.testing.assert_close(model(larger), plain(larger))
+
+
+def test_single_samples_and_batch_norm():
+    """Its maps are 1 x 1 at the end of the torchvision stem on 32 x 32, where one sample has no variance."""
+    for spec in (ResNet18(), ResNet18(norm="batch", stem="cifar")):
+        check_single_samples(spec, build(spec, CIFAR, 10, seed=0), CIFAR)
+    spec = ResNet18(norm="batch")
+    model = build(spec, CIFAR, 10, seed=0)
+    before = [tensor.clone() for tensor in state(model)]
+    with pytest.raises(ConfigError, match=r"'resnet18': .*batch of one sample.*model\.norm=group"):
+        check_single_samples(spec, model, CIFAR)
+    assert all(map(torch.equal, state(model), before))

@@ -1,0 +1,139 @@
+"""Weights that a model starts from, instead of random ones.
+
+A state dict of tensors is read and nothing else: no file can run code. The layer that gives the logits
+keeps its fresh start if the file has it for another number of classes.
+"""
+
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rayfl.errors import ConfigError, first_line
+
+TORCHVISION = "torchvision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrainable:
+    """The options of models that may start from given weights."""
+
+    name: ClassVar[str]
+    published: ClassVar[str | None] = None
+    """The model in torchvision that has these weights."""
+
+    pretrained: Annotated[
+        str | None,
+        Field(
+            description="weights to start from: a state dict (.pt or .safetensors), or torchvision; a "
+            "head for other classes starts afresh; null: random weights"
+        ),
+    ] = None
+    download: Annotated[
+        bool, Field(description="download torchvision's weights if its cache lacks them")
+    ] = False
+
+    def content_of_pretrained(self) -> str | None:
+        """`pretrained`, but for a file its content's SHA-256: the same weights wherever they lie."""
+        if self.pretrained is None or self.pretrained == TORCHVISION:
+            return self.pretrained
+        path = _path(self.pretrained)
+        try:
+            status = path.stat()
+            return f"sha256:{_sha256(path, status.st_mtime_ns, status.st_size)}"
+        except (OSError, ValueError):  # building the model says what is wrong with it
+            return self.pretrained
+
+    def load_pretrained(self, model: nn.Module, head: str) -> None:
+        """Write the weights into `model`, whose logits come from the layer `head`.
+
+        Raises ConfigError if there are none or they are those of another model.
+        """
+        if self.pretrained is None:
+            return
+        key = f"model.pretrained = '{self.pretrained}'"
+        given = self._published(key) if self.pretrained == TORCHVISION else self._file(key)
+        own = model.state_dict()
+        for name in (f"{head}.weight", f"{head}.bias"):
+            if name in given and name in own and len(given[name]) != len(own[name]):
+                given[name] = own[name]
+        findings = [
+            *_listed("lacks", own.keys() - given.keys()),
+            *_listed("has, but the model has not,", given.keys() - own.keys()),
+            *_listed(
+                "has another shape of",
+                {n for n in own.keys() & given.keys() if own[n].shape != given[n].shape},
+            ),
+        ]
+        if findings:
+            raise ConfigError(
+                f"{key}: is no state dict of model.name = '{self.name}' with these options; it "
+                f"{'; it '.join(findings)}; change the model's options, or take other weights"
+            )
+        model.load_state_dict(given)
+
+    def _published(self, key: str) -> dict[str, Tensor]:
+        from torchvision.models import get_model_weights  # slow to import
+
+        if self.published is None:
+            raise ConfigError(
+                f"{key}: torchvision has no weights for model.name = '{self.name}'; give a file"
+            )
+        weights: Any = get_model_weights(self.published)
+        best = weights.DEFAULT
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / best.url.rpartition("/")[2]
+        if not cached.exists() and not self.download:
+            raise ConfigError(
+                f"{key}: {cached} is not there; set model.download=true to download {best.url}, or put "
+                "the file there"
+            )
+        try:
+            return dict(best.get_state_dict(check_hash=True, progress=False, weights_only=True))
+        except Exception as error:  # whatever the network or a damaged file raises
+            raise ConfigError(f"{key}: cannot be loaded ({first_line(error)})") from error
+
+    def _file(self, key: str) -> dict[str, Tensor]:
+        path = _path(str(self.pretrained))
+        if not path.is_file():
+            raise ConfigError(f"{key}: no such file; give a state dict, '{TORCHVISION}' or null")
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                found: Any = load_file(path)
+            else:
+                found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a file that is none of these makes torch raise
+            raise ConfigError(
+                f"{key}: cannot be read as tensors alone ({first_line(error)}); save the model's "
+                "state_dict() with torch.save or safetensors"
+            ) from error
+        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+            raise ConfigError(
+                f"{key}: must hold a state dict, names and their tensors, nothing around it; save "
+                "the model's state_dict() itself"
+            )
+        return dict(found)
+
+
+def _path(pretrained: str) -> Path:
+    return Path(os.path.expanduser(pretrained)).absolute()  # Path's raises for an unknown user
+
+
+@functools.lru_cache
+def _sha256(path: Path, modified: int, size: int) -> str:
+    """Of a file; read once as long as neither its time nor its size changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(verb: str, names: set[str]) -> list[str]:
+    """`lacks a, b, c and 4 more`, or nothing."""
+    first, rest = sorted(names)[:3], len(names) - 3
+    return [f"{verb} {', '.join(first)}{f' and {rest} more' if rest > 0 else ''}"] if names else []
