@@ -100,7 +100,7 @@ def test_none_that_can_run_is_an_error_before_anything_starts(sweep_file, tmp_pa
 def test_asha_cuts_at_its_rungs(ray_session, sweep_file):
     """Rungs at rounds 2 and 4: every trial ends at one of them, or runs all 8 rounds."""
     space = {"federation.lr": {"grid": [0.1, 1e-5, 0.05, 1e-4, 1e-3, 0.02]}}
-    overrides = ["scheduler={name: asha, grace_period: 2, reduction_factor: 2}"]
+    overrides = ["scheduler={name: asha, grace_period: 2, reduction_factor: 2}", "max_concurrent=1"]
     result = run(load_sweep(sweep_file(space=space), [*overrides, "base.federation.rounds=8"]))
     assert {row.rounds for row in result.rows} <= {2, 4, 8}
     cut = [row for row in result.rows if row.state == "stopped_early"]
