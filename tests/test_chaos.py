@@ -13,14 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import node
 
 from rayfl import load_config, run
 from rayfl.checkpoint import Folder, saved_in
 
 pytestmark = pytest.mark.slow
 RAYFL = str(Path(sys.executable).parent / "rayfl")
-RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture
@@ -175,23 +174,3 @@ def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
     assert process.returncode == 0, errors
     assert "on 2 nodes" in errors
     assert json.loads(output)["model_sha256"] == json.loads(alone.stdout)["model_sha256"]
-
-
-@contextlib.contextmanager
-def node(*options):
-    process = subprocess.Popen(
-        [RAY, "start", "--block", "--num-cpus=1", *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd=ROOT,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)

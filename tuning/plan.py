@@ -19,7 +19,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare, wanted
+from rayfl.experiment import prepare, storage, wanted
 from rayfl.runtime.placement import Placement, place, room_on
 from tuning.config import Sweep
 from tuning.shared import data_key, source_key
@@ -120,6 +120,8 @@ class Plan:
     """Client actors that fit on the cluster as it is."""
     maximum: int | None
     """Client actors that fit once the cluster has grown; None: nobody says."""
+    unshared: str | None = None
+    """Directory of checkpoints that is each node's own, where trials can run on several nodes."""
 
     @property
     def feasible(self) -> list[Trial]:
@@ -206,7 +208,15 @@ def share(
         )
         anyhow = place(wanted(given), 10**6)
     known = tuple(found) if is_known else ()
-    return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum)
+    is_several = anyhow.nodes > 1 or (maximum or 0) > anyhow.actors
+    unshared = _local_checkpoints(feasible[0]) if is_several else None
+    return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum, unshared)
+
+
+def _local_checkpoints(experiment: Experiment) -> str | None:
+    """The directory of its checkpoints; None if there are none, or they have a URI."""
+    location = storage(experiment)
+    return None if experiment.checkpoint.every is None or "://" in location else location
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> str | None:

@@ -152,6 +152,11 @@ def describe(plan: "Plan") -> str:
         f"at once: {plan.at_once} now ({plan.room} client actors fit)"
         + (f", {plan.at_once_grown} once the cluster has grown" if plan.at_once_grown else ""),
     ]
+    if plan.unshared:
+        lines.append(
+            f"checkpoint.dir = {plan.unshared!r}: a trial that moves to another node starts anew there, "
+            "unless all nodes mount this directory; a URI such as s3://bucket/path is everywhere"
+        )
     if impossible:
         lines.append(f"{len(impossible)} trials cannot run:")
         lines += [f"  {_point(t.point)} seed={t.seed}: {t.problem}" for t in impossible]

@@ -66,7 +66,11 @@ class Random(Search):
 
 @dataclass(frozen=True, kw_only=True)
 class Optuna(Search):
-    """Points that Optuna suggests from the mean results, over the seeds, of earlier ones."""
+    """Points that Optuna suggests from the mean results, over the seeds, of earlier ones.
+
+    With scheduler asha it does about what BOHB does (Falkner et al., ICML 2018, arXiv:1807.01774), but with
+    asynchronous halving, and one model of all last values instead of one for each rung.
+    """
 
     num_samples: Samples
     seed: Seed = 0

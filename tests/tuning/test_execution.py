@@ -99,6 +99,7 @@ def test_a_trial_goes_on_from_its_checkpoint(execution, small, tmp_path):
     assert stopped.step()["rounds"] == 4
     resumed = execution(experiment)
     resumed.begin(IDENTITY, job(experiment, tmp_path), {})
+    assert resumed._running.round == 4
     records, report = ended(resumed)
     assert report["model_sha256"] == undisturbed["model_sha256"]
     rows = {(r, k): v for r, m in without_times(records) for k, v in m.items()}
@@ -176,7 +177,7 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
         (
             [],
             {"metric": "test/acuracy"},
-            "metric = 'test/acuracy': no round has it; there are cost/",
+            "metric = 'test/acuracy': no round has it; there are client/",
         ),
     ],
 )
