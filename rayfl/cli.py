@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rayfl.data.datasets import Dataset
     from rayfl.data.partition import Partition
     from rayfl.experiment import Result, Start
+    from tuning.config import Sweep
+    from tuning.sweep import Start as SweepStart
 
 app = typer.Typer(
     help="Federated-learning experiments on Ray.",
@@ -40,6 +43,14 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The exp
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides, such as algorithm.rho=0.05 seed=3."),
+]
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")]
+SweepOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Overrides, such as space.algorithm.rho.grid=[0.05,0.1] base.federation.rounds=20.",
+    ),
 ]
 
 
@@ -88,7 +99,7 @@ def run(
     try:
         with interrupts, progress:
             resolved = _load(config, overrides)
-            _keep_to_this_machine(resolved)
+            _keep_to_this_machine(resolved.ray.address)
             from rayfl import experiment
 
             result = experiment.run(resolved, on_start, progress.record, resume)
@@ -99,6 +110,61 @@ def run(
         print(json.dumps(_as_json(resolved, result)))
     else:
         progress.conclude(result)
+
+
+@app.command()
+def sweep(
+    file: SweepFile,
+    overrides: SweepOverrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object, alone on stdout.")
+    ] = False,
+) -> None:
+    """Run the experiments of a sweep, or what is missing of them."""
+    from tuning.progress import Progress
+    from tuning.progress import as_json as sweep_as_json
+
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    interrupts = Interrupts(progress.say)
+    began = time.monotonic()
+
+    def on_start(start: "SweepStart") -> None:
+        interrupts.take()
+        progress.start(start)
+
+    try:
+        with interrupts, progress:
+            resolved = _load_sweep(file, overrides)
+            from tuning import sweep as sweeps
+
+            result = sweeps.run(resolved, on_start, progress.watch)
+    except (KeyboardInterrupt, SystemExit):
+        progress.interrupted()
+        raise typer.Exit(130) from None
+    took = time.monotonic() - began
+    if as_json:
+        print(json.dumps(sweep_as_json(result, resolved, took)))
+    else:
+        progress.conclude(result, resolved, took)
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    file: SweepFile,
+    overrides: SweepOverrides = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="File of `ray up`, to see what a grown cluster could hold.")
+    ] = None,
+) -> None:
+    """Show what a sweep would do, without doing it."""
+    resolved = _load_sweep(file, overrides)
+    from tuning import sweep as sweeps
+    from tuning.progress import describe
+
+    planned = sweeps.plan(resolved, cluster)
+    Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
 
 
 @app.command("config")
@@ -204,12 +270,23 @@ def _load(config: Path, overrides: list[str] | None) -> "Experiment":
     return load_config(config, overrides or [])
 
 
-def _keep_to_this_machine(config: "Experiment") -> None:
+def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
+    from tuning.config import load_sweep
+
+    if "=" in file.name and not file.exists():
+        raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
+    sweep = load_sweep(file, overrides or [])
+    section = sweep.base.get("ray")
+    _keep_to_this_machine(section.get("address") if isinstance(section, dict) else None)
+    return sweep
+
+
+def _keep_to_this_machine(address: str | None) -> None:
     """Ray of a run of its own listens on 127.0.0.1 alone, not on every interface.
 
     Ray reads this when it is imported, on Linux too; with it, it could not join a cluster.
     """
-    if config.ray.address is None:
+    if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
