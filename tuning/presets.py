@@ -1,0 +1,355 @@
+"""Presets: the settings behind papers' tables as sweeps, and the numbers that the papers report.
+
+    configs/paper/NAME.yaml        the sweep, in the paper's setting
+    configs/small/NAME.yaml        the same axes on a setting that a laptop finishes in minutes; it extends
+                                   its namesake, and differs from it in `name` and `base` alone
+    configs/published/NAME.yaml    a `Published`: the paper's numbers, and what is not known of them
+
+Sweeps stay plain files of `rayfl sweep`; both scales share the published numbers. A preset exists if its
+published file does.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import pandas as pd
+from pydantic import Field, ValidationError
+
+from rayfl import overlays
+from rayfl.config import Section
+from rayfl.errors import ConfigError
+from rayfl.wording import config_error, nearest, shown
+from tuning import where
+from tuning.config import Sweep, load_sweep
+from tuning.metrics import metric
+from tuning.space import Axis, Point, is_task, points
+from tuning.tables import NONE, Table, spread
+from tuning.tables import shown as cell
+
+if TYPE_CHECKING:
+    from tuning.reporter import Watch
+    from tuning.sweep import Result, Row, Start
+
+Scale = Literal["small", "full"]
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+_FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
+_ACCURACIES = ("final", "best", "last10")
+
+
+class Value(Section):
+    """One published number."""
+
+    at: Annotated[
+        dict[str, Any],
+        Field(description="key of an axis: its value; a list stands for the best of these"),
+    ]
+    value: Annotated[float | None, Field(description="null: printed as not reached")]
+    metric: Annotated[str | None, Field(description="null: the file's")] = None
+    note: str = ""
+
+    def covers(self, point: Point) -> bool:
+        """Whether the number is about this point."""
+        return all(
+            key in point and point[key] in (value if isinstance(value, list) else [value])
+            for key, value in self.at.items()
+        )
+
+
+class Published(Section):
+    """The numbers of a table or figure."""
+
+    about: Annotated[str, Field(description="one line")]
+    source: str
+    metric: Annotated[str, Field(description="of the values, as in `rayfl results`")]
+    notes: Annotated[tuple[str, ...], Field(description="what is not known of them")] = ()
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A table of a paper at some scale, ready to run."""
+
+    name: str
+    scale: Scale
+    sweep: Sweep
+    published: Published
+
+
+@dataclass(frozen=True)
+class Line:
+    """A point of the sweep beside its published number."""
+
+    point: Point
+    metric: str
+    published: float | None
+    mean: float | None
+    """Ours, over the seeds; None: no run has it."""
+    std: float | None
+    """Sample standard deviation over the seeds; None with fewer than two."""
+    n: int
+    """Runs that the mean is over."""
+    seeds: int
+    states: str
+    """What became of the other trials, such as `1 failed`."""
+    note: str
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published."""
+        if self.mean is None or self.published is None:
+            return None
+        return self.mean - self.published
+
+
+class Agreement(NamedTuple):
+    """How alike ours and the published numbers are in order."""
+
+    of: str
+    """Metric and task."""
+    tau: float | None
+    """Kendall's tau-b, 1 is the same order; None where either side is constant."""
+    pairs: int
+    """Points that have both numbers."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a preset gave."""
+
+    preset: Preset
+    lines: tuple[Line, ...]
+    agreement: tuple[Agreement, ...]
+
+
+def names() -> list[str]:
+    """The presets there are. ConfigError without the repository's configs."""
+    folder = CONFIGS / "published"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"presets: there is no directory {folder}; they are files of rayfl's repository: install from a "
+            "clone of it with `pip install -e .`"
+        )
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def scales(name: str) -> list[Scale]:
+    """The scales that a preset has."""
+    return [s for s, folder in _FOLDERS.items() if (CONFIGS / folder / f"{name}.yaml").is_file()]
+
+
+def load(
+    name: str, scale: Scale = "small", overrides: Sequence[str] = (), only: str | None = None
+) -> Preset:
+    """A preset with overrides of its sweep, and of its axes the values alone that a filter selects."""
+    known = names()
+    if name not in known:
+        raise ConfigError(
+            f"preset {shown(name)}: there is none{nearest(name, known)}; known: {', '.join(known)}"
+        )
+    if scale not in scales(name):
+        raise ConfigError(f"--scale = {scale}: {name} has only the scale {', '.join(scales(name))}")
+    sweep = load_sweep(CONFIGS / _FOLDERS[scale] / f"{name}.yaml", overrides)
+    published = _published(name)
+    return Preset(name, scale, restricted(sweep, only) if only else sweep, published)
+
+
+def restricted(sweep: Sweep, only: str) -> Sweep:
+    """The sweep with those values of its axes that a filter selects."""
+    space = dict(sweep.space)
+    for condition in where.parse(only):
+        key = condition.key
+        if key not in space or not space[key].is_grid:
+            raise ConfigError(
+                f"--only: {key} is no grid axis of {sweep.name}{nearest(key, space)}; "
+                f"there are: {', '.join(k for k, axis in space.items() if axis.is_grid)}"
+            )
+        kept = tuple(v for v in space[key].values() if condition.holds(v))
+        if not kept:
+            values = ", ".join(map(cell, space[key].values()))
+            raise ConfigError(f"--only = {shown(only)}: selects no value of {key}: {values}")
+        space[key] = Axis(grid=kept, when=space[key].when)
+    return sweep.model_copy(update={"space": space})
+
+
+def reproduce(
+    preset: Preset,
+    on_start: "Callable[[Start], None]" = lambda start: None,
+    watch: "Watch" = lambda *_: None,
+) -> "tuple[Comparison, Result]":
+    """Run what is missing of the preset's sweep, as `tuning.sweep.run` does, and compare."""
+    from tuning import sweep as sweeps
+
+    result = sweeps.run(preset.sweep, on_start, watch)
+    return compare(preset, result.rows), result
+
+
+def compare(preset: Preset, rows: "Sequence[Row]") -> Comparison:
+    """The rows of a sweep beside the published numbers; other points follow without one.
+
+    Means and spreads are over finished trials. A published number whose points the sweep does not have is
+    left out.
+    """
+    of_point: dict[str, list[Row]] = {}
+    for row in rows:
+        of_point.setdefault(repr(row.trial.point), []).append(row)
+    groups = list(of_point.values())
+    lines, covered = [], set()
+    for value in preset.published.values:
+        about = [group for group in groups if value.covers(group[0].trial.point)]
+        if not about:
+            continue
+        covered |= {id(group) for group in about}
+        name = value.metric or preset.published.metric
+        lines.append(_best([_line(group, name, value) for group in about], name))
+    rest = [group for group in groups if id(group) not in covered]
+    lines += [_line(group, preset.published.metric, None) for group in rest]
+    return Comparison(preset, tuple(lines), tuple(_agreements(lines)))
+
+
+def table(comparison: Comparison) -> Table:
+    """The lines for people."""
+    keys, several = _columns(comparison)
+    header = [*keys, *several, "published", "ours", "n", "difference", ""]
+    rows = []
+    for line in comparison.lines:
+        m = metric(line.metric)
+        digits = m.digits
+        ours = spread(m, _nan(line.mean), _nan(line.std))
+        difference = NONE if line.difference is None else f"{line.difference:+.{digits}f}"
+        published = NONE if line.published is None else f"{line.published:.{digits}f}"
+        shown_keys = [cell(line.point[key]) if key in line.point else "" for key in keys]
+        remark = "; ".join(filter(None, [line.states, line.note]))
+        rows.append(
+            (
+                *shown_keys,
+                *([line.metric] if several else []),
+                *(published, ours, f"{line.n}/{line.seeds}", difference, remark),
+            )
+        )
+    return Table(tuple(header), tuple(rows), left=len(keys) + len(several))
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """The lines for programs."""
+    keys, _ = _columns(comparison)
+    return pd.DataFrame(
+        [
+            {key: line.point.get(key) for key in keys}
+            | {"metric": line.metric, "published": line.published, "mean": line.mean}
+            | {"std": line.std, "n": line.n, "seeds": line.seeds, "difference": line.difference}
+            | {"states": line.states, "note": line.note}
+            for line in comparison.lines
+        ]
+    )
+
+
+def remarks(comparison: Comparison, overrides: Sequence[str] = ()) -> list[str]:
+    """What a reader of the numbers must know."""
+    preset = comparison.preset
+    said = [f"published: {preset.published.source}", *preset.published.notes]
+    if overrides:
+        said.append(f"with {' '.join(overrides)}: not the preset's own setting")
+    if preset.scale == "small":
+        said.append(
+            "scale small: other data, model and size than published; levels and differences are not "
+            "comparable, the ordering is what to look at"
+        )
+    for of, tau, pairs in comparison.agreement:
+        value = NONE if tau is None else f"{tau:+.2f}"
+        said.append(f"rank agreement, {of}: Kendall's tau {value} over {pairs} points")
+    return said
+
+
+def size(sweep: Sweep) -> tuple[int, int, int]:
+    """Trials, rounds of the longest, and the client updates of all rounds of all trials."""
+    experiments = [sweep.experiment(p, sweep.seeds[0]) for p in points(sweep.space, None, 0)]
+    seeds = len(sweep.seeds)
+    updates = sum(e.federation.rounds * e.federation.cohort for e in experiments)
+    rounds = max(e.federation.rounds for e in experiments)
+    return len(experiments) * seeds, rounds, updates * seeds
+
+
+def _published(name: str) -> Published:
+    content = overlays.read(CONFIGS / "published" / f"{name}.yaml")
+    try:
+        published = Published.model_validate(content)
+    except ValidationError as error:
+        raise config_error(error, Published) from None
+    for value in published.values:
+        metric(value.metric or published.metric)
+    return published
+
+
+def _line(group: "Sequence[Row]", name: str, value: Value | None) -> Line:
+    finished = [row for row in group if row.state == "finished"]
+    found = _numbers([row.summary for row in finished], name)
+    states: dict[str, int] = {}
+    for row in group:
+        if row.state != "finished":
+            states[row.state] = states.get(row.state, 0) + 1
+    words = [f"{n} {state.replace('_', ' ')}" for state, n in states.items()]
+    if len(found) < len(finished):
+        words.append(f"{len(finished) - len(found)} not reached")
+    return Line(
+        point=group[0].trial.point,
+        metric=name,
+        published=value.value if value else None,
+        mean=fmean(found) if found else None,
+        std=stdev(found) if len(found) > 1 else None,
+        n=len(found),
+        seeds=len(group),
+        states=", ".join(words),
+        note=value.note if value else "",
+    )
+
+
+def _numbers(summaries: list[dict[str, float]], name: str) -> list[float]:
+    """The metric of those runs that have it."""
+    if not summaries:
+        return []
+    found = metric(name).of_summaries(pd.DataFrame(summaries))
+    if found is None:
+        raise ConfigError(
+            f"metric {name}: the runs have not recorded it; add its target to base.tracking.targets"
+        )
+    return [float(number) for number in found.dropna()]
+
+
+def _best(lines: list[Line], name: str) -> Line:
+    """The line with the best mean, if any has one."""
+    measured = [line for line in lines if line.mean is not None]
+    choose = max if metric(name).higher else min
+    return choose(measured, key=lambda line: line.mean) if measured else lines[0]  # type: ignore[arg-type,return-value]
+
+
+def _agreements(lines: Iterable[Line]) -> list[Agreement]:
+    """One for each metric and task: levels of different tasks would agree by themselves."""
+    from scipy.stats import kendalltau
+
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        if line.mean is not None and line.published is not None:
+            task = [f"{key}={cell(v)}" for key, v in line.point.items() if is_task(key)]
+            pairs.setdefault(" ".join([line.metric, *task]), []).append((line.published, line.mean))
+    agreements = []
+    for of, found in pairs.items():
+        if len(found) > 1:
+            tau, _ = kendalltau(*zip(*found, strict=True))
+            agreements.append(Agreement(of, None if isnan(tau) else float(tau), len(found)))
+    return agreements
+
+
+def _columns(comparison: Comparison) -> tuple[list[str], list[str]]:
+    """The axes, and `metric` if there are several."""
+    keys = [k for k in comparison.preset.sweep.space if any(k in x.point for x in comparison.lines)]
+    several = len({line.metric for line in comparison.lines}) > 1
+    return keys, ["metric"] if several else []
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value
