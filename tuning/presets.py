@@ -9,6 +9,7 @@ Sweeps stay plain files of `rayfl sweep`; both scales share the published number
 published file does.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -212,9 +213,9 @@ def compare(preset: Preset, rows: "Sequence[Row]") -> Comparison:
 
 
 def table(comparison: Comparison) -> Table:
-    """The lines for people."""
-    keys, several = _columns(comparison)
-    header = [*keys, *several, "published", "ours", "n", "difference", ""]
+    """The lines for people; with differences where the setting is the paper's."""
+    keys, several, differences = _columns(comparison)
+    header = [*keys, *several, "published", "ours", "n", *differences, ""]
     rows = []
     for line in comparison.lines:
         m = metric(line.metric)
@@ -228,7 +229,9 @@ def table(comparison: Comparison) -> Table:
             (
                 *shown_keys,
                 *([line.metric] if several else []),
-                *(published, ours, f"{line.n}/{line.seeds}", difference, remark),
+                *(published, ours, f"{line.n}/{line.seeds}"),
+                *([difference] if differences else []),
+                remark,
             )
         )
     return Table(tuple(header), tuple(rows), left=len(keys) + len(several))
@@ -236,13 +239,12 @@ def table(comparison: Comparison) -> Table:
 
 def frame(comparison: Comparison) -> pd.DataFrame:
     """The lines for programs."""
-    keys, _ = _columns(comparison)
+    keys, _, differences = _columns(comparison)
+    columns = ["metric", "published", "mean", "std", "n", "seeds", *differences, "states", "note"]
     return pd.DataFrame(
         [
             {key: line.point.get(key) for key in keys}
-            | {"metric": line.metric, "published": line.published, "mean": line.mean}
-            | {"std": line.std, "n": line.n, "seeds": line.seeds, "difference": line.difference}
-            | {"states": line.states, "note": line.note}
+            | {column: getattr(line, column) for column in columns}
             for line in comparison.lines
         ]
     )
@@ -256,8 +258,8 @@ def remarks(comparison: Comparison, overrides: Sequence[str] = ()) -> list[str]:
         said.append(f"with {' '.join(overrides)}: not the preset's own setting")
     if preset.scale == "small":
         said.append(
-            "scale small: other data, model and size than published; levels and differences are not "
-            "comparable, the ordering is what to look at"
+            "scale small: other data, model and size than published, so levels are not comparable; compare "
+            "the ordering, as far as it exceeds the spread over seeds"
         )
     for of, tau, pairs in comparison.agreement:
         value = NONE if tau is None else f"{tau:+.2f}"
@@ -275,11 +277,11 @@ def size(sweep: Sweep) -> tuple[int, int, int]:
 
 
 def _published(name: str) -> Published:
-    content = overlays.read(CONFIGS / "published" / f"{name}.yaml")
+    path = CONFIGS / "published" / f"{name}.yaml"
     try:
-        published = Published.model_validate(content)
+        published = Published.model_validate_json(json.dumps(overlays.read(path)), strict=True)
     except ValidationError as error:
-        raise config_error(error, Published) from None
+        raise ConfigError(f"{path}: {config_error(error, Published)}") from None
     for value in published.values:
         metric(value.metric or published.metric)
     return published
@@ -329,8 +331,6 @@ def _best(lines: list[Line], name: str) -> Line:
 
 def _agreements(lines: Iterable[Line]) -> list[Agreement]:
     """One for each metric and task: levels of different tasks would agree by themselves."""
-    from scipy.stats import kendalltau
-
     pairs: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         if line.mean is not None and line.published is not None:
@@ -339,16 +339,18 @@ def _agreements(lines: Iterable[Line]) -> list[Agreement]:
     agreements = []
     for of, found in pairs.items():
         if len(found) > 1:
-            tau, _ = kendalltau(*zip(*found, strict=True))
-            agreements.append(Agreement(of, None if isnan(tau) else float(tau), len(found)))
+            published, ours = (pd.Series(side) for side in zip(*found, strict=True))
+            tau = published.corr(ours, method="kendall")  # scipy's, tau-b
+            agreements.append(Agreement(of, None if isnan(tau) else tau, len(found)))
     return agreements
 
 
-def _columns(comparison: Comparison) -> tuple[list[str], list[str]]:
-    """The axes, and `metric` if there are several."""
+def _columns(comparison: Comparison) -> tuple[list[str], list[str], list[str]]:
+    """The axes, `metric` if there are several, and `difference` if levels can be compared."""
     keys = [k for k in comparison.preset.sweep.space if any(k in x.point for x in comparison.lines)]
     several = len({line.metric for line in comparison.lines}) > 1
-    return keys, ["metric"] if several else []
+    comparable = comparison.preset.scale == "full"
+    return keys, ["metric"] * several, ["difference"] * comparable
 
 
 def _nan(value: float | None) -> float:
