@@ -174,7 +174,7 @@ def reproduce(
     if name is None:
         _list_presets()
         return
-    from tuning import presets
+    from tuning import presets, published
 
     def load() -> "Sweep":
         _keep_sweep_to_this_machine(preset.sweep)
@@ -185,10 +185,10 @@ def reproduce(
         _show_plan(load())
         return
     _, result, _ = _run_sweep(load)
-    comparison = presets.compare(preset, result.rows)
+    comparison = published.compare(preset, result.rows)
     heading = f"{name} ({scale}): {preset.published.about}"
-    notes = presets.remarks(comparison, overrides or [])
-    questions.show(presets.table(comparison), presets.frame(comparison), form, notes, heading)
+    notes = published.remarks(comparison, overrides or [])
+    questions.show(published.table(comparison), published.frame(comparison), form, notes, heading)
     if not result.succeeded:
         raise typer.Exit(1)
 

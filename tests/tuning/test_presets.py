@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from rayfl import overlays
 from rayfl.errors import ConfigError
-from tuning import presets
+from tuning import presets, published
 from tuning.config import load_sweep
 from tuning.plan import Trial, trials
 from tuning.space import points
@@ -36,12 +36,12 @@ def preset_of(values, space, metric="best", scale="full"):
     """A preset with these published values over these axes of table 6's base."""
     found = presets.load("fedwmsam/table6", scale)
     sweep = found.sweep.model_dump(mode="json") | {"space": space}
-    published = {"about": "a", "source": "s", "metric": metric, "values": values}
+    numbers = {"about": "a", "source": "s", "metric": metric, "values": values}
     return presets.Preset(
         found.name,
         scale,
         type(found.sweep).model_validate_json(json.dumps(sweep), strict=True),
-        presets.Published.model_validate(published),
+        presets.Published.model_validate(numbers),
     )
 
 
@@ -141,8 +141,8 @@ def test_a_preset_is_a_file_of_rayfl_sweep():
     ],
 )
 def test_published_numbers_are_the_paper_s(name, at, value):
-    published = presets.load(f"fedwmsam/{name}", "full").published
-    assert [v.value for v in published.values if v.covers(at)][:1] == ([value] if value else [])
+    values = presets.load(f"fedwmsam/{name}", "full").published.values
+    assert [v.value for v in values if v.covers(at)][:1] == ([value] if value else [])
 
 
 def test_the_paper_s_setting_is_the_paper_s():
@@ -168,7 +168,7 @@ def test_the_comparison_is_what_a_hand_computes():
     rows = [row(a, 0, accuracy_best=0.5), row(a, 1, accuracy_best=0.7)]
     rows += [row(b, 0, accuracy_best=0.59), row(b, 1, "failed", accuracy_best=0.99)]
     rows += [row(c, 0, "infeasible"), row(c, 1, "stopped_early", accuracy_best=0.9)]
-    comparison = presets.compare(preset, rows)
+    comparison = published.compare(preset, rows)
     first, second, third = comparison.lines
     assert (first.published, first.n, first.seeds, first.states) == (0.7, 2, 2, "")
     assert first.mean == pytest.approx(0.6)
@@ -178,19 +178,19 @@ def test_the_comparison_is_what_a_hand_computes():
     assert (third.point, third.published, third.mean, third.n) == (c, None, None, 0)
     assert third.states == "1 infeasible, 1 stopped early"
     # Published .7 < .8, ours .6 > .59: the opposite order.
-    assert comparison.agreement == (presets.Agreement("best", -1.0, 2),)
-    table = presets.table(comparison)
+    assert comparison.agreement == (published.Agreement("best", -1.0, 2),)
+    table = published.table(comparison)
     assert table.header == ("algorithm.rho", "published", "ours", "n", "difference", "")
     assert table.rows[0] == ("0.1", "0.7000", "0.6000 ± 0.1414", "2/2", "-0.1000", "")
     assert table.rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "-0.2100", "1 failed; x")
     assert table.rows[2] == ("0.3", "–", "–", "0/2", "–", "1 infeasible, 1 stopped early")
-    assert presets.frame(comparison)["difference"].round(6).tolist()[:2] == [-0.1, -0.21]
+    assert published.frame(comparison)["difference"].round(6).tolist()[:2] == [-0.1, -0.21]
 
     # At another scale a difference of levels means nothing.
-    small = presets.compare(replace(preset, scale="small"), rows)
-    assert presets.table(small).header == ("algorithm.rho", "published", "ours", "n", "")
-    assert presets.table(small).rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "1 failed; x")
-    assert "difference" not in presets.frame(small)
+    small = published.compare(replace(preset, scale="small"), rows)
+    assert published.table(small).header == ("algorithm.rho", "published", "ours", "n", "")
+    assert published.table(small).rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "1 failed; x")
+    assert "difference" not in published.frame(small)
     assert small.agreement == comparison.agreement
 
 
@@ -205,7 +205,7 @@ def test_rank_agreement_is_within_a_task_with_ties_as_in_tau_b():
             values.append({"at": point, "value": 0.1 * (i + 1) - level})
             mine = ours[i] if alpha == 0.1 else 0.4
             rows.append(row(point, 0, accuracy_best=mine + level))
-    agreement = presets.compare(preset_of(values, space), rows).agreement
+    agreement = published.compare(preset_of(values, space), rows).agreement
     assert [(a.of, a.pairs) for a in agreement] == [
         ("best partition.alpha=0.1", 4),
         ("best partition.alpha=0.6", 4),
@@ -221,7 +221,7 @@ def test_the_best_of_several_and_what_was_not_reached():
         row({"algorithm.name": n}, 0, accuracy_best=b)
         for n, b in (("fedlesam", 0.4), ("fedlesam_s", 0.5))
     ]
-    (line,) = presets.compare(preset_of([{"at": at, "value": 0.6}], space), rows).lines
+    (line,) = published.compare(preset_of([{"at": at, "value": 0.6}], space), rows).lines
     assert (line.point, line.mean) == ({"algorithm.name": "fedlesam_s"}, 0.5)
 
     # Fewer rounds are better; a run that never got there does not count.
@@ -231,7 +231,7 @@ def test_the_best_of_several_and_what_was_not_reached():
         row({"algorithm.name": "fedlesam_s"}, 0, accuracy_best=0.8, **{"rounds_to_0.7": 20}),
     ]
     values = [{"at": at, "value": 25}, {"at": {"algorithm.name": "fedlesam"}, "value": None}]
-    best, not_reached = presets.compare(preset_of(values, space, "rounds_to_0.7"), rows).lines
+    best, not_reached = published.compare(preset_of(values, space, "rounds_to_0.7"), rows).lines
     assert (best.mean, best.difference) == (20, -5)
     assert (not_reached.mean, not_reached.n, not_reached.states) == (30, 1, "1 not reached")
     assert not_reached.difference is None
@@ -314,14 +314,14 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
         if state == "running" and rounds == 0:
             started.append(hash)
 
-    comparison, result = presets.reproduce(preset, watch=watch)
+    comparison, result = published.reproduce(preset, watch=watch)
     assert len(started) == 4
-    again, _ = presets.reproduce(preset, watch=watch)
+    again, _ = published.reproduce(preset, watch=watch)
     assert len(started) == 4
     assert again == comparison
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    published = {0.01: 0.7664, 0.5: 0.5905}
+    known = {0.01: 0.7664, 0.5: 0.5905}
     assert [line.point["algorithm.rho"] for line in comparison.lines] == [0.01, 0.5]
     for line in comparison.lines:
         best = [
@@ -329,10 +329,10 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
             for row in result.rows
             if row.trial.point == line.point
         ]
-        assert line.published == published[line.point["algorithm.rho"]]
+        assert line.published == known[line.point["algorithm.rho"]]
         assert line.mean == pytest.approx(sum(best) / 2)
         assert (line.n, line.seeds) == (2, 2)
-    assert any("not comparable" in remark for remark in presets.remarks(comparison))
+    assert any("not comparable" in remark for remark in published.remarks(comparison))
 
 
 @pytest.mark.slow
