@@ -93,6 +93,8 @@ def load(
 ) -> Preset:
     """A preset with overrides of its sweep, and of its axes the values alone that a filter selects."""
     known = names()
+    if "=" in name:
+        raise ConfigError(f"{shown(name)}: the preset's name comes first, then the overrides")
     if name not in known:
         raise ConfigError(
             f"preset {shown(name)}: there is none{nearest(name, known)}; known: {', '.join(known)}"

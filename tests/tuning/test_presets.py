@@ -256,6 +256,7 @@ def test_only_keeps_the_values_that_a_filter_selects():
             "preset 'fedwmsam/table66': .*did you mean 'fedwmsam/table6'",
         ),
         ({"name": "../published/fedwmsam/table6"}, "there is none"),
+        ({"name": "seeds=[0]"}, "'seeds=\\[0\\]': the preset's name comes first"),
         ({"name": "fedwmsam/table1_fmnist"}, "--scale = small: .* only the scale full"),
         (
             {"only": "algorithm.nam=fedavg"},
