@@ -9,11 +9,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rayfl.data.partition import Partition
     from rayfl.experiment import Result, Start
     from tuning.config import Sweep
+    from tuning.progress import Progress as SweepProgress
+    from tuning.sweep import Result as SweepResult
     from tuning.sweep import Start as SweepStart
 
 app = typer.Typer(
@@ -122,26 +125,10 @@ def sweep(
     ] = False,
 ) -> None:
     """Run the experiments of a sweep, or what is missing of them."""
-    from tuning.progress import Progress
     from tuning.progress import as_json as sweep_as_json
 
-    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
-    interrupts = Interrupts(progress.say)
     began = time.monotonic()
-
-    def on_start(start: "SweepStart") -> None:
-        interrupts.take()
-        progress.start(start)
-
-    try:
-        with interrupts, progress, _stdout_for_results():
-            resolved = _load_sweep(file, overrides)
-            from tuning import sweep as sweeps
-
-            result = sweeps.run(resolved, on_start, progress.watch)
-    except (KeyboardInterrupt, SystemExit):
-        progress.interrupted()
-        raise typer.Exit(130) from None
+    resolved, result, progress = _run_sweep(lambda: _load_sweep(file, overrides))
     took = time.monotonic() - began
     if as_json:
         print(json.dumps(sweep_as_json(result, resolved, took)))
@@ -160,12 +147,51 @@ def plan(
     ] = None,
 ) -> None:
     """Show what a sweep would do, without doing it."""
-    resolved = _load_sweep(file, overrides)
-    from tuning import sweep as sweeps
-    from tuning.progress import describe
+    _show_plan(_load_sweep(file, overrides), cluster)
 
-    planned = sweeps.plan(resolved, cluster)
-    Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A preset; without one they are listed.")
+    ] = None,
+    overrides: SweepOverrides = None,
+    scale: Annotated[
+        Literal["small", "full"],
+        typer.Option(help="full: the paper's setting; small: minutes on a laptop."),
+    ] = "small",
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Values of axes, such as 'algorithm.name=fedwmsam'."),
+    ] = None,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="Show what it would do, without doing it.")
+    ] = False,
+    form: Annotated[
+        Literal["table", "json", "markdown"], typer.Option("--format", help="Output.")
+    ] = "table",
+) -> None:
+    """Run the setting of a paper's table, and put the results beside its numbers."""
+    if name is None:
+        _list_presets()
+        return
+    from tuning import presets, published
+
+    def load() -> "Sweep":
+        _keep_sweep_to_this_machine(preset.sweep)
+        return preset.sweep
+
+    preset = presets.load(name, scale, overrides or [], only)
+    if show_plan:
+        _show_plan(load())
+        return
+    _, result, _ = _run_sweep(load)
+    comparison = published.compare(preset, result.rows)
+    heading = f"{name} ({scale}): {preset.published.about}"
+    notes = published.remarks(comparison, overrides or [])
+    questions.show(published.table(comparison), published.frame(comparison), form, notes, heading)
+    if not result.succeeded:
+        raise typer.Exit(1)
 
 
 @app.command("config")
@@ -277,9 +303,59 @@ def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
     if "=" in file.name and not file.exists():
         raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
     sweep = load_sweep(file, overrides or [])
+    _keep_sweep_to_this_machine(sweep)
+    return sweep
+
+
+def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepProgress]":
+    """Run what is missing of a sweep, and show it; Ctrl-C ends the command."""
+    from tuning.progress import Progress
+
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    interrupts = Interrupts(progress.say)
+
+    def on_start(start: "SweepStart") -> None:
+        interrupts.take()
+        progress.start(start)
+
+    try:
+        with interrupts, progress, _stdout_for_results():
+            resolved = load()
+            from tuning import sweep as sweeps
+
+            result = sweeps.run(resolved, on_start, progress.watch)
+    except (KeyboardInterrupt, SystemExit):
+        progress.interrupted()
+        raise typer.Exit(130) from None
+    return resolved, result, progress
+
+
+def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
+    from tuning import sweep as sweeps
+    from tuning.progress import describe
+
+    planned = sweeps.plan(sweep, cluster)
+    Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
+
+
+def _list_presets() -> None:
+    from tuning import presets
+
+    columns = ["preset", "", "scale", "trials", "rounds", "client updates"]
+    table = Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for name in presets.names():
+        for i, scale in enumerate(presets.scales(name)):
+            preset = presets.load(name, scale)
+            first = (name, escape(preset.published.about)) if i == 0 else ("", "")
+            table.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
+    Console(highlight=False, width=_NEVER_CUT).print(table)
+
+
+def _keep_sweep_to_this_machine(sweep: "Sweep") -> None:
     section = sweep.base.get("ray")
     _keep_to_this_machine(section.get("address") if isinstance(section, dict) else None)
-    return sweep
 
 
 def _stdout_for_results() -> contextlib.AbstractContextManager[object]:

@@ -69,7 +69,7 @@ def results(
         raise ConfigError(f"--metric = '{metric}': names no metric; give one, such as last10")
     runs = load(experiment, uri, where, names)
     summary = groups.summarize(runs, _listed(by) if by else None, names)
-    _show(tables.table_of(summary), summary.rows, form, summary.notes)
+    show(tables.table_of(summary), summary.rows, form, summary.notes)
 
 
 def compare(
@@ -87,7 +87,7 @@ def compare(
 
     result = comparison.compare(load(experiment, uri, where, [metric]), a, b, metric)
     heading = f"{metric} of A = {a} minus B = {b}; 95 % confidence interval, paired t over seeds"
-    _show(comparison.table_of(result), result.rows, form, result.notes, heading)
+    show(comparison.table_of(result), result.rows, form, result.notes, heading)
 
 
 def plot(
@@ -169,7 +169,7 @@ def _not_writable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--output = '{path}': cannot be written ({error.strerror or error})")
 
 
-def _show(
+def show(
     table: "Table", rows: "pd.DataFrame", form: str, notes: Sequence[str], heading: str = ""
 ) -> None:
     """Print a table; the notes go to stderr if stdout is for programs."""

@@ -42,7 +42,7 @@ _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "inter
 # import.
 NOT_IN_IDENTITY = (
     *("resources.", "ray.", "tracking.", "checkpoint.", "evaluation."),
-    *("data.root", "data.download"),
+    *("data.root", "data.download", "model.download"),
 )
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
 _RUNS_PER_PAGE = 1000
