@@ -27,6 +27,8 @@ DOWNLOADS = "rayfl run configs/cifar10_lenet5.yaml data.download=true"
 # In one folder, one after the other: the answers are those of the sweep.
 SWEEP = "rayfl sweep configs/sweeps/rho_beta_alpha.yaml"
 ANSWERS = ("rayfl results ", "rayfl compare ", "rayfl plot ", "rayfl report ")
+PRESET = "rayfl reproduce fedwmsam/table6"
+FULL_PRESET = f"{PRESET} --scale full base.data.download=true"
 RESUME = "rayfl run configs/quickstart.yaml --resume latest"
 OWN_METHOD = "rayfl run configs/quickstart.yaml algorithm.name=mymethod:MySAM algorithm.rho=0.1"
 
@@ -83,7 +85,7 @@ def test_every_command_is_accounted_for():
         c
         for c in commands()
         if c.startswith("rayfl ")
-        and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, RESUME)
+        and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, PRESET, FULL_PRESET, RESUME)
         and not c.startswith(ANSWERS)
     ],
 )
@@ -102,6 +104,13 @@ def test_a_sweep_and_its_answers(folder):
     assert "</html>" in (folder / "report.html").read_text()
     program = python_block("results.load") + "\nassert len(runs) == 18\n"
     shell(f"{sys.executable} - <<'PY'\n{program}PY", folder)
+
+
+@pytest.mark.slow
+def test_a_preset(folder):
+    shell(f"{PRESET} base.federation.rounds=2", folder)
+    plan = FULL_PRESET.replace("base.data.download=true", "--plan")
+    assert "33 trials" in shell(plan, folder)
 
 
 @pytest.mark.slow
