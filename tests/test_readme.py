@@ -108,8 +108,14 @@ def test_a_sweep_and_its_answers(folder):
 
 @pytest.mark.slow
 def test_a_preset(folder):
-    shell(f"{PRESET} base.federation.rounds=2", folder)
-    plan = FULL_PRESET.replace("base.data.download=true", "--plan")
+    """At the small scale; the other one needs a network and GPUs."""
+    assert "published" in shell(f"{PRESET} base.federation.rounds=2", folder)
+
+
+@pytest.mark.slow
+def test_the_full_preset_on_local_files(folder, cifar10):
+    data = f"base.data.name=parquet base.data.path={cifar10}"
+    plan = FULL_PRESET.replace("base.data.download=true", f"{data} --plan")
     assert "33 trials" in shell(plan, folder)
 
 
