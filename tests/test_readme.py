@@ -90,7 +90,8 @@ def test_every_command_is_accounted_for():
     ],
 )
 def test_command(command, folder):
-    assert shell(command, folder).strip()
+    shortened = " federation.rounds=5" if command.startswith("rayfl run") else ""
+    assert shell(command + shortened, folder).strip()
 
 
 @pytest.mark.slow
