@@ -8,9 +8,9 @@ A sweep runs the 12 experiments; before it six of them run one after the other, 
 takes after one start-up (from the command to the first round) with the rounds of the experiments alone.
 
 On a machine that others use too, the load changes between the two. `own_ratio` and the overhead compare the
-sweep with the seconds of its own trials' rounds, divided by the trials that run at once: what is left over is
-Tune, MLflow, checkpoints, and changing from one trial to the next. `driver_cpu_per_trial_s` is what the
-driver computes.
+sweep with the seconds of its own trials' rounds, divided by the trials that run at once (a first round, which
+may wait for its actors, counts as much as the mean of the others): what is left over is Tune, MLflow,
+checkpoints, and changing from one trial to the next. `driver_cpu_per_trial_s` is what the driver computes.
 """
 
 import argparse
@@ -64,11 +64,13 @@ def measure(rounds: int) -> dict[str, float]:
         training += _alone(sweep, points[half:])
     assert all(row.state == "finished" for row in finished.rows)
     client = MlflowClient(default_uri())
-    own = sum(
+    later = sum(
         metric.value
         for row in finished.rows
         for metric in client.get_metric_history(row.run_id, "time/round_s")
+        if metric.step > 1
     )
+    own = later * rounds / (rounds - 1)
     start_up, rest = first[0] - began, ended - first[0]
     return {
         "trials": len(points),
