@@ -42,14 +42,15 @@ def processes(title):
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if " ".join(process.cmdline()).startswith(title):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and " ".join(process.cmdline()).startswith(title):
                 found.append(process)
     return found
 
 
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
-    """At a random moment of each of twenty rounds a client actor is killed, training or not."""
+    """At a random moment of nearly every round a client actor is killed, training or not."""
     thirty_rounds["algorithm"] = {"name": name}
     reference = run(load_config(thirty_rounds))
     moments, kills = random.Random(0), []
@@ -64,12 +65,12 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
                 return
 
     def later(record):
-        if "time/round_s" in record.metrics and record.round <= 20:
+        if "time/round_s" in record.metrics and len(kills) < 20:
             threading.Timer(moments.uniform(0, 0.5), kill).start()
 
     result = run(load_config(thirty_rounds), on_record=later)
     assert result.model_sha256 == reference.model_sha256
-    assert len(kills) >= 18  # now and then there is none to kill, all of them starting
+    assert len(kills) >= 20
     assert (
         result.history["runtime/lost_units"].iloc[-1] >= 5
     )  # the others hit one that was starting
@@ -107,7 +108,7 @@ def test_twenty_kills_of_everything(small, tmp_path):
 
 
 def kill_and_resume(config, folder):
-    config["federation"] |= {"rounds": 4000, "eval_every": 500}
+    config["federation"] |= {"rounds": 1000, "eval_every": 100}
     config["checkpoint"] = {"every": 1, "keep_last": 2}
     config["resources"] = {"num_actors": 1}
     folder.mkdir()
