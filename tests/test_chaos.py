@@ -71,9 +71,8 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     result = run(load_config(thirty_rounds), on_record=later)
     assert result.model_sha256 == reference.model_sha256
     assert len(kills) >= 20
-    assert (
-        result.history["runtime/lost_units"].iloc[-1] >= 5
-    )  # the others hit one that was starting
+    # Some hit an actor that was starting.
+    assert result.history["runtime/lost_units"].iloc[-1] >= 5
 
 
 def test_kills_of_the_server_actor(thirty_rounds, ray_session):
