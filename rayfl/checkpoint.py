@@ -162,6 +162,11 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):  # somebody tidied up
             self._system.delete_file(f"{self._root}/{name}")
 
+    def remove(self, name: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.delete_dir(f"{self._root}/{name}")
+
     def sizes(self, name: str = "") -> dict[str, int]:
         """Bytes of each file below, by its path from here."""
         return {path: info.size for path, info in self._list(name) if info.is_file}

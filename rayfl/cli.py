@@ -3,15 +3,18 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input (found before any actor started), 130 interrupted.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from rayfl.data.datasets import Dataset
     from rayfl.data.partition import Partition
     from rayfl.experiment import Result, Start
+    from tuning.config import Sweep
+    from tuning.progress import Progress as SweepProgress
+    from tuning.sweep import Result as SweepResult
+    from tuning.sweep import Start as SweepStart
 
 app = typer.Typer(
     help="Federated-learning experiments on Ray.",
@@ -34,15 +41,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _question in (questions.results, questions.compare, questions.plot, questions.report):
-    app.command()(_question)
-
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides, such as algorithm.rho=0.05 seed=3."),
+]
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")]
+SweepOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Overrides, such as space.algorithm.rho.grid=[0.05,0.1] base.federation.rounds=20.",
+    ),
 ]
 
 
@@ -89,9 +101,9 @@ def run(
         progress.start(start)
 
     try:
-        with interrupts, progress:
+        with interrupts, progress, _stdout_for_results():
             resolved = _load(config, overrides)
-            _keep_to_this_machine(resolved)
+            _keep_to_this_machine(resolved.ray.address)
             from rayfl import experiment
 
             result = experiment.run(resolved, on_start, progress.record, resume)
@@ -102,6 +114,84 @@ def run(
         print(json.dumps(_as_json(resolved, result)))
     else:
         progress.conclude(result)
+
+
+@app.command()
+def sweep(
+    file: SweepFile,
+    overrides: SweepOverrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object, alone on stdout.")
+    ] = False,
+) -> None:
+    """Run the experiments of a sweep, or what is missing of them."""
+    from tuning.progress import as_json as sweep_as_json
+
+    began = time.monotonic()
+    resolved, result, progress = _run_sweep(lambda: _load_sweep(file, overrides))
+    took = time.monotonic() - began
+    if as_json:
+        print(json.dumps(sweep_as_json(result, resolved, took)))
+    else:
+        progress.conclude(result, resolved, took)
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    file: SweepFile,
+    overrides: SweepOverrides = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="File of `ray up`, to see what a grown cluster could hold.")
+    ] = None,
+) -> None:
+    """Show what a sweep would do, without doing it."""
+    _show_plan(_load_sweep(file, overrides), cluster)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A preset; without one they are listed.")
+    ] = None,
+    overrides: SweepOverrides = None,
+    scale: Annotated[
+        Literal["small", "full"],
+        typer.Option(help="full: the paper's setting; small: minutes on a laptop."),
+    ] = "small",
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Values of axes, such as 'algorithm.name=fedwmsam'."),
+    ] = None,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="Show what it would do, without doing it.")
+    ] = False,
+    form: Annotated[
+        Literal["table", "json", "markdown"], typer.Option("--format", help="Output.")
+    ] = "table",
+) -> None:
+    """Run the setting of a paper's table, and put the results beside its numbers."""
+    if name is None:
+        _list_presets()
+        return
+    from tuning import presets, published
+
+    def load() -> "Sweep":
+        _keep_sweep_to_this_machine(preset.sweep)
+        return preset.sweep
+
+    preset = presets.load(name, scale, overrides or [], only)
+    if show_plan:
+        _show_plan(load())
+        return
+    _, result, _ = _run_sweep(load)
+    comparison = published.compare(preset, result.rows)
+    heading = f"{name} ({scale}): {preset.published.about}"
+    notes = published.remarks(comparison, overrides or [])
+    questions.show(published.table(comparison), published.frame(comparison), form, notes, heading)
+    if not result.succeeded:
+        raise typer.Exit(1)
 
 
 @app.command("config")
@@ -117,7 +207,7 @@ def partition(
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="Write a heatmap here (.png or .svg).")] = None,
 ) -> None:
-    """Show what each client holds: samples by the label that they are trained on."""
+    """Show what each client holds: samples by label."""
     from rayfl.data.federated import federate
     from rayfl.data.picture import heatmap
 
@@ -148,6 +238,10 @@ def partition(
         except OSError as error:
             raise ConfigError(f"--plot = '{plot}': cannot be written ({error.strerror})") from error
         console.print(f"wrote {plot}")
+
+
+for _question in (questions.results, questions.compare, questions.plot, questions.report):
+    app.command()(_question)
 
 
 @app.command()
@@ -203,12 +297,78 @@ def _load(config: Path, overrides: list[str] | None) -> "Experiment":
     return load_config(config, overrides or [])
 
 
-def _keep_to_this_machine(config: "Experiment") -> None:
+def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
+    from tuning.config import load_sweep
+
+    if "=" in file.name and not file.exists():
+        raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
+    sweep = load_sweep(file, overrides or [])
+    _keep_sweep_to_this_machine(sweep)
+    return sweep
+
+
+def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepProgress]":
+    """Run what is missing of a sweep, and show it; Ctrl-C ends the command."""
+    from tuning.progress import Progress
+
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    interrupts = Interrupts(progress.say)
+
+    def on_start(start: "SweepStart") -> None:
+        interrupts.take()
+        progress.start(start)
+
+    try:
+        with interrupts, progress, _stdout_for_results():
+            resolved = load()
+            from tuning import sweep as sweeps
+
+            result = sweeps.run(resolved, on_start, progress.watch)
+    except (KeyboardInterrupt, SystemExit):
+        progress.interrupted()
+        raise typer.Exit(130) from None
+    return resolved, result, progress
+
+
+def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
+    from tuning import sweep as sweeps
+    from tuning.progress import describe
+
+    planned = sweeps.plan(sweep, cluster)
+    Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
+
+
+def _list_presets() -> None:
+    from tuning import presets
+
+    columns = ["preset", "", "scale", "trials", "rounds", "client updates"]
+    table = Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for name in presets.names():
+        for i, scale in enumerate(presets.scales(name)):
+            preset = presets.load(name, scale)
+            first = (name, escape(preset.published.about)) if i == 0 else ("", "")
+            table.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
+    Console(highlight=False, width=_NEVER_CUT).print(table)
+
+
+def _keep_sweep_to_this_machine(sweep: "Sweep") -> None:
+    section = sweep.base.get("ray")
+    _keep_to_this_machine(section.get("address") if isinstance(section, dict) else None)
+
+
+def _stdout_for_results() -> contextlib.AbstractContextManager[object]:
+    """While it is entered, what libraries print goes to stderr: Ray tells of lost nodes, for instance."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _keep_to_this_machine(address: str | None) -> None:
     """Ray of a run of its own listens on 127.0.0.1 alone, not on every interface.
 
     Ray reads this when it is imported, on Linux too; with it, it could not join a cluster.
     """
-    if config.ray.address is None:
+    if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 

@@ -101,12 +101,18 @@ class Start:
     """Round of the checkpoint that it goes on from, or 0."""
 
 
-def prepare(config: Experiment) -> Prepared:
-    """Load the data, split them among the clients and build the model; ConfigError if that cannot be."""
+def prepare(
+    config: Experiment, data: Dataset | None = None, partition: Partition | None = None
+) -> Prepared:
+    """Load the data, split them among the clients and build the model; ConfigError if that cannot be.
+
+    `data`, `partition`: those of the config, where they have been made before.
+    """
     fed = config.federation
-    data, partition = federate(
-        config.data, config.partition, config.heterogeneity, fed.clients, config.seed
-    )
+    if data is None or partition is None:
+        data, partition = federate(
+            config.data, config.partition, config.heterogeneity, fed.clients, config.seed
+        )
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
     if _has_single_sample_batch(config, partition):
         models.check_single_samples(config.model, model, data.sample_shape)
@@ -176,7 +182,7 @@ def run(
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, cluster.connected(**config.ray.model_dump()):
         opening = aside.submit(_open_store, config)
-        placement = place(_wanted(config.resources), prepared.units_per_round)
+        placement = place(wanted(config.resources), prepared.units_per_round)
         store = opening.result()
         with _tracked(store, prepared, history, saved) as tracker:
             run_id = tracker.run_id if tracker else None
@@ -196,7 +202,7 @@ def run(
                             tracker.log(round, new)
                         on_record(Record(round, new))
                 w, buffers = map(torch.tensor, server.parameters())
-                clients = _clients(prepared, server.correct())
+                clients = client_accuracies(prepared, server.correct())
             digest = sha256(w)
             if tracker:
                 if clients is not None:
@@ -213,7 +219,8 @@ def run(
     )
 
 
-def _clients(prepared: Prepared, correct: np.ndarray | None) -> pd.DataFrame | None:
+def client_accuracies(prepared: Prepared, correct: np.ndarray | None) -> pd.DataFrame | None:
+    """Each client's samples and accuracy, from what the server predicts correctly, if that is wanted."""
     breakdown = prepared.federation.breakdown
     if correct is None or breakdown.holdings is None:
         return None
@@ -240,9 +247,10 @@ def _has_single_sample_batch(config: Experiment, partition: Partition) -> bool:
     )
 
 
-def _wanted(resources: Resources) -> Demand:
-    wanted = resources.model_dump(exclude={"time_limit_s"}).items()
-    given: dict[str, Any] = {k: None if v == "auto" else v for k, v in wanted}
+def wanted(resources: Resources) -> Demand:
+    """What the client actors ask for, in the words of the runtime."""
+    asked = resources.model_dump(exclude={"time_limit_s"}).items()
+    given: dict[str, Any] = {k: None if v == "auto" else v for k, v in asked}
     return Demand(**given)
 
 
@@ -256,7 +264,7 @@ def _open_store(config: Experiment) -> "Store | None":
 
 def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
     try:
-        saved = checkpoint.find(_storage(config), config.hash, resume)
+        saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
         saved.check()
     except CheckpointError as error:
@@ -272,7 +280,7 @@ def _checkpoints(
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else f"{_storage(config)}/{config.hash}/{run}",
+        location=str(saved.folder) if saved else f"{storage(config)}/{config.hash}/{run}",
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,
@@ -286,7 +294,7 @@ def _checkpoints(
     return checkpoints
 
 
-def _storage(config: Experiment) -> str:
+def storage(config: Experiment) -> str:
     """Where checkpoints are: a URI, or an absolute path, for the server actor may run elsewhere."""
     directory = config.checkpoint.dir
     return directory if "://" in directory else str(Path(directory).expanduser().absolute())

@@ -1,5 +1,7 @@
 """Shared fixtures: one Ray instance for the whole session, small real data, small experiments."""
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -41,6 +43,11 @@ def ray_session():
 @pytest.fixture
 def small():
     """A small experiment on digits as a mapping for `load_config`; change it freely."""
+    return small_config()
+
+
+def small_config():
+    """What the fixture `small` gives."""
     return {
         "seed": 1,
         "data": {"name": "digits"},
@@ -110,9 +117,50 @@ def script(tmp_path):
     return run
 
 
+@contextlib.contextmanager
+def node(*options):
+    """A node of a cluster, as on a machine of its own: `ray start --block` with one CPU."""
+    process = subprocess.Popen(
+        [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory):
     """An MLflow store of runs whose numbers are known; see tests/tuning/stored.py."""
     from stored import fill
 
     return fill(tmp_path_factory.mktemp("stored"))
+
+
+@pytest.fixture
+def sweep_file(tmp_path, small, monkeypatch):
+    """Writes a sweep of small experiments in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    base = small | {"tracking": {"enabled": True}}
+    del base["seed"]
+
+    def write(**given):
+        content = {
+            "name": "t",
+            "base": base,
+            "space": {"algorithm.rho": {"grid": [0.05, 0.1]}},
+            **given,
+        }
+        (tmp_path / "t.yaml").write_text(json.dumps(content))
+        return tmp_path / "t.yaml"
+
+    return write

@@ -1,11 +1,15 @@
 """Going on from a checkpoint equals never having stopped, and a bad checkpoint is refused."""
 
+import contextlib
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import small_config
 from local_pool import LocalPool
 from mlflow.tracking import MlflowClient
 
@@ -26,11 +30,18 @@ def checkpoints(location, keep_last=2, every=1):
 
 def a_server(prepared):
     """A server whose clients are trained in this process."""
-    settings = {"model": prepared.model, "algorithm": prepared.config.algorithm, "name": "test"}
-    data = (prepared.data, prepared.partition)
-    client = Client(**settings, data=data, settings=prepared.settings, threads=1, gpu_fraction=0)
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     algorithm = prepared.config.algorithm
+    client = Client(
+        threads=1,
+        gpu_fraction=0,
+        name="test",
+        model=prepared.model,
+        algorithm=algorithm,
+        dataset=prepared.data,
+        partition=prepared.partition,
+        settings=prepared.settings,
+    )
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
 
 
@@ -69,21 +80,29 @@ def test_going_on_equals_never_having_stopped(name, small, tmp_path):
     assert untimed(records) == untimed(expected)
 
 
-@pytest.fixture
-def stopped(small, tmp_path, monkeypatch, ray_session):
-    """A config whose run was interrupted after the checkpoint of round 2."""
-    monkeypatch.chdir(tmp_path)
-    small["federation"]["rounds"] = 80
-    small["tracking"] = {"enabled": True}
-    small["checkpoint"] = {"every": 2}
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, ray_session):
+    """What a run leaves that was interrupted after the checkpoint of round 2: a folder and its config."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    config = small_config() | {"tracking": {"enabled": True}, "checkpoint": {"every": 2}}
+    config["federation"]["rounds"] = 80
 
     def stop(record):
         if record.round == 4:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run(load_config(small), on_record=stop)
-    return small
+    with contextlib.chdir(folder), pytest.raises(KeyboardInterrupt):
+        run(load_config(config), on_record=stop)
+    return folder, config
+
+
+@pytest.fixture
+def stopped(interrupted, tmp_path, monkeypatch):
+    """The config of the interrupted run, in a copy of its folder."""
+    folder, config = interrupted
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return copy.deepcopy(config)
 
 
 def test_a_run_goes_on_in_its_mlflow_run_on_another_number_of_actors(stopped, tmp_path):

@@ -59,7 +59,7 @@ def no_ray(monkeypatch):
 def test_help_shows_every_command_on_one_line(rayfl):
     code, out, _ = rayfl("--help")
     assert code == 0
-    for command in ("run", "config", "partition", "algorithms", "datasets", "partitions", "models"):
+    for command in ("run", "config", "partition", "results", "report", "algorithms", "models"):
         assert re.search(rf"^│ {command} +[A-Z].*\.\s*│$", out, re.MULTILINE), command
     assert rayfl("run", "-h")[0] == 0
 
@@ -248,7 +248,10 @@ def fake_run(monkeypatch):
             for round in (1, 2, 3):
                 on_record(SimpleNamespace(round=round, metrics={"test/accuracy": round / 10}))
             then()
-            return SimpleNamespace(summary=summary(), run_id="abc", model_sha256="f" * 64)
+            history = pd.DataFrame({"test/accuracy": [0.91]})
+            return SimpleNamespace(
+                summary=summary(), history=history, run_id="abc", model_sha256="f" * 64
+            )
 
         monkeypatch.setattr("rayfl.experiment.run", run)
 
@@ -321,7 +324,7 @@ def test_the_live_display_fits_the_terminal(width):
         config=config,
         data=SimpleNamespace(name="digits"),
         model=torch.nn.Linear(1, 1),
-        federation=SimpleNamespace(clients=20, cohort_size=5, rounds=10_000),
+        federation=SimpleNamespace(clients=20, cohort_size=5, rounds=10_000, sampling="uniform"),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with Progress(console) as progress:

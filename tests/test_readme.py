@@ -24,6 +24,12 @@ RUN_BY_CI = {
 ON_A_CLUSTER = ["ray start --head", "rayfl run configs/quickstart.yaml ray.address=auto"]
 # Needs a network: the same command on files that are there.
 DOWNLOADS = "rayfl run configs/cifar10_lenet5.yaml data.download=true"
+# In one folder, one after the other: the answers are those of the sweep.
+SWEEP = "rayfl sweep configs/sweeps/rho_beta_alpha.yaml"
+ANSWERS = ("rayfl results ", "rayfl compare ", "rayfl plot ", "rayfl report ")
+PRESET = "rayfl reproduce fedwmsam/table6"
+FULL_PRESET = f"{PRESET} --scale full base.data.download=true"
+RESUME = "rayfl run configs/quickstart.yaml --resume latest"
 OWN_METHOD = "rayfl run configs/quickstart.yaml algorithm.name=mymethod:MySAM algorithm.rho=0.1"
 
 
@@ -75,10 +81,51 @@ def test_every_command_is_accounted_for():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    [c for c in commands() if c.startswith("rayfl ") and c not in (DOWNLOADS, ON_A_CLUSTER[1])],
+    [
+        c
+        for c in commands()
+        if c.startswith("rayfl ")
+        and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, PRESET, FULL_PRESET, RESUME)
+        and not c.startswith(ANSWERS)
+    ],
 )
 def test_command(command, folder):
-    assert shell(command, folder).strip()
+    shortened = " federation.rounds=5" if command.startswith("rayfl run") else ""
+    assert shell(command + shortened, folder).strip()
+
+
+@pytest.mark.slow
+def test_a_sweep_and_its_answers(folder):
+    shell(f"{SWEEP} base.federation.rounds=4", folder)
+    answers = [command for command in commands() if command.startswith(ANSWERS)]
+    assert len(answers) == 5
+    for command in answers:
+        shell(command, folder)
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert "</html>" in (folder / "report.html").read_text()
+    program = python_block("results.load") + "\nassert len(runs) == 18\n"
+    shell(f"{sys.executable} - <<'PY'\n{program}PY", folder)
+
+
+@pytest.mark.slow
+def test_a_preset(folder):
+    """At the small scale; the other one needs a network and GPUs."""
+    assert "published" in shell(f"{PRESET} base.federation.rounds=2", folder)
+
+
+@pytest.mark.slow
+def test_the_full_preset_on_local_files(folder, cifar10):
+    data = f"base.data.name=parquet base.data.path={cifar10}"
+    plan = FULL_PRESET.replace("base.data.download=true", f"{data} --plan")
+    assert "33 trials" in shell(plan, folder)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on(folder):
+    """The last round is in a checkpoint too, so that a finished run can be asked again."""
+    first = shell("rayfl run configs/quickstart.yaml --json", folder)
+    again = shell(f"{RESUME} --json", folder)
+    assert digest(first) == digest(again)
 
 
 @pytest.mark.slow

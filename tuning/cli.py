@@ -69,7 +69,7 @@ def results(
         raise ConfigError(f"--metric = '{metric}': names no metric; give one, such as last10")
     runs = load(experiment, uri, where, names)
     summary = groups.summarize(runs, _listed(by) if by else None, names)
-    _show(tables.table_of(summary), summary.rows, form, summary.notes)
+    show(tables.table_of(summary), summary.rows, form, summary.notes)
 
 
 def compare(
@@ -87,7 +87,7 @@ def compare(
 
     result = comparison.compare(load(experiment, uri, where, [metric]), a, b, metric)
     heading = f"{metric} of A = {a} minus B = {b}; 95 % confidence interval, paired t over seeds"
-    _show(comparison.table_of(result), result.rows, form, result.notes, heading)
+    show(comparison.table_of(result), result.rows, form, result.notes, heading)
 
 
 def plot(
@@ -106,7 +106,7 @@ def plot(
         Literal["rounds", "bytes", "seconds"], typer.Option(help="Abscissa of the curves.")
     ] = "rounds",
 ) -> None:
-    """Draw accuracy curves, a heatmap, parallel coordinates or the server's scalars."""
+    """Draw curves, a heatmap, parallel coordinates or traces."""
     output = output or Path(f"{kind}.png")
     _check_output(output, (".png", ".svg"))
     from tuning import plots
@@ -142,7 +142,7 @@ def report(
     metric: MetricName = "last10",
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Write one HTML page, which needs no network: tables, figures, failures, commands."""
+    """Write all answers to one HTML page that opens offline."""
     _check_output(output, (".html",))
     from tuning import report as page
 
@@ -169,7 +169,7 @@ def _not_writable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--output = '{path}': cannot be written ({error.strerror or error})")
 
 
-def _show(
+def show(
     table: "Table", rows: "pd.DataFrame", form: str, notes: Sequence[str], heading: str = ""
 ) -> None:
     """Print a table; the notes go to stderr if stdout is for programs."""

@@ -42,7 +42,7 @@ _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "inter
 # import.
 NOT_IN_IDENTITY = (
     *("resources.", "ray.", "tracking.", "checkpoint.", "evaluation."),
-    *("data.root", "data.download"),
+    *("data.root", "data.download", "model.download"),
 )
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
 _RUNS_PER_PAGE = 1000
@@ -237,7 +237,8 @@ def _with_columns(
             found = {str(i): wanted.of_rounds(one) for i, one in rounds.groupby("run_id")}
             values = pd.Series([found.get(i) for i in runs["run_id"]], runs.index)
         columns[wanted.name] = values.astype(float)
-    return runs.drop(columns=list(columns), errors="ignore").assign(**columns)
+    # The copy joins the table's many blocks: one for each column of MLflow's.
+    return runs.drop(columns=list(columns), errors="ignore").copy().assign(**columns)
 
 
 def _histories(

@@ -1,6 +1,7 @@
 """A picture of a partition: who holds how many samples of which class."""
 
 from os import PathLike
+from typing import BinaryIO
 
 import numpy as np
 
@@ -8,10 +9,12 @@ _MAX_NUMBERED = 12  # clients up to which there is room for the number in every 
 _MAX_NAMED = 30  # classes up to which there is room for the name of every class
 
 
-def heatmap(histogram: np.ndarray, classes: tuple[str, ...], path: str | PathLike[str]) -> None:
+def heatmap(
+    histogram: np.ndarray, classes: tuple[str, ...], path: str | PathLike[str] | BinaryIO
+) -> None:
     """Draw the counts [N, C] of clients x classes, and the client sizes above them.
 
-    The suffix of `path` selects the format, .png or .svg.
+    The suffix of `path` selects the format, .png or .svg; a stream gets .png.
     """
     # The object interface draws off screen and leaves pyplot's global state alone.
     from matplotlib.figure import Figure

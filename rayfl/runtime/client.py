@@ -29,21 +29,30 @@ class Client:
 
     def __init__(
         self,
-        name: str,
-        model: nn.Module,
-        algorithm: Algorithm,
-        data: tuple[Dataset, Partition],
-        settings: LocalSettings,
         threads: int,
         gpu_fraction: float,
+        **experiment: Any,
     ):
+        """Set up the process for its share of the machine; `experiment`: arguments of `begin`."""
         configure_process(threads)
-        device = "cuda" if gpu_fraction > 0 else "cpu"
+        self.device = "cuda" if gpu_fraction > 0 else "cpu"
         if 0 < gpu_fraction < 1:
             # Ray's fraction only counts; this makes it a cap on the device's memory.
             torch.cuda.set_per_process_memory_fraction(gpu_fraction)
+        self.begin(**experiment)
+
+    def begin(
+        self,
+        name: str,
+        model: nn.Module,
+        algorithm: Algorithm,
+        dataset: Dataset,
+        partition: Partition,
+        settings: LocalSettings,
+    ) -> None:
+        """Make the engine of an experiment, in place of the one before."""
         self.name = name
-        self.engine = Engine(model, algorithm, *data, settings, device)
+        self.engine = Engine(model, algorithm, dataset, partition, settings, self.device)
 
     def describe(self) -> dict[str, Any]:
         """Where this client actor runs, once it is ready."""

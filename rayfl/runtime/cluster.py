@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class ServerActor:
         time_limit: float | None,
     ):
         configure_process(threads=1)
-        self.server = make_server(server, client, placement, group, time_limit)
+        self.server = make_server(server, client, placement, group, time_limit=time_limit)
         self.checkpoints = checkpoints
         self.history = History()
 
@@ -210,21 +210,25 @@ def make_server(
     client: dict[str, Any],
     placement: Placement,
     group: Any,
+    actors: Sequence[Any] = (),
     time_limit: float | None = None,
 ) -> Server:
     """A server with its client actors, one in each bundle of the placement group `group`.
 
-    `server`, `client`: arguments of `Server` (without the pool) and of `Client` (without its share).
+    `server`, `client`: arguments of `Server` (without the pool) and of `Client.begin`. `actors`: client
+    actors of an earlier server with the same placement, which begin anew instead of being started.
     `time_limit`: seconds that a work unit may take.
     """
     remote = ray.remote(Client)
-    arguments = {
-        **client,
-        "threads": max(1, math.floor(placement.cpus)),
-        "gpu_fraction": placement.gpus,
-    }
+    share = {"threads": max(1, math.floor(placement.cpus)), "gpu_fraction": placement.gpus}
+    idle = dict(enumerate(actors))
 
     def spawn(index: int) -> Any:
+        if index in idle:
+            actor = idle.pop(index)
+            with contextlib.suppress(RayActorError):  # it has died since
+                ray.get(actor.begin.remote(**client))
+                return actor
         # Without a bundle, it came when the cluster grew, and may go anywhere.
         has_bundle = index < placement.actors
         options = remote.options(
@@ -234,7 +238,7 @@ def make_server(
             if has_bundle
             else "DEFAULT",
         )
-        return options.remote(**arguments)
+        return options.remote(**share, **client)
 
     pool = ActorPool(
         placement.actors,
@@ -325,13 +329,21 @@ def launched(
         remove_placement_group(group)
 
 
-def actor_arguments(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of `Server` and of `Client` for `make_server`; the data go to the object store once."""
+def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `Server` and of `Client.begin` for `make_server`.
+
+    `dataset`: reference to the data, where they are in the object store already.
+    """
     both = {"algorithm": job.algorithm, "name": job.name}
     w, buffers = job.initial
     server = both | {"w": w, "buffers": buffers, "federation": job.federation}
     # The server passes the references on: every node maps one copy of the data.
-    stored = {"model": ray.put(job.model), "data": ray.put(job.data)}
+    data, partition = job.data
+    stored = {
+        "model": ray.put(job.model),
+        "dataset": ray.put(data) if dataset is None else dataset,
+        "partition": ray.put(partition),
+    }
     return server, both | stored | {"settings": job.settings}
 
 

@@ -71,7 +71,7 @@ def place(demand: Demand, units_per_round: int) -> Placement:
     if demand.cpus_per_actor is None and not waits:
         shares += [0.5, 0.25]
     for cpus in shares:
-        slots = [_slots(node, cpus, gpus) for node in nodes]
+        slots = [room_on(node, cpus, gpus) for node in nodes]
         room = sum(slots)
         fits = 0 < room >= (demand.num_actors or 1)
         if fits or waits:
@@ -121,7 +121,7 @@ def refusal(placement: Placement, waited_s: float) -> ConfigError:
     )
 
 
-def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+def room_on(node: dict[str, float], cpus: float, gpus: float) -> int:
     """Client actors with these shares that fit on a node."""
     by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
     if not gpus:

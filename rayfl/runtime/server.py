@@ -171,7 +171,7 @@ class Server:
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
         handle = self.pool.put(broadcast)
-        tickets = [self.pool.train(unit, handle, self._memories(unit)) for unit in units]
+        tickets = self._submit(units, handle)
         sums: dict[str, torch.Tensor] = {}
         results: list[UnitResult] = []
         for unit, ticket in zip(units, tickets, strict=True):  # in unit order, whoever is first
@@ -190,6 +190,14 @@ class Server:
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
         metrics = self._metrics(lr, began, broadcast, mean, results, len(sampled))
         return Record(round, metrics)
+
+    def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Ticket]:
+        """A ticket for each unit. The longest go first, so that no actor is left with one at the end."""
+        samples = [int(self.federation.sizes[list(unit.clients)].sum()) for unit in units]
+        tickets: dict[int, Ticket] = {}
+        for i in sorted(range(len(units)), key=lambda i: -samples[i]):
+            tickets[i] = self.pool.train(units[i], broadcast, self._memories(units[i]))
+        return [tickets[i] for i in range(len(units))]
 
     def _memories(self, unit: WorkUnit) -> list[Any] | None:
         if not self._remembers:

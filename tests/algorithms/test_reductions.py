@@ -118,6 +118,7 @@ def digits() -> Engine:
         precision="float32",
         max_norm=1.0,
         augment="none",
+        stragglers=0.0,
     )
     return Engine(model, method("fedavg"), data, partition, settings, "cpu")
 

@@ -35,8 +35,16 @@ def server_on(prepared):
     """After all rounds, in this process; and the records."""
     algorithm, model = prepared.config.algorithm, prepared.model
     w, buffers = (v.numpy() for v in Layout(model).flatten(model))
-    data, settings = (prepared.data, prepared.partition), prepared.settings
-    client = Client("test", model, algorithm, data, settings, 1, 0)
+    client = Client(
+        threads=1,
+        gpu_fraction=0,
+        name="test",
+        model=model,
+        algorithm=algorithm,
+        dataset=prepared.data,
+        partition=prepared.partition,
+        settings=prepared.settings,
+    )
     pool = LocalPool(client)
     server = Server(algorithm, "test", w, buffers, prepared.federation, pool)
     return server, list(server.run())

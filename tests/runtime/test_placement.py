@@ -5,7 +5,7 @@ import time
 import pytest
 
 from rayfl.errors import ConfigError
-from rayfl.runtime.placement import Demand, _slots, place
+from rayfl.runtime.placement import Demand, place, room_on
 
 
 def demand(actors=None, cpus=None, gpus=None, wait_s=0.0):
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_an_error_at_once(wanted, message, ray_session):
     ],
 )
 def test_slots_of_a_node(node, cpus, gpus, expected):
-    assert _slots(node, cpus, gpus) == expected
+    assert room_on(node, cpus, gpus) == expected
 
 
 def test_without_a_time_to_wait_the_error_says_how_to_wait(ray_session):

@@ -43,7 +43,8 @@ def client_arguments(prepared, algorithm, name="test"):
         "name": name,
         "model": prepared.model,
         "algorithm": algorithm,
-        "data": (prepared.data, prepared.partition),
+        "dataset": prepared.data,
+        "partition": prepared.partition,
         "settings": prepared.settings,
         "threads": 1,
         "gpu_fraction": 0,
@@ -389,3 +390,24 @@ def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(s
 
     with pytest.raises(RunError, match=r"round 1, clients \[.*\]: the client actor died, 4 times"):
         list(server.run())
+
+
+def test_the_longest_units_go_first_and_change_nothing(small):
+    small["partition"] = {"name": "quantity"}
+    small["federation"] |= {"clients_per_unit": 1, "rounds": 2}
+    prepared = prepare(load_config(small))
+    algorithm, taken = prepared.config.algorithm, []
+
+    class Noting(LocalPool):
+        def train(self, unit, broadcast, memories):
+            taken.append(unit)
+            return super().train(unit, broadcast, memories)
+
+    client = Client(**client_arguments(prepared, algorithm))
+    server, _ = train(prepared, algorithm, Noting(client))
+    sizes = [prepared.partition.sizes[unit.clients[0]] for unit in taken]
+    assert len(set(sizes)) > 3
+    for first in range(0, len(sizes), 5):
+        assert sizes[first : first + 5] == sorted(sizes[first : first + 5], reverse=True)
+    even = replace(prepared, federation=replace(prepared.federation, sizes=np.ones(10, np.int64)))
+    assert same_bits(server, here(even, algorithm)[0])

@@ -47,7 +47,8 @@ def test_config_values_have_their_types(runs):
 def test_axes_are_what_varies(runs):
     assert sorted(results.axes(runs)) == BY  # not the seed, nor where a run went, nor its metrics
     assert set(rayfl_config._NOT_IN_HASH) <= {p.rstrip(".") for p in results.NOT_IN_IDENTITY}
-    assert {f"data.{place}" for place in rayfl_config._PLACES} <= set(results.NOT_IN_IDENTITY)
+    places = {f"{section}.{key}" for section, keys in rayfl_config._PLACES.items() for key in keys}
+    assert places <= set(results.NOT_IN_IDENTITY)
 
 
 def test_mean_and_spread_over_seeds(runs, expected):

@@ -1,0 +1,238 @@
+"""Sweeps that are killed, interrupted, on several nodes, and whose tracking server goes away."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import node
+from mlflow.tracking import MlflowClient
+from sweeps import runs
+
+from rayfl.checkpoint import Folder, saved_in
+from rayfl.experiment import run as run_one
+from tuning.config import load_sweep
+from tuning.sweep import run
+
+pytestmark = pytest.mark.slow
+RAYFL = Path(sys.executable).parent / "rayfl"
+# A report every round, so that the first one tells where a trial went on; it ends nothing.
+EVERY_ROUND = "scheduler={name: median, every: 1, grace_period: 1000}"
+
+
+def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
+    sweep_file, tmp_path, ray_session
+):
+    path = sweep_file(seeds=[0, 1], space={"algorithm.rho": {"grid": [0.05, 0.1]}})
+    overrides = ["base.federation.rounds=30", "base.checkpoint.every=1", EVERY_ROUND]
+    command = [RAYFL, "sweep", path, *overrides, "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_until(lambda: {"finished", "running"} <= states(tmp_path) and saved(tmp_path), process)
+    process.kill()
+    process.wait()
+    time.sleep(5)  # its actors notice, and may have written one more checkpoint
+    done = ends(tmp_path, "finished")
+    reached = saved(tmp_path)
+    assert done
+    assert reached
+
+    reported = {}
+
+    def watch(hash, state, rounds, value, reason):
+        if state == "running" and rounds:
+            reported.setdefault(hash, rounds)
+
+    result = run(load_sweep(path, overrides), watch=watch)
+    assert [row.state for row in result.rows] == ["finished"] * 4
+    assert {hash: reported[hash] for hash in reached} == {h: r + 1 for h, r in reached.items()}
+    assert ends(tmp_path, "finished").items() > done.items()
+    assert len(runs(tmp_path)) == 4
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for row in result.rows:
+        steps = [m.step for m in client.get_metric_history(row.run_id, "train/loss")]
+        assert sorted(steps) == list(range(1, 31))
+        if row.trial.hash in reached:
+            assert run_one(row.trial.experiment).model_sha256 == row.model_sha256
+
+
+def test_an_interrupted_sweep_goes_on_with_the_same_command(sweep_file, tmp_path):
+    path = sweep_file()
+    overrides = ["base.federation.rounds=60", "base.checkpoint.every=1", EVERY_ROUND]
+    command = [RAYFL, "sweep", path, *overrides, "--json"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: saved(tmp_path), process)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert not out
+    assert "running" in states(tmp_path)
+    assert {r.info.status for r in runs(tmp_path)} <= {"KILLED", "FINISHED"}
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert again.returncode == 0, again.stderr
+    assert [t["state"] for t in json.loads(again.stdout)["trials"]] == ["finished"] * 2
+    assert len(runs(tmp_path)) == 2
+
+
+def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_path):
+    path, port = sweep_file(), 31000 + os.getpid() % 9000
+    alone = subprocess.run(
+        [RAYFL, "sweep", path, "--json", "storage=alone", "base.tracking.experiment=alone"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    address = f"base.ray.address=127.0.0.1:{port}"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(node("--head", f"--port={port}", "--include-dashboard=false"))
+        time.sleep(8)
+        stack.enter_context(node(f"--address=127.0.0.1:{port}"))
+        time.sleep(6)
+        plan = [RAYFL, "plan", path, address, "base.checkpoint.every=1"]
+        planned = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True)
+        command = [RAYFL, "sweep", path, "--json", address]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert planned.returncode == 0, planned.stderr
+    assert "at once: 2 now (2 client actors fit)" in planned.stdout
+    own = tmp_path / "checkpoints"
+    assert f"checkpoint.dir = '{own}': a trial that moves to another node starts anew" in (
+        planned.stdout
+    )
+    assert done.returncode == 0, done.stderr
+    trials = json.loads(done.stdout)["trials"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [t["state"] for t in trials] == ["finished"] * 2
+    digests = [t["model_sha256"] for t in json.loads(alone.stdout)["trials"]]
+    assert [t["model_sha256"] for t in trials] == digests
+    assert all(client.list_artifacts(t["run_id"]) for t in trials)
+
+
+def test_a_plan_starts_nothing(sweep_file, tmp_path):
+    space = {"algorithm.rho": {"grid": [0.05, 0.1]}, "partition.alpha": {"grid": [0.1, -1]}}
+    command = [RAYFL, "plan", sweep_file(seeds=[0, 1, 2], space=space)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sweep t: 12 trials (4 points x 3 seeds), search grid, scheduler")
+    assert "6 trials cannot run:" in done.stdout
+    assert "algorithm.rho=0.05 partition.alpha=-1 seed=0: partition.alpha = -1" in done.stdout
+    assert "checkpoint.dir" not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
+
+
+def test_a_tracking_server_that_goes_away_and_comes_back(sweep_file, tmp_path):
+    """Training goes on meanwhile, and what was written down arrives, every round once."""
+    port = 30000 + os.getpid() % 10000
+    uri = f"http://127.0.0.1:{port}"
+    server = _server(tmp_path, port)
+    command = [RAYFL, "sweep", sweep_file(), "--json", f"base.tracking.uri={uri}"]
+    try:
+        process = subprocess.Popen(
+            [*command, "base.federation.rounds=60"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if any("train/loss" in r.data.metrics for r in _runs_at(uri)):
+                break
+            time.sleep(0.2)
+        assert process.poll() is None, process.communicate()
+        _end(server)
+        time.sleep(15)
+        server = _server(tmp_path, port)
+        out, err = process.communicate(timeout=250)
+        assert process.returncode == 0, err
+        for trial in json.loads(out)["trials"]:
+            history = MlflowClient(uri).get_metric_history(trial["run_id"], "train/loss")
+            assert sorted({m.step for m in history}) == list(range(1, 61))
+            assert trial["state"] == "finished"
+        assert len(_runs_at(uri)) == 2
+    finally:
+        _end(server)
+
+
+def _server(folder, port):
+    """A real MLflow server, once it answers."""
+    import urllib.request
+
+    process = subprocess.Popen(
+        [
+            *(RAYFL.parent / "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
+            *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+        ],
+        cwd=folder,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return process
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("mlflow server did not start")
+
+
+def _end(server):
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def _runs_at(uri):
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("rayfl")
+    if experiment is None:
+        return []
+    return client.search_runs([experiment.experiment_id], "tags.`rayfl.kind` = 'experiment'")
+
+
+def wait_until(holds, process):
+    """Wait until something holds while this process runs."""
+    deadline = time.monotonic() + 200
+    while not holds():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def states(folder):
+    """The states that trials are in."""
+    return {r.data.tags.get("rayfl.state") for r in tracked(folder)}
+
+
+def ends(folder, state):
+    """When the runs of trials in this state ended."""
+    return {
+        r.info.run_id: r.info.end_time
+        for r in tracked(folder)
+        if r.data.tags.get("rayfl.state") == state
+    }
+
+
+def tracked(folder):
+    """The runs, once the store is there."""
+    return runs(folder) if (folder / "mlruns").exists() else []
+
+
+def saved(folder):
+    """The round of the last checkpoint, by config hash, of the trials that have one."""
+    found = {}
+    for path in folder.glob("checkpoints/*/t"):
+        if rounds := [one.round for one in saved_in(Folder(str(path)))]:
+            found[path.parent.name] = max(rounds)
+    return found

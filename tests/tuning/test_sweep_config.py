@@ -1,0 +1,101 @@
+"""Sweep files: overrides follow the file's keys, and what is wrong is one line."""
+
+import pytest
+
+from rayfl.errors import ConfigError
+from tuning.config import load_sweep
+
+SWEEP = """
+base: base.yaml
+space:
+  algorithm.rho: {grid: [0.05, 0.1]}
+seeds: [0, 1]
+"""
+BASE = """
+algorithm: {name: fedsam}
+federation: {cohort_size: 2, clients: 4, local_steps: 1, rounds: 2}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads the sweep file above with overrides."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "rho.yaml").write_text(SWEEP)
+    return lambda *overrides: load_sweep(tmp_path / "rho.yaml", overrides)
+
+
+def test_base_is_relative_to_the_sweep_and_the_name_is_the_file_s(load):
+    sweep = load()
+    assert sweep.name == "rho"
+    experiment = sweep.experiment({"algorithm.rho": 0.1}, seed=1)
+    assert (experiment.algorithm.rho, experiment.seed) == (0.1, 1)
+    assert experiment.federation.rounds == 2
+
+
+def test_overrides_follow_the_file_s_keys(load):
+    sweep = load(
+        "space.algorithm.rho.uniform=[0,1]",
+        "space.federation.lr.grid=[0.1]",
+        "base.federation.rounds=7",
+        "base.algorithm.name=mofedsam",
+        "search={name: random, num_samples: 3}",
+        "scheduler=asha",
+        "scheduler.grace_period=2",
+        "stop.rounds=5",
+        "seeds=[3]",
+    )
+    assert sweep.space["algorithm.rho"].kind == "uniform"
+    assert list(sweep.space) == ["algorithm.rho", "federation.lr"]
+    assert sweep.search.num_samples == 3
+    assert sweep.scheduler.grace_period == 2
+    assert sweep.stop.rounds == 5
+    assert sweep.seeds == (3,)
+    experiment = sweep.experiment({"algorithm.rho": 0.3}, 3)
+    assert (experiment.algorithm_name, experiment.federation.rounds) == ("mofedsam", 7)
+
+
+def test_a_point_that_names_another_algorithm_starts_its_section_afresh(load):
+    experiment = load("base.algorithm.rho=0.7").experiment({"algorithm.name": "mofedsam"}, 0)
+    assert experiment.algorithm.rho != 0.7
+
+
+def test_a_sweep_is_a_sweep_file_again(load, tmp_path):
+    sweep = load("scheduler=asha", "stop.plateau.rounds=3")
+    (tmp_path / "again.yaml").write_text(sweep.to_yaml())
+    assert load_sweep(tmp_path / "again.yaml") == sweep
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sede=[1]", r"sede = \[1\]: unknown key \(did you mean 'seeds'\?\)"),
+        (
+            "space.algorithm.rho.gird=[1]",
+            r"space.algorithm.rho.gird = \[1\]: unknown key .*rho.grid'",
+        ),
+        ("space.algorithm.rho.uniform=[1,0]", r"space.algorithm.rho: uniform = .*ascending"),
+        ("space.algorithm.rho.loguniform=[0,1]", r"space.algorithm.rho: .*above 0"),
+        ("space.algorithm.rho.integers=[1,3]", r"space.algorithm.rho.integers: is drawn at random"),
+        ("search=random", r"search.num_samples is missing"),
+        ("search={name: random, num_samples: 2}", r"no axis of the space is drawn"),
+        ("search={name: optuna, num_samples: 2}", r"space.algorithm.rho.grid: .*draws every axis"),
+        ("scheduler=asah", r"scheduler.name = 'asah': unknown name \(did you mean 'asha'\?\)"),
+        ("scheduler={name: asha, grace: 3}", r"scheduler.grace = 3: unknown key"),
+        ("scheduler={name: pbt, mutate: [algorithm.rh]}", r"did you mean 'algorithm.rho'\?"),
+        ("stop.accuracy=2", r"stop.accuracy = 2: must be null or a number greater than 0"),
+        ("seeds=[1,1]", r"seeds = \[1, 1\]: must be different"),
+        ("name=a/b", r"name = 'a/b'"),
+        ("max_concurrent=0", r"max_concurrent = 0: must be null or an integer greater than 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line(load, override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load(override)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_says_how_to_get_it(load, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'rayfl\[optuna\]'"):
+        load("search={name: optuna, num_samples: 2}", "space.algorithm.rho.uniform=[0,1]")

@@ -1,0 +1,160 @@
+"""Sweep files: YAML and dotted overrides -> a frozen `Sweep`.
+
+    name: rho_momentum_alpha
+    base: ../quickstart.yaml                    # or an experiment, inline
+    space:
+      algorithm.rho: {grid: [0.05, 0.1]}        # any dotted key of the experiment
+    seeds: [0, 1, 2]
+
+Overrides follow the file's own keys: `space.algorithm.rho.grid=[0.05,0.1]`, `base.federation.rounds=10`,
+`scheduler.name=asha`.
+"""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from rayfl import overlays
+from rayfl.config import Experiment, Positive, Section, load_config
+from rayfl.errors import ConfigError
+from rayfl.overlays import Layer
+from rayfl.registry import Choice
+from rayfl.wording import config_error, shown
+from tuning.schedulers import SCHEDULERS, Scheduler
+from tuning.searches import SEARCHES, Search
+from tuning.space import KINDS, Axis, Point, check, dotted, layer
+
+# `search: random` stands for `search: {name: random}`.
+_NAME_ALONE = re.compile(r"^(search|scheduler)=(\w+)$")
+
+SEARCH = Choice("search", SEARCHES, Search)
+SCHEDULER = Choice("scheduler", SCHEDULERS, Scheduler)
+
+
+class Plateau(Section):
+    """No progress."""
+
+    rounds: Annotated[Positive, Field(description="rounds without a better metric")]
+    min_change: Annotated[float, Field(ge=0, description="what counts as better")] = 0.0
+
+
+class Stop(Section):
+    """When a trial ends before its last round. The first rule that holds ends it."""
+
+    rounds: Annotated[Positive | None, Field(description="after so many rounds")] = None
+    accuracy: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Field(description="once test/accuracy is there")
+    ] = None
+    seconds: Annotated[
+        Annotated[float, Field(gt=0)] | None, Field(description="of training, its rounds added up")
+    ] = None
+    plateau: Annotated[Plateau | None, Field(description="without progress of the metric")] = None
+
+
+class Sweep(Section):
+    """Many experiments: the points of a space, each with every seed."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_', '-'"
+        ),
+    ]
+    base: Annotated[Layer, Field(description="an experiment: a config file's path, or inline")]
+    space: Annotated[
+        dict[str, Axis], Field(min_length=1, description="dotted key of the experiment: its axis")
+    ]
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(min_length=1, description="every point runs with each of them"),
+    ] = (0,)
+    search: Annotated[Search, SEARCH] = SEARCHES["grid"]()
+    scheduler: Annotated[Scheduler, SCHEDULER] = SCHEDULERS["none"]()
+    stop: Stop = Stop()
+    metric: Annotated[
+        str, Field(min_length=1, description="a round's metric, by which trials are compared")
+    ] = "test/accuracy"
+    mode: Literal["max", "min"] = "max"
+    max_concurrent: Annotated[
+        Positive | None, Field(description="trials at once; null: as many as fit")
+    ] = None
+    max_failures: Annotated[
+        int, Field(ge=0, description="how often a trial goes on after a process or node died")
+    ] = 3
+    storage: Annotated[
+        str | None,
+        Field(description="directory or URI for checkpoints and logs; null: sweeps/<name>"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check(self.space)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds = {shown(list(self.seeds))}: must be different from each other"
+            )
+        self.search.check(self.space)
+        self.scheduler.check(self.space, self.search)
+        return self
+
+    @property
+    def directory(self) -> str:
+        """Where Ray Tune keeps its files: a URI or an absolute path."""
+        given = self.storage or f"sweeps/{self.name}"
+        return given if "://" in given else str(Path(given).expanduser().absolute())
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What may end a trial before its last round."""
+        return self.model_dump(mode="json", include={"scheduler", "stop", "metric", "mode"})
+
+    def to_yaml(self) -> str:
+        """The resolved sweep as a file that gives it again."""
+        stream = io.StringIO()
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.dump(self.model_dump(mode="json", exclude_none=True), stream)
+        return stream.getvalue()
+
+    def experiment(self, point: Point, seed: int) -> Experiment:
+        """The experiment at a point; ConfigError if there is no such."""
+        return load_config(self.raw(point, seed))
+
+    def raw(self, point: Point, seed: int) -> Layer:
+        """The experiment at a point, not yet checked."""
+        return overlays.merge(self.base, layer(point)) | {"seed": seed}
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep of a YAML file, with `section.key=value` overrides.
+
+    Raises ConfigError: one line that names the dotted key, the value and what is allowed.
+    """
+    path = Path(path)
+    content = overlays.read(path)
+    given = overlays.parse_overrides([_NAME_ALONE.sub(r"\1.name=\2", text) for text in overrides])
+    if isinstance(given.get("base"), str):  # another file, relative to the working directory
+        content["base"] = overlays.read(Path(given.pop("base")))
+    elif isinstance(content.get("base"), str):
+        content["base"] = overlays.read(path.parent / content["base"])
+    for section in ("search", "scheduler"):
+        if isinstance(content.get(section), str):
+            content[section] = {"name": content[section]}
+    for source in (content, given):
+        if isinstance(source.get("space"), dict):
+            source["space"] = dotted(source["space"])
+    for key, axis in given.get("space", {}).items():
+        old = content.get("space", {}).get(key)
+        if isinstance(old, dict) and set(axis) & set(KINDS):  # the new kind of values replaces it
+            content["space"][key] = {k: v for k, v in old.items() if k not in KINDS}
+    merged = {"name": path.stem, **overlays.merge(content, given)}
+    try:
+        return Sweep.model_validate_json(json.dumps(merged), strict=True)
+    except ValidationError as error:
+        raise config_error(error, Sweep) from None

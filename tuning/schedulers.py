@@ -1,0 +1,179 @@
+"""Which trials go on: the options of `scheduler`.
+
+Schedulers decide at exact rounds: a trial reports every `interval` rounds, evaluations included. Only
+trials of the same task (data, partition, number of clients) are compared: across Dirichlet alphas, say,
+the easiest alpha would win. In population-based training a trial takes over another one's server state and
+client memories, so there trials differ in nothing but the keys that are mutated.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from rayfl.errors import ConfigError
+from rayfl.wording import nearest
+from tuning.space import Point, Space, is_task, task
+
+if TYPE_CHECKING:
+    from tuning.searches import Search
+
+Rounds = Annotated[int, Field(gt=0, description="rounds")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler:
+    """Decides which trials go on."""
+
+    @property
+    def interval(self) -> int | None:
+        """Rounds between two reports of a trial; None: nothing depends on it."""
+        return None
+
+    def check(self, space: Space, search: "Search") -> None:
+        """Raise ConfigError if it cannot schedule such a sweep."""
+
+    def group(self, point: Point, seed: int) -> Hashable:
+        """Trials are compared with those of their own group."""
+        return task(point)
+
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+        """Ray Tune's scheduler of one group; `rounds` is the most that a trial runs."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoScheduler(Scheduler):
+    """Every trial runs to its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASHA(Scheduler):
+    """Asynchronous successive halving: at each rung, all but the best 1/reduction_factor end."""
+
+    grace_period: Annotated[Rounds, Field(description="round of the first rung")] = 10
+    reduction_factor: Annotated[
+        int, Field(ge=2, description="a rung's rounds, as a multiple of those of the rung below")
+    ] = 3
+
+    @property
+    def interval(self) -> int:
+        return self.grace_period  # which every rung is a multiple of
+
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+        from ray.tune.schedulers import ASHAScheduler
+
+        return ASHAScheduler(
+            time_attr="rounds",
+            metric=metric,
+            mode=mode,
+            grace_period=min(self.grace_period, rounds),
+            reduction_factor=self.reduction_factor,
+            max_t=rounds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Median(Scheduler):
+    """A trial ends whose best value is worse than the median of the others' means so far."""
+
+    grace_period: Annotated[Rounds, Field(description="rounds before any trial may end")] = 10
+    every: Annotated[Rounds, Field(description="rounds between two comparisons")] = 5
+    min_samples: Annotated[int, Field(gt=0, description="other trials that it takes")] = 3
+
+    @property
+    def interval(self) -> int:
+        return self.every
+
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+        from ray.tune.schedulers import MedianStoppingRule
+
+        return MedianStoppingRule(
+            time_attr="rounds",
+            metric=metric,
+            mode=mode,
+            grace_period=self.grace_period,
+            min_samples_required=self.min_samples,
+            min_time_slice=10**9,  # else it pauses trials to let others catch up
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PBT(Scheduler):
+    """Population-based training: the worst go on from copies of the best, with other values."""
+
+    mutate: Annotated[
+        tuple[str, ...], Field(min_length=1, description="axes whose values change on the way")
+    ]
+    every: Annotated[Rounds, Field(description="rounds between two exploits")] = 10
+    quantile: Annotated[
+        float, Field(gt=0, le=0.5, description="share of the trials that are replaced")
+    ] = 0.25
+    resample_probability: Annotated[
+        float, Field(ge=0, le=1, description="of a new draw instead of a factor 0.8 or 1.2")
+    ] = 0.25
+
+    @property
+    def interval(self) -> int:
+        return self.every
+
+    def check(self, space: Space, search: "Search") -> None:
+        for key in self.mutate:
+            if key not in space:
+                raise ConfigError(
+                    f"scheduler.mutate: {key!r} is no axis of the space{nearest(key, space)}; "
+                    f"axes: {', '.join(space)}"
+                )
+            if is_task(key) or not key.startswith(("algorithm.", "federation.")) or space[key].when:
+                raise ConfigError(
+                    f"scheduler.mutate: {key!r} cannot change within a run; numbers of algorithm and "
+                    "federation.lr, without 'when', can"
+                )
+        if search.points(space) is None:
+            raise ConfigError("scheduler.name = 'pbt': needs search.name grid or random")
+
+    def group(self, point: Point, seed: int) -> Hashable:
+        fixed = sorted((k, repr(v)) for k, v in point.items() if k not in self.mutate)
+        return (tuple(fixed), seed)
+
+    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+        from ray.tune.schedulers import PopulationBasedTraining
+
+        from tuning.searches import domain
+
+        return PopulationBasedTraining(
+            time_attr="rounds",
+            metric=metric,
+            mode=mode,
+            perturbation_interval=self.every,
+            hyperparam_mutations={
+                key: list(space[key].values()) if space[key].is_grid else domain(space[key])
+                for key in self.mutate
+            },
+            quantile_fraction=self.quantile,
+            resample_probability=self.resample_probability,
+            custom_explore_fn=lambda config: config | _within(space, self.mutate, config),
+            synch=True,  # everyone at the same round: results do not depend on who was fast
+            log_config=False,
+            require_attrs=False,
+        )
+
+
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    "none": NoScheduler,
+    "asha": ASHA,
+    "median": Median,
+    "pbt": PBT,
+}
+
+
+def _within(space: Space, keys: tuple[str, ...], config: Point) -> Point:
+    """The values of these keys, moved into the bounds of their axes."""
+    moved: Point = {}
+    for key in keys:
+        axis = space[key]
+        bounds = axis.uniform or axis.loguniform or axis.integers
+        if bounds:
+            moved[key] = min(max(config[key], bounds[0]), bounds[1])
+    return moved

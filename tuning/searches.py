@@ -1,0 +1,143 @@
+"""How a sweep finds the points of its space: the options of `search`."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rayfl.errors import ConfigError
+from tuning.space import Axis, Point, Space, applicable, is_task, points
+
+Samples = Annotated[int, Field(gt=0, description="points that are drawn")]
+Seed = Annotated[int, Field(ge=0, description="of the draws")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Decides the points."""
+
+    def check(self, space: Space) -> None:
+        """Raise ConfigError if it cannot search this space."""
+
+    def points(self, space: Space) -> Iterator[Point] | None:
+        """All points; None if they follow from the results of earlier ones."""
+        return None
+
+    def count(self, space: Space) -> int:
+        """The number of points."""
+        return len(list(self.points(space) or ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Search):
+    """Every combination of the axes' values."""
+
+    def check(self, space: Space) -> None:
+        for key, axis in space.items():
+            if not axis.is_grid:
+                raise ConfigError(
+                    f"space.{key}.{axis.kind}: is drawn at random, but search.name = 'grid'; "
+                    "give 'grid' or 'range', or set search.name to random"
+                )
+
+    def points(self, space: Space) -> Iterator[Point]:
+        return points(space, None, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Search):
+    """`num_samples` draws of the sampled axes, each at every combination of the grid axes."""
+
+    num_samples: Samples
+    seed: Seed = 0
+
+    def check(self, space: Space) -> None:
+        if all(axis.is_grid for axis in space.values()):
+            raise ConfigError(
+                "search.name = 'random': no axis of the space is drawn; give one of them choice, "
+                "uniform, loguniform or integers, or set search.name to grid"
+            )
+
+    def points(self, space: Space) -> Iterator[Point]:
+        return points(space, self.num_samples, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optuna(Search):
+    """Points that Optuna suggests from the mean results, over the seeds, of earlier ones.
+
+    With scheduler asha it does about what BOHB does (Falkner et al., ICML 2018, arXiv:1807.01774), but with
+    asynchronous halving, and one model of all last values instead of one for each rung.
+    """
+
+    num_samples: Samples
+    seed: Seed = 0
+    sampler: Annotated[Literal["tpe", "cmaes", "random"], Field(description="Optuna's sampler")] = (
+        "tpe"
+    )
+
+    def check(self, space: Space) -> None:
+        for key, axis in space.items():
+            if axis.is_grid:
+                raise ConfigError(
+                    f"space.{key}.{axis.kind}: search.name = 'optuna' draws every axis; give "
+                    "choice, uniform, loguniform or integers"
+                )
+            if is_task(key):
+                raise ConfigError(
+                    f"space.{key}: search.name = 'optuna' would search for the easiest task; set "
+                    f"base.{key} and run a sweep for each of its values"
+                )
+        _require("optuna", "search.name = 'optuna'", "pip install 'rayfl[optuna]'")
+
+    def count(self, space: Space) -> int:
+        return self.num_samples
+
+    def probe(self, space: Space) -> Point:
+        """Any point: all of them have the same data."""
+        return applicable(space, next(points(space, 1, self.seed)))
+
+    def searcher(self, space: Space, metric: str, mode: str) -> Any:
+        """Ray Tune's searcher."""
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        samplers: Mapping[str, Any] = {
+            "tpe": optuna.samplers.TPESampler,
+            "cmaes": optuna.samplers.CmaEsSampler,
+            "random": optuna.samplers.RandomSampler,
+        }
+        return OptunaSearch(
+            {key: domain(axis) for key, axis in space.items()},
+            metric=metric,
+            mode=mode,
+            sampler=samplers[self.sampler](seed=self.seed),
+        )
+
+
+def domain(axis: Axis) -> Any:
+    """The axis as Ray Tune writes it."""
+    from ray import tune
+
+    if axis.choice is not None:
+        return tune.choice(list(axis.choice))
+    if axis.integers is not None:
+        return tune.randint(axis.integers[0], axis.integers[1] + 1)
+    if axis.loguniform is not None:
+        return tune.loguniform(*axis.loguniform)
+    if axis.uniform is not None:
+        return tune.uniform(*axis.uniform)
+    return tune.choice(list(axis.values()))
+
+
+def _require(package: str, what: str, command: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise ConfigError(f"{what}: needs the package {package}; `{command}` installs it") from None
+
+
+SEARCHES: dict[str, type[Search]] = {"grid": Grid, "random": Random, "optuna": Optuna}

@@ -1,0 +1,223 @@
+"""The search space of a sweep: axes over dotted keys of the experiment -> points.
+
+An axis says which values its key takes, and `when` it applies: only in points where other axes have the
+given values. A point is a mapping from dotted key to value. Grid axes are crossed with each other; sampled
+axes are drawn, and every draw is crossed with the grid.
+"""
+
+import zlib
+from collections.abc import Hashable, Iterator, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from rayfl.config import Section
+from rayfl.errors import ConfigError
+from rayfl.overlays import Layer, merge
+from rayfl.wording import nearest, shown
+
+Point = dict[str, Any]
+
+KINDS = ("grid", "range", "choice", "uniform", "loguniform", "integers")
+_GRIDS = ("grid", "range")
+# These change no result, so that two points that differ in them would be the same experiment.
+_NO_AXES = ("ray", "resources", "tracking", "checkpoint", "evaluation")
+_TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
+
+Value = Any
+Bounds = tuple[float, float]
+
+
+class Axis(Section):
+    """The values that one key takes."""
+
+    grid: Annotated[
+        tuple[Value, ...] | None, Field(min_length=1, description="each of these values")
+    ] = None
+    range: Annotated[
+        tuple[float, float, float] | None,
+        Field(description="first, last and step: each value from first to last"),
+    ] = None
+    choice: Annotated[
+        tuple[Value, ...] | None, Field(min_length=1, description="drawn from these values")
+    ] = None
+    uniform: Annotated[Bounds | None, Field(description="drawn from low to high")] = None
+    loguniform: Annotated[
+        Bounds | None, Field(description="drawn from low to high, evenly in the logarithm")
+    ] = None
+    integers: Annotated[
+        tuple[int, int] | None, Field(description="drawn from low to high, both included")
+    ] = None
+    when: Annotated[
+        dict[str, Value],
+        Field(description="other axes' keys and their values, where this axis applies"),
+    ] = {}  # noqa: RUF012 (a pydantic default, copied for each)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has no values"
+            raise ValueError(f"{found}; give exactly one of {', '.join(KINDS)}")
+        value = getattr(self, self.kind)
+        if self.kind == "range":
+            first, last, step = value
+            if step <= 0 or last < first:
+                raise ValueError(
+                    f"range = {shown(list(value))}: must be [first, last, step] with first <= last "
+                    "and step > 0"
+                )
+        elif self.kind in ("uniform", "loguniform", "integers"):
+            low, high = value
+            if not (low < high and (self.kind != "loguniform" or low > 0)):
+                above = " and above 0" if self.kind == "loguniform" else ""
+                raise ValueError(
+                    f"{self.kind} = {shown(list(value))}: must be [low, high], ascending{above}"
+                )
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def is_grid(self) -> bool:
+        return self.kind in _GRIDS
+
+    def values(self) -> tuple[Value, ...]:
+        """All values of a grid axis."""
+        if self.grid is not None:
+            return self.grid
+        assert self.range is not None
+        # In decimals: 0.1 + 0.2 must be 0.3, which is part of an experiment's identity.
+        first, last, step = (Decimal(repr(number)) for number in self.range)
+        return tuple(_number(first + i * step) for i in range(int((last - first) / step) + 1))
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One value of a sampled axis."""
+        if self.choice is not None:
+            return self.choice[int(rng.integers(len(self.choice)))]
+        if self.integers is not None:
+            return int(rng.integers(self.integers[0], self.integers[1] + 1))
+        if self.loguniform is not None:
+            low, high = np.log(self.loguniform)
+            return float(np.exp(rng.uniform(low, high)))
+        assert self.uniform is not None
+        return float(rng.uniform(*self.uniform))
+
+    def applies(self, point: Point) -> bool:
+        """Whether the point has the values that `when` asks for (one of them, where it is a list)."""
+        return all(
+            key in point and point[key] in (value if isinstance(value, list) else [value])
+            for key, value in self.when.items()
+        )
+
+
+Space = Mapping[str, Axis]
+
+
+def dotted(space: Layer, prefix: str = "") -> Layer:
+    """The space with dotted keys, as `algorithm: {rho: {grid: ...}}` is `algorithm.rho: {grid: ...}`."""
+    flat: Layer = {}
+    for key, value in space.items():
+        path = f"{prefix}{key}"
+        is_section = isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
+        inner = dotted(value, f"{path}.") if is_section and value else {path: value}
+        flat = merge(flat, inner)
+    return flat
+
+
+def task(point: Point) -> Hashable:
+    """What a point says about the task, as opposed to the method."""
+    return tuple(sorted((key, repr(value)) for key, value in point.items() if is_task(key)))
+
+
+def is_task(key: str) -> bool:
+    """Whether an axis decides what is learned, rather than how."""
+    return f"{key}.".startswith(_TASK)
+
+
+def check(space: Space) -> None:
+    """Raise ConfigError for axes that cannot be."""
+    for key, axis in space.items():
+        section = key.partition(".")[0]
+        if section in _NO_AXES:
+            raise ConfigError(f"space.{key}: {section} changes no result and can be no axis")
+        if section == "seed":
+            raise ConfigError(
+                "space.seed: every point runs with every seed; use 'seeds: [0, 1, 2]'"
+            )
+        for other in axis.when:
+            if other == key or other not in space:
+                known = [name for name in space if name != key]
+                raise ConfigError(
+                    f"space.{key}.when.{other}: must be another axis of the space"
+                    f"{nearest(other, known)}; there are: {', '.join(known) or 'none'}"
+                )
+    _ordered(space)
+
+
+def points(space: Space, samples: int | None, seed: int) -> Iterator[Point]:
+    """All points: the grid, crossed with `samples` draws of the sampled axes (None: there are none).
+
+    Draw i of an axis depends on (seed, i, key) alone, so more samples or another axis leave the earlier
+    draws as they are.
+    """
+    for i in range(samples if samples is not None else 1):
+        drawn = {
+            key: axis.draw(np.random.default_rng((seed, i, zlib.crc32(key.encode()))))
+            for key, axis in space.items()
+            if not axis.is_grid
+        }
+        yield from _grid(_ordered(space), drawn, {})
+
+
+def layer(point: Point) -> Layer:
+    """The point as a layer of a config."""
+    layers: Layer = {}
+    for key, value in point.items():
+        *sections, last = key.split(".")
+        nested: Layer = {last: value}
+        for section in reversed(sections):
+            nested = {section: nested}
+        layers = merge(layers, nested, lambda old, new: old)
+    return layers
+
+
+def applicable(space: Space, suggested: Point) -> Point:
+    """What of a searcher's suggestion applies: axes whose `when` does not hold are left out."""
+    point: Point = {}
+    for key, axis in _ordered(space).items():
+        if key in suggested and axis.applies(point):
+            point[key] = suggested[key]
+    return {key: point[key] for key in space if key in point}
+
+
+def _grid(axes: dict[str, Axis], drawn: Point, point: Point) -> Iterator[Point]:
+    if not axes:
+        yield point
+        return
+    (key, axis), *rest = axes.items()
+    if not axis.applies(point):
+        yield from _grid(dict(rest), drawn, point)
+        return
+    for value in axis.values() if axis.is_grid else (drawn[key],):
+        yield from _grid(dict(rest), drawn, {**point, key: value})
+
+
+def _ordered(space: Space) -> dict[str, Axis]:
+    """The axes, each after those that its `when` names; ConfigError if they go in a circle."""
+    ordered: dict[str, Axis] = {}
+    waiting = dict(space)
+    while waiting:
+        ready = [key for key, axis in waiting.items() if set(axis.when) <= set(ordered)]
+        if not ready:
+            raise ConfigError(f"space: the 'when' of {', '.join(waiting)} go in a circle")
+        ordered[ready[0]] = waiting.pop(ready[0])
+    return ordered
+
+
+def _number(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)

@@ -1,0 +1,51 @@
+"""When a trial ends before its last round: the rules of `stop`, over the metrics by round."""
+
+from collections.abc import Mapping
+
+from tuning.config import Plateau, Stop
+
+Rows = Mapping[int, Mapping[str, float]]
+
+
+def reason(stop: Stop, rows: Rows, metric: str, mode: str) -> str | None:
+    """Which rule holds after the last of these rounds, in words; None if none does."""
+    if not rows:
+        return None
+    last = max(rows)
+    if stop.rounds is not None and last >= stop.rounds:
+        return f"round {last}: stop.rounds = {stop.rounds}"
+    accuracy = rows[last].get("test/accuracy")
+    if stop.accuracy is not None and accuracy is not None and accuracy >= stop.accuracy:
+        return f"round {last}: test/accuracy {accuracy:.4f} reached stop.accuracy = {stop.accuracy}"
+    if stop.seconds is not None:
+        seconds = sum(row.get("time/round_s", 0.0) for row in rows.values())
+        if seconds >= stop.seconds:
+            return (
+                f"round {last}: {seconds:.1f} s of training passed stop.seconds = {stop.seconds:g}"
+            )
+    if stop.plateau is not None:
+        return _plateau(stop.plateau, rows, metric, mode)
+    return None
+
+
+def needs_metrics(stop: Stop) -> bool:
+    """Whether a rule looks at evaluations, so that they must be waited for."""
+    return stop.accuracy is not None or stop.plateau is not None
+
+
+def _plateau(plateau: Plateau, rows: Rows, metric: str, mode: str) -> str | None:
+    sign = 1 if mode == "max" else -1
+    values = [(round, sign * row[metric]) for round, row in sorted(rows.items()) if metric in row]
+    if not values:
+        return None
+    best_round, best = values[0]
+    for round, value in values[1:]:
+        if value > best + plateau.min_change:
+            best_round, best = round, value
+    last = values[-1][0]
+    if last - best_round < plateau.rounds:
+        return None
+    return (
+        f"round {last}: no better {metric} than {sign * best:.4f} of round {best_round} "
+        f"for stop.plateau.rounds = {plateau.rounds}"
+    )
