@@ -19,7 +19,6 @@ from conftest import node
 from rayfl import load_config, run
 from rayfl.checkpoint import Folder, saved_in
 
-pytestmark = pytest.mark.slow
 RAYFL = str(Path(sys.executable).parent / "rayfl")
 
 
@@ -48,6 +47,7 @@ def processes(title):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     """At a random moment of nearly every round a client actor is killed, training or not."""
@@ -75,6 +75,7 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     assert result.history["runtime/lost_units"].iloc[-1] >= 5
 
 
+@pytest.mark.slow
 def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     reference = run(load_config(thirty_rounds))
     killed = []
@@ -92,6 +93,8 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_twenty_kills_of_everything(small, tmp_path):
     """kill -9 of the driver, its actors and Ray, then --resume; many of them while it writes.
 
@@ -156,6 +159,8 @@ def kill_tree(process):
     psutil.wait_procs(tree, timeout=20)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
     """kill -9 of a worker node with its raylet and its actors; a new node joins in the middle."""
     thirty_rounds["resources"] = {}

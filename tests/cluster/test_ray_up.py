@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 RUN = "run configs/quickstart.yaml federation.rounds=5 --json"
 ON_CLUSTER = "ray.address=auto tracking.uri=http://127.0.0.1:5000 resources.num_actors=5"

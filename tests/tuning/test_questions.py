@@ -127,7 +127,7 @@ def test_asking_needs_neither_torch_nor_ray(stored):
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_answers_about_real_runs(tmp_path):
     """Two seeds of two algorithms, then every question."""

@@ -19,12 +19,12 @@ from rayfl.experiment import run as run_one
 from tuning.config import load_sweep
 from tuning.sweep import run
 
-pytestmark = pytest.mark.slow
 RAYFL = Path(sys.executable).parent / "rayfl"
 # A report every round, so that the first one tells where a trial went on; it ends nothing.
 EVERY_ROUND = "scheduler={name: median, every: 1, grace_period: 1000}"
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
     sweep_file, tmp_path, ray_session
 ):
@@ -60,6 +60,7 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
             assert run_one(row.trial.experiment).model_sha256 == row.model_sha256
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_with_the_same_command(sweep_file, tmp_path):
     path = sweep_file()
     overrides = ["base.federation.rounds=60", "base.checkpoint.every=1", EVERY_ROUND]
@@ -82,6 +83,7 @@ def test_an_interrupted_sweep_goes_on_with_the_same_command(sweep_file, tmp_path
     assert len(runs(tmp_path)) == 2
 
 
+@pytest.mark.long
 def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_path):
     path, port = sweep_file(), 31000 + os.getpid() % 9000
     alone = subprocess.run(
@@ -115,6 +117,7 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
     assert all(client.list_artifacts(t["run_id"]) for t in trials)
 
 
+@pytest.mark.slow
 def test_a_plan_starts_nothing(sweep_file, tmp_path):
     space = {"algorithm.rho": {"grid": [0.05, 0.1]}, "partition.alpha": {"grid": [0.1, -1]}}
     command = [RAYFL, "plan", sweep_file(seeds=[0, 1, 2], space=space)]
@@ -127,6 +130,7 @@ def test_a_plan_starts_nothing(sweep_file, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
 
 
+@pytest.mark.long
 def test_a_tracking_server_that_goes_away_and_comes_back(sweep_file, tmp_path):
     """Training goes on meanwhile, and what was written down arrives, every round once."""
     port = 30000 + os.getpid() % 10000
