@@ -47,7 +47,7 @@ def processes(title):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     """At a random moment of nearly every round a client actor is killed, training or not."""

@@ -49,7 +49,9 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
 
     result = run(load_sweep(path, overrides), watch=watch)
     assert [row.state for row in result.rows] == ["finished"] * 4
-    assert {hash: reported[hash] for hash in reached} == {h: r + 1 for h, r in reached.items()}
+    # Without its driver a trial may have got to its end, which is then what it reports.
+    went_on = {hash: min(round + 1, 30) for hash, round in reached.items()}
+    assert {hash: reported[hash] for hash in reached} == went_on
     assert ends(tmp_path, "finished").items() > done.items()
     assert len(runs(tmp_path)) == 4
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
