@@ -91,6 +91,13 @@ class Saved:
             if sizes.get(name) != expected:
                 raise self._damaged(name, f"it has {sizes.get(name, 0)} of {expected} bytes")
 
+    def make_newest(self) -> None:
+        """Delete the later checkpoints of its run, which is to go on from this one."""
+        own = _manifest_name(self.round)
+        for name in _manifests(self.folder):
+            if name > own:
+                self.folder.delete(name)
+
     def check_config(self, config_hash: str, config: Mapping[str, Any]) -> None:
         """CheckpointError, which says what differs, if it belongs to another config than this flat one."""
         own = self.manifest["config"]
@@ -274,7 +281,7 @@ class Checkpoints:
             "config": self.config,
             "files": files,
         }
-        folder.write(f"checkpoint-{stem}.json", json.dumps(manifest).encode())
+        folder.write(_manifest_name(snapshot.round), json.dumps(manifest).encode())
         self._kept = [s for s in self._kept if s.round != snapshot.round]
         self._kept.append(Saved(folder, manifest))
         self._tidy(folder)
@@ -283,15 +290,14 @@ class Checkpoints:
         old, self._kept = self._kept[: -self.keep_last], self._kept[-self.keep_last :]
         needed = {name for saved in self._kept for name in saved.manifest["files"]}
         for saved in old:
-            folder.delete(f"checkpoint-{saved.round:08d}.json")
+            folder.delete(_manifest_name(saved.round))
             for name in saved.manifest["files"].keys() - needed:
                 folder.delete(name)
 
 
 def saved_in(folder: Folder) -> list[Saved]:
     """All checkpoints in a run's folder, the oldest first. CheckpointError if one cannot be read."""
-    names = [n for n in folder.sizes() if n.startswith("checkpoint-") and n.endswith(".json")]
-    return [open_saved(folder, name) for name in sorted(names)]
+    return [open_saved(folder, name) for name in _manifests(folder)]
 
 
 def open_saved(folder: Folder, name: str) -> Saved:
@@ -364,6 +370,16 @@ def _file_system(location: str) -> tuple[Any, str]:
 
 def _contiguous(arrays: Arrays) -> Arrays:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _manifest_name(round: int) -> str:
+    return f"checkpoint-{round:08d}.json"
+
+
+def _manifests(folder: Folder) -> list[str]:
+    """The files that describe checkpoints, the oldest first."""
+    names = (n for n in folder.sizes() if n.startswith("checkpoint-") and n.endswith(".json"))
+    return sorted(names)
 
 
 def _round_of(name: str) -> int:

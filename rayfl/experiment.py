@@ -289,6 +289,8 @@ def _checkpoints(
     )
     try:
         checkpoints.prepare()
+        if saved:
+            saved.make_newest()
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     return checkpoints

@@ -134,6 +134,17 @@ def newest(tmp_path) -> Path:
     return sorted(tmp_path.glob("checkpoints/*/*/checkpoint-*.json"))[-1]
 
 
+def test_an_older_checkpoint_is_gone_on_from_where_the_newest_is_damaged(stopped, tmp_path):
+    older, damaged = sorted(tmp_path.glob("checkpoints/*/*/checkpoint-*.json"))
+    state = damaged.parent / json.loads(damaged.read_text())["state"]
+    state.write_bytes(b"")
+    started = []
+    result = run(load_config(stopped), started.append, resume=str(older))
+    assert started[0].resumed_round == json.loads(older.read_text())["round"]
+    undisturbed = run(load_config(stopped | {"tracking": {"enabled": False}}))
+    assert result.model_sha256 == undisturbed.model_sha256
+
+
 def test_another_config_is_refused_and_the_difference_named(stopped, tmp_path):
     other = load_config(stopped, ["algorithm.rho=0.3", "seed=7"])
     message = r"algorithm\.rho = 0\.1 there, 0\.3 here; seed = 1 there, 7 here"
