@@ -42,6 +42,8 @@ class Ticket:
     """Handle of each client's new memory, if the algorithm has one."""
     result: Any = None
     done: bool = False
+    actor: int = 0
+    """Place in the pool of the actor that has it, or had it last."""
     deaths: int = 0
     """Actors that died over it."""
 
@@ -188,6 +190,7 @@ class ActorPool:
             refs = call.remote(*arguments)
             ref, *ticket.memories = refs if returned else [refs]
             self._running[ref] = (ticket, slot, slot.actor)
+            ticket.actor = slot.index
             if slot.load == 0:
                 slot.since = time.monotonic()
             slot.load += 1

@@ -6,7 +6,7 @@ units, add up what they bring back in the order of the units, and let the algori
 
 import functools
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,6 +67,22 @@ class Record(NamedTuple):
     metrics: dict[str, float]
 
 
+class Opened(NamedTuple):
+    """A round whose work units are on their way."""
+
+    round: int
+    began: float
+    lr: float
+    sampled: int
+    """Clients of the cohort, those that will be lost among them."""
+    clients: int
+    """Clients that come back."""
+    bytes_down: int
+    """For one client."""
+    units: list[WorkUnit]
+    tickets: list[Ticket]
+
+
 class Kept(NamedTuple):
     """Where one client's memory is."""
 
@@ -99,27 +115,33 @@ class Server:
         self.correct: np.ndarray | None = None
         """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
         self._evaluations: deque[tuple[int, list[Ticket]]] = deque()
+        self._due: int | None = None
+        """Round that `self.w` is to be evaluated after, once the next round's units are on their way."""
 
     @torch.no_grad()
     def run(self, until: int | None = None) -> Iterator[Record]:
         """The rounds after `self.round` up to `until` (None: all), with all evaluations that are due.
 
-        Evaluations overlap the rounds after theirs.
+        Evaluations overlap the rounds after theirs: an actor takes to them when no unit is left.
         """
         f = self.federation
         last = f.rounds if until is None else min(until, f.rounds)
         for round in range(self.round + 1, last + 1):
-            record = self._round(round)
-            self.round = round
-            if round % f.eval_every == 0 or round == f.rounds:
-                self._evaluations.append((round, self._evaluate(round)))
-            yield record
+            opened = self._open(round)
+            # While the actors train: what has become known of the rounds before.
             self.pool.poll()
             yield from self._evaluated(wait=False)
+            record = self._close(opened)
+            self.round = round
+            if round % f.eval_every == 0 or round == f.rounds:
+                self._due = round
+            yield record
         yield from self.settle()
 
     def settle(self) -> Iterator[Record]:
         """Wait for the evaluations of the rounds so far."""
+        if self._due is not None:
+            self._evaluate(self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy())))
         return self._evaluated(wait=True)
 
     def snapshot(self) -> Snapshot:
@@ -144,7 +166,7 @@ class Server:
             raise ValueError(
                 f"the server state of algorithm '{self.name}' is {sorted(self.state)}, not {sorted(state)}"
             )
-        self.round, self.state = snapshot.round, state
+        self.round, self.state, self._due = snapshot.round, state, None
         self.w, self.buffers = tensors["w"], tensors["buffers"]
         self.memories = {
             client: Kept(memory.round, self.pool.store(memory.fetch()))
@@ -156,13 +178,19 @@ class Server:
         f = self.federation
         return sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
 
-    def _round(self, round: int) -> Record:
+    def _open(self, round: int) -> Opened:
+        """Send the broadcast and the work units, and behind them the evaluation of the round before."""
         f, began = self.federation, time.perf_counter()
         lr = f.lrs[round - 1]
         start, shared = self.algorithm.broadcast(self.w, self.state)
         broadcast = Broadcast(
             start.numpy(), {name: v.numpy() for name, v in shared.items()}, self.buffers.numpy()
         )
+        handle = self.pool.put(broadcast)
+        if self._due is not None and start is not self.w:
+            evaluated = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
+        else:
+            evaluated = handle
         sampled = self.cohort(round)
         # A client that will be lost need not be trained: nothing of it comes back.
         cohort = survivors(sampled, f.dropout, f.seed, round)
@@ -170,26 +198,42 @@ class Server:
             WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
-        handle = self.pool.put(broadcast)
         tickets = self._submit(units, handle)
+        if self._due is not None:
+            self._evaluate(evaluated)
+        down = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
+        bytes_down = sum(v.nbytes for v in down)
+        return Opened(round, began, lr, len(sampled), len(cohort), bytes_down, units, tickets)
+
+    def _close(self, opened: Opened) -> Record:
+        """Add up what the units bring back, and let the algorithm aggregate."""
         sums: dict[str, torch.Tensor] = {}
         results: list[UnitResult] = []
-        for unit, ticket in zip(units, tickets, strict=True):  # in unit order, whoever is first
-            result: UnitResult = self.pool.wait(ticket)
+        busy: dict[int, float] = defaultdict(float)
+        for unit, ticket in zip(opened.units, opened.tickets, strict=True):
+            result: UnitResult = self.pool.wait(ticket)  # in unit order, whoever is first
             self._check_finite(unit, result)
             for name, value in result.sums.items():
-                sums[name] = sums[name] + as_tensor(value) if name in sums else as_tensor(value)
+                if name in sums:
+                    sums[name] += as_tensor(value)
+                else:
+                    sums[name] = as_tensor(value).clone()
             # Large arrays of a result are the object store's: a reference would keep them there.
-            results.append(result._replace(sums={n: v[:0] for n, v in result.sums.items()}))
+            ticket.result = None
+            results.append(result._replace(sums={}))
+            busy[ticket.actor] += result.seconds
             for client, handle in zip(unit.clients, ticket.memories, strict=False):
-                self.memories[client] = Kept(round, handle)
-        mean = {name: value / len(cohort) for name, value in sums.items()}
+                self.memories[client] = Kept(opened.round, handle)
+        mean = {name: value.div_(opened.clients) for name, value in sums.items()}
         self.buffers = mean.pop("buffers")
-        steps = sum(result.steps for result in results) / len(cohort)
-        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / f.clients)
+        steps = sum(result.steps for result in results) / opened.clients
+        participation = opened.clients / self.federation.clients
+        ctx = ServerContext(lr=opened.lr, steps=steps, participation=participation)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
-        metrics = self._metrics(lr, began, broadcast, mean, results, len(sampled))
-        return Record(round, metrics)
+        metrics = self._metrics(opened, mean, results)
+        took = time.perf_counter() - opened.began
+        times = {"time/overhead_s": took - max(busy.values()), "time/round_s": took}
+        return Record(opened.round, metrics | times)
 
     def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Ticket]:
         """A ticket for each unit. The longest go first, so that no actor is left with one at the end."""
@@ -217,17 +261,10 @@ class Server:
         )
 
     def _metrics(
-        self,
-        lr: float,
-        began: float,
-        broadcast: Broadcast,
-        mean: dict[str, torch.Tensor],
-        results: list[UnitResult],
-        sampled: int,
+        self, opened: Opened, mean: dict[str, torch.Tensor], results: list[UnitResult]
     ) -> dict[str, float]:
-        """The round's metrics. Clients that were lost of the `sampled` ones cost bytes down, nothing else."""
-        cohort = sum(len(r.losses) for r in results)
-        down = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
+        """The round's metrics. Clients that were lost cost bytes down, nothing else."""
+        cohort = opened.clients
         up = [*mean.values(), self.buffers]
         # Whatever the algorithm keeps as a scalar (an adaptive alpha) is worth a curve.
         scalars = {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
@@ -236,25 +273,27 @@ class Server:
             "train/drift": float(
                 np.concatenate([r.drifts for r in results]).mean(dtype=np.float64)
             ),
-            "train/lr": lr,
+            "train/lr": opened.lr,
             **scalars,
             "cohort/size": float(cohort),
-            "cohort/dropped": float(sampled - cohort),
-            "cost/bytes_down": float(sampled * sum(v.nbytes for v in down)),
+            "cohort/dropped": float(opened.sampled - cohort),
+            "cost/bytes_down": float(opened.sampled * opened.bytes_down),
             "cost/bytes_up": float(cohort * sum(v.nbytes for v in up)),
             "cost/backward_passes": float(sum(r.backward_passes for r in results)),
             "runtime/lost_units": float(self.pool.lost_units),
             "time/client_s": sum(r.seconds for r in results),
-            "time/round_s": time.perf_counter() - began,
         }
 
-    def _evaluate(self, round: int) -> list[Ticket]:
-        handle = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
+    def _evaluate(self, handle: Any) -> None:
+        """Queue the evaluation that is due, of the broadcast whose start is `self.w`."""
+        assert self._due is not None
+        round, self._due = self._due, None
         n = self.federation.test_samples
-        return [
+        tickets = [
             self.pool.evaluate(round, handle, first, min(first + EVALUATION_UNIT, n))
             for first in range(0, n, EVALUATION_UNIT)
         ]
+        self._evaluations.append((round, tickets))
 
     def _evaluated(self, wait: bool) -> Iterator[Record]:
         """Finished evaluations in the order of their rounds."""

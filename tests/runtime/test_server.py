@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -243,7 +244,9 @@ def test_cohorts_depend_on_seed_and_round_only(small):
 EMPTY = (np.zeros(1, dtype=np.float32), np.zeros(0, dtype=np.float32))
 
 
-def test_evaluation_overlaps_but_is_of_its_own_round(small, actors):
+@pytest.mark.parametrize("name", ["fedavg", "fedacg"])  # the second starts its clients beside w
+def test_evaluation_overlaps_but_is_of_its_own_round(name, small, actors):
+    small["algorithm"] = {"name": name}
     small["federation"] |= {"rounds": 4, "eval_every": 1}
     prepared = prepare(load_config(small))
     _, records = on_actors(prepared, prepared.config.algorithm, actors[:2])
@@ -254,6 +257,60 @@ def test_evaluation_overlaps_but_is_of_its_own_round(small, actors):
         small["federation"]["rounds"] = rounds
         _, last = here(prepare(load_config(small)), prepared.config.algorithm)
         assert last[-1].metrics == evaluated[rounds]
+
+
+def test_one_broadcast_a_round_for_training_and_for_the_evaluation_behind_it(small):
+    prepared, calls = prepare(load_config(small)), []
+
+    class Noting(LocalPool):
+        def put(self, broadcast):
+            calls.append("put")
+            return super().put(broadcast)
+
+        def train(self, *arguments):
+            calls.append("train")
+            return super().train(*arguments)
+
+        def evaluate(self, *arguments):
+            calls.append("evaluate")
+            return super().evaluate(*arguments)
+
+    algorithm = ALGORITHMS["fedavg"]()
+    train(prepared, algorithm, Noting(Client(**client_arguments(prepared, algorithm))))
+    units = ["put", *["train"] * 3]
+    assert calls == [*units, *units, "evaluate", *units, "evaluate", "put", "evaluate"]
+
+
+def test_what_a_unit_brought_back_is_let_go_once_it_is_added(small):
+    """In the object store a cohort's updates would otherwise lie side by side until the round ends."""
+    small["federation"]["clients_per_unit"] = 1
+    prepared, brought = prepare(load_config(small)), []
+
+    class Watching(LocalPool):
+        def wait(self, ticket):
+            if brought:
+                assert brought[-1]() is None
+            if hasattr(ticket.result, "sums"):
+                brought.append(weakref.ref(ticket.result.sums["delta"]))
+            return ticket.result
+
+    algorithm = ALGORITHMS["scaffold"]()
+    train(prepared, algorithm, Watching(Client(**client_arguments(prepared, algorithm))))
+    assert len(brought) == 15
+
+
+def test_the_overhead_is_the_round_beside_its_busiest_actor(small, actors):
+    small["federation"]["eval_every"] = 3
+    prepared = prepare(load_config(small))
+    for count in (1, 2):
+        _, records = on_actors(prepared, prepared.config.algorithm, actors[:count])
+        for times in (r.metrics for r in records if "time/round_s" in r.metrics):
+            busiest = times["time/round_s"] - times["time/overhead_s"]
+            if count == 1:
+                assert busiest == pytest.approx(times["time/client_s"])
+            else:
+                assert times["time/client_s"] / 2 <= busiest * 1.0001
+                assert busiest <= times["time/client_s"] * 1.0001
 
 
 def test_eval_every_and_the_last_round(small):

@@ -1,0 +1,64 @@
+"""How fast rayfl is, and what it takes.
+
+    python -m benchmarks                            all of it (some 30 minutes on two cores)
+    python -m benchmarks lenet5 mlp steps           some of it
+    python -m benchmarks --cifar10 DIR --json out.json
+
+The parts: lenet5, resnet18, mlp and mlp_small (rounds against a bare PyTorch loop), steps (methods against
+FedAvg on the engine), clients (100,000 against 100), footprint (memory), startup.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import clients, footprint, rounds, startup, steps
+from benchmarks.findings import Finding, machine, show, write
+from benchmarks.workloads import workloads
+
+Part = Callable[[], list[Finding]]
+
+
+def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
+    """What can be measured, by name, in the order of the suite."""
+    known = workloads(cifar10)
+    compared = [partial(steps.measure, name, known[name], 2 * repeats + 1) for name in steps.STEPS]
+    return {
+        **{name: partial(rounds.measure, name, work, repeats) for name, work in known.items()},
+        "steps": lambda: [finding for compare in compared for finding in compare()],
+        "clients": partial(clients.measure, 5 * repeats),
+        "footprint": partial(footprint.measure, known["resnet18"]),
+        "startup": partial(startup.measure, 2 * repeats + 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--cifar10", type=Path, help="directory with CIFAR-10 as parquet files")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each side; 3 by default")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    arguments = parser.parse_args()
+    known = parts(arguments.cifar10, arguments.repeats)
+    if unknown := set(arguments.parts) - known.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    findings: list[Finding] = []
+    described = machine()
+    Console(highlight=False, soft_wrap=True).print(described)
+    for name in arguments.parts or known:
+        found = known[name]()
+        show(found)
+        findings += found
+        if arguments.json:  # after each part: the next may take long
+            write(arguments.json, findings, described)
+
+
+if __name__ == "__main__":
+    main()

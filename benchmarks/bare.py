@@ -1,0 +1,99 @@
+"""The bare PyTorch loop: FedAvg as one would write it without a framework.
+
+Two processes of one thread, tensors preloaded as float32, `torch.optim.SGD`, no evaluation, no metrics.
+It trains the same clients on the same minibatches as rayfl.
+"""
+
+import multiprocessing
+import queue
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.processes import pss
+from rayfl import seeds
+from rayfl.experiment import Prepared
+from rayfl.training.batches import plan, steps_per_round
+from rayfl.training.flat import Layout
+
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one side took."""
+
+    seconds: list[float]
+    """Of each round."""
+    pss: float
+    """Bytes of the processes that train, shared pages divided among their users."""
+    w: torch.Tensor
+    """`[P]`, at the end."""
+
+
+def run_bare(prepared: Prepared) -> Timing:
+    """All rounds in two processes."""
+    w, _ = Layout(prepared.model).flatten(prepared.model)
+    shared = w.clone().share_memory_()
+    sums = torch.zeros(PROCESSES, len(w)).share_memory_()
+    context = multiprocessing.get_context("fork")
+    barrier, times = context.Barrier(PROCESSES), context.Queue()
+    workers = [
+        context.Process(target=_work, args=(i, prepared, shared, sums, barrier, times))
+        for i in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    pids = [worker.pid for worker in workers if worker.pid is not None]
+    most, seconds = 0.0, None
+    while seconds is None:
+        most = max(most, pss(pids))
+        try:
+            seconds = times.get(timeout=2)
+        except queue.Empty:
+            assert all(worker.exitcode in (None, 0) for worker in workers), "the bare loop failed"
+    for worker in workers:
+        worker.join()
+    return Timing(seconds, most, shared.clone())
+
+
+def _work(index: int, prepared: Prepared, shared, sums, barrier, times) -> None:
+    torch.set_num_threads(1)
+    f, s, data = prepared.federation, prepared.settings, prepared.data
+    x = torch.from_numpy(data.x_train).float()
+    x = (x / 255 if data.x_train.dtype == np.uint8 else x).sub_(torch.from_numpy(data.mean))
+    x = x.div_(torch.from_numpy(data.std))
+    x = x.permute(0, 3, 1, 2).contiguous() if x.dim() == 4 else x
+    y = torch.from_numpy(data.y_train)
+    model, layout = prepared.model.to(memory_format=torch.contiguous_format), Layout(prepared.model)
+    loss = nn.CrossEntropyLoss()
+    empty = torch.zeros(0)
+    seconds = []
+    for round in range(1, f.rounds + 1):
+        barrier.wait()
+        began = time.perf_counter()
+        rng = seeds.generator(f.seed, "cohort", round)
+        cohort = sorted(rng.choice(f.clients, f.cohort_size, replace=False).tolist())
+        sums[index].zero_()
+        for client in cohort[index::PROCESSES]:
+            layout.load(model, shared, empty)
+            optimizer = torch.optim.SGD(model.parameters(), lr=f.lrs[round - 1])
+            samples = prepared.partition.client(client)
+            steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
+            batches = plan(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
+            for indices, size in zip(batches.indices, batches.sizes, strict=True):
+                chosen = torch.from_numpy(indices[:size])
+                optimizer.zero_grad()
+                loss(model(x[chosen]), y[chosen]).backward()
+                optimizer.step()
+            sums[index] += layout.flatten(model)[0] - shared
+        barrier.wait()
+        if index == 0:
+            shared += sums.sum(0) / f.cohort_size
+        barrier.wait()
+        seconds.append(time.perf_counter() - began)
+    if index == 0:
+        times.put(seconds)

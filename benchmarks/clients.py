@@ -1,0 +1,84 @@
+"""Seconds per round with 100,000 clients against 100: the same cohort, the same work for each client.
+
+The smallest model shows what grows with the number of clients best: its rounds take milliseconds. Every
+round is evaluated, with the accuracy of all clients. The two federations have their servers and client
+actors side by side in one run, and take turns of some rounds each.
+"""
+
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.findings import Finding, median
+from benchmarks.serving import placed, served
+from benchmarks.workloads import random_data
+from rayfl.config import load_config
+from rayfl.experiment import Prepared, prepare
+from rayfl.runtime import cluster
+from rayfl.runtime.server import Server
+
+CLIENTS = (100, 100_000)
+SAMPLES = 4
+"""Of each client."""
+METHODS = ("fedavg", "scaffold")
+"""The second has memories."""
+ROUNDS = 20
+"""Of a turn."""
+TARGET = 1.05
+
+
+def measure(repeats: int) -> list[Finding]:
+    """Both methods, `repeats` turns each."""
+    findings = []
+    with cluster.connected(None):
+        for method in METHODS:
+            findings += _compare(method, repeats)
+    return findings
+
+
+def _compare(method: str, repeats: int) -> list[Finding]:
+    sides = [_prepared(method, clients, (repeats + 1) * ROUNDS) for clients in CLIENTS]
+    seconds: list[list[float]] = [[] for _ in sides]
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(served(side, placed(1))) for side in sides]
+        for turn in range(repeats + 1):
+            for server, timings in zip(servers, seconds, strict=True):
+                timings.append(_turn(server, (turn + 1) * ROUNDS))
+    few, many = (timings[1:] for timings in seconds)  # the first turn warms up
+    ratios = [m / f for f, m in zip(few, many, strict=True)]
+    part = "clients"
+    return [
+        median(part, f"{method}, {CLIENTS[0]} clients: round", "ms", [1e3 * s for s in few]),
+        median(part, f"{method}, {CLIENTS[1]} clients: round", "ms", [1e3 * s for s in many]),
+        median(part, f"{method}: {CLIENTS[1]} over {CLIENTS[0]} clients", "x", ratios, TARGET),
+    ]
+
+
+def _turn(server: Server, until: int) -> float:
+    """Seconds per round of the rounds up to `until`, with their evaluations."""
+    began, rounds = time.perf_counter(), until - server.round
+    for _ in server.run(until):
+        pass
+    return (time.perf_counter() - began) / rounds
+
+
+def _prepared(method: str, clients: int, rounds: int) -> Prepared:
+    config: dict[str, Any] = {
+        "data": random_data("features64", clients * SAMPLES, (64,), np.float32),
+        "partition": {"name": "dirichlet", "alpha": 100.0},
+        "model": {"name": "mlp", "hidden": [64]},
+        "algorithm": {"name": method},
+        "federation": {
+            "clients": clients,
+            "cohort_size": 10,
+            "local_steps": 5,
+            "batch_size": SAMPLES,
+            "lr": 0.05,
+            "rounds": rounds,
+        },
+        "tracking": {"enabled": False},
+        "checkpoint": {"every": None},
+    }
+    return prepare(load_config(config))

@@ -1,0 +1,87 @@
+"""What a local step of a method costs, over one of FedAvg, on the engine itself: one process, no Ray.
+
+The methods take turns, one work unit of one client each, and what is compared is the processor time of the
+two units of one turn: another program that takes the processor for a while changes neither.
+"""
+
+import copy
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.findings import Finding, median
+from benchmarks.workloads import Workload
+from rayfl.algorithms.base import ServerContext
+from rayfl.experiment import Prepared, prepare
+from rayfl.training.engine import Arrays, Broadcast, Engine, WorkUnit, configure_process
+
+METHODS: dict[str, dict[str, float | None]] = {
+    # The most that a step may cost, over FedAvg's, by workload.
+    "fedwmsam": {"lenet5": 1.05, "resnet18": 1.08},
+    "fedsam": {"lenet5": 2.02, "resnet18": 2.02},
+    "fednsam": {},
+    "scaffold": {},
+}
+STEPS = {"lenet5": 40, "resnet18": 15}
+
+
+class Side:
+    """One method with a client that has been in a round before, so that no vector is zero."""
+
+    def __init__(self, prepared: Prepared):
+        self.algorithm = algorithm = prepared.config.algorithm
+        self.lr = prepared.federation.lrs[0]
+        self.engine = Engine(
+            copy.deepcopy(prepared.model),
+            algorithm,
+            prepared.data,
+            prepared.partition,
+            prepared.settings,
+            "cpu",
+        )
+        w, self.buffers = (torch.from_numpy(v) for v in prepared.job().initial)
+        self.memory: Arrays | None = None
+        self.broadcast = self._broadcast(w, algorithm.init_server(w))
+        result, kept = self._unit(1)
+        mean = {name: torch.from_numpy(v) for name, v in result.sums.items() if name != "buffers"}
+        self.memory = kept[0] if self.engine.remembers else None
+        ctx = ServerContext(lr=self.lr, steps=float(result.steps), participation=1.0)
+        self.broadcast = self._broadcast(
+            *algorithm.server_step(w, algorithm.init_server(w), mean, ctx)
+        )
+        self.seconds: list[float] = []
+
+    def take_turn(self, round: int) -> None:
+        began = time.process_time()
+        result, _ = self._unit(round)
+        self.seconds.append((time.process_time() - began) / result.steps)
+
+    def _unit(self, round: int) -> Any:
+        return self.engine.train(WorkUnit(round, (0,), self.lr), self.broadcast, [self.memory])
+
+    @torch.no_grad()
+    def _broadcast(self, w: torch.Tensor, server: dict[str, torch.Tensor]) -> Broadcast:
+        start, shared = self.algorithm.broadcast(w, server)
+        arrays = {name: value.numpy() for name, value in shared.items()}
+        return Broadcast(start.numpy(), arrays, self.buffers.numpy())
+
+
+def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
+    """Every method in turn, `repeats` times."""
+    configure_process(threads=1)
+    steps = STEPS[name]
+    sides = {
+        method: Side(prepare(workload.experiment({"name": method}, local_steps=steps, rounds=1)))
+        for method in ("fedavg", *METHODS)
+    }
+    for round in range(2, 2 + repeats):
+        for side in sides.values():
+            side.take_turn(round)
+    base = sides.pop("fedavg").seconds
+    findings = [median("steps", f"{name}: fedavg, step", "ms", [1e3 * s for s in base])]
+    for method, side in sides.items():
+        ratios = [own / other for own, other in zip(side.seconds, base, strict=True)]
+        target = METHODS[method].get(name)
+        findings.append(median("steps", f"{name}: {method} over fedavg, step", "x", ratios, target))
+    return findings

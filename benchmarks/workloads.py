@@ -1,0 +1,113 @@
+"""The federated trainings that the benchmarks time, and the data for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayfl.config import Experiment, load_config
+
+SCRATCH = Path("/tmp/rayfl-benchmarks")
+"""Where random data are kept from one run to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One federated training, without its algorithm."""
+
+    title: str
+    rounds: int
+    """Enough of them for a median."""
+    config: dict[str, Any]
+    target: float
+    """Seconds per round, over those of the bare loop."""
+    overhead_target_ms: float
+    """Of a round beside training."""
+
+    def experiment(self, algorithm: Mapping[str, Any], **federation: Any) -> Experiment:
+        """The workload with this algorithm; `federation`: options that differ from the workload's."""
+        return load_config(
+            {
+                "partition": {"name": "dirichlet", "alpha": 0.1},
+                "tracking": {"enabled": False},
+                "checkpoint": {"every": None},
+                **self.config,
+                "algorithm": dict(algorithm),
+                "federation": {"rounds": self.rounds, **self.config["federation"], **federation},
+            }
+        )
+
+
+def workloads(cifar10: Path | None) -> dict[str, Workload]:
+    """The workloads by name. Without CIFAR-10, random images of the same shape."""
+    images = (
+        {"name": "parquet", "path": str(cifar10)}
+        if cifar10 is not None
+        else random_data("images", 50_000, (32, 32, 3), np.uint8)
+    )
+    hundred = {"clients": 100, "batch_size": 50, "lr": 0.05}
+    thousand = {"clients": 1000, "cohort_size": 100, "local_steps": 5, "batch_size": 10, "lr": 0.05}
+    return {
+        "lenet5": Workload(
+            title="LeNet-5, CIFAR-10, 10 of 100 clients x 10 steps x 50",
+            rounds=10,
+            config={
+                "data": images,
+                "model": {"name": "lenet5"},
+                "federation": hundred | {"cohort_size": 10, "local_steps": 10},
+            },
+            target=0.80,
+            overhead_target_ms=8,
+        ),
+        "resnet18": Workload(
+            title="ResNet-18-GN, torchvision stem, CIFAR-10, 4 of 100 clients x 5 steps x 50",
+            rounds=6,
+            config={
+                "data": images,
+                "model": {"name": "resnet18"},
+                "federation": hundred | {"cohort_size": 4, "local_steps": 5, "lr": 0.02},
+            },
+            target=0.60,
+            overhead_target_ms=60,
+        ),
+        "mlp": Workload(
+            title="MLP 784-200-200-10, 100 of 1,000 clients x 5 steps x 10",
+            rounds=100,
+            config={
+                "data": random_data("features784", 50_000, (784,), np.float32),
+                "model": {"name": "mlp", "hidden": [200, 200]},
+                "federation": thousand,
+            },
+            target=0.55,
+            overhead_target_ms=8,
+        ),
+        "mlp_small": Workload(
+            title="MLP 64-64-10, 100 of 1,000 clients x 5 steps x 10",
+            rounds=200,
+            config={
+                "data": random_data("features64", 50_000, (64,), np.float32),
+                "model": {"name": "mlp", "hidden": [64]},
+                "federation": thousand,
+            },
+            target=0.16,
+            overhead_target_ms=8,
+        ),
+    }
+
+
+def random_data(name: str, samples: int, shape: tuple[int, ...], kind: Any) -> dict[str, Any]:
+    """The config of random samples, with ten labels that depend on them."""
+    path = SCRATCH / f"{name}-{samples}.npz"
+    if not path.exists():
+        SCRATCH.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(0)
+        size = (samples, *shape)
+        x = rng.integers(0, 256, size) if kind is np.uint8 else rng.standard_normal(size)
+        x = x.astype(kind)
+        seen = x.reshape(samples, -1)[:, :64].astype(np.float32)
+        y = (seen @ rng.standard_normal((64, 10))).argmax(1)
+        test = 400
+        np.savez(path, x_train=x, y_train=y, x_test=x[:test], y_test=y[:test])
+    return {"name": "npz", "path": str(path)}
