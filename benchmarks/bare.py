@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.processes import pss
-from rayfl import seeds
+from rayfl.data.datasets import Dataset
 from rayfl.experiment import Prepared
+from rayfl.participation import sample_cohort
 from rayfl.training.batches import plan, steps_per_round
 from rayfl.training.flat import Layout
 
@@ -30,7 +31,7 @@ class Timing:
     """Of each round."""
     pss: float
     """Bytes of the processes that train, shared pages divided among their users."""
-    w: torch.Tensor
+    w: Tensor
     """`[P]`, at the end."""
 
 
@@ -60,35 +61,46 @@ def run_bare(prepared: Prepared) -> Timing:
     return Timing(seconds, most, shared.clone())
 
 
-def _work(index: int, prepared: Prepared, shared, sums, barrier, times) -> None:
-    torch.set_num_threads(1)
-    f, s, data = prepared.federation, prepared.settings, prepared.data
+def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
+    """The training samples as float32, normalised, and their labels."""
     x = torch.from_numpy(data.x_train).float()
     x = (x / 255 if data.x_train.dtype == np.uint8 else x).sub_(torch.from_numpy(data.mean))
     x = x.div_(torch.from_numpy(data.std))
     x = x.permute(0, 3, 1, 2).contiguous() if x.dim() == 4 else x
-    y = torch.from_numpy(data.y_train)
+    return x, torch.from_numpy(data.y_train)
+
+
+def train_client(
+    prepared: Prepared, model: nn.Module, x: Tensor, y: Tensor, round: int, client: int
+) -> None:
+    """One client's round, on the minibatches that rayfl takes."""
+    s, loss = prepared.settings, nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=prepared.federation.lrs[round - 1])
+    samples = prepared.partition.client(client)
+    steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
+    batches = plan(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
+    for indices, size in zip(batches.indices, batches.sizes, strict=True):
+        chosen = torch.from_numpy(indices[:size])
+        optimizer.zero_grad()
+        loss(model(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+
+
+def _work(index: int, prepared: Prepared, shared, sums, barrier, times) -> None:
+    torch.set_num_threads(1)
+    f = prepared.federation
+    x, y = tensors(prepared.data)
     model, layout = prepared.model.to(memory_format=torch.contiguous_format), Layout(prepared.model)
-    loss = nn.CrossEntropyLoss()
     empty = torch.zeros(0)
     seconds = []
     for round in range(1, f.rounds + 1):
         barrier.wait()
         began = time.perf_counter()
-        rng = seeds.generator(f.seed, "cohort", round)
-        cohort = sorted(rng.choice(f.clients, f.cohort_size, replace=False).tolist())
+        cohort = sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
         sums[index].zero_()
         for client in cohort[index::PROCESSES]:
             layout.load(model, shared, empty)
-            optimizer = torch.optim.SGD(model.parameters(), lr=f.lrs[round - 1])
-            samples = prepared.partition.client(client)
-            steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-            batches = plan(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
-            for indices, size in zip(batches.indices, batches.sizes, strict=True):
-                chosen = torch.from_numpy(indices[:size])
-                optimizer.zero_grad()
-                loss(model(x[chosen]), y[chosen]).backward()
-                optimizer.step()
+            train_client(prepared, model, x, y, round, client)
             sums[index] += layout.flatten(model)[0] - shared
         barrier.wait()
         if index == 0:

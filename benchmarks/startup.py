@@ -36,9 +36,8 @@ def measure(repeats: int) -> list[Finding]:
 
 
 def _first_round() -> float:
-    from rayfl.tracking import (
-        Store,
-    )  # seconds, and threads, which the bare loop must not be forked from
+    # Here, for it takes seconds and starts threads, and the bare loop is forked from this process.
+    from rayfl.tracking import Store
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
