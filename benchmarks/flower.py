@@ -1,11 +1,10 @@
+# pyright: reportMissingImports=false
 """A workload in Flower's simulation on Ray: two client actors with a core each, no evaluation.
 
 Clients keep data and model from one message to the next, as Flower's guide to simulations advises.
 """
 
 import functools
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,3 @@ def main(name: str, cifar10: str, rounds: int) -> list[float]:
         },
     )
     return [b - a for a, b in zip(strategy.times, strategy.times[1:], strict=False)]
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
