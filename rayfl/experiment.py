@@ -180,8 +180,9 @@ def run(
     """
     saved = _saved(config, resume) if resume else None
     prepared, history = prepare(config), History()
-    with ThreadPoolExecutor(1) as aside, cluster.connected(**config.ray.model_dump()):
-        opening = aside.submit(_open_store, config)
+    with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as connection:
+        opening = aside.submit(_open_store, config)  # takes seconds, as the connection does
+        connection.enter_context(cluster.connected(**config.ray.model_dump()))
         placement = place(wanted(config.resources), prepared.units_per_round)
         store = opening.result()
         with _tracked(store, prepared, history, saved) as tracker:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class History:
@@ -24,8 +26,10 @@ class History:
         """Metrics by round."""
         return self._rows
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> "pd.DataFrame":
         """One row a round (index `round`), one column a metric; NaN where not evaluated."""
+        import pandas as pd  # slow to import, and no actor needs it
+
         frame = pd.DataFrame.from_dict(self._rows, orient="index").sort_index()
         return frame.rename_axis("round")
 

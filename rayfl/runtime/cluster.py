@@ -136,7 +136,7 @@ class ServerLostError(RunError):
 
 
 class ServerActor:
-    """The server as a Ray actor, which owns the client actors."""
+    """The server as a Ray actor, with the client actors that were started beside it."""
 
     def __init__(
         self,
@@ -144,11 +144,14 @@ class ServerActor:
         client: dict[str, Any],
         placement: Placement,
         group: Any,
+        started: Sequence[Any],
         checkpoints: Checkpoints | None,
         time_limit: float | None,
     ):
         configure_process(threads=1)
-        self.server = make_server(server, client, placement, group, time_limit=time_limit)
+        self.server = make_server(
+            server, client, placement, group, started=started, time_limit=time_limit
+        )
         self.checkpoints = checkpoints
         self.history = History()
 
@@ -211,24 +214,46 @@ def make_server(
     placement: Placement,
     group: Any,
     actors: Sequence[Any] = (),
+    started: Sequence[Any] = (),
     time_limit: float | None = None,
 ) -> Server:
     """A server with its client actors, one in each bundle of the placement group `group`.
 
     `server`, `client`: arguments of `Server` (without the pool) and of `Client.begin`. `actors`: client
     actors of an earlier server with the same placement, which begin anew instead of being started.
-    `time_limit`: seconds that a work unit may take.
+    `started`: client actors that have been started for this one. `time_limit`: seconds that a work unit
+    may take.
     """
-    remote = ray.remote(Client)
-    share = {"threads": max(1, math.floor(placement.cpus)), "gpu_fraction": placement.gpus}
-    idle = dict(enumerate(actors))
+    start = client_starter(client, placement, group)
+    idle, on_their_way = dict(enumerate(actors)), dict(enumerate(started))
 
     def spawn(index: int) -> Any:
+        if index in on_their_way:
+            return on_their_way.pop(index)
         if index in idle:
             actor = idle.pop(index)
             with contextlib.suppress(RayActorError):  # it has died since
                 ray.get(actor.begin.remote(**client))
                 return actor
+        return start(index)
+
+    pool = ActorPool(
+        placement.actors,
+        spawn,
+        another_fits=functools.partial(another_fits, placement),
+        time_limit=time_limit,
+    )
+    return Server(**server, pool=pool)
+
+
+def client_starter(
+    client: dict[str, Any], placement: Placement, group: Any
+) -> Callable[[int], Any]:
+    """What starts the i-th client actor; `client`: arguments of `Client.begin`."""
+    remote = ray.remote(Client)
+    share = {"threads": max(1, math.floor(placement.cpus)), "gpu_fraction": placement.gpus}
+
+    def start(index: int) -> Any:
         # Without a bundle, it came when the cluster grew, and may go anywhere.
         has_bundle = index < placement.actors
         options = remote.options(
@@ -240,13 +265,7 @@ def make_server(
         )
         return options.remote(**share, **client)
 
-    pool = ActorPool(
-        placement.actors,
-        spawn,
-        another_fits=functools.partial(another_fits, placement),
-        time_limit=time_limit,
-    )
-    return Server(**server, pool=pool)
+    return start
 
 
 class RemoteServer:
@@ -295,7 +314,7 @@ class RemoteServer:
             return ray.get(self._actor.correct.remote())
 
     def close(self) -> None:
-        ray.kill(self._actor)  # its client actors go with their owner
+        ray.kill(self._actor)  # the client actors that it started go with their owner
 
 
 @contextlib.contextmanager
@@ -311,6 +330,7 @@ def launched(
     longer than `time_limit` seconds runs again, as one whose actor died.
     """
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
+    clients: list[Any] = []
     server: RemoteServer | None = None
     try:
         waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
@@ -320,12 +340,24 @@ def launched(
         # Where the driver is: a local directory of checkpoints is one that both of them see.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         remote = ray.remote(ServerActor).options(num_cpus=0, scheduling_strategy=here)
-        options = placement, group, checkpoints, time_limit
-        server = RemoteServer(lambda: remote.remote(*arguments, *options))
+        start_client = client_starter(arguments[1], placement, group)
+
+        def start() -> Any:
+            """A server and its client actors, which need seconds each, at the same time."""
+            for actor in clients:  # of a server that died: they may be at work for it
+                ray.kill(actor)
+            clients[:] = [start_client(index) for index in range(placement.actors)]
+            return remote.remote(
+                *arguments, placement, group, list(clients), checkpoints, time_limit
+            )
+
+        server = RemoteServer(start)
         yield server
     finally:
         if server is not None:
             server.close()
+        for actor in clients:
+            ray.kill(actor)
         remove_placement_group(group)
 
 

@@ -211,16 +211,10 @@ class Server:
         results: list[UnitResult] = []
         busy: dict[int, float] = defaultdict(float)
         for unit, ticket in zip(opened.units, opened.tickets, strict=True):
-            result: UnitResult = self.pool.wait(ticket)  # in unit order, whoever is first
-            self._check_finite(unit, result)
-            for name, value in result.sums.items():
-                if name in sums:
-                    sums[name] += as_tensor(value)
-                else:
-                    sums[name] = as_tensor(value).clone()
-            # Large arrays of a result are the object store's: a reference would keep them there.
+            # In unit order, whoever is first.
+            result = self._add(unit, self.pool.wait(ticket), sums)
             ticket.result = None
-            results.append(result._replace(sums={}))
+            results.append(result)
             busy[ticket.actor] += result.seconds
             for client, handle in zip(unit.clients, ticket.memories, strict=False):
                 self.memories[client] = Kept(opened.round, handle)
@@ -234,6 +228,19 @@ class Server:
         took = time.perf_counter() - opened.began
         times = {"time/overhead_s": took - max(busy.values()), "time/round_s": took}
         return Record(opened.round, metrics | times)
+
+    def _add(self, unit: WorkUnit, result: UnitResult, sums: dict[str, torch.Tensor]) -> UnitResult:
+        """Add the unit's sums to `sums`; the rest of the result.
+
+        Large arrays of a result are the object store's: a reference would keep them there.
+        """
+        self._check_finite(unit, result)
+        for name, value in result.sums.items():
+            if name in sums:
+                sums[name] += as_tensor(value)
+            else:
+                sums[name] = as_tensor(value).clone()
+        return result._replace(sums={})
 
     def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Ticket]:
         """A ticket for each unit. The longest go first, so that no actor is left with one at the end."""
