@@ -150,7 +150,7 @@ class ServerActor:
     ):
         configure_process(threads=1)
         self.server = make_server(
-            server, client, placement, group, started=started, time_limit=time_limit
+            server, client, placement, group, time_limit=time_limit, started=started
         )
         self.checkpoints = checkpoints
         self.history = History()
@@ -214,15 +214,15 @@ def make_server(
     placement: Placement,
     group: Any,
     actors: Sequence[Any] = (),
-    started: Sequence[Any] = (),
     time_limit: float | None = None,
+    started: Sequence[Any] = (),
 ) -> Server:
     """A server with its client actors, one in each bundle of the placement group `group`.
 
     `server`, `client`: arguments of `Server` (without the pool) and of `Client.begin`. `actors`: client
     actors of an earlier server with the same placement, which begin anew instead of being started.
-    `started`: client actors that have been started for this one. `time_limit`: seconds that a work unit
-    may take.
+    `time_limit`: seconds that a work unit may take. `started`: client actors that are on their way for
+    this server already.
     """
     start = client_starter(client, placement, group)
     idle, on_their_way = dict(enumerate(actors)), dict(enumerate(started))

@@ -21,6 +21,9 @@ from rayfl.training.engine import Arrays, Broadcast, WorkUnit
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
 SHORT_UNIT_SECONDS = 0.1
+# A broadcast of no more bytes than this travels in the calls themselves, as Ray sends small arguments anyway:
+# to take it from the object store costs an actor more.
+SMALL_BYTES = 64 * 1024
 # How often the pool looks for room and for units that take too long.
 LOOK_SECONDS = 1.0
 # Without a single ready actor for so long, a run ends: new machines take minutes, not more.
@@ -143,7 +146,9 @@ class ActorPool:
         return list(self._described)
 
     def put(self, broadcast: Broadcast) -> Any:
-        return ray.put(broadcast)
+        arrays = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
+        size = sum(array.nbytes for array in arrays)
+        return ray.put(broadcast) if size > SMALL_BYTES else broadcast
 
     def store(self, memory: Arrays) -> Any:
         return ray.put(memory)
