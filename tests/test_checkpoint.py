@@ -138,9 +138,9 @@ def test_an_older_checkpoint_is_gone_on_from_where_the_newest_is_damaged(stopped
     older, damaged = sorted(tmp_path.glob("checkpoints/*/*/checkpoint-*.json"))
     state = damaged.parent / json.loads(damaged.read_text())["state"]
     state.write_bytes(b"")
-    started = []
+    round, started = json.loads(older.read_text())["round"], []
     result = run(load_config(stopped), started.append, resume=str(older))
-    assert started[0].resumed_round == json.loads(older.read_text())["round"]
+    assert started[0].resumed_round == round
     undisturbed = run(load_config(stopped | {"tracking": {"enabled": False}}))
     assert result.model_sha256 == undisturbed.model_sha256
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from rayfl.algorithms.vectors import scaled_to
+from rayfl.algorithms.vectors import scaled_to, stepped
 
 Vectors = dict[str, Tensor]
 Penalty = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -130,7 +130,7 @@ def sam(grad: Grad, rho: float) -> Grad:
     """
 
     def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
-        return grad(x + scaled_to(grad(x, penalty), rho), penalty)
+        return grad(stepped(x, grad(x, penalty), rho), penalty)
 
     return perturbed
 

@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 
 from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.vectors import blended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class FedLADA(FedAvg):
         m = self.beta1 * memory["m"] + (1 - self.beta1) * g
         v = self.beta2 * memory["v"] + (1 - self.beta2) * g.square()
         u = torch.maximum(memory["u"], v)
-        direction = self.alpha * m / u.sqrt() + (1 - self.alpha) * ctx.shared["Delta"]
-        return direction, {"m": m, "v": v, "u": u}
+        momentum = (1 - self.alpha) * ctx.shared["Delta"]
+        return blended(self.alpha, m / u.sqrt(), momentum), {"m": m, "v": v, "u": u}
 
     def upload(self, delta, memory, ctx):
         return {"delta": delta, "v": memory["u"]}, {}

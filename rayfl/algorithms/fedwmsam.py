@@ -49,8 +49,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Setup
-from rayfl.algorithms.vectors import TINY, cosine, norm, scaled_to
+from rayfl.algorithms.base import Algorithm, ClientContext, Setup, Vectors
+from rayfl.algorithms.vectors import TINY, blended, cosine, norm, stepped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,31 +104,39 @@ class FedWMSAM(Algorithm):
         return w, server
 
     def local_step(self, x, memory, grad, ctx):
-        alpha, momentum = ctx.shared["alpha"], (1 - ctx.shared["alpha"]) * ctx.shared["Delta"]
-        if self.control_variates:
-            # (1 - alpha) Delta_i written without the division, so that alpha = 1 stays finite.
-            momentum = momentum + alpha * (ctx.shared["c"] - memory["c_i"])
+        alpha = ctx.shared["alpha"]
+        if ctx.step == 0:  # constant in the round, and four passes over memory a step
+            memory = memory | {"momentum": self.momentum(memory, ctx)}
+        momentum, at = memory["momentum"], x
         if self.rho > 0 and ctx.step > 0:
             s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
-            ahead = (1 - alpha) * (ctx.start - x) + (ctx.step * s) * momentum
-            return alpha * grad(x + self.perturbed(ahead, alpha, ctx.setup)) + momentum, memory
-        return alpha * grad(x) + momentum, memory
+            ahead = (ctx.start - x).mul_(1 - alpha).add_(momentum, alpha=ctx.step * s)
+            at = self.perturbed(x, ahead, alpha, ctx.setup)
+        return blended(alpha, grad(at), momentum), memory
 
-    def perturbed(self, ahead: Tensor, alpha: Tensor, setup: Setup) -> Tensor:
-        """e_b, given `ahead` = (1 - alpha) delta_b."""
+    def momentum(self, memory: Vectors, ctx: ClientContext) -> Tensor:
+        """(1 - alpha) Delta_i, written without the division, so that alpha = 1 stays finite."""
+        alpha = ctx.shared["alpha"]
+        momentum = ((1 - alpha) * ctx.shared["Delta"]).expand_as(ctx.start)
+        if not self.control_variates:
+            return momentum
+        return momentum + alpha * (ctx.shared["c"] - memory["c_i"])
+
+    def perturbed(self, x: Tensor, ahead: Tensor, alpha: Tensor, setup: Setup) -> Tensor:
+        """x + e_b, given `ahead` = (1 - alpha) delta_b."""
         radius = self.perturb_sign * self.rho
         if self.perturbation == "vector":
-            return scaled_to(ahead, radius)
+            return stepped(x, ahead, radius)
         if self.perturbation == "sum_of_norms":
             norms = torch.cat([norm(part) for part in ahead.split(setup.sizes, dim=-1)], dim=-1)
             total = norms.sum(-1, keepdim=True)
-            return torch.where(total < TINY, 0.0, ahead * (radius / total.clamp_min(TINY)))
+            return x + torch.where(total < TINY, 0.0, ahead * (radius / total.clamp_min(TINY)))
         entries = ahead[..., setup.first]  # [..., T]
         total = entries.abs().sum(-1, keepdim=True) + 1e-7 * (1 - alpha)
         numbers = entries * (radius / total.clamp_min(TINY))
         sizes = torch.tensor(setup.sizes, device=numbers.device)
-        return numbers.repeat_interleave(sizes, dim=-1, output_size=ahead.shape[-1])
+        return x + numbers.repeat_interleave(sizes, dim=-1, output_size=ahead.shape[-1])
 
     def steps(self, ctx: ClientContext) -> Tensor:
         """K_i of the client's formulas, `[..., 1]`."""
@@ -145,7 +153,7 @@ class FedWMSAM(Algorithm):
         if self.nominal_steps:
             uploads["K"] = self.steps(ctx)
         if not self.control_variates:
-            return uploads, memory
+            return uploads, {}
         change = g_i - ctx.shared["c"]  # c_i+ - c_i
         return uploads | {"c_change": change}, {"c_i": memory["c_i"] + change}
 

@@ -22,6 +22,18 @@ def scaled_to(v: Tensor, radius: float) -> Tensor:
     return v * (radius * _inverse_norm(v))
 
 
+def stepped(x: Tensor, v: Tensor, radius: float) -> Tensor:
+    """`x + scaled_to(v, radius)` in one pass over memory; `[..., P] -> [..., P]`."""
+    return torch.addcmul(x, v, radius * _inverse_norm(v))
+
+
+def blended(weight: float | Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """`weight * g + v` in one pass over memory; `weight` is a number or `[..., 1]`."""
+    # Not add's `alpha` for a number: it rounds differently from a tensor.
+    factor = weight if isinstance(weight, Tensor) else g.new_full((), weight)
+    return torch.addcmul(v, g, factor)
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity, 0 where either vector has no direction; `[..., P] -> [..., 1]`."""
     dot = torch.linalg.vecdot(a, b.expand_as(a), dim=-1).unsqueeze(-1)

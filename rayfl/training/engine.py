@@ -27,6 +27,7 @@ from rayfl.training.flat import Layout, views
 from rayfl.training.gradient import DenseStack, PerClient, dense_chain
 from rayfl.training.local import SGD, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps, round_inputs
+from rayfl.training.taps import crop, trimmed
 
 Arrays = dict[str, np.ndarray]
 
@@ -107,8 +108,9 @@ class Engine:
         device: str,
     ):
         self.device = torch.device(device)
-        self.model = model.to(self.device)
         self.layout = Layout(model)
+        trainable = [slot.name for slot in self.layout.parameters]
+        self.model, self.boxes = trimmed(model.to(self.device), dataset.sample_shape, trainable)
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(1)))
         self.train_data = DeviceData(dataset, "train", self.device)
@@ -117,7 +119,7 @@ class Engine:
         self.oracle = (
             DenseStack(model, self.layout)
             if dense_chain(model) is not None and settings.precision != "bfloat16"
-            else PerClient(model, self.layout, settings.precision)
+            else PerClient(self.model, self.layout, settings.precision, self.boxes)
         )
         nominal = settings.local_steps
         if nominal is None:
@@ -182,7 +184,8 @@ class Engine:
         self.model.eval()
         start = torch.tensor(broadcast.start, device=self.device)
         buffers = torch.tensor(broadcast.buffers, device=self.device)
-        tensors = views(self.layout.parameters, start) | views(self.layout.buffers, buffers)
+        parameters = crop(views(self.layout.parameters, start), self.boxes)
+        tensors = parameters | views(self.layout.buffers, buffers)
         loss, correct = 0.0, []
         for begin in range(first, last, EVALUATION_BATCH):
             indices = torch.arange(begin, min(begin + EVALUATION_BATCH, last), device=self.device)
@@ -260,13 +263,14 @@ def configure_process(threads: int) -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if platform.libc_ver()[0] == "glibc":
-        # By default glibc hands every large activation back to the kernel and faults it in again at
-        # the next step: 15 to 25 % of a small convnet's time.
+        # By default glibc hands every large tensor back to the kernel and faults it in again at the
+        # next step: 15 to 25 % of a small convnet's time, two thirds of FedWMSAM's on ResNet-18.
         libc = ctypes.CDLL(None)
-        mmap_threshold, trim_threshold, top_pad = -3, -1, -2
-        libc.mallopt(mmap_threshold, 32 << 20)
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
         libc.mallopt(trim_threshold, (1 << 31) - 1)
         libc.mallopt(top_pad, 64 << 20)
+        # Never mmap: the threshold for it has a limit of 32 MB, less than a vector of ResNet-18.
+        libc.mallopt(mmap_max, 0)
 
 
 def sha256(w: Tensor) -> str:

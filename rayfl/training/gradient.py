@@ -18,6 +18,7 @@ from rayfl.algorithms.base import Penalty
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
 from rayfl.training.precision import Precision, forward_pass
+from rayfl.training.taps import Boxes, crop
 
 
 class Oracle(Protocol):
@@ -39,8 +40,15 @@ class PerClient:
 
     stacks = False
 
-    def __init__(self, model: nn.Module, layout: Layout, precision: Precision = "float32"):
-        self.model, self.layout = model, layout
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        precision: Precision = "float32",
+        boxes: Boxes | None = None,
+    ):
+        """`boxes`: how `model` wants its kernels cropped, if `trimmed` made it."""
+        self.model, self.layout, self.boxes = model, layout, boxes or {}
         self.precision: Precision = precision
         self.buffers: dict[str, Tensor] = {}
         self._fresh_step = True
@@ -65,10 +73,7 @@ class PerClient:
     ) -> tuple[Tensor, Tensor]:
         buffers = self.buffers if self._fresh_step else self._spare_buffers()
         self._fresh_step = False
-        leaves = {
-            name: view.requires_grad_()
-            for name, view in views(self.layout.parameters, x[0].detach()).items()
-        }
+        leaves = {name: view.requires_grad_() for name, view in self._views(x[0].detach()).items()}
         with torch.enable_grad():
             outputs = self._outputs(leaves | buffers, batch)
             loss = objective = F.cross_entropy(outputs, batch.targets[0])
@@ -78,16 +83,19 @@ class PerClient:
         tensors = torch.autograd.grad(
             objective, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
-        gradient = torch.empty_like(x)
-        for slot, tensor in zip(self.layout.parameters, tensors, strict=True):
-            slot.view(gradient[0]).copy_(tensor)
+        # Dead taps have no gradient.
+        gradient = torch.zeros_like(x) if self.boxes else torch.empty_like(x)
+        for view, tensor in zip(self._views(gradient[0]).values(), tensors, strict=True):
+            view.copy_(tensor)
         return gradient, loss.detach().view(1)
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
         """Outputs `[1, B, classes]` at `x [1, P]`; buffers stay as they are."""
-        tensors = views(self.layout.parameters, x[0]) | self._spare_buffers()
-        return self._outputs(tensors, batch).unsqueeze(0)
+        return self._outputs(self._views(x[0]) | self._spare_buffers(), batch).unsqueeze(0)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        return crop(views(self.layout.parameters, flat), self.boxes)
 
     def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
         """Outputs `[B, classes]` in the dtype of the parameters, whatever the precision of the pass."""

@@ -106,7 +106,7 @@ def train_stack(
             memory = _where(counts > k, new_memory, memory)
             total = total + losses * active.squeeze(-1)
         sgd.step_(x, _apart(direction, x), active)
-    uploads, memory = algorithm.upload(x - start, memory, ctx._replace(step=max(steps)))
+    uploads, memory = algorithm.upload(x.sub_(start), memory, ctx._replace(step=max(steps)))
     return Trained(uploads, memory, total / counts.squeeze(-1), passes)
 
 
