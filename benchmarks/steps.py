@@ -71,10 +71,13 @@ def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
     """Every method in turn, `repeats` times."""
     configure_process(threads=1)
     steps = STEPS[name]
-    sides = {
-        method: Side(prepare(workload.experiment({"name": method}, local_steps=steps, rounds=1)))
-        for method in ("fedavg", *METHODS)
-    }
+    sides: dict[str, Side] = {}
+    first: Prepared | None = None
+    for method in ("fedavg", *METHODS):
+        config = workload.experiment({"name": method}, local_steps=steps, rounds=1)
+        prepared = prepare(config, *((first.data, first.partition) if first else ()))
+        first = first or prepared
+        sides[method] = Side(prepared)
     for round in range(2, 2 + repeats):
         for side in sides.values():
             side.take_turn(round)

@@ -97,15 +97,17 @@ def workloads(cifar10: Path | None) -> dict[str, Workload]:
     }
 
 
-def random_data(name: str, samples: int, shape: tuple[int, ...], kind: Any) -> dict[str, Any]:
+def random_data(name: str, samples: int, shape: tuple[int, ...], kind: type) -> dict[str, Any]:
     """The config of random samples, with ten labels that depend on them."""
     path = SCRATCH / f"{name}-{samples}.npz"
     if not path.exists():
         SCRATCH.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(0)
         size = (samples, *shape)
-        x = rng.integers(0, 256, size) if kind is np.uint8 else rng.standard_normal(size)
-        x = x.astype(kind)
+        if kind is np.uint8:
+            x = rng.integers(0, 256, size, dtype=np.uint8)
+        else:
+            x = rng.standard_normal(size, dtype=np.float32)
         seen = x.reshape(samples, -1)[:, :64].astype(np.float32)
         y = (seen @ rng.standard_normal((64, 10))).argmax(1)
         test = 400
