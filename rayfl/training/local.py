@@ -92,7 +92,7 @@ class LocalStep:
     algorithm: Algorithm
     oracle: Oracle
     sgd: SGD
-    """Its `lr` is not looked at: it is the stack's."""
+    """Its `lr` is that of new stacks; a step takes its stack's."""
     setup: Setup
 
     def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
@@ -128,33 +128,38 @@ class LocalStep:
         return len(calls)
 
 
-class TakeStep(Protocol):
-    """How a step is taken: by `LocalStep` itself, or by a recording of it."""
+class Recorded(Protocol):
+    """Takes steps for a `LocalStep` on stacks that it holds; see `recorded.py`."""
 
-    def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool, /) -> int: ...
+    def hold(self, stack: Stack) -> Stack: ...
+
+    def release(self, stack: Stack) -> Stack: ...
+
+    def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int: ...
 
 
 def train_stack(
-    algorithm: Algorithm,
-    oracle: Oracle,
+    step: LocalStep,
     minibatch: Callable[[int], Minibatch],
     start: Tensor,
     shared: Vectors,
     memory: Vectors,
     steps: list[int],
-    sgd: SGD,
-    setup: Setup,
+    recorded: Recorded | None = None,
 ) -> Trained:
     """Train C clients from `start [P]` for `steps[i]` steps each; a finished client stays as it is."""
-    lr = torch.as_tensor(sgd.lr, dtype=start.dtype, device=start.device)
+    lr = torch.as_tensor(step.sgd.lr, dtype=start.dtype, device=start.device)
     counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
-    stack = Stack(start, shared, memory, lr, counts)
-    step, passes = LocalStep(algorithm, oracle, sgd, setup), 0
+    stack, take, passes = Stack(start, shared, memory, lr, counts), step, 0
+    if recorded is not None:
+        stack, take = recorded.hold(stack), recorded
     for k in range(max(steps)):
         running = sum(k < count for count in steps)
-        passes += running * step(stack, minibatch(k), k, running == len(steps))
-    ctx = stack.context(max(steps), setup)
-    uploads, memory = algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
+        passes += running * take(stack, minibatch(k), k, running == len(steps))
+    if recorded is not None:
+        stack = recorded.release(stack)
+    ctx = stack.context(max(steps), step.setup)
+    uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
     return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
 
 
