@@ -134,6 +134,13 @@ class Federation(Section):
         Positive | None,
         Field(description="clients of a work unit; null: chosen from the model and the cohort"),
     ] = None
+    stack: Annotated[
+        Positive | None,
+        Field(
+            description="clients that train at once, as one program; null: one, or as many as the "
+            "processor's cache holds where all layers are linear"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -206,6 +213,12 @@ class Resources(Section):
         Annotated[float, Field(ge=0)] | Literal["auto"],
         Field(description="share of a GPU, a cap on its memory too; auto: 0.25 if there are any"),
     ] = "auto"
+    cuda_graphs: Annotated[
+        bool,
+        Field(
+            description="on GPUs, record local steps and launch each as one, if that gives the same bits"
+        ),
+    ] = True
     wait_s: Annotated[
         float,
         Field(ge=0, description="seconds for an autoscaler to add nodes for num_actors; 0: none"),

@@ -31,7 +31,7 @@ from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
 from rayfl.training.engine import LocalSettings, sha256
 from rayfl.training.flat import Layout
-from rayfl.training.gradient import dense_chain
+from rayfl.training.gradient import dense_chain, why_no_stack
 
 if TYPE_CHECKING:
     from rayfl.tracking import Store, Tracker
@@ -116,6 +116,13 @@ def prepare(
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
     if _has_single_sample_batch(config, partition):
         models.check_single_samples(config.model, model, data.sample_shape)
+    if fed.stack is not None and fed.stack > 1 and dense_chain(model) is None:
+        reason = why_no_stack(model, data.sample_shape)
+        if reason:
+            raise ConfigError(
+                f"federation.stack = {fed.stack}: clients of this model train one at a time, because "
+                f"{reason}; leave federation.stack out, or choose another model"
+            )
     federation = Federation(
         seed=config.seed,
         clients=fed.clients,
@@ -126,7 +133,7 @@ def prepare(
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
-        or clients_per_unit(model, fed.cohort, fed.batch_size, _samples(config, data)),
+        or clients_per_unit(model, fed.cohort, fed.batch_size, _samples(config, data), fed.stack),
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
         breakdown=Breakdown.of(
@@ -143,19 +150,24 @@ def prepare(
         precision=fed.precision,
         augment=config.data.augment,
         stragglers=fed.stragglers,
+        stack=fed.stack,
+        cuda_graphs=config.resources.cuda_graphs,
     )
     return Prepared(config, data, partition, model, federation, settings)
 
 
-def clients_per_unit(model: nn.Module, cohort_size: int, batch_size: int, samples: float) -> int:
+def clients_per_unit(
+    model: nn.Module, cohort_size: int, batch_size: int, samples: float, stack: int | None = None
+) -> int:
     """Clients of a work unit where the config leaves it open; never a matter of how many actors there are.
 
-    One, in cohorts of up to 64, so that any number of actors shares a round evenly. Chains of linear
+    One, in cohorts of up to 64, so that any number of actors shares a round evenly; or a whole `stack`,
+    if the config gives one. Chains of linear
     layers train as a stack: so many clients that each step's arithmetic outweighs the launch of its
     kernels, and the unit's (`samples` of a client a round) outweighs the message that brings it.
     """
     if dense_chain(model) is None:
-        return -(-cohort_size // 64)
+        return max(-(-cohort_size // 64), min(stack or 1, cohort_size))
     flop_per_sample = 6 * Layout(model).size
     smallest = max(
         STEP_FLOP / (flop_per_sample * batch_size), UNIT_FLOP / (flop_per_sample * samples)

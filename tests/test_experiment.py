@@ -158,16 +158,18 @@ def test_a_store_that_is_not_there_is_an_error_before_any_actor(uri, message, tr
 
 
 def test_units_depend_on_the_work_and_never_on_the_actors(small):
-    def units(model, cohort, batch_size=10, samples=50):
+    def units(model, cohort, batch_size=10, samples=50, stack=None):
         small["model"] = model
         built = prepare(load_config(small)).model
-        return cohort / clients_per_unit(built, cohort, batch_size, samples)
+        return cohort / clients_per_unit(built, cohort, batch_size, samples, stack)
 
     assert units({"name": "mlp", "hidden": [16]}, 100) == 1  # not worth a second message
     assert units({"name": "mlp", "hidden": [400, 400]}, 100) == 4
     assert units({"name": "mlp", "hidden": [400, 400]}, 100, samples=5000) == 50
-    assert units({"name": "conv_with_batch_norm:build"}, 10) == 10
-    assert units({"name": "conv_with_batch_norm:build"}, 640) == 64
+    assert units({"name": "convolutions:with_batch_norm"}, 10) == 10
+    assert units({"name": "convolutions:with_batch_norm"}, 640) == 64
+    assert units({"name": "convolutions:with_batch_norm"}, 10, stack=5) == 2
+    assert units({"name": "convolutions:with_batch_norm"}, 10, stack=50) == 1
 
 
 def test_lenet_on_cifar10(small, cifar10):
@@ -186,3 +188,11 @@ def test_lenet_on_cifar10(small, cifar10):
     assert result.history["train/loss"].iloc[1] < 2.5
     assert result.summary["accuracy_final"] > 0.1
     assert sum(v.numel() for v in result.state_dict.values()) == 797_962
+
+
+def test_a_model_that_cannot_be_stacked_is_an_error_before_any_actor(small):
+    small["model"] = {"name": "convolutions:with_batch_norm"}
+    small["federation"]["stack"] = 2
+    message = r"federation\.stack = 2: .* one at a time, because its buffers \(1\.running_mean"
+    with pytest.raises(ConfigError, match=message):
+        prepare(load_config(small))

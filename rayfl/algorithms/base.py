@@ -54,8 +54,8 @@ class ClientContext(NamedTuple):
     """Start point of the round, `[..., P]`."""
     shared: Vectors
     """The other vectors of the broadcast."""
-    lr: float
-    """Local learning rate of this round."""
+    lr: float | Tensor
+    """Local learning rate of this round; the local loop has it as a tensor `[]`."""
     steps: Tensor
     """K_i, local steps that the client takes in this round, `[..., 1]`."""
     step: int

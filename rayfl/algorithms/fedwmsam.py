@@ -111,7 +111,7 @@ class FedWMSAM(Algorithm):
         if self.rho > 0 and ctx.step > 0:
             s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
-            ahead = (ctx.start - x).mul_(1 - alpha).add_(momentum, alpha=ctx.step * s)
+            ahead = blended(ctx.step * s, momentum, (ctx.start - x).mul_(1 - alpha))
             at = self.perturbed(x, ahead, alpha, ctx.setup)
         return blended(alpha, grad(at), momentum), memory
 

@@ -61,7 +61,7 @@ class Client:
             "node": ray.util.get_node_ip_address(),
             "pid": os.getpid(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "engine": type(self.engine.oracle).__name__,
+            "engine": str(self.engine),
             "precision": in_effect(self.engine.settings.precision, device),
         }
 

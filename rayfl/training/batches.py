@@ -14,8 +14,9 @@ from torch import Tensor
 from rayfl import seeds
 from rayfl.data.datasets import Dataset
 
-# Samples are made ready for as many local steps at once as fit in here as float32.
-FETCHED_BYTES = 4 << 20
+# Samples are made ready for as many local steps at once as fit in here as float32: a processor's cache,
+# and a small part of a GPU's memory, where every launch of a kernel counts.
+FETCHED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
 class Plan(NamedTuple):
@@ -163,7 +164,7 @@ class StackBatches:
         self._shifts = self._drawn([p.shifts for p in plans], steps, width)
         self._targets = data.y[self._indices]
         bytes_per_step = len(plans) * width * data.x.shape[1] * 4
-        self._at_once = max(1, FETCHED_BYTES // bytes_per_step)
+        self._at_once = max(1, FETCHED_BYTES[data.x.device.type] // bytes_per_step)
         self._fetched, self._inputs = range(0), torch.empty(0)
 
     def __call__(self, k: int) -> Minibatch:

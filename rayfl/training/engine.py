@@ -24,16 +24,18 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
 from rayfl.training.flat import Layout, views
-from rayfl.training.gradient import DenseStack, PerClient, dense_chain
-from rayfl.training.local import SGD, Trained, train_stack
+from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain
+from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps, round_inputs
+from rayfl.training.recorded import RecordedSteps, cuda_graphs
 from rayfl.training.taps import crop, trimmed
 
 Arrays = dict[str, np.ndarray]
 
 EVALUATION_BATCH = 500
-# A stack of more parameters than this outgrows the processor's cache and loses what stacking gained.
-STACK_PARAMETERS = 800_000
+# A stack of more parameters than this outgrows the processor's cache and loses what stacking gained;
+# a GPU has no such limit but its memory.
+STACK_PARAMETERS = {"cpu": 800_000, "cuda": 200_000_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,10 @@ class LocalSettings:
     augment: str
     stragglers: float
     """Probability that a client of a round takes fewer steps."""
+    stack: int | None
+    """Clients that train at once, at most; None: chosen by the engine."""
+    cuda_graphs: bool
+    """Whether local steps are recorded where that can be; changes no result."""
 
 
 class WorkUnit(NamedTuple):
@@ -115,12 +121,12 @@ class Engine:
         self.remembers = bool(algorithm.init_client(torch.zeros(1)))
         self.train_data = DeviceData(dataset, "train", self.device)
         self.test_data = DeviceData(dataset, "test", self.device)
-        # Autocast has no say over the hand-written backward pass of a stack.
-        self.oracle = (
-            DenseStack(model, self.layout)
-            if dense_chain(model) is not None and settings.precision != "bfloat16"
-            else PerClient(self.model, self.layout, settings.precision, self.boxes)
+        self.oracle = self._oracle()
+        # A recording would go on writing to the statistics of the client that it was made with.
+        self.records = (
+            settings.cuda_graphs and self.device.type == "cuda" and not self.layout.buffers
         )
+        self.recorded: RecordedSteps | None = None
         nominal = settings.local_steps
         if nominal is None:
             assert settings.local_epochs is not None
@@ -196,10 +202,32 @@ class Engine:
             correct.append(_to_numpy(outputs.argmax(-1) == targets))
         return EvaluationResult(loss, np.concatenate(correct))
 
+    def _oracle(self) -> DenseStack | ModuleStack | PerClient:
+        precision = self.settings.precision
+        # Autocast has no say over the hand-written backward pass.
+        if dense_chain(self.model) is not None and precision != "bfloat16":
+            return DenseStack(self.model, self.layout)
+        kind = ModuleStack if (self.settings.stack or 1) > 1 else PerClient
+        return kind(self.model, self.layout, precision, self.boxes)
+
+    def __str__(self) -> str:
+        """How local steps are computed: "PerClient, CUDA graphs", "DenseStack of at most 4"."""
+        kind = type(self.oracle).__name__
+        size = f" of at most {self._most}" if self.oracle.stacks else ""
+        return kind + size + (", CUDA graphs" if self.records else "")
+
+    @property
+    def _most(self) -> int:
+        """Clients that train at once, at most."""
+        if self.settings.stack is not None:
+            return self.settings.stack
+        if not self.oracle.stacks:
+            return 1
+        return max(1, STACK_PARAMETERS[self.device.type] // self.layout.size)
+
     def _stack_size(self, clients: int) -> int:
         """Clients that are trained at once, in stacks as equal as can be."""
-        most = max(1, STACK_PARAMETERS // self.layout.size) if self.oracle.stacks else 1
-        return -(-clients // -(-clients // most))
+        return -(-clients // -(-clients // self._most))
 
     def _plan(self, round: int, client: int) -> Plan:
         samples, s = self.partition.client(client), self.settings
@@ -241,18 +269,13 @@ class Engine:
                 self.oracle.begin_step()
             return batches(k)
 
+        sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm)
+        step = LocalStep(self.algorithm, self.oracle, sgd, self.setup)
+        if self.records and self.recorded is None:
+            self.recorded = RecordedSteps(step, cuda_graphs())
+        steps = [len(p.sizes) for p in plans]
         with local_steps(s.precision):
-            return train_stack(
-                self.algorithm,
-                self.oracle,
-                minibatch,
-                start,
-                shared,
-                memory,
-                [len(p.sizes) for p in plans],
-                SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm),
-                self.setup,
-            )
+            return train_stack(step, minibatch, start, shared, memory, steps, self.recorded)
 
 
 def configure_process(threads: int) -> None:
@@ -262,6 +285,10 @@ def configure_process(threads: int) -> None:
     round_inputs("ieee", "ieee")  # cuDNN rounds to TF32 unasked
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    if torch.cuda.is_available():
+        # Where PyTorch has a deterministic kernel beside a faster one; it warns where it has none.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     if platform.libc_ver()[0] == "glibc":
         # By default glibc hands every large tensor back to the kernel and faults it in again at the
         # next step: 15 to 25 % of a small convnet's time, two thirds of FedWMSAM's on ResNet-18.

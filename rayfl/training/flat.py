@@ -20,12 +20,13 @@ class Slot(NamedTuple):
     offset: int
 
     def view(self, flat: Tensor) -> Tensor:
-        """The tensor of the model as a view of `flat`, `[P] -> shape`."""
-        part = flat[self.offset : self.offset + self.shape.numel()]
+        """The tensor of the model as a view of `flat`, `[..., P] -> [..., *shape]`."""
+        part = flat[..., self.offset : self.offset + self.shape.numel()]
+        stack = flat.shape[:-1]
         if len(self.shape) == 4:
             out, into, height, width = self.shape
-            return part.view(out, height, width, into).permute(0, 3, 1, 2)
-        return part.view(self.shape)
+            return part.view(*stack, out, height, width, into).movedim(-1, -3)
+        return part.view(*stack, *self.shape)
 
 
 class Layout:

@@ -1,8 +1,10 @@
 """Gradient oracles: flat parameters of a stack of clients -> flat gradients on their minibatches.
 
-Two oracles compute the same thing. `PerClient` takes any `nn.Module`, one client at a time: on CPUs that
-is the fastest way for convolutions. `DenseStack` takes chains of linear layers and trains C clients at
-once by batched matrix products: small layers leave a CPU idle when they come one at a time.
+Three oracles compute the same thing. `PerClient` takes any `nn.Module`, one client at a time: on CPUs
+that is the fastest way for convolutions. `DenseStack` takes chains of linear layers and trains C clients
+at once by batched matrix products: small layers leave a CPU idle when they come one at a time.
+`ModuleStack` takes modules without buffers and trains C clients at once: GPUs are idle under one client
+of a small model, for it takes longer to launch its kernels than to run them.
 
 Shapes: C clients, B samples, P parameters.
 """
@@ -15,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rayfl.algorithms.base import Penalty
+from rayfl.errors import first_line
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
 from rayfl.training.precision import Precision, forward_pass
@@ -107,6 +110,86 @@ class PerClient:
         return {name: tensor.clone() for name, tensor in self.buffers.items()}
 
 
+class ModuleStack:
+    """Autograd of a module without buffers for C clients at once, by `torch.func.vmap`."""
+
+    stacks = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        precision: Precision = "float32",
+        boxes: Boxes | None = None,
+    ):
+        """`boxes`: as in `PerClient`."""
+        self.model, self.layout, self.boxes = model, layout, boxes or {}
+        self.precision: Precision = precision
+
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]:
+        leaves = {name: view.requires_grad_() for name, view in self._views(x.detach()).items()}
+        with torch.enable_grad():
+            outputs = self._outputs(leaves, batch)
+            picked = F.cross_entropy(
+                outputs.flatten(0, 1), batch.targets.flatten(), reduction="none"
+            )
+            losses = _mean(picked.view_as(batch.targets), batch)
+            objective = losses.sum()
+            if penalty is not None:
+                added = penalty(outputs, lambda y: self._forward(y, batch))
+                objective = objective + _mean(added, batch).sum()
+        tensors = torch.autograd.grad(
+            objective, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        gradient = torch.zeros_like(x) if self.boxes else torch.empty_like(x)
+        for view, tensor in zip(self._views(gradient).values(), tensors, strict=True):
+            view.copy_(tensor)
+        return gradient, losses.detach()
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
+        """Outputs `[C, B, classes]` at `x [C, P]`."""
+        return self._outputs(self._views(x), batch)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        return crop(views(self.layout.parameters, flat), self.boxes)
+
+    def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
+        def outputs(own: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            return functional_call(self.model, own, (inputs,))
+
+        with forward_pass(self.precision, batch.inputs.device):
+            # Randomness is an error: what a client draws must not depend on who is beside it.
+            stacked = torch.func.vmap(outputs, randomness="error")(tensors, batch.inputs)
+        return stacked.to(batch.inputs.dtype)
+
+
+def why_no_stack(model: nn.Module, sample_shape: tuple[int, ...]) -> str | None:
+    """What keeps a model from training as a `ModuleStack`; None if nothing does."""
+    layout = Layout(model)
+    if layout.buffers:
+        return f"its buffers ({layout.buffers[0].name}, ...) change as it trains"
+    x, _ = layout.flatten(model)
+    inputs, targets = torch.zeros(2, 1, 1, *sample_shape), torch.zeros(2, 1, dtype=torch.int64)
+    training = model.training
+    try:
+        ModuleStack(model.train(), layout)(
+            x.expand(2, -1), Minibatch(inputs.flatten(1, 2), targets, None)
+        )
+    except RuntimeError as error:
+        return first_line(error)
+    finally:
+        model.train(training)
+    return None
+
+
+def _mean(values: Tensor, batch: Minibatch) -> Tensor:
+    """Mean over each client's samples, `[C, B] -> [C]`."""
+    return values.mean(-1) if batch.weights is None else (values * batch.weights).sum(-1)
+
+
 class Dense(NamedTuple):
     """One linear layer inside the flat vector."""
 
@@ -149,12 +232,10 @@ class DenseStack:
                 added = penalty(outputs, lambda y: self._forward(y, batch)[0])
                 error += torch.autograd.grad(added.sum(), outputs)[0]
         if batch.weights is None:
-            losses = picked.mean(-1)
             error /= picked.shape[-1]
         else:
-            losses = (picked * batch.weights).sum(-1)
             error *= batch.weights.unsqueeze(-1)
-        return self._backward(x, seen, error), losses
+        return self._backward(x, seen, error), _mean(picked, batch)
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> tuple[Tensor, list[Tensor]]:

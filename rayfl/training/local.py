@@ -4,7 +4,8 @@ Shapes: C clients of a stack, P parameters, K_i local steps of client i.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from rayfl.training.gradient import Oracle
 class SGD:
     """The local optimiser, the same for every algorithm."""
 
-    lr: float
+    lr: float | Tensor
+    """A number, or a scalar tensor of the parameters' dtype and device."""
     weight_decay: float
     max_norm: float | None
     """Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping."""
@@ -30,15 +32,45 @@ class SGD:
         The decay is taken at the unperturbed x and is not clipped. `active [C, 1]` is 1 for clients that
         take the step and 0 for those that stay; None: all take it.
         """
+        lr = torch.as_tensor(self.lr, dtype=x.dtype, device=x.device)
+        rate = lr if active is None else lr * active
         if self.weight_decay:
-            decay = self.lr * self.weight_decay
-            x.mul_(1 - decay if active is None else 1 - decay * active)
-        if self.max_norm is None:
-            # Not addcmul: it rounds differently, and a stack would not equal its clients one at a time.
-            x.add_(direction if active is None else direction * active, alpha=-self.lr)
-            return
-        scale = _clip_factor(direction, self.max_norm)
-        x.addcmul_(direction, scale if active is None else scale * active, value=-self.lr)
+            x.mul_(1 - rate * self.weight_decay)
+        if self.max_norm is not None:
+            rate = rate * clip_factor(direction, self.max_norm)
+        x.addcmul_(direction, -rate)
+
+
+@dataclass
+class Stack:
+    """C clients on their way through a round: all tensors that a local step reads and writes."""
+
+    start: Tensor
+    """`[P]`."""
+    shared: Vectors
+    memory: Vectors
+    lr: Tensor
+    """`[]`."""
+    counts: Tensor
+    """K_i, int64 `[C, 1]`."""
+    x: Tensor = field(init=False)
+    """The iterates `[C, P]`: the loop's own, for a new vector every step would double the traffic."""
+    total: Tensor = field(init=False)
+    """`[C]`, sum of the losses so far."""
+
+    def __post_init__(self):
+        self.x = self.start.expand(len(self.counts), -1).clone()
+        self.total = self.start.new_zeros(len(self.counts))
+
+    def context(self, step: int, setup: Setup) -> ClientContext:
+        return ClientContext(
+            start=self.start.expand_as(self.x),
+            shared=self.shared,
+            lr=self.lr,
+            steps=self.counts.to(self.start.dtype),
+            step=step,
+            setup=setup,
+        )
 
 
 @dataclass(frozen=True)
@@ -53,64 +85,85 @@ class Trained:
     backward_passes: int
 
 
+@dataclass(frozen=True)
+class LocalStep:
+    """One local step of a stack, whatever the algorithm."""
+
+    algorithm: Algorithm
+    oracle: Oracle
+    sgd: SGD
+    """Its `lr` is that of new stacks; a step takes its stack's."""
+    setup: Setup
+
+    def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
+        """Take step k on `batch`, in place; returns the number of backward passes of each client.
+
+        `all_active`: no client has finished; those that have stay as they are.
+        """
+        sgd, max_gradient, calls = replace(self.sgd, lr=stack.lr), None, []
+        if self.algorithm.clips_gradients:
+            sgd, max_gradient = replace(sgd, max_norm=None), sgd.max_norm
+
+        def grad(at: Tensor, penalty: Penalty | None = None) -> Tensor:
+            gradient, losses = self.oracle(at, batch, penalty)
+            calls.append(losses)
+            if max_gradient is not None:
+                gradient = gradient * clip_factor(gradient, max_gradient)
+            return gradient
+
+        x = stack.x
+        ctx = stack.context(k, self.setup)
+        direction, memory = self.algorithm.local_step(x, stack.memory, grad, ctx)
+        memory = {name: _apart(value, x) for name, value in memory.items()}
+        losses = calls[0] if calls else torch.zeros_like(stack.total)
+        active = None
+        if not all_active:
+            takes_part = stack.counts > k
+            active = takes_part.to(x.dtype)  # [C, 1]
+            memory = _where(takes_part, memory, stack.memory)
+            losses = losses * active.squeeze(-1)
+        stack.memory = memory
+        stack.total += losses
+        sgd.step_(x, _apart(direction, x), active)
+        return len(calls)
+
+
+class Recorded(Protocol):
+    """Takes steps for a `LocalStep` on stacks that it holds; see `recorded.py`."""
+
+    def hold(self, stack: Stack) -> Stack: ...
+
+    def release(self, stack: Stack) -> Stack: ...
+
+    def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int: ...
+
+
 def train_stack(
-    algorithm: Algorithm,
-    oracle: Oracle,
+    step: LocalStep,
     minibatch: Callable[[int], Minibatch],
     start: Tensor,
     shared: Vectors,
     memory: Vectors,
     steps: list[int],
-    sgd: SGD,
-    setup: Setup,
+    recorded: Recorded | None = None,
 ) -> Trained:
     """Train C clients from `start [P]` for `steps[i]` steps each; a finished client stays as it is."""
-    max_gradient = sgd.max_norm if algorithm.clips_gradients else None
-    if algorithm.clips_gradients:
-        sgd = replace(sgd, max_norm=None)
+    lr = torch.as_tensor(step.sgd.lr, dtype=start.dtype, device=start.device)
     counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
-    ctx = ClientContext(
-        start=start.expand(len(steps), -1),
-        shared=shared,
-        lr=sgd.lr,
-        steps=counts.to(start.dtype),
-        step=0,
-        setup=setup,
-    )
-    # The iterate is this loop's own and changes in place: a new vector every step would double the traffic.
-    x, total, passes = ctx.start.clone(), start.new_zeros(len(steps)), 0
+    stack, take, passes = Stack(start, shared, memory, lr, counts), step, 0
+    if recorded is not None:
+        stack, take = recorded.hold(stack), recorded
     for k in range(max(steps)):
-        batch, calls = minibatch(k), []
-
-        def grad(
-            at: Tensor,
-            penalty: Penalty | None = None,
-            batch: Minibatch = batch,
-            calls: list[Tensor] = calls,
-        ) -> Tensor:
-            gradient, losses = oracle(at, batch, penalty)
-            calls.append(losses)
-            if max_gradient is not None:
-                gradient = gradient * _clip_factor(gradient, max_gradient)
-            return gradient
-
-        direction, new_memory = algorithm.local_step(x, memory, grad, ctx._replace(step=k))
         running = sum(k < count for count in steps)
-        passes += len(calls) * running
-        losses = calls[0] if calls else torch.zeros_like(total)
-        new_memory = {name: _apart(value, x) for name, value in new_memory.items()}
-        if running == len(steps):
-            active, memory, total = None, new_memory, total + losses
-        else:
-            active = (counts > k).to(x.dtype)  # [C, 1]
-            memory = _where(counts > k, new_memory, memory)
-            total = total + losses * active.squeeze(-1)
-        sgd.step_(x, _apart(direction, x), active)
-    uploads, memory = algorithm.upload(x.sub_(start), memory, ctx._replace(step=max(steps)))
-    return Trained(uploads, memory, total / counts.squeeze(-1), passes)
+        passes += running * take(stack, minibatch(k), k, running == len(steps))
+    if recorded is not None:
+        stack = recorded.release(stack)
+    ctx = stack.context(max(steps), step.setup)
+    uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
+    return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
 
 
-def _clip_factor(v: Tensor, max_norm: float) -> Tensor:
+def clip_factor(v: Tensor, max_norm: float) -> Tensor:
     """`[C, P] -> [C, 1]`: what brings each row's norm down to `max_norm`, 1 where it is smaller."""
     return (max_norm / (norm(v) + 1e-6)).clamp_max(1.0)
 

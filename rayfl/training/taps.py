@@ -20,8 +20,8 @@ Boxes = dict[str, tuple[slice, slice]]
 
 
 def crop(tensors: dict[str, Tensor], boxes: Boxes) -> dict[str, Tensor]:
-    """The tensors with whole kernels cropped to their live taps, which are views."""
-    cropped = {name: tensors[name][:, :, rows, columns] for name, (rows, columns) in boxes.items()}
+    """The tensors with whole kernels `[..., height, width]` cropped to their live taps, which are views."""
+    cropped = {name: tensors[name][..., rows, columns] for name, (rows, columns) in boxes.items()}
     return tensors | cropped
 
 

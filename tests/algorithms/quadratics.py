@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayfl.algorithms import Algorithm
 from rayfl.algorithms.base import Penalty, ServerContext, Setup, Vectors
-from rayfl.training.local import SGD, Trained, train_stack
+from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 
 class Minibatch(NamedTuple):
@@ -101,16 +101,14 @@ def train(
     ids, dtype = list(clients), start.dtype
     A, b = torch.tensor(f.A[ids], dtype=dtype), torch.tensor(f.b[r, ids], dtype=dtype)
     names = state.memories[ids[0]]
+    sgd = SGD(lr=f.eta[r], weight_decay=f.wd, max_norm=f.C)
     return train_stack(
-        algorithm,
-        Quadratic(),
+        LocalStep(algorithm, Quadratic(), sgd, setup(f)),
         lambda k: Minibatch(A, b[:, k]),
         start,
         shared,
         {name: torch.stack([state.memories[i][name] for i in ids]) for name in names},
         [f.K[i] for i in ids],
-        SGD(lr=f.eta[r], weight_decay=f.wd, max_norm=f.C),
-        setup(f),
     )
 
 

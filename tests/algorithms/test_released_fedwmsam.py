@@ -16,7 +16,7 @@ from rayfl.algorithms.base import ServerContext, Setup
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout
 from rayfl.training.gradient import PerClient
-from rayfl.training.local import SGD, train_stack
+from rayfl.training.local import SGD, LocalStep, train_stack
 
 RELEASED = {
     "perturbation": "scalars",
@@ -115,15 +115,12 @@ def test_three_rounds_equal_the_released_program(options):
         for i in cohort:
             first = {name: v[None] for name, v in algorithm.init_client(w).items()}
             trained = train_stack(
-                algorithm,
-                PerClient(model, layout),
+                LocalStep(algorithm, PerClient(model, layout), sgd, setup),
                 batches[i].__getitem__,
                 start,
                 shared,
                 memories.get(i, first),
                 [K],
-                sgd,
-                setup,
             )
             memories[i] = trained.memory
             uploads.append(trained.uploads)

@@ -145,6 +145,22 @@ def test_the_same_bits_whoever_takes_part(options, small, actors):
         assert metrics(again) == metrics(records)
 
 
+def test_a_stack_of_convolutions_equals_its_clients_whoever_computes_it(small, actors):
+    """Five clients of unequal size in stacks of two at most, against one at a time."""
+    small["model"] = {"name": "convolutions:plain"}
+    small["federation"] |= {"cohort_size": 5, "clients_per_unit": 3, "rounds": 2}
+    small["federation"] |= {"weight_decay": 0.01, "max_norm": 5.0}
+    prepared = prepare(load_config(small))
+    alone, _ = here(prepared, prepared.config.algorithm)
+    prepared = prepare(load_config(small, ["federation.stack=2"]))
+    reference, records = here(prepared, prepared.config.algorithm)
+    torch.testing.assert_close(reference.w, alone.w, rtol=1e-4, atol=1e-5)
+    for count in (1, 2, 3):
+        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
+        assert same_bits(server, reference)
+        assert metrics(again) == metrics(records)
+
+
 def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits(
     small, actors, monkeypatch
 ):
@@ -202,7 +218,7 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
 
 
 def test_a_convolutional_model_with_batch_norm_too(small, actors):
-    small["model"] = {"name": "conv_with_batch_norm:build"}
+    small["model"] = {"name": "convolutions:with_batch_norm"}
     small["federation"] |= {"rounds": 2}
     prepared = prepare(load_config(small))
     reference, _ = here(prepared, prepared.config.algorithm)

@@ -1,5 +1,6 @@
 """The oracles against autograd on the plain module."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -13,10 +14,12 @@ from rayfl.algorithms.base import Setup, adaptive_sam, sam
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
+from rayfl.models.transformer import ViTTiny
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
-from rayfl.training.gradient import DenseStack, PerClient, dense_chain
-from rayfl.training.local import SGD, train_stack
+from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain, why_no_stack
+from rayfl.training.local import SGD, LocalStep, train_stack
+from rayfl.training.taps import trimmed
 
 CLASSES = 5
 
@@ -71,7 +74,7 @@ def alone(batch: Minibatch, client: int, size: int) -> Minibatch:
 @pytest.mark.parametrize("clients", [1, 3])
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("name", MLPS)
-def test_both_oracles_equal_autograd_on_dense_chains(name, kind, clients):
+def test_all_oracles_equal_autograd_on_dense_chains(name, kind, clients):
     torch.manual_seed(0)
     model = MLPS[name]().double()
     layout = Layout(model)
@@ -79,6 +82,9 @@ def test_both_oracles_equal_autograd_on_dense_chains(name, kind, clients):
     batch = stack_of(sizes, (3, 4, 4) if name == "images" else (12,), torch.float64)
     x = 0.3 * torch.randn(clients, layout.size, dtype=torch.float64)
     gradients, losses = DenseStack(model, layout)(x, batch)
+    others, their_losses = ModuleStack(model, layout)(x, batch)
+    torch.testing.assert_close(others, gradients, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(their_losses, losses, rtol=1e-10, atol=1e-13)
     for client, size in enumerate(sizes):
         one, w = alone(batch, client, size), x[client]
         expected, loss = autograd(model, layout, w, one.inputs[0], one.targets[0])
@@ -128,6 +134,43 @@ def test_per_client_equals_backward_of_the_module(spec, dtype, tolerance):
     assert losses.item() == pytest.approx(loss.item(), rel=tolerance)
 
 
+@pytest.mark.parametrize("spec", [LeNet5(), ResNet18(), ViTTiny(image_size=16)], ids=type)
+def test_a_stack_of_modules_equals_its_clients_one_at_a_time(spec):
+    """Unequal minibatches; on 16x16 images most taps of ResNet-18's last stages are dead."""
+    torch.manual_seed(0)
+    shape = (3, 16, 16)
+    model = spec.build(shape, CLASSES).double()
+    layout, sizes = Layout(model), [2, 3]
+    smaller, boxes = trimmed(model, shape, [slot.name for slot in layout.parameters])
+    assert bool(boxes) == isinstance(spec, ResNet18)
+    batch = stack_of(sizes, shape, torch.float64)
+    w, _ = layout.flatten(model)
+    x = w + 0.01 * torch.randn(2, layout.size, dtype=torch.float64)
+    gradients, losses = ModuleStack(smaller, layout, boxes=boxes)(x, batch)
+    for client, size in enumerate(sizes):
+        expected, loss = PerClient(model, layout)(x[client, None], alone(batch, client, size))
+        torch.testing.assert_close(gradients[client, None], expected, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(losses[client, None], loss, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: LeNet5().build((3, 16, 16), CLASSES), None),
+        (
+            lambda: ResNet18(norm="batch").build((3, 16, 16), CLASSES),
+            "its buffers .bn1.running_mean",
+        ),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(768, CLASSES)), "random"),
+    ],
+)
+def test_what_cannot_be_stacked_says_why(model, reason):
+    module = model()
+    why = why_no_stack(module, (3, 16, 16))
+    assert why is None if reason is None else re.search(reason, why)
+    assert module.training
+
+
 def test_per_client_leaves_the_model_and_the_parameters_alone():
     torch.manual_seed(0)
     model = LeNet5().build((3, 16, 16), CLASSES)
@@ -169,7 +212,7 @@ def test_per_client_of_a_module_with_unused_frozen_and_shared_layers():
 
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("name", MLPS)
-def test_both_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
+def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
     """Distillation from other parameters, and something that the samples' numbers weigh."""
     torch.manual_seed(0)
     model = MLPS[name]().double()
@@ -183,6 +226,11 @@ def test_both_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
 
     dense = DenseStack(model, layout)
     gradients, losses = dense(x, batch, lambda z, forward: penalty(z, others, forward))
+    same, their_losses = ModuleStack(model, layout)(
+        x, batch, lambda z, forward: penalty(z, others, forward)
+    )
+    torch.testing.assert_close(same, gradients, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(their_losses, losses, rtol=1e-10, atol=1e-13)
     plain_gradients, plain_losses = dense(x, batch)
     assert torch.equal(losses, plain_losses)
     assert (gradients - plain_gradients).norm() > 0.1 * plain_gradients.norm()
@@ -266,7 +314,8 @@ def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
     memory = {"w_prev": w_prev[None], "seen": torch.ones(1, 1, dtype=torch.float64)}
     sgd = SGD(lr=0.2, weight_decay=0.1, max_norm=1.0)
     setup = Setup(clients=1, nominal_steps=3.0, sizes=(60, 5), first=torch.tensor([0, 1]))
-    trained = train_stack(moon, oracle, batches.__getitem__, start, {}, memory, [3], sgd, setup)
+    step = LocalStep(moon, oracle, sgd, setup)
+    trained = train_stack(step, batches.__getitem__, start, {}, memory, [3])
 
     y = start.numpy()
     for batch in batches:
@@ -303,7 +352,8 @@ def test_batch_statistics_move_once_a_local_step(name):
     stack = {n: v.unsqueeze(0) for n, v in memory.items()}
     sgd = SGD(lr=lr, weight_decay=0.0, max_norm=None)
     setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
-    trained = train_stack(algorithm, oracle, minibatch, start, shared, stack, [steps], sgd, setup)
+    step = LocalStep(algorithm, oracle, sgd, setup)
+    trained = train_stack(step, minibatch, start, shared, stack, [steps])
 
     passes = trained.backward_passes // steps
     assert passes == (1 if name == "fedavg" else 2)
@@ -331,7 +381,8 @@ def test_moons_other_models_leave_batch_statistics_alone():
         memory = {n: (v + 1).unsqueeze(0) for n, v in algorithm.init_client(w).items()}
         sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
         setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
-        trained = train_stack(algorithm, oracle, minibatch, w, {}, memory, [3], sgd, setup)
+        step = LocalStep(algorithm, oracle, sgd, setup)
+        trained = train_stack(step, minibatch, w, {}, memory, [3])
         counter = oracle.buffers["1.num_batches_tracked"].item()
         ends.append((trained.uploads["delta"], buffers, counter))
     (delta, buffers, counter), (other_delta, other_buffers, other_counter) = ends

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import Setup
-from rayfl.training.local import SGD, Trained, train_stack
+from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
 SETUP = Setup(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
@@ -53,9 +53,8 @@ def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
     first = algorithm.init_client(start)
     memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
     targets = TARGETS[: len(steps)]
-    return train_stack(
-        algorithm, Distance(), lambda k: targets, start, {}, memory, steps, sgd, SETUP
-    )
+    step = LocalStep(algorithm, Distance(), sgd, SETUP)
+    return train_stack(step, lambda k: targets, start, {}, memory, steps)
 
 
 def test_a_client_stops_after_its_own_steps():
@@ -176,9 +175,8 @@ class Hoards(Algorithm):
 def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
     start = torch.tensor([2.0, 4.0])
     sgd = SGD(lr=0.5, weight_decay=0.5, max_norm=None)
-    trained = train_stack(
-        Hoards(), Distance(), lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2], sgd, SETUP
-    )
+    step = LocalStep(Hoards(), Distance(), sgd, SETUP)
+    trained = train_stack(step, lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2])
     # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
     assert trained.memory["x"].tolist() == [[0.5, 1.0]]
     assert trained.uploads["delta"].tolist() == [[0.125 - 2, 0.25 - 4]]

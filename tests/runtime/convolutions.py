@@ -1,0 +1,26 @@
+"""Models of the tests' own, named in configs by their import path."""
+
+from torch import nn
+
+
+def with_batch_norm(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(4 * 6 * 6, num_classes),
+    )
+
+
+def plain(num_classes):
+    """Its second convolution sees the centre of its kernel alone."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 8),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )
