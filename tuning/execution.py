@@ -54,6 +54,7 @@ class Execution:
     def step(self) -> dict[str, Any]:
         """Some rounds, and what Tune and the driver want to know of them."""
         self._reported: list[Record] = []
+        resumed = max((record.round for record in self._resumed), default=0)
         ending: dict[str, Any] = {}
         try:
             if self._failure is not None:
@@ -64,10 +65,11 @@ class Execution:
         except StateLostError:
             raise  # Tune starts the trial again, and it goes on from its checkpoint
         except Exception as error:  # whatever the experiment does wrong is this trial's alone
-            ending = {"done": True, **_failed(error)}
+            ending = {"done": True, **self._failed(error)}
         latest = self._latest(self._sweep.metric)
         return {
             "rounds": self._round,
+            "resumed": resumed,
             "records": [tuple(record) for record in self._reported],
             **({self._sweep.metric: latest} if latest is not None else {}),
             **self._described(),
@@ -177,6 +179,17 @@ class Execution:
         clients = client_accuracies(self._prepared, self._running.correct)
         return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
 
+    def _failed(self, error: Exception) -> dict[str, str]:
+        """Why the trial failed, in one line and in full."""
+        known = isinstance(error, RunError | ConfigError)
+        text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
+        line = (
+            self._sweep.worded(str(error))
+            if known
+            else f"{type(error).__name__}: {first_line(error)}"
+        )
+        return {"failed": line.strip().splitlines()[0], "traceback": text}
+
     def _settle(self, records: Iterator[Record]) -> None:
         self._reported += map(self._noted, records)
 
@@ -221,11 +234,3 @@ class Execution:
     @property
     def _round(self) -> int:
         return self._server.round if self._server is not None and self._failure is None else 0
-
-
-def _failed(error: Exception) -> dict[str, str]:
-    """Why a trial failed, in one line and in full."""
-    known = isinstance(error, RunError | ConfigError)
-    text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
-    line = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-    return {"failed": line.strip().splitlines()[0], "traceback": text}

@@ -1,0 +1,129 @@
+"""What a sweep shows on terminals of different sizes, and what it says of the time that is left."""
+
+import io
+import re
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from rayfl.runtime.placement import Placement
+from tuning.config import Sweep
+from tuning.plan import Inputs, Plan, Trial
+from tuning.progress import Progress, describe
+
+SPACE = {"algorithm.rho": {"grid": [0.05, 0.1]}, "partition.alpha": {"grid": [0.1, 1.0]}}
+MANY = {"algorithm.rho": {"grid": [i / 100 for i in range(1, 41)]}}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the display believes have passed; change it freely."""
+    now = [1000.0]
+    monkeypatch.setattr("tuning.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def planned(small, space=SPACE, **changes):
+    sweep = Sweep.model_validate({"name": "t", "base": small, "space": space, "seeds": (0,)})
+    points = list(sweep.search.points(sweep.space))
+    experiments = [sweep.experiment(point, 0) for point in points]
+    trials = tuple(Trial(p, 0, e.hash, e) for p, e in zip(points, experiments, strict=True))
+    placement = Placement(actors=1, cpus=1, gpus=0, nodes=1)
+    plan = Plan(sweep, trials, len(trials), Inputs(), placement, room=2, maximum=None)
+    return Plan(**{**vars(plan), **changes})
+
+
+def begun(plan, width, height):
+    """The display of a sweep that has started, and a function that draws it."""
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None
+    )
+    progress = Progress(console)
+    progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u"))
+
+    def lines():
+        with console.capture() as captured:
+            console.print(progress._display())
+        return captured.get().rstrip("\n").splitlines()
+
+    return progress, lines
+
+
+@pytest.mark.parametrize(("width", "height"), [(120, 40), (80, 24), (40, 10)])
+def test_the_table_fits_the_terminal(small, clock, width, height):
+    plan = planned(small, MANY)
+    progress, lines = begun(plan, width, height)
+    assert lines()[0].startswith("0 of 40 trials done, starting the actors")
+    for trial in plan.trials[:30]:
+        progress.watch(trial, "running", 2, 0.5, "")
+    clock[0] += 36_000
+    drawn = lines()
+    assert len(drawn) < height
+    assert all(len(line) <= width for line in drawn)
+    shown = sum("2/3" in line for line in drawn)
+    assert drawn[-1].strip() == f"and {30 - shown} more"
+    assert re.match(r"algorithm\.rho=0\.0", drawn[3])
+
+
+def test_the_table_says_what_there_is(small, clock):
+    plan = planned(small)
+    progress, lines = begun(plan, 100, 40)
+    first, second, third, fourth = plan.trials
+    for trial in (first, second):
+        progress.watch(trial, "running", 0, None, "")
+    assert lines()[0] == "0 of 4 trials done, 2 running"
+    clock[0] += 30
+    progress.watch(first, "running", 2, 0.25, "")
+    progress.watch(second, "running", 1, 0.5, "")
+    progress.watch(third, "infeasible", 0, None, "a reason")
+    progress.watch(first, "finished", 3, 0.375, "")
+    progress.watch(fourth, "running", 0, None, "")
+    # One trial and a third took 30 s; left are two thirds of one, and another.
+    assert lines() == [
+        "2 of 4 trials done (1 finished, 1 infeasible), 2 running, 38 s left",
+        "best test/accuracy 0.5000: algorithm.rho=0.05 partition.alpha=1.0 seed=0",
+        f"{'trial':<82}round  test/accuracy",
+        f"{'algorithm.rho=0.05 partition.alpha=1.0 seed=0':<84}1/3         0.5000",
+        f"{'algorithm.rho=0.1 partition.alpha=1.0 seed=0':<84}0/3",
+    ]
+    progress.say("stopping")
+    assert lines()[0].endswith("2 running, stopping")
+
+
+def test_the_time_left_counts_what_this_command_ran(small, clock):
+    """Two trials are done from before, one goes on after two of its three rounds."""
+    plan = planned(small)
+    progress, lines = begun(plan, 100, 40)
+    for trial in plan.trials[:2]:
+        progress.watch(trial, "finished", 3, 0.5, "")
+    resumed, fresh = plan.trials[2:]
+    progress.watch(resumed, "running", 0, None, "")
+    progress.watch(resumed, "running", 2, None, "goes on after round 2")
+    clock[0] += 10
+    progress.watch(resumed, "running", 2, 0.5, "")
+    assert lines()[0] == "2 of 4 trials done (2 finished), 1 running"  # nothing to judge by yet
+    progress.watch(resumed, "finished", 3, 0.5, "")
+    progress.watch(fresh, "running", 0, None, "")
+    assert lines()[0] == "3 of 4 trials done (3 finished), 1 running, 30 s left"
+
+
+def test_what_failed_is_said_at_once(small, clock):
+    plan = planned(small)
+    progress, _ = begun(plan, 100, 40)
+    with progress._console.capture() as captured:
+        progress.watch(plan.trials[0], "running", 0, None, "")
+        for _ in range(2):
+            progress.watch(plan.trials[0], "failed", 1, None, "round 2: [not] finite")
+    assert captured.get() == (
+        f"failed: {plan.trials[0].hash} (algorithm.rho=0.05 partition.alpha=0.1 seed=0): "
+        "round 2: [not] finite\n"
+    )
+
+
+@pytest.mark.parametrize("storage", [None, "/home/me/sweeps/t"])
+def test_a_plan_says_what_must_be_shared(small, storage):
+    text = describe(planned(small, unshared_storage=storage))
+    assert ("storage = '/home/me/sweeps/t': pbt copies trials from node to node" in text) == bool(
+        storage
+    )
