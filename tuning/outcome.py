@@ -1,39 +1,41 @@
 """What a sweep has come to: the table at the end, the best points, and the same for programs."""
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from tuning.progress import ENDED
 from tuning.space import Point, shown_value, task, text
+from tuning.tables import short
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
     from tuning.sweep import Result, Row
 
-STATES = ("finished", "stopped_early", "failed", "infeasible")
-
 
 def summary_table(result: "Result", sweep: "Sweep") -> Table:
     """A row for every point: its values, and mean and spread of the metric over the seeds."""
-    points: dict[str, list[Row]] = {}
-    for row in result.rows:
-        points.setdefault(text(row.trial.point), []).append(row)
     keys = list(sweep.space)
-    table = Table(*keys, "seeds", sweep.metric, "spread", "", header_style="bold")
+    names = [short(key, keys) for key in keys]
+    table = Table(*names, sweep.metric, "seeds", "", header_style="bold", box=box.SIMPLE_HEAD)
     best = best_points(result, sweep)
-    for rows in points.values():
+    for rows in _by_point(result):
         values = [row.value for row in rows if row.value is not None and _is_good(row)]
         mean = f"{fmean(values):.4f}" if values else ""
-        spread = f"{stdev(values):.4f}" if len(values) > 1 else ""
+        spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
         states = Counter(row.state for row in rows if row.state != "finished")
         notes = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items())
         point = rows[0].trial.point
-        mark = "best" if point in best else ""
-        cells = [shown_value(point[key]) if key in point else "" for key in keys]
-        table.add_row(*cells, f"{len(values)}/{len(rows)}", mean, spread, f"{mark} {notes}".strip())
+        is_best = point in best
+        cells = [escape(shown_value(point[key])) if key in point else "" for key in keys]
+        words = " ".join(filter(None, ["best" * is_best, notes]))
+        style = "bold" if is_best else None
+        table.add_row(*cells, mean + spread, f"{len(values)}/{len(rows)}", words, style=style)
     return table
 
 
@@ -41,10 +43,7 @@ def best_points(result: "Result", sweep: "Sweep") -> list[Point]:
     """The best point of each task, by the mean of the metric over all of its seeds."""
     sign = 1 if sweep.mode == "max" else -1
     means: dict[Hashable, list[tuple[float, Point]]] = {}
-    points: dict[str, list[Row]] = {}
-    for row in result.rows:
-        points.setdefault(text(row.trial.point), []).append(row)
-    for rows in points.values():
+    for rows in _by_point(result):
         if all(_is_good(row) and row.value is not None for row in rows):
             mean = fmean(row.value for row in rows if row.value is not None)
             point = rows[0].trial.point
@@ -82,7 +81,15 @@ def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
 def counted(result: "Result") -> str:
     """How many trials ended how."""
     states = Counter(row.state for row in result.rows)
-    return ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in STATES if states[s])
+    return ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in ENDED if states[s])
+
+
+def _by_point(result: "Result") -> Iterable[list["Row"]]:
+    """The rows of each point."""
+    points: dict[str, list[Row]] = {}
+    for row in result.rows:
+        points.setdefault(text(row.trial.point), []).append(row)
+    return points.values()
 
 
 def _is_good(row: "Row") -> bool:

@@ -22,7 +22,7 @@ from rayfl.errors import ConfigError
 from tuning.groups import Key, groups, summarize
 from tuning.metrics import metric
 from tuning.results import axes as varying
-from tuning.tables import shown
+from tuning.tables import setting, shown
 
 DPI = 150
 MOST_PANELS = 12
@@ -133,21 +133,10 @@ def save(figure: Figure, file: Path | IO[bytes], form: str | None = None) -> Non
 
 
 def group_name(by: Sequence[str], key: Key, n: int | None = None) -> str:
-    """A group in words: names bare, other keys by their last part; what it does not have is left out."""
-    parts = [
-        shown(value) if name.endswith(".name") else f"{_short(name, by)}={shown(value)}"
-        for name, value in zip(by, key, strict=True)
-        if value is not None
-    ]
-    text = ", ".join(parts) or "all runs"
-    return text if n is None else f"{text} (n={n})"
-
-
-def _short(key: str, among: Sequence[str]) -> str:
-    """The last part of a dotted key, unless it is ambiguous; the Dirichlet parameter is never bare."""
-    last = key.rpartition(".")[2]
-    same = [other for other in among if other.rpartition(".")[2] == last]
-    return key if len(same) > 1 or last == "alpha" else last
+    """A group in words; what it does not have is left out."""
+    point = {k: value for k, value in zip(by, key, strict=True) if value is not None}
+    words = ", ".join(setting(point, by)) or "all runs"
+    return words if n is None else f"{words} (n={n})"
 
 
 def _two_axes(runs: pd.DataFrame, by: Sequence[str] | None) -> list[str]:

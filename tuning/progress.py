@@ -12,8 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tuning.outcome import STATES, counted, summary_table
-
 if TYPE_CHECKING:
     from tuning.config import Sweep
     from tuning.plan import Plan, Trial
@@ -24,6 +22,8 @@ _PLAIN_SECONDS_LONG = 60.0
 """Between plain lines while no trial ends."""
 _NEVER_CUT = 10_000  # columns: a terminal may wrap the table, but it must not be shortened
 _MOST_RUNNING = 12  # rows of the live table
+_MOST_LISTED = 10  # trials with the same problem
+ENDED = ("finished", "stopped_early", "failed", "infeasible")
 _OTHER_LINES = 6
 """Of the live display: below a terminal's height, or it could not be drawn over."""
 
@@ -50,8 +50,8 @@ class Progress:
         self._seen: dict[str, _Seen] = {}
         self._text = "preparing"
         self._start: Start | None = None
-        self._began: float | None = None
-        """When the first trial started."""
+        self._began: tuple[float, float] | None = None
+        """When the first rounds were there, and how many trials these were."""
         self._printed = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._display)
 
@@ -88,11 +88,12 @@ class Progress:
         changed = before is None or before.state != state
         if state == "running":
             seen.ran, seen.first = True, rounds if reason else seen.first
-            if self._began is None:
-                self._began, self._text = time.monotonic(), ""
-        if changed and state in ("failed", "infeasible"):
+            self._text = ""
+            if self._began is None and rounds > seen.first:  # by then the actors have started
+                self._began = time.monotonic(), self._done_here()
+        if changed and state in ("failed", "infeasible") and self._start:  # else the plan says it
             self._console.print(f"{state}: {escape(str(trial))}: {escape(reason)}")
-        if not self._console.is_terminal and self._start is not None:
+        if self._start and not self._console.is_terminal:
             self._print_line(is_end=changed and state != "running")
 
     def interrupted(self) -> None:
@@ -104,14 +105,21 @@ class Progress:
 
     def conclude(self, result: "Result", sweep: "Sweep", took: float) -> None:
         """The table at the end, and what tells more."""
+        from tuning.outcome import counted, summary_table
+
         console = Console(highlight=False, soft_wrap=True)
         Console(highlight=False, width=_NEVER_CUT).print(summary_table(result, sweep))
         console.print(f"{counted(result)}, in {_duration(took)}; MLflow run {result.parent_id}")
-        for row in result.rows:
-            if row.state in ("failed", "infeasible"):
-                console.print(f"{row.state}: {escape(str(row.trial))}: {escape(row.reason)}")
-                if row.log is not None:
-                    console.print(f"    cat {row.log}")
+        logs = {row.trial.hash: row.log for row in result.rows if row.log is not None}
+        for state in ("failed", "infeasible"):
+            ended = {row.trial: row.reason for row in result.rows if row.state == state}
+            for reason, trials in by_reason(ended).items():
+                console.print(f"{state}: {escape(reason)}")
+                for trial in trials[:_MOST_LISTED]:
+                    log = f"  cat {logs[trial.hash]}" if trial.hash in logs else ""
+                    console.print(f"    {escape(str(trial))}{log}")
+                if len(trials) > _MOST_LISTED:
+                    console.print(f"    and {len(trials) - _MOST_LISTED} more; --json lists all")
         if self._start:
             console.print(f"to look at it: {escape(self._start.ui_command)}")
 
@@ -128,26 +136,30 @@ class Progress:
         left = self._text or self._left()
         lines = [", ".join(filter(None, [self._line(), left])), self._best()]
         heading = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line]
-        return Group(*heading, self._table())
-
-    def _table(self) -> Table:
-        table = Table(box=None, header_style="dim", pad_edge=False)
-        table.add_column("trial", no_wrap=True, overflow="ellipsis", ratio=1)
-        table.add_column("round", justify="right", no_wrap=True)
-        table.add_column(self._plan.sweep.metric, justify="right", no_wrap=True)
         running = [seen for seen in self._trials if seen.state == "running"]
+        return Group(*heading, *([self._table(running)] if running else []))
+
+    def _table(self, running: list[_Seen]) -> Table:
         most = max(1, min(_MOST_RUNNING, self._console.height - _OTHER_LINES))
+        rows = [("trial", "round", self._plan.sweep.metric)]
         for seen in running[:most]:
             value = f"{seen.value:.4f}" if seen.value is not None else ""
-            table.add_row(escape(seen.trial.settings), f"{seen.rounds}/{self._rounds(seen)}", value)
-        if len(running) > most:
-            table.add_row(f"and {len(running) - most} more", "", "")
+            rows.append((self._brief(seen), f"{seen.rounds}/{self._rounds(seen)}", value))
+        header, *rows = rows + [(f"and {len(running) - most} more", "", "")] * (len(running) > most)
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for i, name in enumerate(header):
+            # Only the first column may be cut.
+            widest = max(len(row[i]) for row in (header, *rows)) if i else None
+            justify = "right" if i else "left"
+            table.add_column(name, no_wrap=True, min_width=widest, justify=justify)
+        for row in rows:
+            table.add_row(*map(escape, row))
         return table
 
     def _line(self) -> str:
         states = Counter(seen.state for seen in self._trials)
-        shown = ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in STATES if states[s])
-        done = sum(states[s] for s in STATES)
+        shown = ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in ENDED if states[s])
+        done = sum(states[s] for s in ENDED)
         parts = [f"{done} of {self._count} trials done"]
         parts += [f"({shown})"] if shown else []
         return " ".join(parts) + (f", {states['running']} running" if states["running"] else "")
@@ -164,23 +176,32 @@ class Progress:
             return ""
         sweep = self._plan.sweep
         best = max(values) if sweep.mode == "max" else min(values)
-        return f"best {sweep.metric} {best:.4f}: {values[best].trial.settings}"
+        return f"best {sweep.metric} {best:.4f}: {self._brief(values[best])}"
 
     def _left(self) -> str:
         """How long it will take if the trials that are left run like those before."""
-        shares = [self._share(seen) for seen in self._trials if seen.ran]
-        done = sum(share for share, _ in shares)
-        if not done or self._began is None:
+        if self._began is None:
             return ""
-        left = self._count - len(self._seen) + sum(rest for _, rest in shares)
-        return f"{_duration((time.monotonic() - self._began) / done * left)} left"
+        began, before = self._began
+        done = self._done_here() - before
+        running = [seen for seen in self._trials if seen.state == "running"]
+        left = sum(1 - seen.rounds / self._rounds(seen) for seen in running)
+        left += self._count - len(self._seen)
+        return f"{_duration((time.monotonic() - began) / done * left)} left" if done > 0 else ""
 
-    def _share(self, seen: _Seen) -> tuple[float, float]:
-        """Which share of a trial this command has run, and which is left to run."""
-        rounds = self._rounds(seen)
-        if seen.state != "running":
-            return 1 - seen.first / rounds, 0.0
-        return (seen.rounds - seen.first) / rounds, 1 - seen.rounds / rounds
+    def _done_here(self) -> float:
+        """Trials that this command has run; parts of trials count as such."""
+        ran = [(seen, self._rounds(seen)) for seen in self._trials if seen.ran]
+        return sum(
+            ((seen.rounds if seen.state == "running" else rounds) - seen.first) / rounds
+            for seen, rounds in ran
+        )
+
+    def _brief(self, seen: _Seen) -> str:
+        """A trial's settings, shorter than as overrides."""
+        from tuning.tables import setting
+
+        return " ".join([*setting(seen.trial.point), f"seed={seen.trial.seed}"])
 
     def _rounds(self, seen: _Seen) -> int:
         assert seen.trial.experiment is not None
@@ -209,10 +230,11 @@ def describe(plan: "Plan") -> str:
     sweep, placement = plan.sweep, plan.placement
     impossible = [trial for trial in plan.trials if trial.problem]
     points = -(-(plan.count + len(impossible)) // len(sweep.seeds))
+    actors = f"{placement.actors} client actor" + "s" * (placement.actors != 1)
     lines = [
-        f"sweep {sweep.name}: {plan.count + len(impossible)} trials ({points} points x "
-        f"{len(sweep.seeds)} seeds), search {_name(sweep.search)}, scheduler {_name(sweep.scheduler)}",
-        f"each trial: a server, and {placement.actors} client actors with {placement.share}",
+        f"sweep {sweep.name}: {plan.count + len(impossible)} trials ({points} point{'s' * (points > 1)} x "
+        f"{len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)}), search {_name(sweep.search)}, scheduler {_name(sweep.scheduler)}",
+        f"each trial: a server, and {actors} with {placement.share}",
         f"at once: {plan.at_once} now ({plan.room} client actors fit)"
         + (f", {plan.at_once_grown} once the cluster has grown" if plan.at_once_grown else ""),
     ]
@@ -228,8 +250,19 @@ def describe(plan: "Plan") -> str:
         )
     if impossible:
         lines.append(f"{len(impossible)} trials cannot run:")
-        lines += [f"  {t.settings}: {t.problem}" for t in impossible]
+    for problem, trials in by_reason({t: t.problem or "" for t in impossible}).items():
+        lines += [f"  {problem}", *(f"    {t.settings}" for t in trials[:_MOST_LISTED])]
+        if len(trials) > _MOST_LISTED:
+            lines.append(f"    and {len(trials) - _MOST_LISTED} more")
     return "\n".join(lines)
+
+
+def by_reason(reasons: "dict[Trial, str]") -> "dict[str, list[Trial]]":
+    """The trials of each reason."""
+    found: dict[str, list[Trial]] = {}
+    for trial, reason in reasons.items():
+        found.setdefault(reason, []).append(trial)
+    return found
 
 
 def _name(choice: object) -> str:
