@@ -1,8 +1,9 @@
-"""What a sweep shows: its plan, the trials as they come and go, and the table at the end."""
+"""What a sweep shows: its plan, the trials as they come and go, and what became of them."""
 
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ class Progress:
         self._start, self._text = start, "starting the actors"
         self._console.print(escape(describe(start.plan)))
         if start.ended:
-            self._console.print(f"{start.ended} trials were done before")
+            self._console.print(f"{_number(start.ended, 'trial')} done before")
 
     def watch(
         self, trial: "Trial", state: str, rounds: int, value: float | None, reason: str
@@ -112,8 +113,8 @@ class Progress:
         console.print(f"{counted(result)}, in {_duration(took)}; MLflow run {result.parent_id}")
         logs = {row.trial.hash: row.log for row in result.rows if row.log is not None}
         for state in ("failed", "infeasible"):
-            ended = {row.trial: row.reason for row in result.rows if row.state == state}
-            for reason, trials in by_reason(ended).items():
+            ended = [(row.trial, row.reason) for row in result.rows if row.state == state]
+            for reason, trials in _by_reason(ended).items():
                 console.print(f"{state}: {escape(reason)}")
                 for trial in trials[:_MOST_LISTED]:
                     log = f"  cat {logs[trial.hash]}" if trial.hash in logs else ""
@@ -230,11 +231,11 @@ def describe(plan: "Plan") -> str:
     sweep, placement = plan.sweep, plan.placement
     impossible = [trial for trial in plan.trials if trial.problem]
     points = -(-(plan.count + len(impossible)) // len(sweep.seeds))
-    actors = f"{placement.actors} client actor" + "s" * (placement.actors != 1)
     lines = [
-        f"sweep {sweep.name}: {plan.count + len(impossible)} trials ({points} point{'s' * (points > 1)} x "
-        f"{len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)}), search {_name(sweep.search)}, scheduler {_name(sweep.scheduler)}",
-        f"each trial: a server, and {actors} with {placement.share}",
+        f"sweep {sweep.name}: {_number(plan.count + len(impossible), 'trial')} "
+        f"({_number(points, 'point')} x {_number(len(sweep.seeds), 'seed')}), "
+        f"search {_name(sweep.search)}, scheduler {_name(sweep.scheduler)}",
+        f"each trial: a server, and {_number(placement.actors, 'client actor')} with {placement.share}",
         f"at once: {plan.at_once} now ({plan.room} client actors fit)"
         + (f", {plan.at_once_grown} once the cluster has grown" if plan.at_once_grown else ""),
     ]
@@ -249,20 +250,24 @@ def describe(plan: "Plan") -> str:
             "directory, so all nodes must mount it; or give a URI such as s3://bucket/path"
         )
     if impossible:
-        lines.append(f"{len(impossible)} trials cannot run:")
-    for problem, trials in by_reason({t: t.problem or "" for t in impossible}).items():
+        lines.append(f"{_number(len(impossible), 'trial')} cannot run:")
+    for problem, trials in _by_reason((t, t.problem or "") for t in impossible).items():
         lines += [f"  {problem}", *(f"    {t.settings}" for t in trials[:_MOST_LISTED])]
         if len(trials) > _MOST_LISTED:
             lines.append(f"    and {len(trials) - _MOST_LISTED} more")
     return "\n".join(lines)
 
 
-def by_reason(reasons: "dict[Trial, str]") -> "dict[str, list[Trial]]":
+def _by_reason(reasons: "Iterable[tuple[Trial, str]]") -> "dict[str, list[Trial]]":
     """The trials of each reason."""
     found: dict[str, list[Trial]] = {}
-    for trial, reason in reasons.items():
+    for trial, reason in reasons:
         found.setdefault(reason, []).append(trial)
     return found
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}" + "s" * (n != 1)
 
 
 def _name(choice: object) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +32,7 @@ def planned(small, space=SPACE, **changes):
     trials = tuple(Trial(p, 0, e.hash, e) for p, e in zip(points, experiments, strict=True))
     placement = Placement(actors=1, cpus=1, gpus=0, nodes=1)
     plan = Plan(sweep, trials, len(trials), Inputs(), placement, room=2, maximum=None)
-    return Plan(**{**vars(plan), **changes})
+    return replace(plan, **changes)
 
 
 def begun(plan, width, height):
@@ -131,3 +132,16 @@ def test_a_plan_says_what_must_be_shared(small, storage):
     assert ("storage = '/home/me/sweeps/t': pbt copies trials from node to node" in text) == bool(
         storage
     )
+
+
+def test_a_reason_is_told_once(small):
+    plan = planned(small, MANY)
+    problems = ["a [reason]"] * 12 + ["another"]
+    trials = [replace(t, problem=p) for t, p in zip(plan.trials, problems, strict=False)]
+    lines = describe(replace(plan, trials=(*trials, *plan.trials[13:]))).splitlines()
+    start = lines.index("13 trials cannot run:")
+    first = [f"    {trial.settings}" for trial in trials[:10]]
+    assert lines[start + 1 :] == [
+        *("  a [reason]", *first, "    and 2 more"),
+        *("  another", f"    {trials[12].settings}"),
+    ]
