@@ -55,10 +55,12 @@ class Execution:
         """Some rounds, and what Tune and the driver want to know of them."""
         self._reported: list[Record] = []
         resumed = max((record.round for record in self._resumed), default=0)
+        described: dict[str, Any] = {}
         ending: dict[str, Any] = {}
         try:
             if self._failure is not None:
                 raise self._failure
+            described = self._described()
             stopped = self._rounds()
             if stopped is not None or self._round == self._last:
                 ending = self._ending(stopped)
@@ -72,7 +74,7 @@ class Execution:
             "resumed": resumed,
             "records": [tuple(record) for record in self._reported],
             **({self._sweep.metric: latest} if latest is not None else {}),
-            **self._described(),
+            **described,
             **ending,
         }
 
@@ -206,11 +208,11 @@ class Execution:
         return values[-1] if values else None
 
     def _described(self) -> dict[str, Any]:
-        """Where the client actors run; once, for the first report."""
-        if self._is_described or self._server is None or self._failure is not None:
+        """Where the client actors run, once they do: no round's time counts their start. Once only."""
+        if self._is_described:
             return {}
         self._is_described = True
-        return {"actors": self._server.pool.describe()}
+        return {"actors": self._running.pool.describe()}
 
     def _checkpoints_in(self, location: str, every: Any) -> Checkpoints:
         return Checkpoints(

@@ -1,6 +1,7 @@
 """What a sweep shows: its plan, the trials as they come and go, and what became of them."""
 
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -106,10 +107,12 @@ class Progress:
 
     def conclude(self, result: "Result", sweep: "Sweep", took: float) -> None:
         """The table at the end, and what tells more."""
-        from tuning.outcome import counted, summary_table
+        from tuning.outcome import best_points, counted, summary_table
 
         console = Console(highlight=False, soft_wrap=True)
         Console(highlight=False, width=_NEVER_CUT).print(summary_table(result, sweep))
+        if len(best_points(result, sweep)) > 1:
+            console.print("best: of the points with the same data, partition and number of clients")
         console.print(f"{counted(result)}, in {_duration(took)}; MLflow run {result.parent_id}")
         logs = {row.trial.hash: row.log for row in result.rows if row.log is not None}
         for state in ("failed", "infeasible"):
@@ -121,6 +124,9 @@ class Progress:
                     console.print(f"    {escape(str(trial))}{log}")
                 if len(trials) > _MOST_LISTED:
                     console.print(f"    and {len(trials) - _MOST_LISTED} more; --json lists all")
+        uri = next((e.tracking.uri for row in result.rows if (e := row.trial.experiment)), None)
+        more = ["--where", f"sweep={sweep.name}", *(["--uri", uri] if uri else [])]
+        console.print(f"its answers: {escape(shlex.join(['rayfl', 'results', *more]))}")
         if self._start:
             console.print(f"to look at it: {escape(self._start.ui_command)}")
 
