@@ -5,6 +5,7 @@ python benchmarks/results.py STORE.db   # the same, in this file; one that is th
 """
 
 import itertools
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def main() -> None:
             print(f"made {path} in {time.perf_counter() - began:.0f} s", flush=True)
         command = Path(sys.executable).parent / "rayfl"
         for label, arguments in COMMANDS.items():
-            seconds = []
+            seconds, used = [], _cpu_seconds()
             for _ in range(REPEATS):
                 began = time.perf_counter()
                 subprocess.run(
@@ -94,7 +95,17 @@ def main() -> None:
                 )
                 seconds.append(time.perf_counter() - began)
             listed = ", ".join(f"{s:.2f}" for s in seconds)
-            print(f"{label:25} median {np.median(seconds):.2f} s  ({listed})", flush=True)
+            cpu = (_cpu_seconds() - used) / REPEATS
+            print(
+                f"{label:25} median {np.median(seconds):.2f} s  ({listed}), {cpu:.2f} s CPU",
+                flush=True,
+            )
+
+
+def _cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

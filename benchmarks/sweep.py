@@ -31,6 +31,7 @@ from rayfl.store import default_uri
 from mlflow.tracking import MlflowClient
 
 from tuning.config import Sweep, load_sweep
+from tuning.plan import Trial
 from tuning.space import Point
 from tuning.sweep import run as run_sweep
 
@@ -54,7 +55,7 @@ def measure(rounds: int) -> dict[str, float]:
         first: list[float] = []
         at_once: list[int] = []
 
-        def watch(hash: str, state: str, done: int, value: float | None, reason: str) -> None:
+        def watch(trial: Trial, state: str, done: int, value: float | None, reason: str) -> None:
             if done and not first:
                 first.append(time.monotonic())
 

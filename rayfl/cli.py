@@ -5,8 +5,11 @@ Exit codes: 0 done, 1 the run failed, 2 bad input (found before any actor starte
 
 import contextlib
 import dataclasses
+import gc
+import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,11 +30,11 @@ if TYPE_CHECKING:
     from rayfl.config import Experiment
     from rayfl.data.datasets import Dataset
     from rayfl.data.partition import Partition
-    from rayfl.experiment import Result, Start
+    from rayfl.experiment import Result
+    from rayfl.progress import Progress
     from tuning.config import Sweep
     from tuning.progress import Progress as SweepProgress
     from tuning.sweep import Result as SweepResult
-    from tuning.sweep import Start as SweepStart
 
 app = typer.Typer(
     help="Federated-learning experiments on Ray.",
@@ -60,6 +63,9 @@ SweepOverrides = Annotated[
 
 def main() -> None:
     """Entry point of the console script."""
+    # MLflow, torch and Ray make millions of objects that stay, when they are imported. Looking for garbage
+    # among them after every 700, as Python does, takes a third of a short command's time.
+    gc.set_threshold(100_000)
     # Import paths in a config may name modules of the working directory, as with `python -m`.
     sys.path.insert(0, os.getcwd())
     try:
@@ -94,22 +100,12 @@ def run(
     from rayfl.progress import Progress
 
     progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
-    interrupts = Interrupts(progress.say)
+    with _showing(progress) as on_start:
+        resolved = _load(config, overrides)
+        _keep_to_this_machine(resolved.ray.address)
+        from rayfl import experiment
 
-    def on_start(start: "Start") -> None:
-        interrupts.take()
-        progress.start(start)
-
-    try:
-        with interrupts, progress, _stdout_for_results():
-            resolved = _load(config, overrides)
-            _keep_to_this_machine(resolved.ray.address)
-            from rayfl import experiment
-
-            result = experiment.run(resolved, on_start, progress.record, resume)
-    except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
-        progress.interrupted()
-        raise typer.Exit(130) from None
+        result = experiment.run(resolved, on_start, progress.record, resume)
     if as_json:
         print(json.dumps(_as_json(resolved, result)))
     else:
@@ -125,7 +121,7 @@ def sweep(
     ] = False,
 ) -> None:
     """Run the experiments of a sweep, or what is missing of them."""
-    from tuning.progress import as_json as sweep_as_json
+    from tuning.outcome import as_json as sweep_as_json
 
     began = time.monotonic()
     resolved, result, progress = _run_sweep(lambda: _load_sweep(file, overrides))
@@ -308,26 +304,36 @@ def _load_sweep(file: Path, overrides: list[str] | None) -> "Sweep":
 
 
 def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepProgress]":
-    """Run what is missing of a sweep, and show it; Ctrl-C ends the command."""
+    """Run what is missing of a sweep, and show it."""
     from tuning.progress import Progress
 
     progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    with _showing(progress) as on_start:
+        resolved = load()
+        from tuning import sweep as sweeps
+
+        result = sweeps.run(resolved, on_start, progress.watch)
+    return resolved, result, progress
+
+
+@contextlib.contextmanager
+def _showing(progress: "Progress | SweepProgress") -> "Iterator[Callable[[Any], None]]":
+    """While it is entered, `progress` shows what runs, and Ctrl-C ends the command.
+
+    Gives what is to be called once Ray has started.
+    """
     interrupts = Interrupts(progress.say)
 
-    def on_start(start: "SweepStart") -> None:
+    def on_start(start: Any) -> None:
         interrupts.take()
         progress.start(start)
 
     try:
         with interrupts, progress, _stdout_for_results():
-            resolved = load()
-            from tuning import sweep as sweeps
-
-            result = sweeps.run(resolved, on_start, progress.watch)
-    except (KeyboardInterrupt, SystemExit):
+            yield on_start
+    except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
         progress.interrupted()
         raise typer.Exit(130) from None
-    return resolved, result, progress
 
 
 def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
@@ -360,7 +366,21 @@ def _keep_sweep_to_this_machine(sweep: "Sweep") -> None:
 
 def _stdout_for_results() -> contextlib.AbstractContextManager[object]:
     """While it is entered, what libraries print goes to stderr: Ray tells of lost nodes, for instance."""
-    return contextlib.redirect_stdout(sys.stderr)
+    return contextlib.redirect_stdout(_Briefly() if sys.stderr.isatty() else sys.stderr)
+
+
+class _Briefly(io.TextIOBase):
+    """Stderr of a terminal, with a row for each line: Ray takes ten to say that a process died."""
+
+    def write(self, text: str) -> int:
+        most = shutil.get_terminal_size().columns - len("...")
+        for line in text.splitlines(keepends=True):
+            end = "\n" if line.endswith("\n") else ""
+            sys.stderr.write(line if len(line) <= most else f"{line[:most]}...{end}")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _keep_to_this_machine(address: str | None) -> None:

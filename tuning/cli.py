@@ -109,7 +109,7 @@ def plot(
     """Draw curves, a heatmap, parallel coordinates or traces."""
     output = output or Path(f"{kind}.png")
     _check_output(output, (".png", ".svg"))
-    from tuning import plots
+    from tuning import curves, plots
     from tuning.results import histories, load
 
     runs = load(experiment, uri, where, [metric])
@@ -119,12 +119,12 @@ def plot(
     elif kind == "parallel":
         drawing = plots.parallel(runs, keys, metric)
     elif kind == "curves":
-        rounds = histories(plots.drawn(runs, keys, metric), plots.curve_metrics(x), uri)
-        drawing = plots.curves(runs, rounds, keys, x, metric)
+        rounds = histories(curves.drawn(runs, keys, metric), curves.curve_metrics(x), uri)
+        drawing = curves.curves(runs, rounds, keys, x, metric)
     else:
-        scalars = plots.trace_metrics(runs)
-        rounds = histories(plots.drawn(runs, keys, metric, scalars), scalars, uri)
-        drawing = plots.traces(runs, rounds, keys, metric)
+        scalars = curves.trace_metrics(runs)
+        rounds = histories(curves.drawn(runs, keys, metric, scalars), scalars, uri)
+        drawing = curves.traces(runs, rounds, keys, metric)
     try:
         plots.save(drawing.figure, output)
     except OSError as error:

@@ -32,6 +32,10 @@ from tuning.space import KINDS, Axis, Point, check, dotted, layer
 
 # `search: random` stands for `search: {name: random}`.
 _NAME_ALONE = re.compile(r"^(search|scheduler)=(\w+)$")
+# A dotted key of an experiment in a message, but not a part of a longer key or of a path.
+_KEY = re.compile(
+    rf"(?:(?<![\w./'-])|(?<=did you mean '))({'|'.join(Experiment.model_fields)})(?:\.\w+)+"
+)
 
 SEARCH = Choice("search", SEARCHES, Search)
 SCHEDULER = Choice("scheduler", SCHEDULERS, Scheduler)
@@ -125,6 +129,15 @@ class Sweep(Section):
     def experiment(self, point: Point, seed: int) -> Experiment:
         """The experiment at a point; ConfigError if there is no such."""
         return load_config(self.raw(point, seed))
+
+    def worded(self, message: str) -> str:
+        """A message about an experiment, with its keys as the sweep's file and overrides have them."""
+
+        def key(match: re.Match[str]) -> str:
+            is_axis = any(f"{match[0]}.".startswith(f"{axis}.") for axis in self.space)
+            return match[0] if is_axis else f"base.{match[0]}"
+
+        return _KEY.sub(key, message)
 
     def raw(self, point: Point, seed: int) -> Layer:
         """The experiment at a point, not yet checked."""

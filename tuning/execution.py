@@ -54,23 +54,27 @@ class Execution:
     def step(self) -> dict[str, Any]:
         """Some rounds, and what Tune and the driver want to know of them."""
         self._reported: list[Record] = []
+        resumed = max((record.round for record in self._resumed), default=0)
+        described: dict[str, Any] = {}
         ending: dict[str, Any] = {}
         try:
             if self._failure is not None:
                 raise self._failure
+            described = self._described()
             stopped = self._rounds()
             if stopped is not None or self._round == self._last:
                 ending = self._ending(stopped)
         except StateLostError:
             raise  # Tune starts the trial again, and it goes on from its checkpoint
         except Exception as error:  # whatever the experiment does wrong is this trial's alone
-            ending = {"done": True, **_failed(error)}
+            ending = {"done": True, **self._failed(error)}
         latest = self._latest(self._sweep.metric)
         return {
             "rounds": self._round,
+            "resumed": resumed,
             "records": [tuple(record) for record in self._reported],
             **({self._sweep.metric: latest} if latest is not None else {}),
-            **self._described(),
+            **described,
             **ending,
         }
 
@@ -177,6 +181,17 @@ class Execution:
         clients = client_accuracies(self._prepared, self._running.correct)
         return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
 
+    def _failed(self, error: Exception) -> dict[str, str]:
+        """Why the trial failed, in one line and in full."""
+        known = isinstance(error, RunError | ConfigError)
+        text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
+        line = (
+            self._sweep.worded(str(error))
+            if known
+            else f"{type(error).__name__}: {first_line(error)}"
+        )
+        return {"failed": line.strip().splitlines()[0], "traceback": text}
+
     def _settle(self, records: Iterator[Record]) -> None:
         self._reported += map(self._noted, records)
 
@@ -193,11 +208,11 @@ class Execution:
         return values[-1] if values else None
 
     def _described(self) -> dict[str, Any]:
-        """Where the client actors run; once, for the first report."""
-        if self._is_described or self._server is None or self._failure is not None:
+        """Where the client actors run, once they do: no round's time counts their start. Once only."""
+        if self._is_described:
             return {}
         self._is_described = True
-        return {"actors": self._server.pool.describe()}
+        return {"actors": self._running.pool.describe()}
 
     def _checkpoints_in(self, location: str, every: Any) -> Checkpoints:
         return Checkpoints(
@@ -221,11 +236,3 @@ class Execution:
     @property
     def _round(self) -> int:
         return self._server.round if self._server is not None and self._failure is None else 0
-
-
-def _failed(error: Exception) -> dict[str, str]:
-    """Why a trial failed, in one line and in full."""
-    known = isinstance(error, RunError | ConfigError)
-    text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
-    line = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-    return {"failed": line.strip().splitlines()[0], "traceback": text}

@@ -92,7 +92,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def _mixed(grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str]) -> list[str]:
-    """A warning if rows are means over more than seeds."""
+    """A warning if means are over more than seeds."""
     varying = {
         key
         for _, members in grouped
@@ -100,7 +100,7 @@ def _mixed(grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str]) -> li
         if key not in by
     }
     if varying:
-        return [f"rows are means over other keys than the seed too: {', '.join(sorted(varying))}"]
+        return [f"means are over other keys than the seed too: {', '.join(sorted(varying))}"]
     repeated = sum(
         int(members.loc[members["state"] == "finished", "seed"].duplicated().sum())
         for _, members in grouped

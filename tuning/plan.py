@@ -22,8 +22,9 @@ from rayfl.errors import ConfigError
 from rayfl.experiment import prepare, storage, wanted
 from rayfl.runtime.placement import Placement, place, room_on
 from tuning.config import Sweep
+from tuning.schedulers import PBT
 from tuning.shared import data_key, source_key
-from tuning.space import Point
+from tuning.space import Point, text
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its file on the head node."""
@@ -40,6 +41,14 @@ class Trial:
     experiment: Experiment | None
     problem: str | None = None
     """Why it cannot run."""
+
+    @property
+    def settings(self) -> str:
+        """What tells it from the other trials of its sweep."""
+        return f"{text(self.point)} seed={self.seed}".strip()
+
+    def __str__(self) -> str:
+        return f"{self.hash} ({self.settings})"
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,8 @@ class Plan:
     """Client actors that fit once the cluster has grown; None: nobody says."""
     unshared: str | None = None
     """Directory of checkpoints that is each node's own, where trials can run on several nodes."""
+    unshared_storage: str | None = None
+    """The same of the directory through which population-based training copies trials."""
 
     @property
     def feasible(self) -> list[Trial]:
@@ -160,18 +171,19 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> Trial:
     except ConfigError as error:
         content = json.dumps(sweep.raw(point, seed), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Trial(point, seed, digest, None, str(error))
-    return Trial(point, seed, experiment.hash, experiment, _clash(sweep, experiment))
+        return Trial(point, seed, digest, None, sweep.worded(str(error)))
+    clash = _clash(sweep, experiment)
+    return Trial(point, seed, experiment.hash, experiment, clash and sweep.worded(clash))
 
 
-def checked(trial: Trial, inputs: Inputs) -> Trial:
+def checked(sweep: Sweep, trial: Trial, inputs: Inputs) -> Trial:
     """The trial, with its data loaded; with a `problem` if that cannot be."""
     if trial.experiment is None or trial.problem is not None:
         return trial
     try:
         inputs.units(trial.experiment)
     except ConfigError as error:
-        return replace(trial, problem=str(error))
+        return replace(trial, problem=sweep.worded(str(error)))
     return trial
 
 
@@ -210,7 +222,9 @@ def share(
     known = tuple(found) if is_known else ()
     is_several = anyhow.nodes > 1 or (maximum or 0) > anyhow.actors
     unshared = _local_checkpoints(feasible[0]) if is_several else None
-    return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum, unshared)
+    copies = is_several and isinstance(sweep.scheduler, PBT) and "://" not in sweep.directory
+    copied = sweep.directory if copies else None
+    return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum, unshared, copied)
 
 
 def _local_checkpoints(experiment: Experiment) -> str | None:

@@ -1,38 +1,47 @@
-"""What a sweep shows: its plan, the trials as they come and go, and the table at the end."""
+"""What a sweep shows: its plan, the trials as they come and go, and what became of them."""
 
 import os
+import shlex
 import time
 from collections import Counter
-from collections.abc import Hashable
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
-
-from tuning.space import Point, task
+from rich.text import Text
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
-    from tuning.plan import Plan
-    from tuning.sweep import Result, Row, Start
+    from tuning.plan import Plan, Trial
+    from tuning.sweep import Result, Start
 
 _PLAIN_SECONDS = 10.0
+_PLAIN_SECONDS_LONG = 60.0
+"""Between plain lines while no trial ends."""
 _NEVER_CUT = 10_000  # columns: a terminal may wrap the table, but it must not be shortened
 _MOST_RUNNING = 12  # rows of the live table
-_STATES = ("finished", "stopped_early", "failed", "infeasible")
+_MOST_LISTED = 10  # trials with the same problem
+ENDED = ("finished", "stopped_early", "failed", "infeasible")
+_OTHER_LINES = 6
+"""Of the live display: below a terminal's height, or it could not be drawn over."""
 
 
 @dataclass
 class _Seen:
     """What is known of a trial."""
 
+    trial: "Trial"
     state: str
     rounds: int
     value: float | None
+    first: int = 0
+    """Round after which this command took it up."""
+    ran: bool = False
+    """Whether this command ran it."""
 
 
 class Progress:
@@ -43,9 +52,10 @@ class Progress:
         self._seen: dict[str, _Seen] = {}
         self._text = "preparing"
         self._start: Start | None = None
-        self._began = self._printed = time.monotonic()
-        self._done_before = 0
-        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._table)
+        self._began: tuple[float, float] | None = None
+        """When the first rounds were there, and how many trials these were."""
+        self._printed = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._display)
 
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
@@ -65,184 +75,205 @@ class Progress:
     def start(self, start: "Start") -> None:
         """Show the plan, before the trials start."""
         self._start, self._text = start, "starting the actors"
-        self._began, self._done_before = time.monotonic(), self._done()
         self._console.print(escape(describe(start.plan)))
         if start.ended:
-            self._console.print(f"{start.ended} trials were done before")
+            self._console.print(f"{_number(start.ended, 'trial')} done before")
 
-    def watch(self, hash: str, state: str, rounds: int, value: float | None, reason: str) -> None:
+    def watch(
+        self, trial: "Trial", state: str, rounds: int, value: float | None, reason: str
+    ) -> None:
         """Something happened to a trial."""
-        before = self._seen.get(hash)
-        self._seen[hash] = _Seen(state, rounds, value)
+        before = self._seen.get(trial.hash)
+        seen = self._seen[trial.hash] = replace(
+            before or _Seen(trial, state, rounds, value), state=state, rounds=rounds, value=value
+        )
         changed = before is None or before.state != state
-        if changed and state in ("failed", "infeasible"):
-            self._console.print(f"{state} {hash}: {escape(reason)}")
-        if self._console.is_terminal or self._start is None:
-            return
-        now = time.monotonic()
-        if state != "running" and changed and now - self._printed >= _PLAIN_SECONDS:
-            self._printed = now
-            self._console.print(self._line())
+        if state == "running":
+            seen.ran, seen.first = True, rounds if reason else seen.first
+            self._text = ""
+            if self._began is None and rounds > seen.first:  # by then the actors have started
+                self._began = time.monotonic(), self._done_here()
+        if changed and state in ("failed", "infeasible") and self._start:  # else the plan says it
+            self._console.print(f"{state}: {escape(str(trial))}: {escape(reason)}")
+        if self._start and not self._console.is_terminal:
+            self._print_line(is_end=changed and state != "running")
 
     def interrupted(self) -> None:
         """Say what is left of a sweep that the user stopped."""
+        if self._start is None:
+            self._console.print("stopped before the first trial")
+            return
         self._console.print(f"stopped: {self._line()}; the same command goes on")
 
     def conclude(self, result: "Result", sweep: "Sweep", took: float) -> None:
         """The table at the end, and what tells more."""
+        from tuning.outcome import best_points, counted, summary_table
+
         console = Console(highlight=False, soft_wrap=True)
         Console(highlight=False, width=_NEVER_CUT).print(summary_table(result, sweep))
-        console.print(f"{counted(result)}, in {took:.0f} s; MLflow run {result.parent_id}")
-        for row in result.rows:
-            if row.state in ("failed", "infeasible"):
-                console.print(f"{row.state} {where(row)}: {escape(row.reason)}")
-                if row.log is not None:
-                    console.print(f"    cat {row.log}")
+        if len(best_points(result, sweep)) > 1:
+            console.print("best: of the points with the same data, partition and number of clients")
+        console.print(f"{counted(result)}, in {_duration(took)}; MLflow run {result.parent_id}")
+        logs = {row.trial.hash: row.log for row in result.rows if row.log is not None}
+        for state in ("failed", "infeasible"):
+            ended = [(row.trial, row.reason) for row in result.rows if row.state == state]
+            for reason, trials in _by_reason(ended).items():
+                console.print(f"{state}: {escape(reason)}")
+                for trial in trials[:_MOST_LISTED]:
+                    log = f"  cat {logs[trial.hash]}" if trial.hash in logs else ""
+                    console.print(f"    {escape(str(trial))}{log}")
+                if len(trials) > _MOST_LISTED:
+                    console.print(f"    and {len(trials) - _MOST_LISTED} more; --json lists all")
+        uri = next((e.tracking.uri for row in result.rows if (e := row.trial.experiment)), None)
+        more = ["--where", f"sweep={sweep.name}", *(["--uri", uri] if uri else [])]
+        console.print(f"its answers: {escape(shlex.join(['rayfl', 'results', *more]))}")
         if self._start:
             console.print(f"to look at it: {escape(self._start.ui_command)}")
 
-    def _done(self) -> int:
-        return sum(seen.state != "running" for seen in self._seen.values())
+    def _print_line(self, is_end: bool) -> None:
+        """Say where the sweep is, if a trial has ended and from time to time."""
+        now = time.monotonic()
+        if now - self._printed >= (_PLAIN_SECONDS if is_end else _PLAIN_SECONDS_LONG):
+            self._printed = now
+            self._console.print(", ".join(filter(None, [self._line(), self._left(), self._best()])))
+
+    def _display(self) -> RenderableType:
+        if self._start is None:
+            return Text(self._text)
+        left = self._text or self._left()
+        lines = [", ".join(filter(None, [self._line(), left])), self._best()]
+        heading = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line]
+        running = [seen for seen in self._trials if seen.state == "running"]
+        return Group(*heading, *([self._table(running)] if running else []))
+
+    def _table(self, running: list[_Seen]) -> Table:
+        most = max(1, min(_MOST_RUNNING, self._console.height - _OTHER_LINES))
+        rows = [("trial", "round", self._plan.sweep.metric)]
+        for seen in running[:most]:
+            value = f"{seen.value:.4f}" if seen.value is not None else ""
+            rows.append((self._brief(seen), f"{seen.rounds}/{self._rounds(seen)}", value))
+        header, *rows = rows + [(f"and {len(running) - most} more", "", "")] * (len(running) > most)
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for i, name in enumerate(header):
+            # Only the first column may be cut.
+            widest = max(len(row[i]) for row in (header, *rows)) if i else None
+            justify = "right" if i else "left"
+            table.add_column(name, no_wrap=True, min_width=widest, justify=justify)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        return table
 
     def _line(self) -> str:
-        count = self._start.plan.count if self._start else 0
-        states = Counter(seen.state for seen in self._seen.values())
-        shown = ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in _STATES if states[s])
-        running = [s for s in self._seen.values() if s.state == "running"]
-        parts = [f"{self._done()} of {max(count, len(self._seen))} trials done"]
+        states = Counter(seen.state for seen in self._trials)
+        shown = ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in ENDED if states[s])
+        done = sum(states[s] for s in ENDED)
+        parts = [f"{done} of {self._count} trials done"]
         parts += [f"({shown})"] if shown else []
-        return " ".join(parts) + f", {len(running)} running{self._best()}{self._left(count)}"
+        return " ".join(parts) + (f", {states['running']} running" if states["running"] else "")
 
     def _best(self) -> str:
-        if self._start is None:
+        """The best trial so far."""
+        good = ("running", "finished", "stopped_early")
+        values = {
+            seen.value: seen
+            for seen in self._trials
+            if seen.value is not None and seen.state in good
+        }
+        if not values:
             return ""
-        sweep = self._start.plan.sweep
-        values = [seen.value for seen in self._seen.values() if seen.value is not None]
-        best = max if sweep.mode == "max" else min
-        return f", best {sweep.metric} {best(values):.4f}" if values else ""
+        sweep = self._plan.sweep
+        best = max(values) if sweep.mode == "max" else min(values)
+        return f"best {sweep.metric} {best:.4f}: {self._brief(values[best])}"
 
-    def _left(self, count: int) -> str:
-        done = self._done() - self._done_before
-        if not done or self._start is None:
+    def _left(self) -> str:
+        """How long it will take if the trials that are left run like those before."""
+        if self._began is None:
             return ""
-        seconds = (time.monotonic() - self._began) / done * (count - self._done())
-        return f", {_duration(seconds)} left"
+        began, before = self._began
+        done = self._done_here() - before
+        running = [seen for seen in self._trials if seen.state == "running"]
+        left = sum(1 - seen.rounds / self._rounds(seen) for seen in running)
+        left += self._count - len(self._seen)
+        return f"{_duration((time.monotonic() - began) / done * left)} left" if done > 0 else ""
 
-    def _table(self) -> Table:
-        table = Table(title=self._line() if self._start else self._text, box=None)
-        for name in ("trial", "round", self._start.plan.sweep.metric if self._start else ""):
-            table.add_column(name)
-        running = [(h, seen) for h, seen in self._seen.items() if seen.state == "running"]
-        for hash, seen in running[:_MOST_RUNNING]:
-            value = f"{seen.value:.4f}" if seen.value is not None else ""
-            table.add_row(hash, str(seen.rounds), value)
-        return table
+    def _done_here(self) -> float:
+        """Trials that this command has run; parts of trials count as such."""
+        ran = [(seen, self._rounds(seen)) for seen in self._trials if seen.ran]
+        return sum(
+            ((seen.rounds if seen.state == "running" else rounds) - seen.first) / rounds
+            for seen, rounds in ran
+        )
+
+    def _brief(self, seen: _Seen) -> str:
+        """A trial's settings, shorter than as overrides."""
+        from tuning.tables import setting
+
+        return " ".join([*setting(seen.trial.point), f"seed={seen.trial.seed}"])
+
+    def _rounds(self, seen: _Seen) -> int:
+        assert seen.trial.experiment is not None
+        rounds = seen.trial.experiment.federation.rounds
+        return min(rounds, self._plan.sweep.stop.rounds or rounds)
+
+    @property
+    def _trials(self) -> list[_Seen]:
+        """A copy: the display is drawn by a thread of its own."""
+        return list(self._seen.values())
+
+    @property
+    def _plan(self) -> "Plan":
+        assert self._start is not None
+        return self._start.plan
+
+    @property
+    def _count(self) -> int:
+        """Of all trials, with those that a searcher will suggest."""
+        impossible = sum(trial.problem is not None for trial in self._plan.trials)
+        return max(self._plan.count + impossible, len(self._seen))
 
 
 def describe(plan: "Plan") -> str:
     """The plan in some lines."""
     sweep, placement = plan.sweep, plan.placement
     impossible = [trial for trial in plan.trials if trial.problem]
-    share = f"{placement.cpus:g} CPU" + (f", {placement.gpus:g} GPU" if placement.gpus else "")
     points = -(-(plan.count + len(impossible)) // len(sweep.seeds))
     lines = [
-        f"sweep {sweep.name}: {plan.count + len(impossible)} trials ({points} points x "
-        f"{len(sweep.seeds)} seeds), search {_name(sweep.search)}, scheduler {_name(sweep.scheduler)}",
-        f"each trial: a server, and {placement.actors} client actors with {share}",
+        f"sweep {sweep.name}: {_number(plan.count + len(impossible), 'trial')} "
+        f"({_number(points, 'point')} x {_number(len(sweep.seeds), 'seed')}), "
+        f"search {_name(sweep.search)}, scheduler {_name(sweep.scheduler)}",
+        f"each trial: a server, and {_number(placement.actors, 'client actor')} with {placement.share}",
         f"at once: {plan.at_once} now ({plan.room} client actors fit)"
         + (f", {plan.at_once_grown} once the cluster has grown" if plan.at_once_grown else ""),
     ]
     if plan.unshared:
         lines.append(
-            f"checkpoint.dir = {plan.unshared!r}: a trial that moves to another node starts anew there, "
+            f"base.checkpoint.dir = {plan.unshared!r}: a trial that moves to another node starts anew there, "
             "unless all nodes mount this directory; a URI such as s3://bucket/path is everywhere"
         )
+    if plan.unshared_storage:
+        lines.append(
+            f"storage = {plan.unshared_storage!r}: pbt copies trials from node to node through this "
+            "directory, so all nodes must mount it; or give a URI such as s3://bucket/path"
+        )
     if impossible:
-        lines.append(f"{len(impossible)} trials cannot run:")
-        lines += [f"  {_point(t.point)} seed={t.seed}: {t.problem}" for t in impossible]
+        lines.append(f"{_number(len(impossible), 'trial')} cannot run:")
+    for problem, trials in _by_reason((t, t.problem or "") for t in impossible).items():
+        lines += [f"  {problem}", *(f"    {t.settings}" for t in trials[:_MOST_LISTED])]
+        if len(trials) > _MOST_LISTED:
+            lines.append(f"    and {len(trials) - _MOST_LISTED} more")
     return "\n".join(lines)
 
 
-def summary_table(result: "Result", sweep: "Sweep") -> Table:
-    """A row for every point: its values, and mean and spread of the metric over the seeds."""
-    points: dict[str, list[Row]] = {}
-    for row in result.rows:
-        points.setdefault(_point(row.trial.point), []).append(row)
-    keys = list(sweep.space)
-    table = Table(*keys, "seeds", sweep.metric, "spread", "", header_style="bold")
-    best = best_points(result, sweep)
-    for rows in points.values():
-        values = [row.value for row in rows if row.value is not None and _is_good(row)]
-        mean = f"{fmean(values):.4f}" if values else ""
-        spread = f"{stdev(values):.4f}" if len(values) > 1 else ""
-        states = Counter(row.state for row in rows if row.state != "finished")
-        notes = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items())
-        point = rows[0].trial.point
-        mark = "best" if point in best else ""
-        cells = [str(point.get(key, "")) for key in keys]
-        table.add_row(*cells, f"{len(values)}/{len(rows)}", mean, spread, f"{mark} {notes}".strip())
-    return table
+def _by_reason(reasons: "Iterable[tuple[Trial, str]]") -> "dict[str, list[Trial]]":
+    """The trials of each reason."""
+    found: dict[str, list[Trial]] = {}
+    for trial, reason in reasons:
+        found.setdefault(reason, []).append(trial)
+    return found
 
 
-def best_points(result: "Result", sweep: "Sweep") -> list[Point]:
-    """The best point of each task, by the mean of the metric over all of its seeds."""
-    sign = 1 if sweep.mode == "max" else -1
-    means: dict[Hashable, list[tuple[float, Point]]] = {}
-    points: dict[str, list[Row]] = {}
-    for row in result.rows:
-        points.setdefault(_point(row.trial.point), []).append(row)
-    for rows in points.values():
-        if all(_is_good(row) and row.value is not None for row in rows):
-            mean = fmean(row.value for row in rows if row.value is not None)
-            point = rows[0].trial.point
-            means.setdefault(task(point), []).append((sign * mean, point))
-    return [max(found, key=lambda pair: pair[0])[1] for found in means.values()]
-
-
-def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
-    """The object that `rayfl sweep --json` ends with."""
-    return {
-        "sweep": sweep.name,
-        "run_id": result.parent_id,
-        "metric": sweep.metric,
-        "counts": dict(Counter(row.state for row in result.rows)),
-        "best": best_points(result, sweep),
-        "seconds": round(took, 2),
-        "trials": [
-            {
-                "config_hash": row.trial.hash,
-                "point": row.trial.point,
-                "seed": row.trial.seed,
-                "state": row.state,
-                "reason": row.reason,
-                "rounds": row.rounds,
-                "value": row.value,
-                "run_id": row.run_id,
-                "model_sha256": row.model_sha256,
-                "log": str(row.log) if row.log else None,
-            }
-            for row in result.rows
-        ],
-    }
-
-
-def counted(result: "Result") -> str:
-    """How many trials ended how."""
-    states = Counter(row.state for row in result.rows)
-    return ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in _STATES if states[s])
-
-
-def where(row: "Row") -> str:
-    """Which trial a row is about."""
-    return f"{row.trial.hash} ({_point(row.trial.point)} seed={row.trial.seed})"
-
-
-def _is_good(row: "Row") -> bool:
-    return row.state in ("finished", "stopped_early")
-
-
-def _point(point: Point) -> str:
-    return " ".join(f"{key}={value}" for key, value in point.items())
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}" + "s" * (n != 1)
 
 
 def _name(choice: object) -> str:

@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from rayfl.errors import ConfigError
-from tuning import plots
+from tuning import curves, plots
 from tuning.groups import Summary, groups, summarize
 from tuning.metrics import metric
 from tuning.reproduce import BASE, Reproduction
@@ -27,7 +27,7 @@ from tuning.tables import shown, table_of
 _MOST_HEATMAPS = 3
 _BESIDE = ("last10", "best", "loss", "seconds", "bytes")  # metrics beside the one asked for
 
-_ABSCISSAE: tuple[tuple[plots.Abscissa, str], ...] = (
+_ABSCISSAE: tuple[tuple[curves.Abscissa, str], ...] = (
     ("rounds", "rounds"),
     ("bytes", "traffic"),
     ("seconds", "training time"),
@@ -150,11 +150,11 @@ def _figures(
         drawing = draw()
         return Plot(title, _svg(drawing), shlex.join(command), drawing.notes)
 
-    costs = plots.curve_metrics("bytes") + plots.curve_metrics("seconds")[1:]
-    rounds = histories(plots.drawn(runs, by, name), costs, uri)
+    costs = curves.curve_metrics("bytes") + curves.curve_metrics("seconds")[1:]
+    rounds = histories(curves.drawn(runs, by, name), costs, uri)
     for x, words in _ABSCISSAE:
         title = f"Test accuracy against {words}"
-        yield plot(title, "curves", lambda x=x: plots.curves(runs, rounds, by, x, name), "--x", x)
+        yield plot(title, "curves", lambda x=x: curves.curves(runs, rounds, by, x, name), "--x", x)
     for pair in _pairs(by):
         try:
             yield plot(
@@ -169,9 +169,9 @@ def _figures(
     if len(by) > 1:
         yield plot("All settings", "parallel", lambda: plots.parallel(runs, by, name))
     with contextlib.suppress(ConfigError):  # no server keeps one
-        scalars = plots.trace_metrics(runs)
-        kept = histories(plots.drawn(runs, by, name, scalars), scalars, uri)
-        yield plot("Scalars of the server", "traces", lambda: plots.traces(runs, kept, by, name))
+        scalars = curves.trace_metrics(runs)
+        kept = histories(curves.drawn(runs, by, name, scalars), scalars, uri)
+        yield plot("Scalars of the server", "traces", lambda: curves.traces(runs, kept, by, name))
 
 
 def _pairs(by: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from tuning.config import Sweep
 from tuning.plan import Inputs, Trial
 from tuning.record import Record, State
 
-Watch = Callable[[str, str, int, float | None, str], None]
-"""(hash, state, rounds, value, reason), when something happens to a trial."""
+Watch = Callable[[Trial, State, int, float | None, str], None]
+"""(trial, state, rounds, value, reason), when something happens to a trial."""
 
 
 class Reporter(tune.Callback):
@@ -32,7 +32,7 @@ class Reporter(tune.Callback):
         planned = self._trials[str(trial)]
         assert planned.experiment is not None
         self._record.start(planned, *self._inputs.of(planned.experiment))
-        self._watch(planned.hash, "running", self._rounds(trial), self._value(trial), "")
+        self._watch(planned, "running", self._rounds(trial), self._value(trial), "")
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
@@ -41,8 +41,10 @@ class Reporter(tune.Callback):
         if "actors" in result:
             self._record.actors(hash, result["actors"])
         self._record.log(hash, result["records"])
-        value = result.get(self._sweep.metric)
-        self._watch(hash, "running", result["rounds"], value, "")
+        planned, value = self._trials[hash], result.get(self._sweep.metric)
+        if resumed := result["resumed"]:
+            self._watch(planned, "running", resumed, None, f"goes on after round {resumed}")
+        self._watch(planned, "running", result["rounds"], value, "")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
@@ -87,7 +89,8 @@ class Reporter(tune.Callback):
         self._record.end(hash, state, reason, text, tags)
         if state in ("finished", "stopped_early"):
             self._forget(hash)
-        self._watch(hash, state, self._rounds(trial), self._value(trial), reason)
+        rounds, value = self._rounds(trial), self._value(trial)
+        self._watch(self._trials[hash], state, rounds, value, reason)
 
     def _forget(self, hash: str) -> None:
         """Delete the checkpoints of a trial that needs them no more: client memories take much room."""

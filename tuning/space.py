@@ -5,6 +5,7 @@ given values. A point is a mapping from dotted key to value. Grid axes are cross
 axes are drawn, and every draw is crossed with the grid.
 """
 
+import json
 import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from decimal import Decimal
@@ -127,6 +128,16 @@ def dotted(space: Layer, prefix: str = "") -> Layer:
         inner = dotted(value, f"{path}.") if is_section and value else {path: value}
         flat = merge(flat, inner)
     return flat
+
+
+def text(point: Point) -> str:
+    """The point as overrides give it."""
+    return " ".join(f"{key}={shown_value(value)}" for key, value in point.items())
+
+
+def shown_value(value: Value) -> str:
+    """A value as overrides give it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def task(point: Point) -> Hashable:

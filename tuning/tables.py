@@ -5,7 +5,7 @@ units of their headers, with the best row marked.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,22 @@ def shown(value: Any) -> str:
     if value is None:
         return NONE
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def setting(point: Mapping[str, Any], among: Iterable[str] | None = None) -> list[str]:
+    """Config values in short: names bare, other keys by their last part where no other of `among` has it."""
+    keys = point if among is None else among
+    return [
+        shown(value) if key.endswith(".name") else f"{short(key, keys)}={shown(value)}"
+        for key, value in point.items()
+    ]
+
+
+def short(key: str, among: Iterable[str]) -> str:
+    """The last part of a dotted key, unless it is ambiguous; the Dirichlet parameter is never bare."""
+    last = key.rpartition(".")[2]
+    same = [other for other in among if other.rpartition(".")[2] == last]
+    return key if len(same) > 1 or last == "alpha" else last
 
 
 def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:

@@ -48,7 +48,10 @@ class Placement:
         on = f"on {self.nodes} node" + ("s" if self.nodes > 1 else "")
         if not self.nodes:
             on = f"on nodes that the cluster has to add (waiting up to {self.wait_s:g} s)"
-        return f"1 server actor, {self.actors} client actors with {self.share} each, {on}"
+        actors = f"{self.actors} client actors with {self.share} each"
+        if self.actors == 1:
+            actors = f"1 client actor with {self.share}"
+        return f"1 server actor, {actors}, {on}"
 
 
 def place(demand: Demand, units_per_round: int) -> Placement:

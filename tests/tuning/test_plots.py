@@ -5,7 +5,7 @@ import pytest
 from stored import ROUNDS, SEEDS, rounds, top
 
 from rayfl.errors import ConfigError
-from tuning import plots, results
+from tuning import curves, plots, results
 
 RHO = "algorithm.name=fedwmsam and algorithm.rho=0.1 and partition.alpha=0.5"
 
@@ -17,7 +17,7 @@ def runs(stored):
 
 @pytest.fixture(scope="module")
 def history(runs, stored):
-    metrics = {*plots.curve_metrics("bytes"), *plots.curve_metrics("seconds"), "server/alpha"}
+    metrics = {*curves.curve_metrics("bytes"), *curves.curve_metrics("seconds"), "server/alpha"}
     return results.histories(runs, sorted(metrics), stored.uri)
 
 
@@ -27,7 +27,7 @@ def lines(axes):
 
 @pytest.mark.parametrize("x", ["rounds", "bytes", "seconds"])
 def test_curves_are_means_over_seeds(runs, history, x):
-    drawing = plots.curves(runs, history, x=x)
+    drawing = curves.curves(runs, history, x=x)
     found = lines(drawing.figure.axes[0])
     assert len(found) == 6
     points = found[
@@ -45,8 +45,15 @@ def test_curves_are_means_over_seeds(runs, history, x):
     np.testing.assert_allclose(points[:, 0], spent)
 
 
+def test_rounds_are_counted_in_whole_numbers(runs, history):
+    few = history[history["round"] <= 3]
+    for drawing in (curves.curves(runs, few), curves.traces(runs, few)):
+        axes = drawing.figure.axes[-1]
+        assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
 def test_lines_can_be_told_apart_without_colour(runs, history):
-    drawing = plots.curves(runs, history)
+    drawing = curves.curves(runs, history)
     styles = [
         (line.get_color(), line.get_linestyle()) for line in drawing.figure.axes[0].get_lines()
     ]
@@ -55,27 +62,27 @@ def test_lines_can_be_told_apart_without_colour(runs, history):
 
 
 def test_of_many_groups_the_best_are_drawn(runs, history, monkeypatch):
-    monkeypatch.setattr(plots, "MOST_LINES", 2)
-    drawing = plots.curves(runs, history)
+    monkeypatch.setattr(curves, "MOST_LINES", 2)
+    drawing = curves.curves(runs, history)
     assert sorted(lines(drawing.figure.axes[0])) == [
         "fedwmsam, rho=0.1, partition.alpha=0.1 (n=3)",
         "fedwmsam, rho=0.1, partition.alpha=0.5 (n=3)",
     ]
     assert drawing.notes == ("drawn are the 2 best of 6 groups by last10",)
-    assert len(plots.drawn(runs)) == 2 * 3
+    assert len(curves.drawn(runs)) == 2 * 3
 
 
 def test_traces_are_of_runs_that_have_the_scalar(runs, history):
-    assert plots.trace_metrics(runs) == ["server/alpha"]
+    assert curves.trace_metrics(runs) == ["server/alpha"]
     scalars = history[["run_id", "round", "server/alpha"]]
-    found = lines(plots.traces(runs, scalars).figure.axes[0])
+    found = lines(curves.traces(runs, scalars).figure.axes[0])
     assert len(found) == 4
     assert not any("fedavg" in label for label in found)
     for points in found.values():
         np.testing.assert_allclose(points[:, 1], 0.1 + 0.01 * points[:, 0])
     fedavg = runs[runs["algorithm.name"] == "fedavg"].drop(columns="server/alpha")
     with pytest.raises(ConfigError, match="no server of these runs keeps a scalar"):
-        plots.trace_metrics(fedavg)
+        curves.trace_metrics(fedavg)
 
 
 def test_heatmap_holds_the_means(runs, stored):
@@ -109,7 +116,7 @@ def test_parallel_has_a_line_for_each_group(runs):
         (lambda r: plots.heatmap(r[r["seed"] == 9]), "none of the 0 runs has finished"),
         (lambda r: plots.heatmap(r[r["algorithm.name"] == "fedavg"]), "but partition.alpha varies"),
         (lambda r: plots.parallel(r.iloc[:1]), "no config key varies"),
-        (lambda r: plots.curves(r[r["state"] == "failed"], r), "none of the 1 runs has finished"),
+        (lambda r: curves.curves(r[r["state"] == "failed"], r), "none of the 1 runs has finished"),
     ],
 )
 def test_what_cannot_be_drawn(runs, draw, message):
@@ -120,7 +127,7 @@ def test_what_cannot_be_drawn(runs, draw, message):
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_same_figure_is_the_same_file(runs, history, tmp_path, suffix):
     for name in ("a", "b"):
-        plots.save(plots.curves(runs, history).figure, tmp_path / f"{name}.{suffix}")
+        plots.save(curves.curves(runs, history).figure, tmp_path / f"{name}.{suffix}")
     content = (tmp_path / f"a.{suffix}").read_bytes()
     assert content == (tmp_path / f"b.{suffix}").read_bytes()
     assert content.startswith(b"\x89PNG" if suffix == "png" else b"<?xml")

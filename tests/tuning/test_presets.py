@@ -311,9 +311,9 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
     preset = presets.load("fedwmsam/table6", "small", TINY, "algorithm.name=fedwmsam")
     started = []
 
-    def watch(hash, state, rounds, value, reason):
+    def watch(trial, state, rounds, value, reason):
         if state == "running" and rounds == 0:
-            started.append(hash)
+            started.append(trial.hash)
 
     comparison, result = published.reproduce(preset, watch=watch)
     assert len(started) == 4

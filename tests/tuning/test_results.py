@@ -81,7 +81,7 @@ def test_a_row_over_more_than_seeds_says_so(runs):
     summary = groups.summarize(runs, ["algorithm.name"])
     assert list(summary.rows["n"]) == [6, 12]
     assert summary.notes == (
-        "rows are means over other keys than the seed too: algorithm.rho, partition.alpha",
+        "means are over other keys than the seed too: algorithm.rho, partition.alpha",
     )
 
 

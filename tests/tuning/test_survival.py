@@ -43,9 +43,9 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
 
     reported = {}
 
-    def watch(hash, state, rounds, value, reason):
-        if state == "running" and rounds:
-            reported.setdefault(hash, rounds)
+    def watch(trial, state, rounds, value, reason):
+        if state == "running" and rounds and not reason:
+            reported.setdefault(trial.hash, rounds)
 
     result = run(load_sweep(path, overrides), watch=watch)
     assert [row.state for row in result.rows] == ["finished"] * 4
@@ -107,7 +107,7 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
     assert planned.returncode == 0, planned.stderr
     assert "at once: 2 now (2 client actors fit)" in planned.stdout
     own = tmp_path / "checkpoints"
-    assert f"checkpoint.dir = '{own}': a trial that moves to another node starts anew" in (
+    assert f"base.checkpoint.dir = '{own}': a trial that moves to another node starts anew" in (
         planned.stdout
     )
     assert done.returncode == 0, done.stderr
@@ -127,8 +127,10 @@ def test_a_plan_starts_nothing(sweep_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sweep t: 12 trials (4 points x 3 seeds), search grid, scheduler")
     assert "6 trials cannot run:" in done.stdout
-    assert "algorithm.rho=0.05 partition.alpha=-1 seed=0: partition.alpha = -1" in done.stdout
+    problem = "  partition.alpha = -1: must be a number greater than 0\n"
+    assert f"{problem}    algorithm.rho=0.05 partition.alpha=-1 seed=0\n" in done.stdout
     assert "checkpoint.dir" not in done.stdout
+    assert "storage" not in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
 
 

@@ -20,9 +20,9 @@ def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
     """The same sweep again runs nothing, a wider one what it adds; trials are as runs of their own."""
     path, started = sweep_file(seeds=[1]), []
 
-    def watch(hash, state, rounds, value, reason):
+    def watch(trial, state, rounds, value, reason):
         if state == "running" and rounds == 0:
-            started.append(hash)
+            started.append(trial.hash)
 
     first = run(load_sweep(path), watch=watch)
     assert len(started) == 2
@@ -72,7 +72,7 @@ def test_what_cannot_run_is_a_row_and_the_rest_finishes(ray_session, sweep_file,
         "failing:Dies": "failed",
     }
     assert "alpha_min = 0.8 exceeds alpha_max = 0.2" in rows["fedwmsam"].reason
-    assert "is not finite; lower federation.lr" in rows["failing:Explodes"].reason
+    assert "is not finite; lower base.federation.lr" in rows["failing:Explodes"].reason
     assert "the client actor died, 4 times in a row" in rows["failing:Dies"].reason
     assert "Traceback" in rows["failing:Dies"].log.read_text()
     assert not result.succeeded
@@ -91,7 +91,7 @@ def test_a_missing_dataset_is_a_row_of_its_own(ray_session, sweep_file):
 
 
 def test_none_that_can_run_is_an_error_before_anything_starts(sweep_file, tmp_path):
-    with pytest.raises(ConfigError, match=r"none of the 2 trials can run: federation.lr = -1"):
+    with pytest.raises(ConfigError, match=r"none of the 2 trials can run: base.federation.lr = -1"):
         run(load_sweep(sweep_file(), ["base.federation.lr=-1"]))
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -153,9 +153,9 @@ def test_optuna_goes_on_from_the_points_that_it_has(ray_session, sweep_file):
     path = sweep_file(seeds=[0, 1], space={"algorithm.rho": {"uniform": [0.01, 0.2]}})
     started = []
 
-    def watch(hash, state, rounds, value, reason):
+    def watch(trial, state, rounds, value, reason):
         if state == "running" and rounds == 0:
-            started.append(hash)
+            started.append(trial.hash)
 
     first = run(load_sweep(path, ["search={name: optuna, num_samples: 2}"]), watch=watch)
     assert len(started) == len(first.rows) == 4

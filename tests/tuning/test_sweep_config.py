@@ -33,6 +33,27 @@ def test_base_is_relative_to_the_sweep_and_the_name_is_the_file_s(load):
     assert experiment.federation.rounds == 2
 
 
+@pytest.mark.parametrize(
+    ("message", "worded"),
+    [
+        (
+            "data.root = 'data': cannot read it; set data.download=true",
+            "base.data.root = 'data': cannot read it; set base.data.download=true",
+        ),
+        (
+            "federation.round = 3: unknown key (did you mean 'federation.rounds'?)",
+            "base.federation.round = 3: unknown key (did you mean 'base.federation.rounds'?)",
+        ),
+        ("algorithm.rho = -1: too small", "algorithm.rho = -1: too small"),  # an axis
+        ("base.federation.lr = -1", "base.federation.lr = -1"),
+        ("data.path = '/a/data.npz'; 'data.npz'", "base.data.path = '/a/data.npz'; 'data.npz'"),
+        ("clients of the federation.", "clients of the federation."),
+    ],
+)
+def test_messages_about_experiments_name_the_keys_of_the_sweep(load, message, worded):
+    assert load().worded(message) == worded
+
+
 def test_overrides_follow_the_file_s_keys(load):
     sweep = load(
         "space.algorithm.rho.uniform=[0,1]",
