@@ -75,7 +75,7 @@ def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
     first: Prepared | None = None
     for method in ("fedavg", *METHODS):
         config = workload.experiment({"name": method}, local_steps=steps, rounds=1)
-        prepared = prepare(config, *((first.data, first.partition) if first else ()))
+        prepared = prepare(config, first.data, first.partition) if first else prepare(config)
         first = first or prepared
         sides[method] = Side(prepared)
     for round in range(2, 2 + repeats):

@@ -262,7 +262,7 @@ def _has_single_sample_batch(config: Experiment, partition: Partition) -> bool:
 
 def wanted(resources: Resources) -> Demand:
     """What the client actors ask for, in the words of the runtime."""
-    asked = resources.model_dump(exclude={"time_limit_s"}).items()
+    asked = resources.model_dump(exclude={"time_limit_s", "cuda_graphs"}).items()
     given: dict[str, Any] = {k: None if v == "auto" else v for k, v in asked}
     return Demand(**given)
 
