@@ -25,6 +25,7 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.evaluation import Breakdown
+from rayfl.folder import below
 from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
@@ -280,7 +281,7 @@ def _checkpoints(
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else f"{storage(config)}/{config.hash}/{run}",
+        location=str(saved.folder) if saved else below(storage(config), config.hash, run),
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,

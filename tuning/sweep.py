@@ -26,10 +26,11 @@ import numpy as np
 import ray
 from ray import tune
 
-from rayfl.checkpoint import Folder, saved_in
+from rayfl.checkpoint import saved_in
 from rayfl.config import Experiment
 from rayfl.errors import ConfigError
 from rayfl.experiment import storage
+from rayfl.folder import Folder, below
 from rayfl.runtime import cluster
 from tuning import plan as planning
 from tuning.config import Sweep
@@ -173,7 +174,7 @@ class _Driver:
         )
         searcher = self._searcher()
         configs = {trial.hash: self._config(trial) for trial in missing}
-        limit = self.plan.at_once_grown or self.plan.at_once
+        limit = self.plan.at_once_grown or self.plan.at_once or 1
         return tune.Tuner(
             trainable,
             # Samplers keep Tune's hands off what is inside of a config.
@@ -226,7 +227,7 @@ class _Driver:
         mutated = {key: trial.point[key] for key in mutable}
         root = storage(trial.experiment)
         if mutated:
-            mutated |= _reached(f"{root}/{trial.hash}/{self.sweep.name}")
+            mutated |= _reached(below(root, trial.hash, self.sweep.name))
         content = trial.experiment.model_dump(mode="json")
         return {"hash": trial.hash, "job": Job(content, root), **mutated}
 

@@ -27,7 +27,7 @@ if "ray" not in sys.modules and (Path.home() / ".ray/auth_token").exists():
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -43,7 +43,7 @@ from rayfl.errors import ConfigError, RunError, StateLostError, first_line
 from rayfl.history import History
 from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
-from rayfl.runtime.pool import RETRIES, ActorPool
+from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
 
@@ -226,7 +226,7 @@ def make_server(
     def spawn(index: int) -> Any:
         if index in idle:
             actor = idle.pop(index)
-            with contextlib.suppress(RayActorError):  # it has died since
+            with contextlib.suppress(*DEATHS):  # it has died since
                 ray.get(actor.begin.remote(**client))
                 return actor
         # Without a bundle, it came when the cluster grew, and may go anywhere.
@@ -358,7 +358,7 @@ def _errors_unwrapped() -> Iterator[None]:
         if isinstance(error.cause, (ConfigError, RunError)):
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
-    except RayActorError as error:
-        if error.actor_init_failed:
+    except DEATHS as error:
+        if getattr(error, "actor_init_failed", False):
             raise RunError(f"the server actor could not start: {error}") from error
         raise ServerLostError(f"the server actor died: {first_line(error)}") from error
