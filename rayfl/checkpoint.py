@@ -311,8 +311,8 @@ def open_saved(folder: Folder, name: str) -> Saved:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error)
         if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            found = error.errors()[0]
+            why = ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))
         others = [other for other in _manifests(folder) if other != name]
         advice = f"; there is also {', '.join(others)}" if others else ""
         raise CheckpointError(

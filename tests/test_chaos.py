@@ -17,7 +17,8 @@ import pytest
 from conftest import node
 
 from rayfl import load_config, run
-from rayfl.checkpoint import Folder, saved_in
+from rayfl.checkpoint import saved_in
+from rayfl.folder import Folder
 
 RAYFL = str(Path(sys.executable).parent / "rayfl")
 
