@@ -9,19 +9,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, small_config
 
 from rayfl import load_config, run
 
 RAYFL = str(Path(sys.executable).parent / "rayfl")
 
 
-@pytest.fixture
-def alone(small, ray_session):
-    """The config, and the result of running it undisturbed. FedAvg, as the algorithms of failing.py."""
-    small["algorithm"] = {"name": "fedavg"}
-    small["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5}
-    return small, run(load_config(small))
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alone(ray_session):
+    """A config, and the result of running it undisturbed. FedAvg, as the algorithms of failing.py."""
+    config = small_config() | {"algorithm": {"name": "fedavg"}}
+    config["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5}
+    return config, run(load_config(config))
 
 
 @pytest.fixture
@@ -59,13 +62,12 @@ def test_the_kernel_kills_an_actor_that_is_out_of_memory(alone, memory_group, tm
     assert result.model_sha256 == undisturbed.model_sha256
 
 
-@pytest.mark.slow
 def test_ray_kills_an_actor_that_leaves_the_node_no_memory(alone, tmp_path):
     """By its memory monitor, whose error for the calls of such an actor is another one."""
     config, undisturbed = alone
     marker = tmp_path / "filled"
-    config["algorithm"] = {"name": "failing:FillsMemoryOnce", "marker": str(marker)}
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    algorithm = {"name": "failing:FillsMemoryOnce", "marker": str(marker)}
+    (tmp_path / "config.yaml").write_text(json.dumps(config | {"algorithm": algorithm}))
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + 4e9) / memory.total
     if threshold > 0.8:
