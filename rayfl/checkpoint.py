@@ -350,7 +350,7 @@ def find(directory: str, config_hash: str, which: str) -> Saved:
         if found := newest_in(Folder(place)):
             return found
     raise CheckpointError(
-        f"--resume {which}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
+        f"--resume {which!r}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
         "'latest', a folder with checkpoint-*.json, one such file, or the id of a run"
     )
 

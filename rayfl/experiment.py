@@ -25,7 +25,7 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.evaluation import Breakdown
-from rayfl.folder import below
+from rayfl.folder import Folder, below
 from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
@@ -110,6 +110,8 @@ def prepare(
     `data`, `partition`: those of the config, where they have been made before.
     """
     fed = config.federation
+    if config.checkpoint.every is not None:
+        _check_storage(config)
     if data is None or partition is None:
         data, partition = federate(
             config.data, config.partition, config.heterogeneity, fed.clients, config.seed
@@ -179,7 +181,7 @@ def run(
     run which never stopped. Raises ConfigError before any actor starts, RunError after. Interrupted or
     failed, it leaves no actor behind, and the MLflow run has every finished round.
     """
-    saved = _saved(config, resume) if resume else None
+    saved = None if resume is None else _saved(config, resume)
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, cluster.connected(**config.ray.model_dump()):
         opening = aside.submit(_open_store, config)
@@ -295,6 +297,13 @@ def _checkpoints(
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     return checkpoints
+
+
+def _check_storage(config: Experiment) -> None:
+    try:
+        Folder(storage(config))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def storage(config: Experiment) -> str:

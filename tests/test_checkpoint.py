@@ -246,7 +246,7 @@ def test_a_run_that_mlflow_does_not_know_is_refused(stopped, tmp_path):
     assert run(load_config(stopped), resume="latest").run_id is None
 
 
-@pytest.mark.parametrize("which", ["latest", "nothing", "nowhere/checkpoint-00000001.json"])
+@pytest.mark.parametrize("which", ["latest", "", "nothing", "nowhere/checkpoint-00000001.json"])
 def test_what_is_not_there_is_said(which, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no checkpoint"):
