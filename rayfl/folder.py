@@ -92,8 +92,8 @@ def _file_system(location: str) -> tuple[Any, str]:
         pass  # a scheme that only fsspec knows
     except OSError as error:  # of S3, it asks where the bucket is
         raise CheckpointError(
-            f"checkpoint.dir (or --resume) = {location!r}: cannot be reached ({first_line(error)}); check the name, the "
-            "network and the credentials"
+            f"checkpoint.dir (or --resume) = {location!r}: cannot be reached ({first_line(error)}); "
+            "check the name, the network and the credentials"
         ) from error
     try:
         import fsspec
@@ -102,7 +102,7 @@ def _file_system(location: str) -> tuple[Any, str]:
         system, root = fsspec.url_to_fs(location)
     except (ImportError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint.dir (or --resume) = {location!r}: no such kind of storage ({first_line(error)}); give a directory "
-            "or a URI such as s3://bucket/path"
+            f"checkpoint.dir (or --resume) = {location!r}: no such kind of storage ({first_line(error)}); "
+            "give a directory or a URI such as s3://bucket/path"
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(system)), root

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
-from local_pool import LocalPool
+from local_pool import a_server
 from mlflow.tracking import MlflowClient
 
 from rayfl import load_config, run
@@ -20,30 +20,10 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.experiment import prepare
 from rayfl.folder import Folder, below
 from rayfl.history import History
-from rayfl.runtime.client import Client
-from rayfl.runtime.server import Server
-from rayfl.training.flat import Layout
 
 
 def checkpoints(location, keep_last=2, every=1):
     return Checkpoints(str(location), "hash", {"seed": 0}, "a-run", every, keep_last)
-
-
-def a_server(prepared):
-    """A server whose clients are trained in this process."""
-    algorithm = prepared.config.algorithm
-    client = Client(
-        threads=1,
-        gpu_fraction=0,
-        name="test",
-        model=prepared.model,
-        algorithm=algorithm,
-        dataset=prepared.data,
-        partition=prepared.partition,
-        settings=prepared.settings,
-    )
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
 
 
 def untimed(records):
