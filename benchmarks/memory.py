@@ -4,12 +4,13 @@
     python benchmarks/memory.py growth      300 rounds of FedWMSAM on LeNet-5: does anything grow?
 
 Counted are the private and file pages of all processes of the run, shared ones once (PSS), and all pages
-of the object store, whether a process maps them just now or not. What the store has spilled is on disk.
+of the object store, whether a process maps them just now or not. What it has spilled to disk is told apart.
 """
 
 import argparse
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,10 +78,18 @@ def main() -> None:
             rows.append({"round": record.round, **memory, "seconds": time.monotonic() - began})
 
     run(config, on_record=look)
-    table = Table("round", "processes", "object store", "both, GB", "s", title=arguments.workload)
+    table = Table(
+        "round",
+        "processes",
+        "object store",
+        "both, GB",
+        "on disk, GB",
+        "s",
+        title=arguments.workload,
+    )
     for row in rows:
         both = row["processes"] + row["store"]
-        cells = (row["processes"], row["store"], both)
+        cells = (row["processes"], row["store"], both, row["disk"])
         table.add_row(f"{row['round']:.0f}", *(f"{c:.2f}" for c in cells), f"{row['seconds']:.0f}")
     Console().print(table)
     totals = [row["processes"] + row["store"] for row in rows]
@@ -98,14 +107,24 @@ def main() -> None:
 
 def _resident_gb() -> dict[str, float]:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    pages, stores = 0, {}
+    pages, stores, sessions = 0, {}, set()
     for process in processes:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
             for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith(("Pss_Anon:", "Pss_File:")):
                     pages += int(line.split()[1]) * 1024
             stores |= dict(_shared_files(process.pid))
-    return {"processes": pages / 1e9, "store": sum(stores.values()) / 1e9}
+            sessions |= set(re.findall(r"/\S+?/session_\w+(?=/)", " ".join(process.cmdline())))
+    spilled = 0
+    for session in sessions:
+        for path in Path(session).glob("ray_spilled_objects*/*"):
+            with contextlib.suppress(OSError):
+                spilled += path.stat().st_size
+    return {
+        "processes": pages / 1e9,
+        "store": sum(stores.values()) / 1e9,
+        "disk": spilled / 1e9,
+    }
 
 
 def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
