@@ -53,7 +53,9 @@ def s3(tmp_path_factory):
         policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
         iam.put_user_policy(UserName="researcher", PolicyName="s3", PolicyDocument=policy)
         key = iam.create_access_key(UserName="researcher")["AccessKey"]
-        urllib.request.urlopen(f"{address}/moto-api/reset-auth", data=b"0")  # from now on it checks
+        check = f"{address}/moto-api/reset-auth"  # who asks, from now on
+        plain = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(check, data=b"0", headers=plain))
         yield {
             "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": key["AccessKeyId"],

@@ -29,10 +29,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
 from rayfl.algorithms.base import Algorithm
@@ -318,8 +315,7 @@ def launched(
             raise refusal(placement, waited_s)
         arguments = actor_arguments(job)
         # Where the driver is: a local directory of checkpoints is one that both of them see.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        remote = ray.remote(ServerActor).options(num_cpus=0, scheduling_strategy=here)
+        remote = ray.remote(ServerActor).options(num_cpus=0, resources=_of_this_node())
         options = placement, group, checkpoints, time_limit
         server = RemoteServer(lambda: remote.remote(*arguments, *options))
         yield server
@@ -327,6 +323,14 @@ def launched(
         if server is not None:
             server.close()
         remove_placement_group(group)
+
+
+def _of_this_node() -> dict[str, float]:
+    """A resource that no other node has. Ray's affinity to a node is lost on nodes that have just joined."""
+    here = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    own = (name for name in resources if name.startswith("node:") and "__" not in name)
+    return dict.fromkeys(own, 0.001)
 
 
 def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
