@@ -198,7 +198,8 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint.dir: {self.location} cannot be made ({first_line(error)}); give a directory or "
-                "a URI that can be written to, or set checkpoint.every=null"
+                "a URI that can be written to (for a URI, check its credentials), or set "
+                "checkpoint.every=null"
             ) from error
 
     def due(self, round: int) -> bool:

@@ -20,7 +20,7 @@ NOBODY = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +131,15 @@ def test_killed_and_resumed_from_s3(s3, rayfl):
 
 
 @pytest.mark.parametrize(
-    ("changed", "bucket"),
+    ("changed", "bucket", "resume"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "lab"),
-        ({"AWS_ACCESS_KEY_ID": "AKIAWRONG"}, "lab"),
-        ({}, "nosuchbucket"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "lab"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "lab", []),
+        ({"AWS_ACCESS_KEY_ID": "AKIAWRONG"}, "lab", ["--resume", "latest"]),
+        ({}, "nosuchbucket", []),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "lab", ["--resume", "latest"]),
     ],
     ids=["no credentials", "wrong credentials", "no such bucket", "no server"],
 )
-@pytest.mark.parametrize("resume", [[], ["--resume", "latest"]], ids=["run", "resume"])
 def test_what_keeps_from_s3_is_one_error_before_any_actor(changed, bucket, resume, s3, rayfl):
     environment = {key: value for key, value in (s3 | changed).items() if value}
     place = f"checkpoint.dir=s3://{bucket}/runs"
