@@ -192,14 +192,17 @@ class Checkpoints:
     _written: float = field(default_factory=time.monotonic)
 
     def prepare(self) -> None:
-        """Make the folder. Raises CheckpointError if that cannot be."""
+        """Make the folder, and try to write there. Raises CheckpointError if that cannot be."""
+        folder = Folder(self.location)
         try:
-            Folder(self.location).make("memories")
-        except OSError as error:
+            folder.make("memories")
+            folder.write("trial", b"")
+            folder.delete("trial")
+        except (OSError, NotImplementedError) as error:
             raise CheckpointError(
-                f"checkpoint.dir: {self.location} cannot be made ({first_line(error)}); give a directory or "
-                "a URI that can be written to (for a URI, check its credentials), or set "
-                "checkpoint.every=null"
+                f"checkpoint.dir: {self.location} cannot be made, or written to ({first_line(error)}); "
+                "give a directory or a URI that can be written to (for a URI, check its credentials), "
+                "or set checkpoint.every=null"
             ) from error
 
     def due(self, round: int) -> bool:

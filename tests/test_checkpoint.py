@@ -236,7 +236,12 @@ def test_what_is_not_there_is_said(which, small, tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_an_error_before_any_actor(small, tmp_path, ray_session):
     (tmp_path / "file").write_text("")
     started = []
-    for place, message in ((tmp_path / "file/x", "cannot be made"), ("x://y", "kind of storage")):
+    refused = {
+        tmp_path / "file/x": "cannot be made",
+        "x://y": "kind of storage",
+        "http://127.0.0.1:9/x": "or written to",
+    }
+    for place, message in refused.items():
         small["checkpoint"] = {"dir": str(place)}
         with pytest.raises(ConfigError, match=f"checkpoint.dir.*{message}"):
             run(load_config(small), started.append)
