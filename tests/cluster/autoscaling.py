@@ -1,6 +1,7 @@
 """Run by test_autoscaling.py, in namespaces: an experiment, then a sweep, on a cluster without workers.
 
-Prints one JSON object: the models' hashes, and how many nodes lived before, during and after each. Ray's fake provider starts a Ray node for each machine.
+Prints one JSON object: the models' hashes, and how many nodes lived before, during and after each. Ray's
+fake provider starts a Ray node for each machine.
 """
 
 import json
