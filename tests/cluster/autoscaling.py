@@ -56,6 +56,7 @@ def nodes():
 
 
 def main(config_file, sweep_file):
+    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True)
     worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": WORKERS}
     cloud = FakeCloud({"CPU": 0}, {"worker": worker}, autoscaler_v2=True)
     cloud.start()
