@@ -94,12 +94,14 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_twenty_kills_of_everything(small, tmp_path):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)]
+)
+def test_kills_of_everything(kills, small, tmp_path):
     """kill -9 of the driver, its actors and Ray, then --resume; many of them while it writes.
 
-    Ten times for each of two methods, side by side: most of the time is that of starting.
+    So many times for each of two methods, side by side: most of the time is that of starting.
     """
     small["federation"] |= {"rounds": 1000, "eval_every": 100}
     small["checkpoint"] = {"every": 1, "keep_last": 2}
@@ -107,17 +109,17 @@ def test_twenty_kills_of_everything(small, tmp_path):
     configs = [small | {"algorithm": {"name": name}} for name in ("fedwmsam", "scaffold")]
     folders = [tmp_path / "fedwmsam", tmp_path / "scaffold"]
     with ThreadPoolExecutor(2) as threads:
-        digests = list(threads.map(kill_and_resume, configs, folders))
+        digests = list(threads.map(kill_and_resume, configs, folders, [kills] * 2))
     assert digests == [undisturbed(load_config(config)) for config in configs]
 
 
-def kill_and_resume(config, folder):
-    """SHA-256 of the final w after ten kills."""
+def kill_and_resume(config, folder, kills):
+    """SHA-256 of the final w after so many kills."""
     folder.mkdir()
     (folder / "config.yaml").write_text(json.dumps(config))
     command = [RAYFL, "run", "config.yaml", "--json"]
     moments, reached = random.Random(1), [0]
-    for _ in range(10):
+    for _ in range(kills):
         resume = ["--resume", "latest"] if reached[-1] else []
         process = subprocess.Popen(
             [*command, *resume],
