@@ -47,7 +47,8 @@ def processes(title):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     """At a random moment of nearly every round a client actor is killed, training or not."""
@@ -94,10 +95,9 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kills", [3, 10])
 def test_kills_of_everything(kills, small, tmp_path):
     """kill -9 of the driver, its actors and Ray, then --resume; many of them while it writes.
 
