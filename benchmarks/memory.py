@@ -3,15 +3,18 @@
     python benchmarks/memory.py memories    2,000 clients of SCAFFOLD on LeNet-5: 6.4 GB of client memories
     python benchmarks/memory.py growth      300 rounds of FedWMSAM on LeNet-5: does anything grow?
 
-Memory is the PSS of all processes of the run: pages that several of them map, such as those of the object
-store, count once.
+Counted are the private and file pages of all processes of the run, shared ones once (PSS), and all pages
+of the object store, whether a process maps them just now or not. What it has spilled to disk is told apart.
 """
 
 import argparse
 import contextlib
 import json
-import os
+import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rayfl import load_config, run
+from rayfl.config import Experiment
+from rayfl.experiment import prepare
+from rayfl.participation import sample_cohort
 from rayfl.runtime.server import Record
+from rayfl.training.flat import Layout
+
+WARM_UP = 30  # rounds
 
 
 def configs(scratch: Path) -> dict[str, dict[str, Any]]:
@@ -38,7 +47,6 @@ def configs(scratch: Path) -> dict[str, dict[str, Any]]:
         "memories": common
         | {
             "algorithm": {"name": "scaffold"},
-            # Ascending rounds meet every client sooner or later: 100 of 2,000 a round, 100 rounds.
             "federation": {"clients": 2000, "cohort_size": 100, "rounds": 100, **once},
         },
         "growth": common
@@ -53,36 +61,91 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("workload", choices=["memories", "growth"])
     parser.add_argument("--every", type=int, default=10, help="rounds between two looks")
+    parser.add_argument("--rounds", type=int, help="fewer, to try it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/rayfl-benchmarks"))
     arguments = parser.parse_args()
-    config = load_config(configs(arguments.scratch)[arguments.workload])
+    given = configs(arguments.scratch)[arguments.workload]
+    if arguments.rounds:
+        given["federation"]["rounds"] = arguments.rounds
+    config = load_config(given)
     rows: list[dict[str, float]] = []
+    began = time.monotonic()
 
     def look(record: Record) -> None:
         if "train/loss" in record.metrics and record.round % arguments.every == 0:
-            rows.append({"round": record.round, "pss_gb": _pss_of_all() / 1e9})
+            memory = _resident_gb()
+            rows.append({"round": record.round, **memory, "seconds": time.monotonic() - began})
 
-    result = run(config, on_record=look)
-    table = Table("round", "PSS of all processes, GB", title=arguments.workload)
-    for row in rows:
-        table.add_row(f"{row['round']:.0f}", f"{row['pss_gb']:.2f}")
-    Console().print(table)
-    print(
-        f"peak {max(row['pss_gb'] for row in rows):.2f} GB; {result.summary['rounds']:.0f} rounds"
+    run(config, on_record=look)
+    table = Table(
+        "round",
+        "processes",
+        "object store",
+        "both, GB",
+        "on disk, GB",
+        "s",
+        title=arguments.workload,
     )
+    for row in rows:
+        both = row["processes"] + row["store"]
+        cells = (row["processes"], row["store"], both, row["disk"])
+        table.add_row(f"{row['round']:.0f}", *(f"{c:.2f}" for c in cells), f"{row['seconds']:.0f}")
+    Console().print(table)
+    totals = [row["processes"] + row["store"] for row in rows]
+    print(f"peak {max(totals):.2f} GB; client memories {_memories_gb(config):.2f} GB at the end")
+    warm = [total for row, total in zip(rows, totals, strict=True) if row["round"] > WARM_UP]
+    if len(warm) >= 6:
+        first, last = median(warm[: len(warm) // 3]), median(warm[-(len(warm) // 3) :])
+        print(
+            f"first and last third after {WARM_UP} rounds: {first:.3f} and {last:.3f} GB (medians), "
+            f"{100 * (last / first - 1):+.1f} %"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def _pss_of_all() -> float:
-    processes = [psutil.Process(os.getpid())]
-    processes += processes[0].children(recursive=True)
-    total = 0.0
+def _resident_gb() -> dict[str, float]:
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    pages, stores, sessions = 0, {}, set()
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            total += process.memory_full_info().pss
-    return total
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith(("Pss_Anon:", "Pss_File:")):
+                    pages += int(line.split()[1]) * 1024
+            stores |= dict(_shared_files(process.pid))
+            sessions |= set(re.findall(r"/\S+?/session_\w+(?=/)", " ".join(process.cmdline())))
+    spilled = 0
+    for session in sessions:
+        for path in Path(session).glob("ray_spilled_objects*/*"):
+            with contextlib.suppress(OSError):
+                spilled += path.stat().st_size
+    return {
+        "processes": pages / 1e9,
+        "store": sum(stores.values()) / 1e9,
+        "disk": spilled / 1e9,
+    }
+
+
+def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
+    """Inode and resident bytes of the files in memory that a process has open."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()).startswith("/dev/shm/"):
+                status = descriptor.stat()
+                yield status.st_ino, status.st_blocks * 512
+
+
+def _memories_gb(config: Experiment) -> float:
+    """Bytes of the memories of all clients that have been in a cohort, one vector [P] each."""
+    prepared = prepare(config)
+    if not config.algorithm.init_client(Layout(prepared.model).flatten(prepared.model)[0]):
+        return 0.0
+    f = prepared.federation
+    met: set[int] = set()
+    for round in range(1, f.rounds + 1):
+        met |= set(sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round))
+    return len(met) * Layout(prepared.model).size * 4 / 1e9
 
 
 def _images(scratch: Path) -> Path:

@@ -19,14 +19,15 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from rayfl.errors import CheckpointError, first_line
+from rayfl.folder import Folder, below, split
 
 FORMAT = 1
 AUTO_SECONDS = 30.0
@@ -52,42 +53,80 @@ class Snapshot:
     """By client id."""
 
 
+# Inside the run's folder: a manifest must name no file elsewhere, which tidying up would delete.
+FileName = Annotated[str, Field(pattern=r"^(state|history)-\d+\.(safetensors|json)$")]
+MemoryName = Annotated[str, Field(pattern=r"^memories/\d+-\d+\.safetensors$")]
+
+
+class Written(BaseModel):
+    """A file, as it was written."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint-*.json says."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    format: int
+    round: int
+    config_hash: str
+    run_id: str | None
+    """MLflow run that it belongs to."""
+    written: float
+    """Seconds since 1970."""
+    state: FileName
+    history: FileName
+    memories: dict[int, MemoryName]
+    """By client id."""
+    config: dict[str, Any]
+    files: dict[FileName | MemoryName, Written]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if missing := {self.state, self.history, *self.memories.values()} - self.files.keys():
+            raise ValueError(f"files lacks {min(missing)}")
+        return self
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint as it was found; its files are read, and proven whole, when they are asked for."""
 
-    folder: "Folder"
-    manifest: dict[str, Any]
+    folder: Folder
+    manifest: Manifest
 
     @property
     def round(self) -> int:
-        return self.manifest["round"]
+        return self.manifest.round
 
     @property
     def run_id(self) -> str | None:
         """MLflow run that it belongs to."""
-        return self.manifest["run_id"]
+        return self.manifest.run_id
 
     def snapshot(self) -> Snapshot:
         """The state. Raises CheckpointError if a file is missing or damaged."""
         memories = {
-            int(client): Memory(_round_of(name), lambda name=name: self._arrays(name))
-            for client, name in self.manifest["memories"].items()
+            client: Memory(_round_of(name), lambda name=name: self._arrays(name))
+            for client, name in self.manifest.memories.items()
         }
-        return Snapshot(self.round, self._arrays(self.manifest["state"]), memories)
+        return Snapshot(self.round, self._arrays(self.manifest.state), memories)
 
     def history(self) -> dict[int, dict[str, float]]:
         """Metrics by round. Raises CheckpointError as `snapshot`."""
-        rows = json.loads(self._read(self.manifest["history"]))
+        rows = json.loads(self._read(self.manifest.history))
         return {int(round): metrics for round, metrics in rows.items()}
 
     def check(self) -> None:
         """CheckpointError if the state or the history is damaged, or a memory is missing or cut off."""
         self.snapshot()
         self.history()
-        sizes = self.folder.sizes("memories") if self.manifest["memories"] else {}
-        for name in self.manifest["memories"].values():
-            expected = self.manifest["files"][name]["bytes"]
+        sizes = self.folder.sizes("memories") if self.manifest.memories else {}
+        for name in self.manifest.memories.values():
+            expected = self.manifest.files[name].bytes
             if sizes.get(name) != expected:
                 raise self._damaged(name, f"it has {sizes.get(name, 0)} of {expected} bytes")
 
@@ -100,13 +139,13 @@ class Saved:
 
     def check_config(self, config_hash: str, config: Mapping[str, Any]) -> None:
         """CheckpointError, which says what differs, if it belongs to another config than this flat one."""
-        own = self.manifest["config"]
+        own = self.manifest.config
         differences = [
             f"{key} = {json.dumps(own.get(key))} there, {json.dumps(config.get(key))} here"
             for key in sorted(own.keys() | config.keys())
             if own.get(key) != config.get(key)
         ]
-        if differences or self.manifest["config_hash"] != config_hash:
+        if differences or self.manifest.config_hash != config_hash:
             raise CheckpointError(
                 f"the checkpoint of round {self.round} in {self.folder} belongs to another config: "
                 f"{'; '.join(differences) or 'its hash differs'}; give that config, or start anew without "
@@ -125,7 +164,7 @@ class Saved:
             content = self.folder.read(name)
         except OSError as error:
             raise self._damaged(name, first_line(error)) from error
-        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise self._damaged(name, "its SHA-256 is not the one that was written down")
         return content
 
@@ -134,59 +173,6 @@ class Saved:
             f"checkpoint of round {self.round} in {self.folder}: {name} is damaged ({reason}); give the path "
             "of another checkpoint-*.json, or start anew without --resume"
         )
-
-
-class Folder:
-    """A directory of a file system, local or not."""
-
-    def __init__(self, location: str):
-        """CheckpointError if nothing knows the location's scheme."""
-        self.location = location
-        self._system, self._root = _file_system(location)
-        self._is_local = self._system.type_name == "local"
-
-    def __str__(self) -> str:
-        return self.location
-
-    def read(self, name: str) -> bytes:
-        with self._system.open_input_stream(f"{self._root}/{name}") as stream:
-            return stream.read()
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file that is there in full or not at all."""
-        path = f"{self._root}/{name}"
-        # Object stores show an object once it is complete; in a directory a rename makes it so.
-        part = f"{path}.part" if self._is_local else path
-        with self._system.open_output_stream(part) as stream:
-            stream.write(content)
-        if self._is_local:
-            self._system.move(part, path)
-
-    def make(self, name: str = "") -> None:
-        self._system.create_dir(f"{self._root}/{name}".rstrip("/"), recursive=True)
-
-    def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # somebody tidied up
-            self._system.delete_file(f"{self._root}/{name}")
-
-    def remove(self, name: str) -> None:
-        """Delete a folder with all that is in it, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._system.delete_dir(f"{self._root}/{name}")
-
-    def sizes(self, name: str = "") -> dict[str, int]:
-        """Bytes of each file below, by its path from here."""
-        return {path: info.size for path, info in self._list(name) if info.is_file}
-
-    def folders(self) -> list[str]:
-        return sorted(path for path, info in self._list("") if not info.is_file)
-
-    def _list(self, name: str) -> list[tuple[str, Any]]:
-        from pyarrow.fs import FileSelector
-
-        below = f"{self._root}/{name}".rstrip("/")
-        infos = self._system.get_file_info(FileSelector(below, allow_not_found=True))
-        return [(f"{name}/{info.base_name}".lstrip("/"), info) for info in infos]
 
 
 @dataclass
@@ -206,13 +192,17 @@ class Checkpoints:
     _written: float = field(default_factory=time.monotonic)
 
     def prepare(self) -> None:
-        """Make the folder. Raises CheckpointError if that cannot be."""
+        """Make the folder, and try to write there. Raises CheckpointError if that cannot be."""
+        folder = Folder(self.location)
         try:
-            Folder(self.location).make("memories")
-        except OSError as error:
+            folder.make("memories")
+            folder.write("trial", b"")
+            folder.delete("trial")
+        except (OSError, NotImplementedError) as error:
             raise CheckpointError(
-                f"checkpoint.dir: {self.location} cannot be made ({first_line(error)}); give a directory or "
-                "a URI that can be written to, or set checkpoint.every=null"
+                f"checkpoint.dir: {self.location} cannot be made, or written to ({first_line(error)}); "
+                "give a directory or a URI that can be written to (for a URI, check its credentials), "
+                "or set checkpoint.every=null"
             ) from error
 
     def due(self, round: int) -> bool:
@@ -251,12 +241,12 @@ class Checkpoints:
     def _save(
         self, folder: Folder, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]
     ) -> None:
-        known = self._kept[-1].manifest["files"] if self._kept else {}
-        files: dict[str, dict[str, Any]] = {}
+        known = self._kept[-1].manifest.files if self._kept else {}
+        files: dict[str, Written] = {}
 
         def write(name: str, content: bytes) -> str:
             folder.write(name, content)
-            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            files[name] = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
             return name
 
         names = {
@@ -269,53 +259,74 @@ class Checkpoints:
             else:
                 write(name, save(_contiguous(snapshot.memories[client].fetch())))
         stem = f"{snapshot.round:08d}"
-        manifest = {
-            "format": FORMAT,
-            "round": snapshot.round,
-            "config_hash": self.config_hash,
-            "run_id": self.run_id,
-            "written": time.time(),
-            "state": write(f"state-{stem}.safetensors", save(_contiguous(snapshot.tensors))),
-            "history": write(f"history-{stem}.json", json.dumps(history).encode()),
-            "memories": names,
-            "config": self.config,
-            "files": files,
-        }
-        folder.write(_manifest_name(snapshot.round), json.dumps(manifest).encode())
+        manifest = Manifest(
+            format=FORMAT,
+            round=snapshot.round,
+            config_hash=self.config_hash,
+            run_id=self.run_id,
+            written=time.time(),
+            state=write(f"state-{stem}.safetensors", save(_contiguous(snapshot.tensors))),
+            history=write(f"history-{stem}.json", json.dumps(history).encode()),
+            memories=names,
+            config=self.config,
+            files=files,
+        )
+        folder.write(_manifest_name(snapshot.round), manifest.model_dump_json().encode())
         self._kept = [s for s in self._kept if s.round != snapshot.round]
         self._kept.append(Saved(folder, manifest))
         self._tidy(folder)
 
     def _tidy(self, folder: Folder) -> None:
         old, self._kept = self._kept[: -self.keep_last], self._kept[-self.keep_last :]
-        needed = {name for saved in self._kept for name in saved.manifest["files"]}
+        needed = {name for saved in self._kept for name in saved.manifest.files}
         for saved in old:
             folder.delete(_manifest_name(saved.round))
-            for name in saved.manifest["files"].keys() - needed:
+            for name in saved.manifest.files.keys() - needed:
                 folder.delete(name)
 
 
 def saved_in(folder: Folder) -> list[Saved]:
-    """All checkpoints in a run's folder, the oldest first. CheckpointError if one cannot be read."""
-    return [open_saved(folder, name) for name in _manifests(folder)]
+    """The checkpoints in a run's folder, the oldest first. CheckpointError if the newest cannot be read.
+
+    Older ones that cannot are left out: nothing is lost with them.
+    """
+    found = []
+    for name in _manifests(folder)[:-1]:
+        with contextlib.suppress(CheckpointError):
+            found.append(open_saved(folder, name))
+    newest = newest_in(folder)
+    return [*found, newest] if newest else []
+
+
+def newest_in(folder: Folder) -> Saved | None:
+    """The newest checkpoint in a run's folder, None without any. CheckpointError if it cannot be read."""
+    names = _manifests(folder)
+    return open_saved(folder, names[-1]) if names else None
 
 
 def open_saved(folder: Folder, name: str) -> Saved:
     """The checkpoint that the file `name` describes. CheckpointError if it is none of this version."""
+    path = below(folder.location, name)
     try:
-        manifest = json.loads(folder.read(name))
-        version = manifest["format"]
+        content = json.loads(folder.read(name))
+        version = content["format"]
+        if version == FORMAT:
+            return Saved(folder, Manifest.model_validate_json(json.dumps(content)))
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = first_line(error)
+        if isinstance(error, ValidationError):
+            found = error.errors()[0]
+            why = ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))
+        others = [other for other in _manifests(folder) if other != name]
+        advice = f"; there is also {', '.join(others)}" if others else ""
         raise CheckpointError(
-            f"{folder}/{name} is no checkpoint of rayfl ({first_line(error)}); name a folder that holds "
-            "checkpoint-*.json, or one such file"
+            f"{path} is no checkpoint of rayfl ({why}); name another checkpoint-*.json, a folder that holds "
+            f"one, or start anew without --resume{advice}"
         ) from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{folder}/{name} has format {version}, this version of rayfl reads format {FORMAT}; go on with "
-            "the version of rayfl that wrote it, or start anew without --resume"
-        )
-    return Saved(folder, manifest)
+    raise CheckpointError(
+        f"{path} has format {version}, this version of rayfl reads format {FORMAT}; go on with "
+        "the version of rayfl that wrote it, or start anew without --resume"
+    )
 
 
 def find(directory: str, config_hash: str, which: str) -> Saved:
@@ -325,47 +336,27 @@ def find(directory: str, config_hash: str, which: str) -> Saved:
     of one checkpoint-*.json, or the id of an MLflow run.
     """
     if which == "latest":
-        runs = Folder(f"{directory}/{config_hash}").folders()
-        found = [s for run in runs for s in saved_in(Folder(f"{directory}/{config_hash}/{run}"))]
+        runs = Folder(below(directory, config_hash)).folders()
+        newest = [newest_in(Folder(below(directory, config_hash, run))) for run in runs]
+        found = [saved for saved in newest if saved is not None]
         if not found:
             raise CheckpointError(
                 f"--resume latest: no checkpoint of this config (hash {config_hash}) in {directory}; "
                 f"configs with checkpoints there: {', '.join(Folder(directory).folders()) or 'none'}"
             )
-        return max(found, key=lambda saved: saved.manifest["written"])
-    if which.endswith(".json"):
-        parent, _, name = which.rpartition("/")
-        return open_saved(Folder(parent or "."), name)
-    places = [which, *(f"{directory}/{run}/{which}" for run in Folder(directory).folders())]
+        return max(found, key=lambda saved: saved.manifest.written)
+    path, options = split(which)
+    if path.endswith(".json"):
+        parent, _, name = path.rpartition("/")
+        return open_saved(Folder((parent or ".") + options), name)
+    places = [which, *(below(directory, run, which) for run in Folder(directory).folders())]
     for place in places:
-        if found := saved_in(Folder(place)):
-            return found[-1]
+        if found := newest_in(Folder(place)):
+            return found
     raise CheckpointError(
-        f"--resume {which}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
+        f"--resume {which!r}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
         "'latest', a folder with checkpoint-*.json, one such file, or the id of a run"
     )
-
-
-def _file_system(location: str) -> tuple[Any, str]:
-    from pyarrow import ArrowInvalid, fs  # slow to import
-
-    if "://" not in location:
-        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
-    try:
-        return fs.FileSystem.from_uri(location)
-    except ArrowInvalid:
-        pass  # a scheme that only fsspec knows
-    try:
-        import fsspec
-
-        fsspec.get_filesystem_class(location.partition("://")[0])  # else it would mean a directory
-        system, root = fsspec.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint.dir = {location!r}: no such kind of storage ({first_line(error)}); give a directory "
-            "or a URI such as s3://bucket/path"
-        ) from error
-    return fs.PyFileSystem(fs.FSSpecHandler(system)), root
 
 
 def _contiguous(arrays: Arrays) -> Arrays:

@@ -25,6 +25,7 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.evaluation import Breakdown
+from rayfl.folder import Folder, below
 from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
@@ -109,6 +110,8 @@ def prepare(
     `data`, `partition`: those of the config, where they have been made before.
     """
     fed = config.federation
+    if config.checkpoint.every is not None:
+        _check_storage(config)
     if data is None or partition is None:
         data, partition = federate(
             config.data, config.partition, config.heterogeneity, fed.clients, config.seed
@@ -190,7 +193,7 @@ def run(
     run which never stopped. Raises ConfigError before any actor starts, RunError after. Interrupted or
     failed, it leaves no actor behind, and the MLflow run has every finished round.
     """
-    saved = _saved(config, resume) if resume else None
+    saved = None if resume is None else _saved(config, resume)
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as connection:
         opening = aside.submit(_open_store, config)  # takes seconds, as the connection does
@@ -293,7 +296,7 @@ def _checkpoints(
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else f"{storage(config)}/{config.hash}/{run}",
+        location=str(saved.folder) if saved else below(storage(config), config.hash, run),
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,
@@ -307,6 +310,13 @@ def _checkpoints(
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     return checkpoints
+
+
+def _check_storage(config: Experiment) -> None:
+    try:
+        Folder(storage(config))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def storage(config: Experiment) -> str:

@@ -10,39 +10,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
-from local_pool import LocalPool
+from local_pool import a_server
 from mlflow.tracking import MlflowClient
 
 from rayfl import load_config, run
 from rayfl.algorithms import ALGORITHMS
-from rayfl.checkpoint import Checkpoints, Folder, Memory, Snapshot, find, saved_in
+from rayfl.checkpoint import Checkpoints, Memory, Snapshot, find, saved_in
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.experiment import prepare
+from rayfl.folder import Folder, below
 from rayfl.history import History
-from rayfl.runtime.client import Client
-from rayfl.runtime.server import Server
-from rayfl.training.flat import Layout
 
 
 def checkpoints(location, keep_last=2, every=1):
     return Checkpoints(str(location), "hash", {"seed": 0}, "a-run", every, keep_last)
-
-
-def a_server(prepared):
-    """A server whose clients are trained in this process."""
-    algorithm = prepared.config.algorithm
-    client = Client(
-        threads=1,
-        gpu_fraction=0,
-        name="test",
-        model=prepared.model,
-        algorithm=algorithm,
-        dataset=prepared.data,
-        partition=prepared.partition,
-        settings=prepared.settings,
-    )
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
 
 
 def untimed(records):
@@ -183,9 +164,58 @@ def test_another_version_is_refused(stopped, tmp_path):
     newest(tmp_path).write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ConfigError, match="has format 99, this version of rayfl reads format 1"):
         run(load_config(stopped), resume="latest")
+    older, _ = sorted(newest(tmp_path).parent.glob("checkpoint-*.json"))
     newest(tmp_path).write_text("[]")
-    with pytest.raises(ConfigError, match="is no checkpoint of rayfl"):
+    with pytest.raises(
+        ConfigError, match=f"is no checkpoint of rayfl.* there is also {older.name}"
+    ):
         run(load_config(stopped), resume="latest")
+    assert run(load_config(stopped), resume=str(older)).summary["rounds"] == 80
+
+
+def test_one_that_cannot_be_read_stands_in_nobodys_way_but_its_own(tmp_path):
+    writer = checkpoints(tmp_path / "hash/run", keep_last=3)
+    writer.prepare()
+    for round in (1, 2, 3):
+        writer.save(a_snapshot(round, {0: round}), {})
+    first, second, third = sorted((tmp_path / "hash/run").glob("checkpoint-*.json"))
+    first.write_text("{")
+    assert [saved.round for saved in saved_in(Folder(str(first.parent)))] == [2, 3]
+    assert find(str(tmp_path), "hash", "latest").round == 3
+    third.write_text("[]")
+    assert find(str(tmp_path), "hash", str(second)).round == 2
+    for which in ("latest", str(third), str(third.parent), "run"):
+        with pytest.raises(CheckpointError, match=r"3\.json is no checkpoint.* also .*2\.json"):
+            find(str(tmp_path), "hash", which)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"round": None}, "round: Input should be a valid integer"),
+        ({"state": "../../elsewhere"}, "state: String should match pattern"),
+        ({"files": {}}, "files lacks history-"),
+        ({"memories": {"x": "memories/1-1.safetensors"}}, "memories.x"),
+    ],
+)
+def test_a_manifest_that_says_what_none_would_is_refused(change, why, stopped, tmp_path):
+    manifest = json.loads(newest(tmp_path).read_text())
+    newest(tmp_path).write_text(json.dumps(manifest | change))
+    with pytest.raises(ConfigError, match=f"is no checkpoint of rayfl .*{why}"):
+        run(load_config(stopped), resume="latest")
+
+
+def test_a_manifest_cannot_have_files_elsewhere_deleted(tmp_path):
+    (tmp_path / "precious").write_text("")
+    writer = checkpoints(tmp_path / "run", keep_last=1)
+    writer.prepare()
+    writer.save(a_snapshot(1, {}), {})
+    path = tmp_path / "run/checkpoint-00000001.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../precious"] = {"bytes": 0, "sha256": ""}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="is no checkpoint of rayfl"):
+        checkpoints(tmp_path / "run", keep_last=1).latest()
 
 
 def test_a_run_that_mlflow_does_not_know_is_refused(stopped, tmp_path):
@@ -196,7 +226,7 @@ def test_a_run_that_mlflow_does_not_know_is_refused(stopped, tmp_path):
     assert run(load_config(stopped), resume="latest").run_id is None
 
 
-@pytest.mark.parametrize("which", ["latest", "nothing", "nowhere/checkpoint-00000001.json"])
+@pytest.mark.parametrize("which", ["latest", "", "nothing", "nowhere/checkpoint-00000001.json"])
 def test_what_is_not_there_is_said(which, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no checkpoint"):
@@ -206,7 +236,12 @@ def test_what_is_not_there_is_said(which, small, tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_an_error_before_any_actor(small, tmp_path, ray_session):
     (tmp_path / "file").write_text("")
     started = []
-    for place, message in ((tmp_path / "file/x", "cannot be made"), ("x://y", "kind of storage")):
+    refused = {
+        tmp_path / "file/x": "cannot be made",
+        "x://y": "kind of storage",
+        "http://127.0.0.1:9/x": "or written to",
+    }
+    for place, message in refused.items():
         small["checkpoint"] = {"dir": str(place)}
         with pytest.raises(ConfigError, match=f"checkpoint.dir.*{message}"):
             run(load_config(small), started.append)
@@ -263,3 +298,11 @@ def test_a_write_that_was_cut_off_leaves_the_checkpoint_before_it(tmp_path):
     found.check()
     assert (found.round, found.history()) == (1, {1: {"train/loss": 1.0}})
     assert found.snapshot().memories[0].fetch()["c_i"].tolist() == [1, 1]
+
+
+def test_options_of_a_uri_stay_at_its_end():
+    assert (
+        below("s3://b/runs?region=r&scheme=http", "h", "x")
+        == "s3://b/runs/h/x?region=r&scheme=http"
+    )
+    assert below("/a/what?", "h") == "/a/what?/h"

@@ -17,7 +17,7 @@ LAYERS = [
     {"config", "runtime", "diagnostics"},
     {"checkpoint", "training", "evaluation"},
     {"algorithms", "data", "models"},
-    {"registry", "overlays", "participation"},
+    {"registry", "overlays", "participation", "folder"},
     {"wording"},
     {"errors", "history", "interrupts", "seeds", "store"},
 ]

@@ -22,8 +22,9 @@ import numpy as np
 import ray
 from ray import tune
 
-from rayfl.checkpoint import Folder, saved_in
+from rayfl.checkpoint import saved_in
 from rayfl.experiment import storage
+from rayfl.folder import Folder, below
 from tuning import plan as planning
 from tuning.execution import MUTATED, Job
 from tuning.grouped import GroupedScheduler
@@ -78,7 +79,7 @@ class Driver:
         )
         searcher = self._searcher()
         configs = {trial.hash: self._config(trial) for trial in missing}
-        limit = self.plan.at_once_grown or self.plan.at_once
+        limit = self.plan.at_once_grown or self.plan.at_once or 1
         return tune.Tuner(
             trainable,
             # Samplers keep Tune's hands off what is inside of a config.
@@ -131,7 +132,7 @@ class Driver:
         mutated = {key: trial.point[key] for key in mutable}
         root = storage(trial.experiment)
         if mutated:
-            mutated |= _reached(f"{root}/{trial.hash}/{self.sweep.name}")
+            mutated |= _reached(below(root, trial.hash, self.sweep.name))
         content = trial.experiment.model_dump(mode="json")
         return {"hash": trial.hash, "job": Job(content, root), **mutated}
 

@@ -14,10 +14,11 @@ from typing import Any
 import ray
 import torch
 
-from rayfl.checkpoint import Checkpoints, Folder, saved_in
+from rayfl.checkpoint import Checkpoints, saved_in
 from rayfl.config import load_config
 from rayfl.errors import ClientError, ConfigError, RunError, StateLostError, first_line
 from rayfl.experiment import client_accuracies, prepare
+from rayfl.folder import Folder, below
 from rayfl.history import History
 from rayfl.overlays import merge
 from rayfl.runtime import cluster
@@ -132,7 +133,7 @@ class Execution:
         every = self._experiment.checkpoint.every
         if job.checkpoints is not None and every is not None:
             # Not the config's hash: in population-based training it moves away from the identity.
-            location = f"{job.checkpoints}/{identity}/{self._sweep.name}"
+            location = below(job.checkpoints, identity, self._sweep.name)
             self._checkpoints = self._checkpoints_in(location, every)
             self._checkpoints.prepare()
             if saved := self._checkpoints.latest():

@@ -126,7 +126,7 @@ class Plan:
     inputs: Inputs
     placement: Placement
     room: int
-    """Client actors that fit on the cluster as it is."""
+    """Client actors that fit on the cluster as it is; 0: it has to grow."""
     maximum: int | None
     """Client actors that fit once the cluster has grown; None: nobody says."""
     unshared: str | None = None
@@ -208,8 +208,9 @@ def share(
     feasible = [trial.experiment for trial in found if not trial.problem and trial.experiment]
     resources = feasible[0].resources
     units = max(inputs.units(experiment) for experiment in feasible)
-    anyhow = place(wanted(resources.model_copy(update={"num_actors": "auto"})), 10**6)
-    maximum = _grown(resources, anyhow, cluster_file)
+    anyhow, maximum = _room(resources, cluster_file)
+    if not anyhow.actors:  # nodes are to come: Ray Tune's demand for them stands until they do
+        resources = resources.model_copy(update={"wait_s": resources.wait_s or 1.0})
     actors = resources.num_actors
     if actors == "auto":
         actors = max(1, min(units, max(anyhow.actors, maximum or 0) // count))
@@ -218,13 +219,31 @@ def share(
         given = resources.model_copy(
             update={"num_actors": "auto", "cpus_per_actor": placement.cpus}
         )
-        anyhow = place(wanted(given), 10**6)
+        anyhow, _ = _room(given, cluster_file)
     known = tuple(found) if is_known else ()
     is_several = anyhow.nodes > 1 or (maximum or 0) > anyhow.actors
     unshared = _local_checkpoints(feasible[0]) if is_several else None
     copies = is_several and isinstance(sweep.scheduler, PBT) and "://" not in sweep.directory
     copied = sweep.directory if copies else None
     return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum, unshared, copied)
+
+
+def _room(resources: Resources, cluster_file: Path | None) -> tuple[Placement, int | None]:
+    """The client actors that fit now, and how many once the cluster has grown (None: nobody says).
+
+    None of them need fit yet if nodes are to come: the cluster's file says so, or somebody waits for them.
+    """
+    any_number = wanted(resources.model_copy(update={"num_actors": "auto"}))
+    try:
+        now = place(any_number, 10**6)
+    except ConfigError:
+        one = replace(any_number, num_actors=1, wait_s=1.0)
+        now = replace(place(one, 1), actors=0)
+        maximum = _grown(now, cluster_file)
+        if maximum or (resources.wait_s and resources.num_actors != "auto"):
+            return now, maximum
+        raise
+    return now, _grown(now, cluster_file)
 
 
 def _local_checkpoints(experiment: Experiment) -> str | None:
@@ -244,7 +263,7 @@ def _clash(sweep: Sweep, experiment: Experiment) -> str | None:
     )
 
 
-def _grown(resources: Resources, now: Placement, cluster_file: Path | None) -> int | None:
+def _grown(now: Placement, cluster_file: Path | None) -> int | None:
     """Client actors that fit on all nodes that the file of `ray up` allows for."""
     path = cluster_file or BOOTSTRAP.expanduser()
     if cluster_file is None and not path.exists():

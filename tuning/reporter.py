@@ -6,8 +6,8 @@ from typing import Any
 
 from ray import tune
 
-from rayfl.checkpoint import Folder
 from rayfl.experiment import storage
+from rayfl.folder import Folder, below
 from tuning.config import Sweep
 from tuning.plan import Inputs, Trial
 from tuning.record import Record, State
@@ -96,7 +96,7 @@ class Reporter(tune.Callback):
         """Delete the checkpoints of a trial that needs them no more: client memories take much room."""
         experiment = self._trials[hash].experiment
         assert experiment is not None
-        Folder(f"{storage(experiment)}/{hash}").remove(self._sweep.name)
+        Folder(below(storage(experiment), hash)).remove(self._sweep.name)
 
     def _rounds(self, trial: Any) -> int:
         return int((trial.last_result or {}).get("rounds", 0))

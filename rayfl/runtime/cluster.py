@@ -27,12 +27,9 @@ if "ray" not in sys.modules and (Path.home() / ".ray/auth_token").exists():
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
 from rayfl.algorithms.base import Algorithm
@@ -43,7 +40,7 @@ from rayfl.errors import ConfigError, RunError, StateLostError, first_line
 from rayfl.history import History
 from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
-from rayfl.runtime.pool import RETRIES, ActorPool
+from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
 
@@ -232,7 +229,7 @@ def make_server(
             return on_their_way.pop(index)
         if index in idle:
             actor = idle.pop(index)
-            with contextlib.suppress(RayActorError):  # it has died since
+            with contextlib.suppress(*DEATHS):  # it has died since
                 ray.get(actor.begin.remote(**client))
                 return actor
         return start(index)
@@ -338,8 +335,7 @@ def launched(
             raise refusal(placement, waited_s)
         arguments = actor_arguments(job)
         # Where the driver is: a local directory of checkpoints is one that both of them see.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        remote = ray.remote(ServerActor).options(num_cpus=0, scheduling_strategy=here)
+        remote = ray.remote(ServerActor).options(num_cpus=0, resources=_of_this_node())
         start_client = client_starter(arguments[1], placement, group)
 
         def start() -> Any:
@@ -359,6 +355,14 @@ def launched(
         for actor in clients:
             ray.kill(actor)
         remove_placement_group(group)
+
+
+def _of_this_node() -> dict[str, float]:
+    """A resource that no other node has. Ray's affinity to a node is lost on nodes that have just joined."""
+    here = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    own = (name for name in resources if name.startswith("node:") and "__" not in name)
+    return dict.fromkeys(own, 0.001)
 
 
 def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -390,7 +394,7 @@ def _errors_unwrapped() -> Iterator[None]:
         if isinstance(error.cause, (ConfigError, RunError)):
             raise error.cause from None
         raise RunError(f"the server actor failed: {error}") from error
-    except RayActorError as error:
-        if error.actor_init_failed:
+    except DEATHS as error:
+        if getattr(error, "actor_init_failed", False):
             raise RunError(f"the server actor could not start: {error}") from error
         raise ServerLostError(f"the server actor died: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
 from rayfl.training.engine import Arrays, Broadcast, WorkUnit
@@ -32,6 +32,8 @@ START_SECONDS = 900.0
 RETRIES = 3
 # An actor that dies while it starts costs nothing but the start.
 START_RETRIES = 10
+# What Ray raises for the calls of an actor that died; of its own accord it ends one to free memory.
+DEATHS = (RayActorError, OutOfMemoryError)
 
 
 @dataclass(eq=False)
@@ -223,7 +225,7 @@ class ActorPool:
             slot.since = self._moved
         try:
             ticket.result = self._get(ref, ticket)
-        except (RayActorError, ResultLost) as error:
+        except (*DEATHS, ResultLost) as error:
             self._lost(ticket, slot, actor, error)
             return
         ticket.done = True
@@ -281,9 +283,10 @@ class ActorPool:
     def _started(self, slot: Slot, ref: Any) -> None:
         try:
             self._described.append(ray.get(ref))
-        except RayActorError as error:
+        except DEATHS as error:
             slot.failed_starts += 1
-            if error.actor_init_failed or slot.failed_starts > START_RETRIES:
+            raised = getattr(error, "actor_init_failed", False)
+            if raised or slot.failed_starts > START_RETRIES:
                 raise RunError(f"a client actor could not start: {error}") from error
             self._replace(slot)
             return

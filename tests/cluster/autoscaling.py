@@ -1,12 +1,14 @@
-"""Run by test_autoscaling.py, in namespaces: an experiment on a cluster that has no worker yet.
+"""Run by test_autoscaling.py, in namespaces: an experiment, then a sweep, on a cluster without workers.
 
-Prints one JSON object: the model's hash of a run on a Ray of its own and of the run on the cluster, and
-how many nodes lived before, during and after. Ray's fake provider starts a Ray node for each machine.
+Prints one JSON object: the models' hashes, and how many nodes lived before, during and after each. Ray's
+fake provider starts a Ray node for each machine.
 """
 
 import json
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import FAKE_HEAD_NODE_ID, AutoscalingCluster
@@ -53,35 +55,64 @@ def nodes():
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def main(config_file):
-    config = load_config(config_file)
-    result = {"alone": run(config).model_sha256}
+def main(config_file, sweep_file):
+    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True)
     worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": WORKERS}
     cloud = FakeCloud({"CPU": 0}, {"worker": worker}, autoscaler_v2=True)
     cloud.start()
     ray.init(address="auto", log_to_driver=False)  # which `run` uses: seen from one connection
-    result["before"] = nodes()
-
-    on_cluster = [f"resources.num_actors={WORKERS}", "ray.address=auto"]
-    try:
-        run(load_config(config_file, on_cluster))
-    except ConfigError as error:
-        result["without waiting"] = str(error)
-
-    began, during = time.monotonic(), []
-    waiting = load_config(config_file, [*on_cluster, "resources.wait_s=120"])
-    done = run(waiting, on_record=lambda record: during.append((nodes(), time.monotonic() - began)))
-    result |= {"cluster": done.model_sha256, "during": max(n for n, _ in during)}
-    result |= {"first_round_s": during[0][1], "run_s": time.monotonic() - began}
-
-    began = time.monotonic()
-    while nodes() > 1 and time.monotonic() - began < 90:
-        time.sleep(1)
-    result |= {"after": nodes(), "shrink_s": time.monotonic() - began}
+    result = {"before": nodes()} | experiment(config_file)
+    result |= {"between": shrunk()} | sweep(sweep_file)
+    result |= {"after": shrunk()}
     ray.shutdown()
     cloud.shutdown()
     print(json.dumps(result))
 
 
+def experiment(file):
+    on_cluster = [f"resources.num_actors={WORKERS}", "ray.address=auto"]
+    refused = None
+    try:
+        run(load_config(file, on_cluster))
+    except ConfigError as error:
+        refused = str(error)
+    began, during = time.monotonic(), []
+    waiting = load_config(file, [*on_cluster, "resources.wait_s=120"])
+    done = run(waiting, on_record=lambda record: during.append((nodes(), time.monotonic() - began)))
+    return {
+        "without waiting": refused,
+        "cluster": done.model_sha256,
+        "during": max(n for n, _ in during),
+        "first_round_s": during[0][1],
+        "run_s": time.monotonic() - began,
+    }
+
+
+def sweep(file):
+    """By the command, as a user would; trials of one client actor each."""
+    command = [Path(sys.executable).parent / "rayfl", "sweep", file, "--json"]
+    on_cluster = [f"base.{key}" for key in ("ray.address=auto", "resources.num_actors=1")]
+    began, most = time.monotonic(), 0
+    process = subprocess.Popen(
+        [*command, *on_cluster, "base.resources.wait_s=120"], stdout=subprocess.PIPE, text=True
+    )
+    while process.poll() is None:
+        most = max(most, nodes())
+        time.sleep(0.5)
+    return {
+        "sweep": json.loads(process.stdout.read()),
+        "sweep_during": most,
+        "sweep_s": time.monotonic() - began,
+    }
+
+
+def shrunk():
+    """Nodes that are left once the idle ones have gone, and after how many seconds that was."""
+    began = time.monotonic()
+    while nodes() > 1 and time.monotonic() - began < 90:
+        time.sleep(1)
+    return nodes(), time.monotonic() - began
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -62,7 +62,7 @@ host) # the first process of a host. It reaps, for Ray counts zombies as alive.
   rm -rf ~/.ssh ~/.ray ~/rayfl ~/mlflow ~/venv
   # What clusters/setup.sh would install is there; the code is what `ray up` brings.
   mkdir -p /run/sshd ~/venv
-  ln -s "$VENV/bin" ~/venv/bin
+  ln -s "$VENV"/{bin,lib,pyvenv.cfg} ~/venv/
   touch ~/venv/rayfl-installed
   printf '%s\n' "export PYTHONPATH=$HOME/rayfl" > ~/.bashrc
   /usr/sbin/sshd -D -e -f "$state/sshd_config" &

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The whole flow of docs/cluster.md on clusters/onprem.yaml, with hosts made of namespaces (hosts.sh).
-#   VENV=path/to/venv tests/cluster/ray_up.sh ['COMMAND TO RUN ON THE HEAD, IN ~/rayfl']
-# What the command prints is on stdout, how long each step took on stderr. It leaves nothing behind.
+#   VENV=path/to/venv tests/cluster/ray_up.sh ['COMMAND TO RUN ON THE HEAD, IN ~/rayfl' ['COMMAND OF rayfl TO SUBMIT']]
+# What these print is on stdout, how long each step took on stderr. It leaves nothing behind.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 command=${1:-rayfl run configs/quickstart.yaml ray.address=auto tracking.uri=http://127.0.0.1:5000 --json}
+submitted=${2:-plan configs/sweeps/rho_beta_alpha.yaml base.ray.address=auto base.tracking.uri=http://127.0.0.1:5000}
 export VENV
 VENV=$(realpath "${VENV:?the virtual environment that has rayfl and Ray}")
 export RAY_UP_enable_autoscaler_v2=0
@@ -35,8 +36,14 @@ forwarded() {
 }
 fetched() {
   user "cd $state && ray rsync-down \$CLUSTER '~/mlflow/' mlflow/" >&2
-  sqlite='import sqlite3, sys; print("recorded:", *sqlite3.connect(sys.argv[1]).execute("select run_uuid from runs").fetchone())'
-  "$VENV/bin/python" -c "$sqlite" "$state/mlflow/mlflow.db"
+  "$VENV/bin/python" - "$state/mlflow/mlflow.db" << 'PY'
+import sqlite3, sys
+query = """select run_uuid, status, value from runs join tags using (run_uuid)
+           where key = 'rayfl.model_sha256'"""
+for row in sqlite3.connect(sys.argv[1]).execute(query):
+    print("recorded:", *row)
+PY
+  user "cd $state && rayfl results --uri sqlite:///mlflow/mlflow.db" >&2
 }
 by_hand() {
   machine 10.77.0.1 'RAY_AUTH_MODE=token ray start --head --port=6379'
@@ -54,6 +61,7 @@ step token user 'ray get-auth-token --generate' > /dev/null
 step 'ray up' up >&2
 step 'three nodes' three_nodes >&2
 step command user "ray exec \$CLUSTER 'cd ~/rayfl && $command'"
+step submitted user "ray submit \$CLUSTER clusters/run.py $submitted"
 step 'status' user "ray exec \$CLUSTER 'ray status'" >&2
 step 'ports' user "ray exec \$CLUSTER 'ss -ltnp'" >&2
 step 'MLflow answers the head alone' head_alone

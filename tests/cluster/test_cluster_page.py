@@ -7,6 +7,7 @@ from conftest import ROOT
 PAGE = (ROOT / "docs/cluster.md").read_text()
 SCRIPT = (ROOT / "tests/cluster/ray_up.sh").read_text().replace("\\", "")
 RUN = re.compile(r"ray exec \$CLUSTER 'cd ~/rayfl && rayfl run configs/quickstart.yaml (.*)'")
+SUBMIT = re.compile(r"ray submit \$CLUSTER clusters/run.py sweep configs/sweeps/\S+ (.*)")
 WHICH = "export CLUSTER=cluster.yaml"  # the script's is clusters/onprem.yaml
 
 
@@ -22,6 +23,10 @@ def test_every_command_is_run_by_the_script():
             # Which run is the test's choice; where it runs and is recorded are the page's.
             assert {"ray.address=auto", "tracking.uri=http://127.0.0.1:5000"} <= {*found[1].split()}
             assert "ray exec $CLUSTER 'cd ~/rayfl && $command'" in SCRIPT
+        elif found := SUBMIT.fullmatch(command):
+            given = {"base.ray.address=auto", "base.tracking.uri=http://127.0.0.1:5000"}
+            assert given <= {*found[1].split()}
+            assert "ray submit $CLUSTER clusters/run.py $submitted" in SCRIPT
         elif command != WHICH:
             assert command in SCRIPT, command
 

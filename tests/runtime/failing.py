@@ -1,10 +1,14 @@
-"""Algorithms that go wrong, for the tests of what happens then."""
+"""Algorithms and a model that go wrong, for the tests of what happens then."""
 
+import contextlib
 import os
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from torch import nn
 
 from rayfl.algorithms import Algorithm
 
@@ -67,3 +71,39 @@ class HangsOnce(Algorithm):
             Path(self.marker).touch()
             time.sleep(10_000)
         return grad(x), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillsMemoryOnce(Algorithm):
+    """Takes ever more memory, up to 6 GB, in the first local step that finds no file `marker`."""
+
+    marker: str
+    group: str | None = None
+    """Directory of a cgroup that the process joins before."""
+
+    def local_step(self, x, memory, grad, ctx):
+        if not Path(self.marker).exists():
+            Path(self.marker).touch()
+            if self.group is not None:
+                Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
+            taken = []
+            while len(taken) < 600:
+                taken.append(np.ones(10**7, np.uint8))
+                time.sleep(0.002)
+            time.sleep(10_000)
+        return grad(x), memory
+
+
+class MortalWhenEvaluated(nn.Sequential):
+    """A small network that takes its process with it when it evaluates and finds a file `armed`."""
+
+    def __init__(self, num_classes, armed):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+        self.armed = armed
+
+    def forward(self, input):
+        if not self.training:
+            with contextlib.suppress(FileNotFoundError):
+                Path(self.armed).unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(input)

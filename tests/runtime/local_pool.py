@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from rayfl.config import Experiment
+from rayfl.experiment import Prepared, prepare
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import Ticket
-from rayfl.training.engine import Broadcast, WorkUnit
+from rayfl.runtime.server import Server
+from rayfl.training.engine import Broadcast, WorkUnit, sha256
+from rayfl.training.flat import Layout
 
 
 class LocalPool:
@@ -40,3 +44,28 @@ class LocalPool:
 
     def poll(self) -> None:
         pass
+
+
+def a_server(prepared: Prepared) -> Server:
+    """A server whose clients are trained in this process."""
+    algorithm = prepared.config.algorithm
+    client = Client(
+        threads=1,
+        gpu_fraction=0,
+        name="test",
+        model=prepared.model,
+        algorithm=algorithm,
+        dataset=prepared.data,
+        partition=prepared.partition,
+        settings=prepared.settings,
+    )
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
+
+
+def undisturbed(config: Experiment) -> str:
+    """SHA-256 of the final w, computed in this process."""
+    server = a_server(prepare(config))
+    for _ in server.run():
+        pass
+    return sha256(server.w)

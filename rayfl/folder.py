@@ -1,0 +1,108 @@
+"""A directory, or a place at any URI that pyarrow or fsspec knows, for checkpoints.
+
+Options of a URI stand at its end: `s3://bucket/path?region=eu-central-1`.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from rayfl.errors import CheckpointError, first_line
+
+
+class Folder:
+    """A directory of a file system, local or not."""
+
+    def __init__(self, location: str):
+        """CheckpointError if nothing knows the location's scheme."""
+        self.location = location
+        self._system, self._root = _file_system(location)
+        self._is_local = self._system.type_name == "local"
+
+    def __str__(self) -> str:
+        return self.location
+
+    def read(self, name: str) -> bytes:
+        with self._system.open_input_stream(f"{self._root}/{name}") as stream:
+            return stream.read()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file that is there in full or not at all."""
+        path = f"{self._root}/{name}"
+        # Object stores show an object once it is complete; in a directory a rename makes it so.
+        part = f"{path}.part" if self._is_local else path
+        with self._system.open_output_stream(part) as stream:
+            stream.write(content)
+        if self._is_local:
+            self._system.move(part, path)
+
+    def make(self, name: str = "") -> None:
+        self._system.create_dir(f"{self._root}/{name}".rstrip("/"), recursive=True)
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # somebody tidied up
+            self._system.delete_file(f"{self._root}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.delete_dir(f"{self._root}/{name}")
+
+    def sizes(self, name: str = "") -> dict[str, int]:
+        """Bytes of each file below, by its path from here."""
+        return {path: info.size for path, info in self._list(name) if info.is_file}
+
+    def folders(self) -> list[str]:
+        return sorted(path for path, info in self._list("") if not info.is_file)
+
+    def _list(self, name: str) -> list[tuple[str, Any]]:
+        from pyarrow.fs import FileSelector
+
+        place = f"{self._root}/{name}".rstrip("/")
+        try:
+            infos = self._system.get_file_info(FileSelector(place, allow_not_found=True))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint.dir: {self} cannot be read ({first_line(error)}); check who may, and the "
+                "credentials if it is a URI"
+            ) from error
+        return [(f"{name}/{info.base_name}".lstrip("/"), info) for info in infos]
+
+
+def below(location: str, *names: str) -> str:
+    """A place inside another: `s3://bucket/a?region=r` and `b` give `s3://bucket/a/b?region=r`."""
+    path, options = split(location)
+    return "/".join([path, *names]) + options
+
+
+def split(location: str) -> tuple[str, str]:
+    """A URI without its options, and those from `?` on; a path in a directory has none."""
+    path, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return path, mark + options
+
+
+def _file_system(location: str) -> tuple[Any, str]:
+    from pyarrow import ArrowInvalid, fs  # slow to import
+
+    if "://" not in location:
+        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    try:
+        return fs.FileSystem.from_uri(location)
+    except ArrowInvalid:
+        pass  # a scheme that only fsspec knows
+    except OSError as error:  # of S3, it asks where the bucket is
+        raise CheckpointError(
+            f"checkpoint.dir (or --resume) = {location!r}: cannot be reached ({first_line(error)}); "
+            "check the name, the network and the credentials"
+        ) from error
+    try:
+        import fsspec
+
+        fsspec.get_filesystem_class(location.partition("://")[0])  # else it would mean a directory
+        system, root = fsspec.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint.dir (or --resume) = {location!r}: no such kind of storage ({first_line(error)}); "
+            "give a directory or a URI such as s3://bucket/path"
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), root
