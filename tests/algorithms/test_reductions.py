@@ -119,6 +119,8 @@ def digits() -> Engine:
         max_norm=1.0,
         augment="none",
         stragglers=0.0,
+        stack=None,
+        cuda_graphs=True,
     )
     return Engine(model, method("fedavg"), data, partition, settings, "cpu")
 

@@ -21,7 +21,7 @@ def plan(sweep_file, *overrides, file=None):
     sweep = load_sweep(sweep_file(seeds=[0, 1]), ["base.ray.address=auto", *overrides])
     inputs = Inputs()
     found = [
-        planning.checked(trial, inputs)
+        planning.checked(sweep, trial, inputs)
         for trial in planning.trials(sweep, sweep.search.points(sweep.space))
     ]
     return planning.share(sweep, found, inputs, file)

@@ -57,7 +57,7 @@ def test_results_for_programs(ask, stored, form):
     assert list(rows["last10"]) == pytest.approx(list(expected["mean"]))
     assert list(rows["last10_std"]) == pytest.approx(list(expected["std"]))
     assert rows["is_best"].tolist() == [False, False, False, True]
-    assert "means over other keys than the seed too: algorithm.rho" in err
+    assert "means are over other keys than the seed too: algorithm.rho" in err
 
 
 def test_compare(ask):
