@@ -38,10 +38,8 @@ class Oracle(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-class PerClient:
-    """Autograd of any module, one client a call (C = 1)."""
-
-    stacks = False
+class Autograd:
+    """What oracles by autograd share: leaves that are views of the flat vector, and the way back."""
 
     def __init__(
         self,
@@ -53,6 +51,36 @@ class PerClient:
         """`boxes`: how `model` wants its kernels cropped, if `trimmed` made it."""
         self.model, self.layout, self.boxes = model, layout, boxes or {}
         self.precision: Precision = precision
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parameters that the model takes, as views of `[..., P]`."""
+        return crop(views(self.layout.parameters, flat), self.boxes)
+
+    def _gradient(self, objective: Tensor, leaves: dict[str, Tensor], flat: Tensor) -> Tensor:
+        """The objective's derivative by the leaves, `[..., P]` as `flat`."""
+        tensors = torch.autograd.grad(
+            objective, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        # Dead taps have no gradient.
+        gradient = torch.zeros_like(flat) if self.boxes else torch.empty_like(flat)
+        for view, tensor in zip(self._views(gradient).values(), tensors, strict=True):
+            view.copy_(tensor)
+        return gradient
+
+
+class PerClient(Autograd):
+    """Autograd of any module, one client a call (C = 1)."""
+
+    stacks = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        precision: Precision = "float32",
+        boxes: Boxes | None = None,
+    ):
+        super().__init__(model, layout, precision, boxes)
         self.buffers: dict[str, Tensor] = {}
         self._fresh_step = True
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
@@ -83,22 +111,12 @@ class PerClient:
             if penalty is not None:
                 added = penalty(outputs.unsqueeze(0), lambda y: self._forward(y, batch))
                 objective = loss + added.mean()
-        tensors = torch.autograd.grad(
-            objective, list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-        # Dead taps have no gradient.
-        gradient = torch.zeros_like(x) if self.boxes else torch.empty_like(x)
-        for view, tensor in zip(self._views(gradient[0]).values(), tensors, strict=True):
-            view.copy_(tensor)
-        return gradient, loss.detach().view(1)
+        return self._gradient(objective, leaves, x[0]).unsqueeze(0), loss.detach().view(1)
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
         """Outputs `[1, B, classes]` at `x [1, P]`; buffers stay as they are."""
         return self._outputs(self._views(x[0]) | self._spare_buffers(), batch).unsqueeze(0)
-
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        return crop(views(self.layout.parameters, flat), self.boxes)
 
     def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
         """Outputs `[B, classes]` in the dtype of the parameters, whatever the precision of the pass."""
@@ -110,21 +128,10 @@ class PerClient:
         return {name: tensor.clone() for name, tensor in self.buffers.items()}
 
 
-class ModuleStack:
+class ModuleStack(Autograd):
     """Autograd of a module without buffers for C clients at once, by `torch.func.vmap`."""
 
     stacks = True
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layout: Layout,
-        precision: Precision = "float32",
-        boxes: Boxes | None = None,
-    ):
-        """`boxes`: as in `PerClient`."""
-        self.model, self.layout, self.boxes = model, layout, boxes or {}
-        self.precision: Precision = precision
 
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
@@ -140,21 +147,12 @@ class ModuleStack:
             if penalty is not None:
                 added = penalty(outputs, lambda y: self._forward(y, batch))
                 objective = objective + _mean(added, batch).sum()
-        tensors = torch.autograd.grad(
-            objective, list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-        gradient = torch.zeros_like(x) if self.boxes else torch.empty_like(x)
-        for view, tensor in zip(self._views(gradient).values(), tensors, strict=True):
-            view.copy_(tensor)
-        return gradient, losses.detach()
+        return self._gradient(objective, leaves, x), losses.detach()
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
         """Outputs `[C, B, classes]` at `x [C, P]`."""
         return self._outputs(self._views(x), batch)
-
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        return crop(views(self.layout.parameters, flat), self.boxes)
 
     def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
         def outputs(own: dict[str, Tensor], inputs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rayfl.algorithms import Algorithm
 from rayfl.config import Experiment
 from rayfl.experiment import Prepared, prepare
 from rayfl.runtime.client import Client
@@ -46,19 +47,26 @@ class LocalPool:
         pass
 
 
+def client_arguments(
+    prepared: Prepared, algorithm: Algorithm, name: str = "test"
+) -> dict[str, Any]:
+    """What makes a client of this experiment on one thread of a CPU."""
+    return {
+        "name": name,
+        "model": prepared.model,
+        "algorithm": algorithm,
+        "dataset": prepared.data,
+        "partition": prepared.partition,
+        "settings": prepared.settings,
+        "threads": 1,
+        "gpu_fraction": 0,
+    }
+
+
 def a_server(prepared: Prepared) -> Server:
     """A server whose clients are trained in this process."""
     algorithm = prepared.config.algorithm
-    client = Client(
-        threads=1,
-        gpu_fraction=0,
-        name="test",
-        model=prepared.model,
-        algorithm=algorithm,
-        dataset=prepared.data,
-        partition=prepared.partition,
-        settings=prepared.settings,
-    )
+    client = Client(**client_arguments(prepared, algorithm))
     w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from local_pool import LocalPool
+from local_pool import LocalPool, client_arguments
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config import load_config
@@ -52,22 +52,9 @@ class RecordingPool(LocalPool):
         return ticket
 
 
-def arguments(prepared, algorithm):
-    return {
-        "name": "test",
-        "model": prepared.model,
-        "algorithm": algorithm,
-        "dataset": prepared.data,
-        "partition": prepared.partition,
-        "settings": prepared.settings,
-        "threads": 1,
-        "gpu_fraction": 0,
-    }
-
-
 def here(prepared, algorithm):
     """The server after all rounds, its pool, and each round's metrics."""
-    pool = RecordingPool(Client(**arguments(prepared, algorithm)))
+    pool = RecordingPool(Client(**client_arguments(prepared, algorithm)))
     w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     server = Server(algorithm, "test", w, buffers, prepared.federation, pool)
     records = [r for r in server.run() if "train/loss" in r.metrics]
@@ -154,7 +141,7 @@ def test_stragglers_take_fewer_steps_of_the_same_batches(small):
     assert {step for taken in steps for step in taken} == set(range(1, 7))
 
     small["federation"]["stragglers"] = 0
-    whole = Client(**arguments(prepare(load_config(small)), ALGORITHMS["fedavg"]())).engine
+    whole = Client(**client_arguments(prepare(load_config(small)), ALGORITHMS["fedavg"]())).engine
     for client in range(10):
         cut, full = engine._plan(1, client), whole._plan(1, client)
         assert len(full.sizes) == 6

@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from failing import Dies, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
-from local_pool import LocalPool
+from local_pool import LocalPool, client_arguments
 
 from rayfl.algorithms import ALGORITHMS
 from rayfl.config import load_config
@@ -37,19 +37,6 @@ class ReusableClient(Client):
 
     def pid(self):
         return os.getpid()
-
-
-def client_arguments(prepared, algorithm, name="test"):
-    return {
-        "name": name,
-        "model": prepared.model,
-        "algorithm": algorithm,
-        "dataset": prepared.data,
-        "partition": prepared.partition,
-        "settings": prepared.settings,
-        "threads": 1,
-        "gpu_fraction": 0,
-    }
 
 
 @pytest.fixture(scope="module")
