@@ -5,8 +5,7 @@
     python -m benchmarks --cifar10 DIR --json out.json
 
 The parts: lenet5, resnet18, mlp and mlp_small (rounds against a bare PyTorch loop), steps (methods against
-FedAvg on the engine), clients (100,000 against 100), footprint (memory), peers (Flower and pfl-research,
-where they are installed), startup.
+FedAvg on the engine), clients (100,000 against 100), footprint (memory), startup.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import clients, footprint, peers, rounds, startup, steps
+from benchmarks import clients, footprint, rounds, startup, steps
 from benchmarks.findings import Finding, machine, show, write
 from benchmarks.workloads import workloads
 
@@ -32,7 +31,6 @@ def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
         "steps": lambda: [finding for compare in compared for finding in compare()],
         "clients": partial(clients.measure, 5 * repeats),
         "footprint": partial(footprint.measure, known["resnet18"]),
-        "peers": partial(peers.measure, cifar10, repeats),
         "startup": partial(startup.measure, 2 * repeats + 1),
     }
 
