@@ -69,7 +69,9 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
                 log_to_driver=False,
                 object_store_memory=int(object_store_gb * 1e9) if object_store_gb else None,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises plain ones too
+        if address is None:
+            raise _not_started(object_store_gb, error) from error
         raise ConfigError(
             f"ray.address = {address!r}: no Ray cluster answers there ({first_line(error)}); start one "
             "with `ray start --head`, or leave ray.address empty to start one for this run (a cluster of "
@@ -79,6 +81,21 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+def _not_started(object_store_gb: float | None, error: Exception) -> ConfigError:
+    """Why no cluster of this run's own could be started."""
+    if object_store_gb is not None and isinstance(error, ValueError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        return ConfigError(
+            f"ray.object_store_gb = {object_store_gb:g}: must leave room for the processes in the "
+            f"{total:.1f} GB of this machine; lower it, or leave it out"
+        )
+    return ConfigError(
+        f"Ray did not start on this machine ({first_line(error)}); its logs are in "
+        "/tmp/ray/session_latest/logs; is the machine busy, or out of memory or disk? Try again, or start "
+        "Ray with `ray start --head` and give ray.address=auto"
+    )
 
 
 def _check_reachable(address: str | None) -> None:

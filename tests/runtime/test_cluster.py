@@ -1,5 +1,7 @@
 """Connecting to Ray, and the reservation of what was planned."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -47,6 +49,12 @@ def test_nobody_at_the_address_is_an_error_within_seconds(monkeypatch):
     ):
         pass
     assert time.monotonic() - began < 10
+
+
+def test_an_object_store_larger_than_the_machine_is_an_error():
+    code = "from rayfl.runtime import cluster\nwith cluster.connected(None, 1000.0): pass"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ConfigError: ray.object_store_gb = 1000: must leave room" in started.stderr
 
 
 def test_the_callers_connection_is_used_and_left_open(ray_session):
