@@ -122,10 +122,8 @@ class Engine:
         self.train_data = DeviceData(dataset, "train", self.device)
         self.test_data = DeviceData(dataset, "test", self.device)
         self.oracle = self._oracle()
-        # A recording would go on writing to the statistics of the client that it was made with.
-        self.records = (
-            settings.cuda_graphs and self.device.type == "cuda" and not self.layout.buffers
-        )
+        on_gpu = self.device.type == "cuda"
+        self.records = settings.cuda_graphs and on_gpu and self.oracle.recordable
         self.recorded: RecordedSteps | None = None
         nominal = settings.local_steps
         if nominal is None:

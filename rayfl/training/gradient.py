@@ -90,6 +90,11 @@ class PerClient(Autograd):
             if not buffer.is_floating_point()
         }
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a recording of its passes can serve other clients: each client has buffers of its own."""
+        return not self.layout.buffers and not self._counters
+
     def begin_client(self, buffers: Tensor) -> None:
         """Start a client with these float buffers `[Q]`; forward passes update them in place."""
         counters = {name: counter.clone() for name, counter in self._counters.items()}
@@ -131,7 +136,7 @@ class PerClient(Autograd):
 class ModuleStack(Autograd):
     """Autograd of a module without buffers for C clients at once, by `torch.func.vmap`."""
 
-    stacks = True
+    stacks = recordable = True
 
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
@@ -200,7 +205,7 @@ class Dense(NamedTuple):
 class DenseStack:
     """Hand-written backward pass of Flatten, Linear, ReLU, ..., Linear for C clients at once."""
 
-    stacks = True
+    stacks = recordable = True
 
     def __init__(self, model: nn.Module, layout: Layout):
         layers = dense_chain(model)

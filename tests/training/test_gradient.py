@@ -14,7 +14,7 @@ from rayfl.algorithms.base import Setup, adaptive_sam, sam
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
-from rayfl.models.transformer import ViTTiny
+from rayfl.models.transformer import SwinT, ViTTiny
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
 from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain, why_no_stack
@@ -169,6 +169,14 @@ def test_what_cannot_be_stacked_says_why(model, reason):
     why = why_no_stack(module, (3, 16, 16))
     assert why is None if reason is None else re.search(reason, why)
     assert module.training
+
+
+def test_a_client_with_buffers_of_its_own_is_not_recorded():
+    """BatchNorm's statistics, and Swin's tables of positions, of which each client gets a copy."""
+    shape = (3, 32, 32)
+    models = [LeNet5(), ResNet18(norm="batch"), SwinT(image_size=32)]
+    built = [spec.build(shape, CLASSES) for spec in models]
+    assert [PerClient(m, Layout(m)).recordable for m in built] == [True, False, False]
 
 
 def test_per_client_leaves_the_model_and_the_parameters_alone():
