@@ -5,7 +5,8 @@
     python -m benchmarks --cifar10 DIR --json out.json
 
 The parts: lenet5, resnet18, mlp and mlp_small (rounds against a bare PyTorch loop), steps (methods against
-FedAvg on the engine), clients (100,000 against 100), footprint (memory), startup.
+FedAvg on the engine), clients (100,000 against 100), footprint (memory), startup, sweep (12 trials against
+their rounds), tracking (what MLflow costs a round).
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import clients, footprint, rounds, startup, steps
+from benchmarks import clients, footprint, rounds, startup, steps, tracking
 from benchmarks.findings import Finding, machine, show, write
 from benchmarks.workloads import workloads
 
@@ -24,7 +25,7 @@ Part = Callable[[], list[Finding]]
 
 def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
     """What can be measured, by name, in the order of the suite."""
-    known = workloads(cifar10)
+    known = workloads(cifar10.absolute() if cifar10 else None)
     compared = [partial(steps.measure, name, known[name], 2 * repeats + 1) for name in steps.STEPS]
     return {
         **{name: partial(rounds.measure, name, work, repeats) for name, work in known.items()},
@@ -32,7 +33,16 @@ def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
         "clients": partial(clients.measure, 5 * repeats),
         "footprint": partial(footprint.measure, known["resnet18"]),
         "startup": partial(startup.measure, 2 * repeats + 1),
+        "sweep": _sweep,
+        "tracking": partial(tracking.measure, known["lenet5"].config["data"], repeats),
     }
+
+
+def _sweep() -> list[Finding]:
+    # Here, for it imports what starts threads, and the bare loop is forked from this process.
+    from benchmarks import sweep
+
+    return sweep.measure()
 
 
 def main() -> None:

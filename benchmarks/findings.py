@@ -25,7 +25,7 @@ class Finding:
     """Name of the benchmark."""
     what: str
     unit: str
-    """`s`, `ms`, `MB`, `GB`, or `x` for a ratio."""
+    """`s`, `ms`, `MB`, `GB`, `%`, or `x` for a ratio."""
     value: float
     low: float
     high: float

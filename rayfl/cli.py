@@ -80,6 +80,9 @@ def main() -> None:
     except RunError as error:
         _fail(error)
         sys.exit(1)
+    finally:
+        # Python looks through all of them once more when it ends, which takes a second.
+        gc.freeze()
 
 
 @app.command()

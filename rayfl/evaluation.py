@@ -140,16 +140,7 @@ def _statistics(accuracies: np.ndarray) -> dict[str, float]:
     known = np.sort(accuracies[~np.isnan(accuracies)])
     if len(known) == 0:
         return {}
-    p10, p50, p90 = (_quantile(known, q) for q in (0.1, 0.5, 0.9))
+    p10, p50, p90 = np.quantile(known, (0.1, 0.5, 0.9))
     worst = known[: -(-len(known) // 10)].mean()
     values = {"mean": known.mean(), "p10": p10, "p50": p50, "p90": p90, "worst10": worst}
     return {f"client/accuracy_{name}": float(value) for name, value in values.items()}
-
-
-def _quantile(ascending: np.ndarray, q: float) -> float:
-    """`np.quantile` of values that are in order, where it would put 100,000 of them in order once more."""
-    position = q * (len(ascending) - 1)
-    below = int(position)
-    a, b = ascending[below], ascending[min(below + 1, len(ascending) - 1)]
-    part = position - below
-    return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part

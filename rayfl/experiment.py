@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,10 @@ from rayfl.training.gradient import dense_chain, why_no_stack
 if TYPE_CHECKING:
     from rayfl.tracking import Store, Tracker
 
-# What outweighs a quarter of a millisecond (a step's kernels) and some milliseconds (a unit's messages)
-# on one core.
+# What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
+# server handles on the cores that train.
 STEP_FLOP = 12.5e6
-UNIT_FLOP = 1e9
+UNIT_FLOP = 2e9
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,17 @@ def run(
             time_limit = config.resources.time_limit_s
             with cluster.launched(prepared.job(), placement, checkpoints, time_limit) as server:
                 if tracker:
-                    tracker.describe_data(prepared.data, prepared.partition)
                     tracker.describe_actors(server.describe())
-                for round, metrics in server.run():
+                for i, (round, metrics) in enumerate(server.run()):
                     # A server that went on from a checkpoint sends some rounds again.
                     if new := history.add(round, metrics):
                         if tracker:
                             tracker.log(round, new)
                         on_record(Record(round, new))
+                    if (
+                        tracker and i == 0
+                    ):  # not before: it takes a second, and the actors want to start
+                        tracker.describe_data(prepared.data, prepared.partition)
                 w, buffers = map(torch.tensor, server.parameters())
                 clients = client_accuracies(prepared, server.correct())
             digest = sha256(w)
@@ -265,7 +268,7 @@ def _has_single_sample_batch(config: Experiment, partition: Partition) -> bool:
 
 def wanted(resources: Resources) -> Demand:
     """What the client actors ask for, in the words of the runtime."""
-    asked = resources.model_dump(exclude={"time_limit_s", "cuda_graphs"}).items()
+    asked = resources.model_dump(include={field.name for field in fields(Demand)}).items()
     given: dict[str, Any] = {k: None if v == "auto" else v for k, v in asked}
     return Demand(**given)
 

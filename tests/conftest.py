@@ -119,15 +119,23 @@ def script(tmp_path):
 
 @contextlib.contextmanager
 def node(*options):
-    """A node of a cluster, as on a machine of its own: `ray start --block` with one CPU."""
+    """A node of a cluster, as on a machine of its own: `ray start --block` with one CPU, once it is up."""
     process = subprocess.Popen(
         [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1", *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
         cwd=ROOT,
     )
     try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "block forever" in line:
+                break
+        assert process.poll() is None, "".join(said)
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):

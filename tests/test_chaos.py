@@ -171,9 +171,7 @@ def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
     port = 31000 + os.getpid() % 9000
     with contextlib.ExitStack() as stack:
         stack.enter_context(node("--head", f"--port={port}", "--include-dashboard=false"))
-        time.sleep(8)
         worker = stack.enter_context(node(f"--address=127.0.0.1:{port}"))
-        time.sleep(6)
         process = subprocess.Popen(
             [RAYFL, "run", "config.yaml", "--json", f"ray.address=127.0.0.1:{port}"],
             cwd=tmp_path,

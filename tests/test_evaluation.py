@@ -8,7 +8,7 @@ import pytest
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.evaluation import NAMED_DOMAINS, Breakdown, _quantile, metric_names
+from rayfl.evaluation import NAMED_DOMAINS, Breakdown, metric_names
 
 CLASSES, GROUPS, CLIENTS = ("cat", "dog", "eel"), ("art", "photo"), 7
 
@@ -161,11 +161,3 @@ def test_names_are_fit_for_mlflow_and_stay_different(names, keys):
     assert all(re.fullmatch(r"[\w\- .]{1,110}", name) and name.strip(".") for name in found)
     numbered = [f"{i} {key}" for i, key in enumerate(keys)]
     assert found == (keys if len(set(keys)) == len(keys) and all(keys) else numbered)
-
-
-def test_quantiles_of_values_in_order_are_numpy_s():
-    rng = np.random.default_rng(0)
-    for n in (1, 2, 3, 10, 11, 100, 999):
-        values = np.sort(rng.random(n))
-        for q in (0.1, 0.5, 0.9):
-            assert _quantile(values, q) == np.quantile(values, q)

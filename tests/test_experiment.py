@@ -164,7 +164,7 @@ def test_units_depend_on_the_work_and_never_on_the_actors(small):
         return cohort / clients_per_unit(built, cohort, batch_size, samples, stack)
 
     assert units({"name": "mlp", "hidden": [16]}, 100) == 1  # not worth a second message
-    assert units({"name": "mlp", "hidden": [400, 400]}, 100) == 4
+    assert units({"name": "mlp", "hidden": [400, 400]}, 100) == 2
     assert units({"name": "mlp", "hidden": [400, 400]}, 100, samples=5000) == 50
     assert units({"name": "convolutions:with_batch_norm"}, 10) == 10
     assert units({"name": "convolutions:with_batch_norm"}, 640) == 64

@@ -1,18 +1,15 @@
 """Every command and every program in the README is run here (the two of its start, by CI)."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, node
 
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -148,8 +145,10 @@ def test_python_api_and_query(folder):
 def test_a_running_cluster_gives_the_same_bits(folder):
     """`ray start --head` was run before; what the run leaves is what a run of its own leaves."""
     own = shell("rayfl run configs/quickstart.yaml --json federation.rounds=10", folder)
-    with head_node(folder) as address:
-        command = ON_A_CLUSTER[1].replace("auto", address)
+    port = 20000 + os.getpid() % 10000
+    start = ON_A_CLUSTER[0].split()[2:]
+    with node(*start, f"--port={port}", "--num-cpus=2", "--include-dashboard=false"):
+        command = ON_A_CLUSTER[1].replace("auto", f"127.0.0.1:{port}")
         joined = shell(f"{command} --json federation.rounds=10", folder)
         again = shell(f"{command} --json federation.rounds=10", folder)  # the first left no actor
     assert digest(own) == digest(joined) == digest(again)
@@ -157,27 +156,3 @@ def test_a_running_cluster_gives_the_same_bits(folder):
 
 def digest(output):
     return re.search(r'"model_sha256": "(\w{64})"', output).group(1)
-
-
-@contextlib.contextmanager
-def head_node(folder):
-    """The README's `ray start --head`, in the foreground so that it ends with the test."""
-    port = 20000 + os.getpid() % 10000
-    command = f"{ON_A_CLUSTER[0]} --block --port={port} --num-cpus=2 --include-dashboard=false"
-    node = subprocess.Popen(
-        [BIN / "ray", *command.split()[1:]],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        time.sleep(10)
-        assert node.poll() is None, "ray start failed"
-        yield f"127.0.0.1:{port}"
-    finally:
-        node.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            node.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(node.pid, signal.SIGKILL)

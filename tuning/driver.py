@@ -37,6 +37,7 @@ from tuning.searches import Optuna
 from tuning.shared import Shared
 from tuning.space import Point, applicable
 from tuning.trial import Trainable
+from tuning.waiting import Waiting
 
 
 class Driver:
@@ -105,13 +106,16 @@ class Driver:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=self.sweep.directory,
-                callbacks=[
-                    Reporter(self.record, self.sweep, self.trials, self.plan.inputs, self.watch)
-                ],
+                callbacks=self._callbacks(),
                 failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
                 verbose=0,
             ),
         )
+
+    def _callbacks(self) -> list[tune.Callback]:
+        reporter = Reporter(self.record, self.sweep, self.trials, self.plan.inputs, self.watch)
+        placement = self.plan.placement
+        return [reporter, Waiting(placement)] if placement.wait_s else [reporter]
 
     def _shared(self) -> Shared:
         inputs, stored = self.plan.inputs, {}

@@ -9,6 +9,7 @@ of a small model, for it takes longer to launch its kernels than to run them.
 Shapes: C clients, B samples, P parameters.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,27 +31,25 @@ class Oracle(Protocol):
     A penalty is added to each sample's loss before the gradient is taken; the losses are without it.
     """
 
-    stacks: bool
-    """Whether several clients go into one call."""
+    @property
+    def stacks(self) -> bool:
+        """Whether several clients go into one call."""
+        ...
 
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
     ) -> tuple[Tensor, Tensor]: ...
 
 
+@dataclass(eq=False)
 class Autograd:
     """What oracles by autograd share: leaves that are views of the flat vector, and the way back."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layout: Layout,
-        precision: Precision = "float32",
-        boxes: Boxes | None = None,
-    ):
-        """`boxes`: how `model` wants its kernels cropped, if `trimmed` made it."""
-        self.model, self.layout, self.boxes = model, layout, boxes or {}
-        self.precision: Precision = precision
+    model: nn.Module
+    layout: Layout
+    precision: Precision = "float32"
+    boxes: Boxes = field(default_factory=dict)
+    """How `model` wants its kernels cropped, if `trimmed` made it."""
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters that the model takes, as views of `[..., P]`."""
@@ -68,25 +67,20 @@ class Autograd:
         return gradient
 
 
+@dataclass(eq=False)
 class PerClient(Autograd):
     """Autograd of any module, one client a call (C = 1)."""
 
     stacks = False
+    buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """Of the client that is being trained."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layout: Layout,
-        precision: Precision = "float32",
-        boxes: Boxes | None = None,
-    ):
-        super().__init__(model, layout, precision, boxes)
-        self.buffers: dict[str, Tensor] = {}
+    def __post_init__(self):
         self._fresh_step = True
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
         self._counters = {
             name: buffer.clone()
-            for name, buffer in model.named_buffers()
+            for name, buffer in self.model.named_buffers()
             if not buffer.is_floating_point()
         }
 

@@ -98,9 +98,7 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
     address = f"base.ray.address=127.0.0.1:{port}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(node("--head", f"--port={port}", "--include-dashboard=false"))
-        time.sleep(8)
         stack.enter_context(node(f"--address=127.0.0.1:{port}"))
-        time.sleep(6)
         plan = [RAYFL, "plan", path, address, "base.checkpoint.every=1"]
         planned = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True)
         command = [RAYFL, "sweep", path, "--json", address]
@@ -118,6 +116,22 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
     digests = [t["model_sha256"] for t in json.loads(alone.stdout)["trials"]]
     assert [t["model_sha256"] for t in trials] == digests
     assert all(client.list_artifacts(t["run_id"]) for t in trials)
+
+
+@pytest.mark.slow
+def test_nodes_that_never_come_are_one_error(sweep_file, tmp_path):
+    port = 31000 + os.getpid() % 9000
+    with node("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"):
+        command = [RAYFL, "sweep", sweep_file(), f"base.ray.address=127.0.0.1:{port}"]
+        waits = ["base.resources.num_actors=2", "base.resources.wait_s=3"]
+        done = subprocess.run(
+            [*command, *waits], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 2, done.stderr
+    assert "base.resources.num_actors = 2: the cluster did not grow" in done.stderr
+    assert "raise base.resources.wait_s = 3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {r.info.status for r in runs(tmp_path)} <= {"FAILED"}
 
 
 @pytest.mark.slow
