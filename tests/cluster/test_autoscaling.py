@@ -9,7 +9,7 @@ from local_pool import undisturbed
 
 from rayfl import load_config
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_work_brings_nodes_up_from_none_and_leaves_none(script, small, sweep_file):

@@ -10,7 +10,7 @@ from local_pool import undisturbed
 
 from rayfl import load_config
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUN = "run configs/quickstart.yaml federation.rounds=5 --json"
 ON_CLUSTER = "ray.address=auto tracking.uri=http://127.0.0.1:5000 resources.num_actors=5"
