@@ -61,8 +61,16 @@ SweepOverrides = Annotated[
 ]
 
 
-def main() -> None:
+def script() -> None:
     """Entry point of the console script."""
+    try:
+        main()
+    finally:
+        gc.freeze()  # else Python looks for garbage among all objects once more: a second, for nothing
+
+
+def main() -> None:
+    """The command, in this process."""
     # MLflow, torch and Ray make millions of objects that stay, when they are imported. Looking for garbage
     # among them after every 700, as Python does, takes a third of a short command's time.
     gc.set_threshold(100_000)
@@ -80,9 +88,6 @@ def main() -> None:
     except RunError as error:
         _fail(error)
         sys.exit(1)
-    finally:
-        # Python looks through all of them once more when it ends, which takes a second.
-        gc.freeze()
 
 
 @app.command()

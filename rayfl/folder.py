@@ -44,9 +44,12 @@ class Folder:
             self._system.delete_file(f"{self._root}/{name}")
 
     def remove(self, name: str) -> None:
-        """Delete a folder with all that is in it, if it is there."""
+        """Delete a folder with all that is in it, if it is there; then this directory, if it is empty."""
         with contextlib.suppress(FileNotFoundError):
             self._system.delete_dir(f"{self._root}/{name}")
+        if self._is_local:  # an object store has no directories
+            with contextlib.suppress(OSError):
+                Path(self._root).rmdir()
 
     def sizes(self, name: str = "") -> dict[str, int]:
         """Bytes of each file below, by its path from here."""

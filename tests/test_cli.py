@@ -1,6 +1,5 @@
 """The command line in this process where that is enough; no run here starts Ray."""
 
-import gc
 import io
 import json
 import os
@@ -42,7 +41,6 @@ def rayfl(monkeypatch, capfd, tmp_path):
         return ended.value.code, out, err
 
     yield call
-    gc.unfreeze()  # what the command froze for its own end
     sys.unraisablehook = hook
     for number, handler in signals:
         signal.signal(number, handler)

@@ -55,6 +55,7 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
     assert {hash: reported[hash] for hash in reached} == went_on
     assert ends(tmp_path, "finished").items() > done.items()
     assert len(runs(tmp_path)) == 4
+    assert not any((tmp_path / "checkpoints").iterdir())  # nobody needs them any more
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for row in result.rows:
         steps = [m.step for m in client.get_metric_history(row.run_id, "train/loss")]
