@@ -9,6 +9,8 @@ from typing import Any
 
 from rayfl.errors import CheckpointError, first_line
 
+GOOGLE_RETRY_SECONDS = 60
+
 
 class Folder:
     """A directory of a file system, local or not."""
@@ -89,6 +91,9 @@ def _file_system(location: str) -> tuple[Any, str]:
 
     if "://" not in location:
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    if location.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in location:
+        # Google's client tries for 15 minutes, which looks as if the command hung.
+        location += f"{'&' if '?' in location else '?'}retry_limit_seconds={GOOGLE_RETRY_SECONDS}"
     try:
         return fs.FileSystem.from_uri(location)
     except ArrowInvalid:

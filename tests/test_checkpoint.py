@@ -12,6 +12,7 @@ import torch
 from conftest import small_config
 from local_pool import a_server
 from mlflow.tracking import MlflowClient
+from pyarrow.fs import FileSystem
 
 from rayfl import load_config, run
 from rayfl.algorithms import ALGORITHMS
@@ -275,6 +276,20 @@ def test_a_memory_is_written_once_and_deleted_when_nothing_holds_it(place, tmp_p
     assert third.snapshot().memories[0].fetch()["c_i"].tolist() == [3, 3]
     assert fourth.snapshot().memories[1].fetch()["c_i"].tolist() == [1, 1]
     assert find(str(location), "hash", f"{location}/run").round == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("gs://lab/runs", "gs://lab/runs?retry_limit_seconds=60"),
+        ("gs://lab/runs?scheme=https", "gs://lab/runs?scheme=https&retry_limit_seconds=60"),
+        ("gs://lab/runs?retry_limit_seconds=7", "gs://lab/runs?retry_limit_seconds=7"),
+    ],
+)
+def test_google_storage_is_given_up_within_a_minute(given, meant):
+    """Unless the URI says otherwise: its own limit is 15 minutes."""
+    assert Folder(given)._system == FileSystem.from_uri(meant)[0]
+    assert Folder(given)._system != FileSystem.from_uri("gs://lab/runs")[0]
 
 
 def test_a_write_that_was_cut_off_leaves_the_checkpoint_before_it(tmp_path):
