@@ -1,6 +1,6 @@
 """How fast rayfl is, and what it takes.
 
-    python -m benchmarks                            all of it (some 30 minutes on two cores)
+    python -m benchmarks                            all of it (some 45 minutes on two cores)
     python -m benchmarks lenet5 mlp steps           some of it
     python -m benchmarks --cifar10 DIR --json out.json
 
