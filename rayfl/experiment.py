@@ -216,9 +216,8 @@ def run(
                         if tracker:
                             tracker.log(round, new)
                         on_record(Record(round, new))
-                    if (
-                        tracker and i == 0
-                    ):  # not before: it takes a second, and the actors want to start
+                    # Not before: it takes a second, in which the actors start.
+                    if tracker and i == 0:
                         tracker.describe_data(prepared.data, prepared.partition)
                 w, buffers = map(torch.tensor, server.parameters())
                 clients = client_accuracies(prepared, server.correct())
