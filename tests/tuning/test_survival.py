@@ -119,7 +119,7 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
     assert all(client.list_artifacts(t["run_id"]) for t in trials)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nodes_that_never_come_are_one_error(sweep_file, tmp_path):
     port = 31000 + os.getpid() % 9000
     with node("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"):
