@@ -20,7 +20,6 @@ from benchmarks.findings import Finding, median
 from benchmarks.startup import QUICKSTART
 from rayfl.experiment import run
 from rayfl.runtime import cluster
-from rayfl.store import default_uri
 from rayfl.tracking import Store
 from tuning.config import Sweep, load_sweep
 from tuning.plan import Trial
@@ -61,7 +60,8 @@ def _compare(sweep: Sweep) -> list[Finding]:
         ended, used = time.monotonic(), time.process_time() - used
         training += _alone(sweep, points[half:])
     assert all(row.state == "finished" for row in finished.rows)
-    store = Store(default_uri(), sweep.name)
+    tracking = sweep.experiment(points[0], 0).tracking
+    store = Store(tracking.uri, tracking.experiment)
     later = sum(
         metric.value
         for row in finished.rows

@@ -146,6 +146,14 @@ def node(*options):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def head(*options):
+    """The head node of a cluster; yields its address."""
+    port = 31000 + os.getpid() % 9000
+    with node("--head", f"--port={port}", "--include-dashboard=false", *options):
+        yield f"127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory):
     """An MLflow store of runs whose numbers are known; see tests/tuning/stored.py."""

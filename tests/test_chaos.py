@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import node
+from conftest import head, node
 from local_pool import undisturbed
 
 from rayfl import load_config, run
@@ -171,12 +171,11 @@ def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
     alone = subprocess.run(
         [RAYFL, "run", "config.yaml", "--json"], cwd=tmp_path, capture_output=True, check=True
     )
-    port = 31000 + os.getpid() % 9000
     with contextlib.ExitStack() as stack:
-        stack.enter_context(node("--head", f"--port={port}", "--include-dashboard=false"))
-        worker = stack.enter_context(node(f"--address=127.0.0.1:{port}"))
+        address = stack.enter_context(head())
+        worker = stack.enter_context(node(f"--address={address}"))
         process = subprocess.Popen(
-            [RAYFL, "run", "config.yaml", "--json", f"ray.address=127.0.0.1:{port}"],
+            [RAYFL, "run", "config.yaml", "--json", f"ray.address={address}"],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -187,7 +186,7 @@ def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
             time.sleep(0.5)
         time.sleep(15)
         os.killpg(worker.pid, signal.SIGKILL)
-        stack.enter_context(node(f"--address=127.0.0.1:{port}"))
+        stack.enter_context(node(f"--address={address}"))
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "on 2 nodes" in errors

@@ -8,7 +8,7 @@ import pytest
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.evaluation import NAMED_DOMAINS, Breakdown, metric_names
+from rayfl.evaluation import NAMED_DOMAINS, Breakdown, _statistics, metric_names
 
 CLASSES, GROUPS, CLIENTS = ("cat", "dog", "eel"), ("art", "photo"), 7
 
@@ -161,3 +161,13 @@ def test_names_are_fit_for_mlflow_and_stay_different(names, keys):
     assert all(re.fullmatch(r"[\w\- .]{1,110}", name) and name.strip(".") for name in found)
     numbered = [f"{i} {key}" for i, key in enumerate(keys)]
     assert found == (keys if len(set(keys)) == len(keys) and all(keys) else numbered)
+
+
+def test_quantiles_over_clients_are_numpy_s():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 10, 11, 100, 999):
+        values = rng.random(n)
+        found = _statistics(values)
+        for q in (10, 50, 90):
+            expected = np.quantile(values, q / 100)
+            assert found[f"client/accuracy_p{q}"] == pytest.approx(expected, rel=1e-14)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, node
+from conftest import ROOT, head
 
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -145,10 +145,8 @@ def test_python_api_and_query(folder):
 def test_a_running_cluster_gives_the_same_bits(folder):
     """`ray start --head` was run before; what the run leaves is what a run of its own leaves."""
     own = shell("rayfl run configs/quickstart.yaml --json federation.rounds=10", folder)
-    port = 20000 + os.getpid() % 10000
-    start = ON_A_CLUSTER[0].split()[2:]
-    with node(*start, f"--port={port}", "--num-cpus=2", "--include-dashboard=false"):
-        command = ON_A_CLUSTER[1].replace("auto", f"127.0.0.1:{port}")
+    with head(*ON_A_CLUSTER[0].split()[2:], "--num-cpus=2") as address:
+        command = ON_A_CLUSTER[1].replace("auto", address)
         joined = shell(f"{command} --json federation.rounds=10", folder)
         again = shell(f"{command} --json federation.rounds=10", folder)  # the first left no actor
     assert digest(own) == digest(joined) == digest(again)

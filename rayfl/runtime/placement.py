@@ -64,7 +64,7 @@ def place(demand: Demand, units_per_round: int) -> Placement:
     Raises ConfigError if not even one actor fits, or if fewer fit than `num_actors` asks for, and
     there is nothing to wait for.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _alive()
     gpus = demand.gpus_per_actor
     if gpus is None:
         gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
@@ -97,6 +97,11 @@ def place(demand: Demand, units_per_round: int) -> Placement:
         f"resources.num_actors = {demand.num_actors or 'auto'}: {asked} do not fit; the cluster's "
         f"nodes have [{has}], room for {room}; {advice}"
     )
+
+
+def could_hold(placement: Placement) -> bool:
+    """Whether the nodes that are alive have room for all of its client actors, in use or not."""
+    return sum(room_on(n, placement.cpus, placement.gpus) for n in _alive()) >= placement.actors
 
 
 def another_fits(placement: Placement, actors: int) -> bool:
@@ -133,3 +138,8 @@ def room_on(node: dict[str, float], cpus: float, gpus: float) -> int:
     # A fraction comes from one GPU, so what is left over on each is lost.
     by_gpu = on_node * math.floor(1 / gpus + 1e-9) if gpus <= 1 else math.floor(on_node / gpus)
     return min(by_cpu, by_gpu)
+
+
+def _alive() -> list[dict[str, float]]:
+    """The resources of each node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

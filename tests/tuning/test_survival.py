@@ -1,6 +1,5 @@
 """Sweeps that are killed, interrupted, on several nodes, and whose tracking server goes away."""
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import node
+from conftest import head, node
 from mlflow.tracking import MlflowClient
 from sweeps import runs
 
@@ -89,17 +88,15 @@ def test_an_interrupted_sweep_goes_on_with_the_same_command(sweep_file, tmp_path
 
 @pytest.mark.long
 def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_path):
-    path, port = sweep_file(), 31000 + os.getpid() % 9000
+    path = sweep_file()
     alone = subprocess.run(
         [RAYFL, "sweep", path, "--json", "storage=alone", "base.tracking.experiment=alone"],
         cwd=tmp_path,
         capture_output=True,
         check=True,
     )
-    address = f"base.ray.address=127.0.0.1:{port}"
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(node("--head", f"--port={port}", "--include-dashboard=false"))
-        stack.enter_context(node(f"--address=127.0.0.1:{port}"))
+    with head() as at, node(f"--address={at}"):
+        address = f"base.ray.address={at}"
         plan = [RAYFL, "plan", path, address, "base.checkpoint.every=1"]
         planned = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True)
         command = [RAYFL, "sweep", path, "--json", address]
@@ -121,9 +118,8 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
 
 @pytest.mark.long
 def test_nodes_that_never_come_are_one_error(sweep_file, tmp_path):
-    port = 31000 + os.getpid() % 9000
-    with node("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"):
-        command = [RAYFL, "sweep", sweep_file(), f"base.ray.address=127.0.0.1:{port}"]
+    with head("--num-cpus=0") as address:
+        command = [RAYFL, "sweep", sweep_file(), f"base.ray.address={address}"]
         waits = ["base.resources.num_actors=2", "base.resources.wait_s=3"]
         done = subprocess.run(
             [*command, *waits], cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -1,8 +1,7 @@
 """The digits of scikit-learn: real data that need no download."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution
 
 import numpy as np
 
@@ -15,11 +14,8 @@ class Digits(Source):
 
     def read(self) -> Dataset:
         # What sklearn.datasets.load_digits reads; to import scikit-learn for it takes a second.
-        package = find_spec("sklearn")
-        assert package is not None
-        assert package.origin is not None
-        file = Path(package.origin).parent / "datasets/data/digits.csv.gz"
-        rows = np.loadtxt(file, delimiter=",")
+        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+        rows = np.loadtxt(str(file), delimiter=",")
         flat, y = rows[:, :-1], rows[:, -1].astype(np.int64)
         x = np.rint(flat * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)  # 0..16 -> 0..255
         # Every fifth sample of each class is a test sample: stratified, and the same for ever.
