@@ -1,9 +1,10 @@
 # pyright: reportMissingImports=false
 """A workload in Flower's simulation on Ray: two client actors with a core each, no evaluation.
 
-Written as Flower's quickstart for PyTorch is (message API); each client actor keeps data and model from
-one message to the next. Flower samples nodes of its own; the server tells each of them which client it is,
-so that the same clients train as in rayfl. Every client counts the same in the mean, as in rayfl.
+Written with the message API, as Flower's quickstart for PyTorch is: its rounds take a third of those of
+the older `NumPyClient`. Each client actor keeps data and model from one message to the next. Flower samples
+nodes of its own; the server tells each of them which client it is, so that the same clients train as in
+rayfl. Every client counts the same in the mean, as in rayfl.
 """
 
 import functools
@@ -70,7 +71,8 @@ class Observed(FedAvg):
         replies = list(replies)
         for reply in replies:
             if reply.has_error():
-                raise RuntimeError(reply.error.reason)
+                # After the traceback of the actor: what the client raised.
+                raise RuntimeError(reply.error.reason.rpartition("Message: ")[2])
         expected = self.task.prepared.federation.cohort_size
         if len(replies) != expected:
             raise RuntimeError(f"{len(replies)} of {expected} clients replied in {TIMEOUT_S} s")
