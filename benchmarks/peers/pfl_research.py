@@ -18,10 +18,9 @@ from pfl.callback.base import TrainingProcessCallback
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams
-from pfl.internal.ops import pytorch_ops
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from torch import nn
+from torch import distributed, nn
 
 from benchmarks.bare import PROCESSES, minibatches
 from benchmarks.peers.turn import Task, Turn, load
@@ -78,7 +77,7 @@ def run(workload: str, rounds: int, cifar10: str) -> Turn | None:
     f, s = task.prepared.federation, task.prepared.settings
     # Both workers draw all users, and each takes every other one.
     assert f.cohort_size % PROCESSES == 0
-    assert pytorch_ops.distributed.world_size == PROCESSES
+    assert distributed.get_world_size() == PROCESSES
     users = ((round, c) for round, cohort in enumerate(task.cohorts(), 1) for c in cohort)
     clients = FederatedDataset(lambda user: Client(task, *user), lambda: next(users))
     trained = Trained(task.prepared.model)
@@ -102,7 +101,7 @@ def run(workload: str, rounds: int, cifar10: str) -> Turn | None:
         callbacks=[observer],
         send_metrics_to_platform=False,
     )
-    if pytorch_ops.distributed.global_rank:
+    if distributed.get_rank():
         return None
     assert observer.first is not None
     return Turn(np.array(observer.ends), observer.first, _flat(model))
