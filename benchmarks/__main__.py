@@ -6,7 +6,7 @@
 
 The parts: lenet5, resnet18, mlp and mlp_small (rounds against a bare PyTorch loop), steps (methods against
 FedAvg on the engine), clients (100,000 against 100), footprint (memory), startup, sweep (12 trials against
-their rounds), tracking (what MLflow costs a round).
+their rounds), tracking (what MLflow costs a round), peers (rounds of Flower and pfl-research, if installed).
 """
 
 import argparse
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks import clients, footprint, rounds, startup, steps, tracking
 from benchmarks.findings import Finding, machine, show, write
+from benchmarks.peers import compare
 from benchmarks.workloads import workloads
 
 Part = Callable[[], list[Finding]]
@@ -25,7 +26,8 @@ Part = Callable[[], list[Finding]]
 
 def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
     """What can be measured, by name, in the order of the suite."""
-    known = workloads(cifar10.absolute() if cifar10 else None)
+    cifar10 = cifar10.absolute() if cifar10 else None
+    known = workloads(cifar10)
     compared = [partial(steps.measure, name, known[name], 2 * repeats + 1) for name in steps.STEPS]
     return {
         **{name: partial(rounds.measure, name, work, repeats) for name, work in known.items()},
@@ -35,6 +37,7 @@ def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
         "startup": partial(startup.measure, 2 * repeats + 1),
         "sweep": _sweep,
         "tracking": partial(tracking.measure, known["lenet5"].config["data"], repeats),
+        "peers": partial(compare.measure, cifar10, repeats),
     }
 
 
@@ -64,7 +67,8 @@ def main() -> None:
     Console(highlight=False, soft_wrap=True).print(described)
     for name in arguments.parts or known:
         found = known[name]()
-        show(found)
+        if found:
+            show(found)
         findings += found
         if arguments.json:  # after each part: the next may take long
             write(arguments.json, findings, described)

@@ -7,6 +7,7 @@ It trains the same clients on the same minibatches as rayfl.
 import multiprocessing
 import queue
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,17 +71,22 @@ def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(data.y_train)
 
 
-def train_client(
-    prepared: Prepared, model: nn.Module, x: Tensor, y: Tensor, round: int, client: int
-) -> None:
-    """One client's round, on the minibatches that rayfl takes."""
-    s, loss = prepared.settings, nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=prepared.federation.lrs[round - 1])
-    samples = prepared.partition.client(client)
+def minibatches(prepared: Prepared, round: int, client: int) -> Iterator[Tensor]:
+    """The samples of each step of a client's round: those that rayfl takes."""
+    s, samples = prepared.settings, prepared.partition.client(client)
     steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
     batches = plan(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
     for indices, size in zip(batches.indices, batches.sizes, strict=True):
-        chosen = torch.from_numpy(indices[:size])
+        yield torch.from_numpy(indices[:size])
+
+
+def train_client(
+    prepared: Prepared, model: nn.Module, x: Tensor, y: Tensor, round: int, client: int
+) -> None:
+    """One client's round."""
+    loss = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=prepared.federation.lrs[round - 1])
+    for chosen in minibatches(prepared, round, client):
         optimizer.zero_grad()
         loss(model(x[chosen]), y[chosen]).backward()
         optimizer.step()

@@ -1,0 +1,1 @@
+"""Other frameworks beside rayfl, where they are installed."""
