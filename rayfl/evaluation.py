@@ -13,7 +13,10 @@ have a cell (label and domain skew), but not in what the samples of one cell loo
 test samples nothing is known: p_i is renormalised over the others, and a client that has no others has no
 accuracy and counts in no statistic.
 
-Shapes: n test samples, N clients, G groups, C classes.
+Clients with equal samples of every cell have the same accuracy, which is computed once: of a hundred thousand
+clients with a few samples each there are few that differ.
+
+Shapes: n test samples, N clients, D distributions that some client has, G groups, C classes.
 """
 
 import functools
@@ -32,9 +35,14 @@ NAMED_DOMAINS = 20
 
 
 class Holdings(NamedTuple):
-    """How many training samples each client has of each cell; only what is there, `[m]` each."""
+    """How many training samples clients have of each cell."""
 
-    client: np.ndarray
+    of_client: np.ndarray
+    """Number of each client's distribution, int64 `[N]`."""
+    clients: np.ndarray
+    """How many clients have each distribution, int64 `[D]`."""
+    distribution: np.ndarray
+    """`[m]`, as `cell` and `samples`: only what is there."""
     cell: np.ndarray
     samples: np.ndarray
 
@@ -77,24 +85,30 @@ class Breakdown:
             metrics["test/domain_mean"] = float(np.mean(list(domains.values())))
             metrics["test/domain_worst"] = min(domains.values())
         if self.holdings is not None:
-            metrics |= _statistics(self.clients(correct))
+            metrics |= _statistics(self._accuracies(correct), self.holdings.clients)
         return metrics
 
     def clients(self, correct: np.ndarray) -> np.ndarray:
         """Accuracy of each client, `[N]`; NaN where the test set has none of its cells."""
         assert self.holdings is not None
+        return self._accuracies(correct)[self.holdings.of_client]
+
+    def _accuracies(self, correct: np.ndarray) -> np.ndarray:
+        """Accuracy on each distribution, `[D]`; NaN where the test set has none of its cells."""
+        assert self.holdings is not None
         right, total = (counts.ravel() for counts in self._counts(correct))
         accuracy = right / np.maximum(total, 1)
-        return np.bincount(self.holdings.client, self._shares * accuracy[self.holdings.cell])
+        return np.bincount(self.holdings.distribution, self._shares * accuracy[self.holdings.cell])
 
     @functools.cached_property
     def _shares(self) -> np.ndarray:
-        """p_i of each of the `holdings`: 0 where no test samples are, NaN if a client has no others."""
+        """p_i of each of the `holdings`: 0 where no test samples are, NaN if there are no others."""
         assert self.holdings is not None
         total = self._counts(np.zeros(len(self.cells), dtype=bool))[1].ravel()
         known = self.holdings.samples * (total[self.holdings.cell] > 0)
         with np.errstate(invalid="ignore"):  # 0 / 0
-            return known / np.bincount(self.holdings.client, known)[self.holdings.client]
+            row = self.holdings.distribution
+            return known / np.bincount(row, known)[row]
 
     def _counts(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Correct predictions and test samples of each cell, int64 `[G, C]`."""
@@ -112,7 +126,20 @@ def _holdings(cells: np.ndarray, partition: Partition) -> Holdings:
     owner = np.repeat(np.arange(len(partition.sizes)), partition.sizes)
     width = int(cells.max()) + 1
     pairs, samples = np.unique(owner * width + cells[partition.indices], return_counts=True)
-    return Holdings(pairs // width, pairs % width, samples)
+    clients, held = pairs // width, np.stack([pairs % width, samples], axis=1)
+    # Each client's rows as bytes: equal ones are the same distribution.
+    ends = np.flatnonzero(np.diff(clients, append=-1)) + 1
+    starts = [0, *ends[:-1]]
+    known: dict[bytes, int] = {}
+    of_client = np.array(
+        [
+            known.setdefault(held[a:b].tobytes(), len(known))
+            for a, b in zip(starts, ends, strict=True)
+        ]
+    )
+    _, first, counts = np.unique(of_client, return_index=True, return_counts=True)
+    chosen = np.isin(clients, first)
+    return Holdings(of_client, counts, of_client[clients[chosen]], *held[chosen].T)
 
 
 def _by_name(
@@ -133,14 +160,31 @@ def metric_names(names: Sequence[str]) -> list[str]:
     return [f"{i} {key}" for i, key in enumerate(keys)]
 
 
-def _statistics(accuracies: np.ndarray) -> dict[str, float]:
-    """Mean, quantiles and the mean of the worst tenth (rounded up) over the clients."""
-    known = np.sort(accuracies[~np.isnan(accuracies)])
-    if len(known) == 0:
+def _statistics(accuracies: np.ndarray, clients: np.ndarray) -> dict[str, float]:
+    """Mean, quantiles and the mean of the worst tenth (rounded up) over the clients.
+
+    `accuracies [D]`, each that of so many `clients [D]`.
+    """
+    known = ~np.isnan(accuracies)
+    order = np.argsort(accuracies[known])
+    values, counts = accuracies[known][order], clients[known][order]
+    if len(values) == 0:
         return {}
-    # What np.quantile gives, which would put 100,000 of them in order once more.
-    last = len(known) - 1
-    p10, p50, p90 = np.interp((0.1 * last, 0.5 * last, 0.9 * last), np.arange(len(known)), known)
-    worst = known[: -(-len(known) // 10)].mean()
-    values = {"mean": known.mean(), "p10": p10, "p50": p50, "p90": p90, "worst10": worst}
-    return {f"client/accuracy_{name}": float(value) for name, value in values.items()}
+    until = np.cumsum(counts)  # clients up to and with each value
+
+    def quantile(q: float) -> float:
+        """As np.quantile gives it for the values of all clients."""
+        place = q * (until[-1] - 1)
+        below, above = np.searchsorted(until, [int(place), int(np.ceil(place))], side="right")
+        return values[below] + (place - int(place)) * (values[above] - values[below])
+
+    tenth = -(-until[-1] // 10)
+    of_worst = np.clip(tenth - (until - counts), 0, counts)
+    statistics = {
+        "mean": values @ counts / until[-1],
+        "p10": quantile(0.1),
+        "p50": quantile(0.5),
+        "p90": quantile(0.9),
+        "worst10": values @ of_worst / tenth,
+    }
+    return {f"client/accuracy_{name}": float(value) for name, value in statistics.items()}

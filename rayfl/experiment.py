@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +199,8 @@ def run(
         opening = aside.submit(_open_store, config)  # takes seconds, as the connection does
         connection.enter_context(cluster.connected(**config.ray.model_dump()))
         placement = place(wanted(config.resources), prepared.units_per_round)
+        dataset, data = cluster.share(prepared.data)
+        prepared = replace(prepared, data=data)  # this process needs no copy of its own
         store = opening.result()
         with _tracked(store, prepared, history, saved) as tracker:
             run_id = tracker.run_id if tracker else None
@@ -207,7 +209,9 @@ def run(
             resumed_round = saved.round if saved else 0
             on_start(Start(prepared, placement, run_id, ui_command, resumed_round))
             time_limit = config.resources.time_limit_s
-            with cluster.launched(prepared.job(), placement, checkpoints, time_limit) as server:
+            with cluster.launched(
+                prepared.job(), placement, checkpoints, time_limit, dataset
+            ) as server:
                 if tracker:
                     tracker.describe_actors(server.describe())
                 for i, (round, metrics) in enumerate(server.run()):

@@ -64,6 +64,19 @@ def test_help_shows_every_command_on_one_line(rayfl):
     assert rayfl("run", "-h")[0] == 0
 
 
+def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
+    """It brings triton, which calls all leaked that Python did not tidy up at its end."""
+    command = "from rayfl.cli import script; script()"
+    options = ["heterogeneity.rotation=30", "heterogeneity.client_groups=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, "partition", QUICKSTART, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -163,11 +163,30 @@ def test_names_are_fit_for_mlflow_and_stay_different(names, keys):
     assert found == (keys if len(set(keys)) == len(keys) and all(keys) else numbered)
 
 
-def test_quantiles_over_clients_are_numpy_s():
+def test_statistics_over_clients_are_those_of_all_their_values():
     rng = np.random.default_rng(0)
     for n in (1, 2, 3, 10, 11, 100, 999):
-        values = rng.random(n)
-        found = _statistics(values)
-        for q in (10, 50, 90):
-            expected = np.quantile(values, q / 100)
-            assert found[f"client/accuracy_p{q}"] == pytest.approx(expected, rel=1e-14)
+        accuracies, clients = rng.random(n), rng.integers(1, 5, n)
+        values = np.repeat(accuracies, clients)
+        found = _statistics(accuracies, clients)
+        worst = np.sort(values)[: -(-len(values) // 10)]
+        expected = {f"p{q}": np.quantile(values, q / 100) for q in (10, 50, 90)}
+        expected |= {"mean": values.mean(), "worst10": worst.mean()}
+        for name, value in expected.items():
+            assert found.pop(f"client/accuracy_{name}") == pytest.approx(value, rel=1e-13)
+        assert not found
+
+
+def test_clients_with_equal_samples_are_computed_once():
+    """Clients 0 and 2 have two cats and a dog, client 1 a dog, client 3 a cat and two dogs."""
+    y_train = np.array([0, 1, 0, 1, 1, 0, 0, 1, 0, 1])
+    partition = Partition(np.arange(10), np.array([0, 3, 4, 7, 10]))
+    data = dataset(y_train, np.array([0, 0, 0, 1, 1]))
+    correct = np.array([True, False, False, True, True])
+    breakdown = Breakdown.of(data, partition, per_class=False, per_client=True)
+    assert breakdown.holdings is not None
+    np.testing.assert_array_equal(breakdown.holdings.of_client, [0, 1, 0, 2])
+    np.testing.assert_array_equal(breakdown.holdings.clients, [2, 1, 1])
+    np.testing.assert_allclose(breakdown.clients(correct), [5 / 9, 1, 5 / 9, 7 / 9], rtol=1e-15)
+    mean = breakdown.metrics(correct)["client/accuracy_mean"]
+    assert mean == pytest.approx(np.mean([5 / 9, 1, 5 / 9, 7 / 9]), rel=1e-15)

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from rayfl.algorithms.vectors import scaled_to, stepped
+from rayfl.algorithms.vectors import scaled_to, stepped_
 
 Vectors = dict[str, Tensor]
 Penalty = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -26,7 +26,10 @@ through them; `forward(y)` gives those of other parameters y `[..., P]` on the s
 
 
 class Grad(Protocol):
-    """`[..., P] -> [..., P]`: each client's gradient on its minibatch. One call, one backward pass."""
+    """`[..., P] -> [..., P]`: each client's gradient on its minibatch. One call, one backward pass.
+
+    The gradient is a new vector and the caller's own, who may change it.
+    """
 
     def __call__(self, x: Tensor, penalty: Penalty | None = None, /) -> Tensor: ...
 
@@ -130,7 +133,7 @@ def sam(grad: Grad, rho: float) -> Grad:
     """
 
     def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
-        return grad(stepped(x, grad(x, penalty), rho), penalty)
+        return grad(stepped_(grad(x, penalty), x, rho), penalty)
 
     return perturbed
 

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 
 from rayfl.algorithms.fedavg import FedAvg
-from rayfl.algorithms.vectors import blended
+from rayfl.algorithms.vectors import blended_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class FedLADA(FedAvg):
         v = self.beta2 * memory["v"] + (1 - self.beta2) * g.square()
         u = torch.maximum(memory["u"], v)
         momentum = (1 - self.alpha) * ctx.shared["Delta"]
-        return blended(self.alpha, m / u.sqrt(), momentum), {"m": m, "v": v, "u": u}
+        return blended_(m / u.sqrt(), self.alpha, momentum), {"m": m, "v": v, "u": u}
 
     def upload(self, delta, memory, ctx):
         return {"delta": delta, "v": memory["u"]}, {}

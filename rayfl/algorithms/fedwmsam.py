@@ -50,7 +50,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rayfl.algorithms.base import Algorithm, ClientContext, Setup, Vectors
-from rayfl.algorithms.vectors import TINY, blended, cosine, norm, stepped
+from rayfl.algorithms.vectors import TINY, blended_, cosine, moved_, norm, stepped_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,9 @@ class FedWMSAM(Algorithm):
         if self.rho > 0 and ctx.step > 0:
             s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
-            ahead = blended(ctx.step * s, momentum, (ctx.start - x).mul_(1 - alpha))
+            ahead = moved_((ctx.start - x).mul_(1 - alpha), ctx.step * s, momentum)
             at = self.perturbed(x, ahead, alpha, ctx.setup)
-        return blended(alpha, grad(at), momentum), memory
+        return blended_(grad(at), alpha, momentum), memory
 
     def momentum(self, memory: Vectors, ctx: ClientContext) -> Tensor:
         """(1 - alpha) Delta_i, written without the division, so that alpha = 1 stays finite."""
@@ -124,10 +124,10 @@ class FedWMSAM(Algorithm):
         return momentum + alpha * (ctx.shared["c"] - memory["c_i"])
 
     def perturbed(self, x: Tensor, ahead: Tensor, alpha: Tensor, setup: Setup) -> Tensor:
-        """x + e_b, given `ahead` = (1 - alpha) delta_b."""
+        """x + e_b, given `ahead` = (1 - alpha) delta_b, whose memory it may take."""
         radius = self.perturb_sign * self.rho
         if self.perturbation == "vector":
-            return stepped(x, ahead, radius)
+            return stepped_(ahead, x, radius)
         if self.perturbation == "sum_of_norms":
             norms = torch.cat([norm(part) for part in ahead.split(setup.sizes, dim=-1)], dim=-1)
             total = norms.sum(-1, keepdim=True)

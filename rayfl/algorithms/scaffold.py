@@ -32,7 +32,7 @@ class Scaffold(Algorithm):
         return w, {"c": server["c"]}
 
     def local_step(self, x, memory, grad, ctx):
-        return grad(x) + (ctx.shared["c"] - memory["c_i"]), memory
+        return grad(x).add_(ctx.shared["c"] - memory["c_i"]), memory
 
     def upload(self, delta, memory, ctx):
         change = -ctx.shared["c"] - delta / (ctx.steps * ctx.lr)  # c_i+ - c_i

@@ -1,4 +1,8 @@
-"""Arithmetic on flat vectors `[..., P]` that the algorithms share; it reduces over the last axis only."""
+"""Arithmetic on flat vectors `[..., P]` that the algorithms share; it reduces over the last axis only.
+
+What ends in `_` writes to its first vector, which must be the caller's own: each new vector of a large model
+costs more than the arithmetic.
+"""
 
 import torch
 from torch import Tensor
@@ -22,22 +26,30 @@ def scaled_to(v: Tensor, radius: float) -> Tensor:
     return v * (radius * _inverse_norm(v))
 
 
-def stepped(x: Tensor, v: Tensor, radius: float) -> Tensor:
-    """`x + scaled_to(v, radius)` in one pass over memory; `[..., P] -> [..., P]`."""
-    return torch.addcmul(x, v, radius * _inverse_norm(v))
+def stepped_(v: Tensor, x: Tensor, radius: float) -> Tensor:
+    """`v <- x + scaled_to(v, radius)` in place; `[..., P]`."""
+    return torch.addcmul(x, v, radius * _inverse_norm(v), out=v)
 
 
-def blended(weight: float | Tensor, g: Tensor, v: Tensor) -> Tensor:
-    """`weight * g + v` in one pass over memory; `weight` is a number or `[..., 1]`."""
-    # Not add's `alpha` for a number: it rounds differently from a tensor.
-    factor = weight if isinstance(weight, Tensor) else g.new_full((), weight)
-    return torch.addcmul(v, g, factor)
+def blended_(g: Tensor, weight: float | Tensor, v: Tensor) -> Tensor:
+    """`g <- weight * g + v` in place; `weight` is a number or `[..., 1]`."""
+    return torch.addcmul(v, g, _factor(weight, g), out=g)
+
+
+def moved_(v: Tensor, weight: float | Tensor, g: Tensor) -> Tensor:
+    """`v <- v + weight * g` in place; `weight` is a number or `[..., 1]`."""
+    return v.addcmul_(g, _factor(weight, g))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity, 0 where either vector has no direction; `[..., P] -> [..., 1]`."""
     dot = torch.linalg.vecdot(a, b.expand_as(a), dim=-1).unsqueeze(-1)
     return dot * _inverse_norm(a) * _inverse_norm(b)
+
+
+def _factor(weight: float | Tensor, v: Tensor) -> Tensor:
+    # Not add's `alpha` for a number: it rounds differently from a tensor.
+    return weight if isinstance(weight, Tensor) else v.new_full((), weight)
 
 
 def _inverse_norm(v: Tensor) -> Tensor:

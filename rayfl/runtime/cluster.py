@@ -18,6 +18,8 @@ from typing import Any
 # Before Ray starts anything: its workers run at nice 15 by default, and lose to any other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Objects that nobody needs any more stay for a second, which is some rounds: hundreds of MB for ResNet-18.
+os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
 # An actor without a GPU must not see one.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 if "ray" not in sys.modules and (Path.home() / ".ray/auth_token").exists():
@@ -43,6 +45,7 @@ from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
+from rayfl.training.flat import weightless
 
 PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
@@ -337,11 +340,12 @@ def launched(
     placement: Placement,
     checkpoints: Checkpoints | None = None,
     time_limit: float | None = None,
+    dataset: Any = None,
 ) -> Iterator[RemoteServer]:
     """A server actor and its client actors; all gone, and their resources free, at the end.
 
     The server goes on from the last of the `checkpoints`, if there is one already. A work unit that takes
-    longer than `time_limit` seconds runs again, as one whose actor died.
+    longer than `time_limit` seconds runs again, as one whose actor died. `dataset`: as `actor_arguments`.
     """
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
     clients: list[Any] = []
@@ -350,7 +354,7 @@ def launched(
         waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
         if not group.wait(waited_s):
             raise refusal(placement, waited_s)
-        arguments = actor_arguments(job)
+        arguments = actor_arguments(job, dataset)
         # Where the driver is: a local directory of checkpoints is one that both of them see.
         remote = ray.remote(ServerActor).options(num_cpus=0, resources=_of_this_node())
         start_client = client_starter(arguments[1], placement, group)
@@ -382,6 +386,12 @@ def _of_this_node() -> dict[str, float]:
     return dict.fromkeys(own, 0.001)
 
 
+def share(data: Dataset) -> tuple[Any, Dataset]:
+    """A reference to the data in the object store, and the data as they are there, read-only."""
+    dataset = ray.put(data)
+    return dataset, ray.get(dataset)
+
+
 def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `Server` and of `Client.begin` for `make_server`.
 
@@ -393,7 +403,7 @@ def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict
     # The server passes the references on: every node maps one copy of the data.
     data, partition = job.data
     stored = {
-        "model": ray.put(job.model),
+        "model": ray.put(weightless(job.model)),
         "dataset": ray.put(data) if dataset is None else dataset,
         "partition": ray.put(partition),
     }

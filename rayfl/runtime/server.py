@@ -232,7 +232,7 @@ class Server:
     def _add(self, unit: WorkUnit, result: UnitResult, sums: dict[str, torch.Tensor]) -> UnitResult:
         """Add the unit's sums to `sums`; the rest of the result.
 
-        Large arrays of a result are the object store's: a reference would keep them there.
+        Its arrays are the object store's: a reference to one would keep all of them there.
         """
         self._check_finite(unit, result)
         for name, value in result.sums.items():
@@ -240,7 +240,7 @@ class Server:
                 sums[name] += as_tensor(value)
             else:
                 sums[name] = as_tensor(value).clone()
-        return result._replace(sums={})
+        return result._replace(sums={}, losses=result.losses.copy(), drifts=result.drifts.copy())
 
     def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Ticket]:
         """A ticket for each unit. The longest go first, so that no actor is left with one at the end."""

@@ -5,6 +5,7 @@ of 2-d convolutions lie in the flat vector in channels-last order, so that their
 convolutions run channels-last.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -60,6 +61,15 @@ class Layout:
         slots = [slot for slot in self.parameters if slot.offset < count]
         positions = torch.arange(slots[-1].offset + slots[-1].shape.numel())
         return torch.cat([slot.view(positions).reshape(-1) for slot in slots])[:count].clone()
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """A copy whose trainable parameters are zeros that take no memory, for passes that bring their own."""
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.new_zeros(()).expand(parameter.shape)
+    return model
 
 
 def views(slots: list[Slot], flat: Tensor) -> dict[str, Tensor]:

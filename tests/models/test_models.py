@@ -1,13 +1,14 @@
 import dataclasses
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torchvision
 from small_swin import SmallSwin
 from torch import nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model, get_model_weights
 from torchvision.ops import StochasticDepth
 
 from rayfl.errors import ConfigError
@@ -15,7 +16,7 @@ from rayfl.models import MODELS, Factory, Model, build, check_single_samples
 from rayfl.models.lenet import LeNet5
 from rayfl.models.lora import LoRA
 from rayfl.models.mlp import MLP
-from rayfl.models.resnet import ResNet18
+from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
 from rayfl.models.transformer import SwinT, ViTTiny
 from rayfl.models.vgg import VGG11
 
@@ -129,6 +130,21 @@ def test_lenet_pools_before_the_relu_without_changing_the_result():
         layers[i], layers[i + 1] = layers[i + 1], layers[i]
     x = torch.randn(4, *CIFAR)
     assert torch.equal(nn.Sequential(*layers)(x), model(x))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("spec", [ResNet18, ResNet34, ResNet50])
+def test_resnets_are_those_of_torchvision(spec, norm):
+    layer = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 2)
+    torch.manual_seed(0)
+    ours = spec(norm=norm).build(CIFAR, 10)
+    torch.manual_seed(0)
+    theirs = get_model(spec.name, num_classes=10, norm_layer=layer)
+    x = torch.randn(4, *CIFAR)
+    assert torch.equal(ours(x), theirs(x))
+    ours_state, theirs_state = ours.state_dict(), theirs.state_dict()
+    assert list(ours_state) == list(theirs_state)
+    assert all(torch.equal(ours_state[name], theirs_state[name]) for name in ours_state)
 
 
 def test_resnet_has_group_norm_only():

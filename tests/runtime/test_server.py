@@ -285,21 +285,25 @@ def test_one_broadcast_a_round_for_training_and_for_the_evaluation_behind_it(sma
 
 
 def test_what_a_unit_brought_back_is_let_go_once_it_is_added(small):
-    """In the object store a cohort's updates would otherwise lie side by side until the round ends."""
+    """In the object store a cohort's updates would otherwise lie side by side until the round ends.
+
+    There each result is one object, which lives as long as any of its arrays.
+    """
     small["federation"]["clients_per_unit"] = 1
     prepared, brought = prepare(load_config(small)), []
 
     class Watching(LocalPool):
         def wait(self, ticket):
-            if brought:
-                assert brought[-1]() is None
+            assert not any(array() is not None for array in brought)
             if hasattr(ticket.result, "sums"):
-                brought.append(weakref.ref(ticket.result.sums["delta"]))
+                result = ticket.result
+                arrays = [*result.sums.values(), result.losses, result.drifts]
+                brought.extend(map(weakref.ref, arrays))
             return ticket.result
 
     algorithm = ALGORITHMS["scaffold"]()
     train(prepared, algorithm, Watching(Client(**client_arguments(prepared, algorithm))))
-    assert len(brought) == 15
+    assert len(brought) == 15 * 5
 
 
 def test_the_overhead_is_the_round_beside_its_busiest_actor(small, actors):
