@@ -256,9 +256,10 @@ def test_a_plain_model_imports_nothing_that_takes_seconds():
         import sys
         import rayfl.experiment, rayfl.runtime.client
         from rayfl import models
-        model = models.build(models.MODELS["mlp"](), (64,), 10, seed=0)
-        models.plain_state_dict(model)
-        print(*{"torchvision", "peft", "transformers"} & sys.modules.keys())"""
+        for name in ("mlp", "lenet5", "resnet18"):
+            model = models.build(models.MODELS[name](), (3, 32, 32), 10, seed=0)
+            models.plain_state_dict(model)
+        print(*{"torchvision", "torch._dynamo", "peft", "transformers"} & sys.modules.keys())"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
 
