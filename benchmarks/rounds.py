@@ -71,7 +71,7 @@ def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
     config = workload.experiment({"name": "fedavg"}, rounds=rounds, eval_every=rounds)
     prepared = prepare(config)
     with cluster.connected(None):
-        apart = _apart(prepared)
+        apart = _apart(prepared, workload.compared_steps)
         assert apart < workload.rounding, (
             f"the two sides compute different things: {apart:.1%} apart"
         )
@@ -130,9 +130,14 @@ def _stored_bytes(prepared: Prepared) -> float:
     return counting.bytes / rounds
 
 
-def _apart(prepared: Prepared) -> float:
-    """How far one round of each side is apart, relative to how far it moved."""
-    once = replace(prepared, federation=replace(prepared.federation, rounds=1))
+def _apart(prepared: Prepared, steps: int | None) -> float:
+    """How far one round of each side, of so many local steps, is apart, relative to how far it moved."""
+    settings = prepared.settings
+    once = replace(
+        prepared,
+        federation=replace(prepared.federation, rounds=1),
+        settings=replace(settings, local_steps=steps or settings.local_steps),
+    )
     w, _ = once.job().initial
     start = torch.from_numpy(w)
     bare, ours = run_bare(once).w, run_rayfl(once).w

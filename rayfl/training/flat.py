@@ -65,11 +65,9 @@ class Layout:
 
 def weightless(model: nn.Module) -> nn.Module:
     """A copy whose trainable parameters are zeros that take no memory, for passes that bring their own."""
-    model = copy.deepcopy(model)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.new_zeros(()).expand(parameter.shape)
-    return model
+    trainable = (p for p in model.parameters() if p.requires_grad)
+    zeros = {id(p): nn.Parameter(p.new_zeros(()).expand(p.shape)) for p in trainable}
+    return copy.deepcopy(model, zeros)
 
 
 def views(slots: list[Slot], flat: Tensor) -> dict[str, Tensor]:

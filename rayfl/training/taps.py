@@ -30,7 +30,7 @@ def trimmed(
 ) -> tuple[nn.Module, Boxes]:
     """A model that takes cropped kernels for samples of one shape, and how to crop the trainable ones.
 
-    It is `model` itself where no tap is dead, else a copy.
+    It is `model` itself where no tap is dead, else a copy with the same parameters.
     """
     names, used = set(trainable), Counter(map(id, _all_parameters(model)))
     candidates = {
@@ -53,7 +53,7 @@ def trimmed(
             boxes[f"{name}.weight"], paddings[name] = (rows, columns), (top, left)
     if not boxes:
         return model, {}
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     for name, padding in paddings.items():
         model.get_submodule(name).padding = padding
     return model, boxes
