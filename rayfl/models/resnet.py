@@ -50,9 +50,11 @@ class ResNet(Pretrainable):
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         check_images(self.name, sample_shape)
         norm = nn.BatchNorm2d if self.norm == "batch" else partial(nn.GroupNorm, self.groups)
-        block = Bottleneck if self.bottleneck else BasicBlock
-        small = self.stem == "cifar"
-        model = Network(block, self.blocks, sample_shape[0], num_classes, norm, small)
+        model = Network(
+            *(sample_shape[0], num_classes, self.blocks, self.bottleneck),
+            norm=norm,
+            small_stem=self.stem == "cifar",
+        )
         self.load_pretrained(model, head="fc")
         return resized(model, self.image_size)
 
@@ -87,66 +89,35 @@ Norm = Callable[[int], nn.Module]
 
 
 class Block(nn.Module):
-    """A residual block: what its convolutions make of x `[n, C, H, W]`, added to x or its projection."""
+    """What two or three convolutions make of x `[n, C, H, W]`, added to x or to a projection of it."""
 
-    expansion: ClassVar[int]
-    """Channels that come out, over `width`."""
-
-    def __init__(self, channels: int, width: int, stride: int, norm: Norm):
+    def __init__(self, channels: int, width: int, stride: int, bottleneck: bool, norm: Norm):
         super().__init__()
-        self._convolve(channels, width, stride, norm)
+        two, three = [(width, 3), (width, 3)], [(width, 1), (width, 3), (4 * width, 1)]
+        layers = three if bottleneck else two
+        strided = 1 if bottleneck else 0  # the first 3x3, as in torchvision
+        before = channels
+        for i, (after, size) in enumerate(layers):
+            step = stride if i == strided else 1
+            convolution = nn.Conv2d(before, after, size, step, padding=size // 2, bias=False)
+            self.add_module(f"conv{i + 1}", convolution)
+            self.add_module(f"bn{i + 1}", norm(after))
+            before = after
+        self.depth, self.channels = len(layers), before
         self.relu = nn.ReLU(inplace=True)
-        out = width * self.expansion
         self.downsample: nn.Module | None = None
-        if stride != 1 or channels != out:
-            projection = nn.Conv2d(channels, out, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, norm(out))
-
-    def _convolve(self, channels: int, width: int, stride: int, norm: Norm) -> None:
-        """Make conv1, bn1, conv2, bn2, ..."""
-        raise NotImplementedError
+        if stride != 1 or channels != before:
+            projection = nn.Conv2d(channels, before, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, norm(before))
 
     def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _added(self, residual: Tensor, x: Tensor) -> Tensor:
+        residual = x
+        for i in range(1, self.depth + 1):
+            residual = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(residual))
+            if i < self.depth:
+                residual = self.relu(residual)
         residual += x if self.downsample is None else self.downsample(x)
         return self.relu(residual)
-
-
-class BasicBlock(Block):
-    """Two 3x3 convolutions."""
-
-    expansion = 1
-
-    def _convolve(self, channels: int, width: int, stride: int, norm: Norm) -> None:
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = norm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.relu(self.bn1(self.conv1(x)))
-        return self._added(self.bn2(self.conv2(residual)), x)
-
-
-class Bottleneck(Block):
-    """A 1x1, a 3x3 and a 1x1 convolution; the stride is the 3x3's, as in torchvision."""
-
-    expansion = 4
-
-    def _convolve(self, channels: int, width: int, stride: int, norm: Norm) -> None:
-        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = norm(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
-        self.bn3 = norm(width * self.expansion)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.relu(self.bn1(self.conv1(x)))
-        residual = self.relu(self.bn2(self.conv2(residual)))
-        return self._added(self.bn3(self.conv3(residual)), x)
 
 
 class Network(nn.Module):
@@ -154,10 +125,10 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        block: type[Block],
-        blocks: tuple[int, int, int, int],
         channels: int,
         num_classes: int,
+        blocks: tuple[int, int, int, int],
+        bottleneck: bool,
         norm: Norm,
         small_stem: bool,
     ):
@@ -171,8 +142,9 @@ class Network(nn.Module):
         for stage, count in enumerate(blocks):
             width, made = 64 << stage, []
             for i in range(count):
-                made.append(block(channels, width, 2 if stage > 0 and i == 0 else 1, norm))
-                channels = width * block.expansion
+                stride = 2 if stage > 0 and i == 0 else 1
+                made.append(Block(channels, width, stride, bottleneck, norm))
+                channels = made[-1].channels
             stages.append(nn.Sequential(*made))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
