@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
+from convolutions import ENGINES
 from local_pool import a_server
 from mlflow.tracking import MlflowClient
 from pyarrow.fs import FileSystem
@@ -34,11 +35,15 @@ def untimed(records):
     ]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_going_on_equals_never_having_stopped(name, small, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, "DenseStack") for name in ALGORITHMS]
+    + [("fedwmsam", engine) for engine in ENGINES if engine != "DenseStack"],
+)
+def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
     small["algorithm"] = {"name": name}
     small["federation"]["rounds"] = 6
-    prepared = prepare(load_config(small))
+    prepared = prepare(load_config(small, ENGINES[engine]))
     whole = a_server(prepared)
     expected = list(whole.run())
 

@@ -1,6 +1,17 @@
-"""Models of the tests' own, named in configs by their import path."""
+"""Models of the tests' own, named in configs by their import path, and the engines that take them."""
 
 from torch import nn
+
+# Overrides of the small experiment that have its local steps computed in each of the ways that there are.
+ENGINES = {
+    "DenseStack": [],
+    "PerClient": ["model.name=convolutions:with_batch_norm"],
+    "ModuleStack": [
+        "model.name=convolutions:plain",
+        "federation.stack=2",
+        "federation.clients_per_unit=3",
+    ],
+}
 
 
 def with_batch_norm(num_classes):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from convolutions import ENGINES
 from failing import Dies, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import LocalPool, client_arguments
 
@@ -81,6 +82,18 @@ def test_any_number_of_actors_gives_the_same_bits(name, small, actors):
         assert same_bits(server, reference)
         assert metrics(again) == metrics(records)
     assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_number_of_actors_gives_the_same_bits_with_any_engine(engine, small, actors):
+    prepared = prepare(load_config(small, ENGINES[engine]))
+    reference, records = here(prepared, prepared.config.algorithm)
+    for count in (1, 2, 3):
+        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
+        (used,) = {described["engine"].split()[0] for described in server.pool.describe()}
+        assert used == engine
+        assert same_bits(server, reference)
+        assert metrics(again) == metrics(records)
 
 
 # Adam moves every parameter by about the learning rate.
@@ -377,12 +390,20 @@ def test_memory_must_keep_its_names(small):
         here(prepare(load_config(small)), RenamesItsMemory())
 
 
-@pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
-def test_killed_actors_change_nothing(name, small, ray_session):
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("scaffold", "DenseStack"),
+        ("fedwmsam", "DenseStack"),
+        pytest.param("fedwmsam", "PerClient", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "ModuleStack", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_actors_change_nothing(name, engine, small, ray_session):
     """kill -9 of an actor every few rounds, and of all at once: the same bits as undisturbed."""
     small["algorithm"] = {"name": name}
     small["federation"] |= {"rounds": 60}
-    prepared = prepare(load_config(small))
+    prepared = prepare(load_config(small, ENGINES[engine]))
     reference, _ = here(prepared, prepared.config.algorithm)
 
     arguments = client_arguments(prepared, prepared.config.algorithm)
