@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from benchmarks.processes import pss
 from rayfl.data.datasets import Dataset
 from rayfl.experiment import Prepared
-from rayfl.participation import sample_cohort
 from rayfl.training.batches import plan, steps_per_round
 from rayfl.training.flat import Layout
 
@@ -102,7 +101,7 @@ def _work(index: int, prepared: Prepared, shared, sums, barrier, times) -> None:
     for round in range(1, f.rounds + 1):
         barrier.wait()
         began = time.perf_counter()
-        cohort = sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
+        cohort = f.cohort(round)
         sums[index].zero_()
         for client in cohort[index::PROCESSES]:
             layout.load(model, shared, empty)

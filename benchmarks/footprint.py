@@ -15,7 +15,6 @@ from benchmarks.findings import Finding, median
 from benchmarks.processes import Peak
 from benchmarks.workloads import Workload
 from rayfl.experiment import prepare
-from rayfl.participation import sample_cohort
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 METHODS = ("fedavg", "fedwmsam")
@@ -53,11 +52,7 @@ def _run(workload: Workload, method: str) -> list[Finding]:
     remembered = prepared.config.algorithm.init_client(torch.from_numpy(w))
     each = sum(value.numel() * value.element_size() for value in remembered.values())
     rounds = range(1, ROUNDS + 1)
-    seen = {
-        client
-        for round in rounds
-        for client in sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
-    }
+    seen = {client for round in rounds for client in f.cohort(round)}
     own = gigabytes - each * len(seen) / 1e9
     what = f"resnet18, {method}: without the memories of the {len(seen)} clients seen"
     return [*findings, median("footprint", what, "GB", [own], TARGET_GB)]

@@ -25,7 +25,6 @@ from rich.table import Table
 from rayfl import load_config, run
 from rayfl.config import Experiment
 from rayfl.experiment import prepare
-from rayfl.participation import sample_cohort
 from rayfl.runtime.server import Record
 from rayfl.training.flat import Layout
 
@@ -144,7 +143,7 @@ def _memories_gb(config: Experiment) -> float:
     f = prepared.federation
     met: set[int] = set()
     for round in range(1, f.rounds + 1):
-        met |= set(sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round))
+        met |= set(f.cohort(round))
     return len(met) * Layout(prepared.model).size * 4 / 1e9
 
 

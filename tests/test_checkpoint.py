@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
-from convolutions import ENGINES
+from convolutions import ENGINES, METHODS_AND_ENGINES
 from local_pool import a_server
 from mlflow.tracking import MlflowClient
 from pyarrow.fs import FileSystem
 
 from rayfl import load_config, run
-from rayfl.algorithms import ALGORITHMS
 from rayfl.checkpoint import Checkpoints, Memory, Snapshot, find, saved_in
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.experiment import prepare
@@ -35,11 +34,7 @@ def untimed(records):
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "engine"),
-    [(name, "DenseStack") for name in ALGORITHMS]
-    + [("fedwmsam", engine) for engine in ENGINES if engine != "DenseStack"],
-)
+@pytest.mark.parametrize(("name", "engine"), METHODS_AND_ENGINES)
 def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
     small["algorithm"] = {"name": name}
     small["federation"]["rounds"] = 6

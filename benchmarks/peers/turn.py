@@ -17,7 +17,6 @@ import torch
 from benchmarks.bare import tensors
 from benchmarks.workloads import workloads
 from rayfl.experiment import Prepared, prepare
-from rayfl.participation import sample_cohort
 
 FAILED = "the framework failed: "
 
@@ -46,7 +45,7 @@ class Task:
         """The clients of each round, the same that rayfl samples."""
         f = self.prepared.federation
         for round in range(1, f.rounds + 1):
-            yield sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
+            yield f.cohort(round)
 
 
 def load(workload: str, rounds: int, cifar10: str) -> Task:

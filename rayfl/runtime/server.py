@@ -59,6 +59,10 @@ class Federation:
         """S, on average where it varies."""
         return cohort_size(self.participation, self.clients)
 
+    def cohort(self, round: int) -> list[int]:
+        """Client ids of this round, ascending, whether they will come back or not."""
+        return sample_cohort(self.sampling, self.participation, self.sizes, self.seed, round)
+
 
 class Record(NamedTuple):
     """Metrics after `round` rounds. A round's evaluation comes in a record of its own, later."""
@@ -173,11 +177,6 @@ class Server:
             for client, memory in snapshot.memories.items()
         }
 
-    def cohort(self, round: int) -> list[int]:
-        """Client ids of this round, ascending, whether they will come back or not."""
-        f = self.federation
-        return sample_cohort(f.sampling, f.participation, f.sizes, f.seed, round)
-
     def _open(self, round: int) -> Opened:
         """Send the broadcast and the work units, and behind them the evaluation of the round before."""
         f, began = self.federation, time.perf_counter()
@@ -191,7 +190,7 @@ class Server:
             evaluated = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
         else:
             evaluated = handle
-        sampled = self.cohort(round)
+        sampled = f.cohort(round)
         # A client that will be lost need not be trained: nothing of it comes back.
         cohort = survivors(sampled, f.dropout, f.seed, round)
         units = [

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from rayfl.algorithms import ALGORITHMS
+
 # Overrides of the small experiment that have its local steps computed in each of the ways that there are.
 ENGINES = {
     "DenseStack": [],
@@ -12,6 +14,9 @@ ENGINES = {
         "federation.clients_per_unit=3",
     ],
 }
+METHODS_AND_ENGINES = [(name, "DenseStack") for name in ALGORITHMS] + [
+    ("fedwmsam", engine) for engine in ENGINES if engine != "DenseStack"
+]
 
 
 def with_batch_norm(num_classes):

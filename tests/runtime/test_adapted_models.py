@@ -119,7 +119,7 @@ def test_batch_statistics_of_resnet_are_those_of_the_first_passes_averaged(batch
     server, _ = server_on(prepared)
 
     expected = []
-    for client in server.cohort(1):
+    for client in server.federation.cohort(1):
         plan = engine._plan(1, client)
         batches = engine.train_data.batches([plan])
         model, lr = prepared.model.train(), prepared.federation.lrs[0]

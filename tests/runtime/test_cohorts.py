@@ -107,7 +107,7 @@ def test_the_mean_is_over_those_who_came_back(small):
     server, pool, metrics = here(prepared, Counts())
     sizes, lost = set(), 0.0
     for round in range(1, 13):
-        sampled = server.cohort(round)
+        sampled = server.federation.cohort(round)
         back = survivors(sampled, 0.4, prepared.federation.seed, round)
         assert clients_of(pool, round) == back
         assert metrics[round]["cohort/size"] == len(back)

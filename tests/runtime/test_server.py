@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from convolutions import ENGINES
+from convolutions import ENGINES, METHODS_AND_ENGINES
 from failing import Dies, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import LocalPool, client_arguments
 
@@ -71,29 +71,25 @@ def same_bits(a, b):
     return states and torch.equal(a.w, b.w) and torch.equal(a.buffers, b.buffers)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_any_number_of_actors_gives_the_same_bits(name, small, actors):
-    small["algorithm"] = {"name": name}
-    prepared = prepare(load_config(small))
-    reference, records = here(prepared, prepared.config.algorithm)
-
+def assert_same_on_any_number(prepared, actors, reference, records):
+    """1, 2 and 3 actors end where `reference` did, by the same records; what computes their local steps."""
+    engines = set()
     for count in (1, 2, 3):
         server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
         assert same_bits(server, reference)
         assert metrics(again) == metrics(records)
-    assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
+        engines |= {described["engine"].split()[0] for described in server.pool.describe()}
+    return engines
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_any_number_of_actors_gives_the_same_bits_with_any_engine(engine, small, actors):
+@pytest.mark.parametrize(("name", "engine"), METHODS_AND_ENGINES)
+def test_any_number_of_actors_gives_the_same_bits(name, engine, small, actors):
+    small["algorithm"] = {"name": name}
     prepared = prepare(load_config(small, ENGINES[engine]))
     reference, records = here(prepared, prepared.config.algorithm)
-    for count in (1, 2, 3):
-        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
-        (used,) = {described["engine"].split()[0] for described in server.pool.describe()}
-        assert used == engine
-        assert same_bits(server, reference)
-        assert metrics(again) == metrics(records)
+
+    assert assert_same_on_any_number(prepared, actors, reference, records) == {engine}
+    assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
 
 
 # Adam moves every parameter by about the learning rate.
@@ -139,10 +135,7 @@ def test_the_same_bits_whoever_takes_part(options, small, actors):
     small["federation"] |= options | {"rounds": 6}
     prepared = prepare(load_config(small))
     reference, records = here(prepared, prepared.config.algorithm)
-    for count in (1, 2, 3):
-        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
-        assert same_bits(server, reference)
-        assert metrics(again) == metrics(records)
+    assert_same_on_any_number(prepared, actors, reference, records)
 
 
 def test_a_stack_of_convolutions_equals_its_clients_whoever_computes_it(small, actors):
@@ -155,10 +148,7 @@ def test_a_stack_of_convolutions_equals_its_clients_whoever_computes_it(small, a
     prepared = prepare(load_config(small, ["federation.stack=2"]))
     reference, records = here(prepared, prepared.config.algorithm)
     torch.testing.assert_close(reference.w, alone.w, rtol=1e-4, atol=1e-5)
-    for count in (1, 2, 3):
-        server, again = on_actors(prepared, prepared.config.algorithm, actors[:count])
-        assert same_bits(server, reference)
-        assert metrics(again) == metrics(records)
+    assert_same_on_any_number(prepared, actors, reference, records)
 
 
 def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits(
@@ -236,7 +226,7 @@ def test_memories_follow_the_client_and_start_with_its_first_cohort(small, actor
     prepared = prepare(load_config(small))
     server, _ = on_actors(prepared, prepared.config.algorithm, actors)
 
-    seen = {client for round in range(1, 5) for client in server.cohort(round)}
+    seen = {client for round in range(1, 5) for client in server.federation.cohort(round)}
     assert set(server.memories) == seen
     controls = [ray.get(kept.handle)["c_i"] for kept in server.memories.values()]
     mean = np.sum(controls, axis=0) / prepared.federation.clients
@@ -247,17 +237,13 @@ def test_cohorts_depend_on_seed_and_round_only(small):
     federation = prepare(load_config(small)).federation
 
     def cohorts(federation):
-        server = Server(ALGORITHMS["fedavg"](), "fedavg", *EMPTY, federation, None)
-        return [server.cohort(round) for round in range(1, 20)]
+        return [federation.cohort(round) for round in range(1, 20)]
 
     first = cohorts(federation)
     assert first == cohorts(federation)
     assert first != cohorts(replace(federation, seed=2))
     assert any(a != b for a, b in pairwise(first))
     assert all(cohort == sorted(set(cohort)) and len(cohort) == 5 for cohort in first)
-
-
-EMPTY = (np.zeros(1, dtype=np.float32), np.zeros(0, dtype=np.float32))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedacg"])  # the second starts its clients beside w
