@@ -30,9 +30,11 @@ from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
-from rayfl.training.engine import LocalSettings, sha256
+from rayfl.training.batches import DeviceData
+from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, sha256
 from rayfl.training.flat import Layout
-from rayfl.training.gradient import dense_chain, why_no_stack
+from rayfl.training.shortcuts import Mode, Samples, choose
+from rayfl.training.travel import packed
 
 if TYPE_CHECKING:
     from rayfl.tracking import Store, Tracker
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 # server handles on the cores that train.
 STEP_FLOP = 12.5e6
 UNIT_FLOP = 2e9
+# Of each minibatch on which the ways to compute a model are compared: batch normalisation needs two, and
+# with three hides little.
+COMPARED_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Prepared:
         return cluster.Job(
             algorithm=self.config.algorithm,
             name=self.config.algorithm_name,
-            model=self.model,
+            model=packed(self.model),
             initial=(w.numpy(), buffers.numpy()),
             data=(self.data, self.partition),
             settings=self.settings,
@@ -117,15 +122,14 @@ def prepare(
             config.data, config.partition, config.heterogeneity, fed.clients, config.seed
         )
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
-    if _has_single_sample_batch(config, partition):
-        models.check_single_samples(config.model, model, data.sample_shape)
-    if fed.stack is not None and fed.stack > 1 and dense_chain(model) is None:
-        reason = why_no_stack(model, data.sample_shape)
-        if reason:
-            raise ConfigError(
-                f"federation.stack = {fed.stack}: clients of this model train one at a time, because "
-                f"{reason}; leave federation.stack out, or choose another model"
-            )
+    shortcuts = choose(
+        model,
+        models.name_of(config.model),
+        data.num_classes,
+        _two_minibatches(data),
+        single_samples=_single_samples(config, data, partition),
+        stack=fed.stack,
+    )
     federation = Federation(
         seed=config.seed,
         clients=fed.clients,
@@ -136,7 +140,14 @@ def prepare(
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
-        or clients_per_unit(model, fed.cohort, fed.batch_size, _samples(config, data), fed.stack),
+        or clients_per_unit(
+            Layout(model).size,
+            shortcuts.dense,
+            fed.cohort,
+            fed.batch_size,
+            _samples(config, data),
+            fed.stack,
+        ),
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
         breakdown=Breakdown.of(
@@ -155,23 +166,29 @@ def prepare(
         stragglers=fed.stragglers,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
+        shortcuts=shortcuts,
     )
     return Prepared(config, data, partition, model, federation, settings)
 
 
 def clients_per_unit(
-    model: nn.Module, cohort_size: int, batch_size: int, samples: float, stack: int | None = None
+    parameters: int,
+    dense: bool,
+    cohort_size: int,
+    batch_size: int,
+    samples: float,
+    stack: int | None = None,
 ) -> int:
     """Clients of a work unit where the config leaves it open; never a matter of how many actors there are.
 
     One, in cohorts of up to 64, so that any number of actors shares a round evenly; or a whole `stack`,
-    if the config gives one. Chains of linear
-    layers train as a stack: so many clients that each step's arithmetic outweighs the launch of its
-    kernels, and the unit's (`samples` of a client a round) outweighs the message that brings it.
+    if the config gives one. Chains of linear layers (`dense`) train as a stack: so many clients that each
+    step's arithmetic outweighs the launch of its kernels, and the unit's (`samples` of a client a round)
+    outweighs the message that brings it.
     """
-    if dense_chain(model) is None:
+    if not dense:
         return max(-(-cohort_size // 64), min(stack or 1, cohort_size))
-    flop_per_sample = 6 * Layout(model).size
+    flop_per_sample = 6 * parameters
     smallest = max(
         STEP_FLOP / (flop_per_sample * batch_size), UNIT_FLOP / (flop_per_sample * samples)
     )
@@ -258,15 +275,31 @@ def _samples(config: Experiment, data: Dataset) -> float:
     return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
 
 
-def _has_single_sample_batch(config: Experiment, partition: Partition) -> bool:
-    """Whether some client would train on a batch of one sample, the last of an epoch."""
+def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
+    """Training samples from all over the data, as the engine makes them."""
+    device_data = DeviceData(data, "train", torch.device("cpu"))
+    indices = torch.linspace(0, len(device_data) - 1, 2 * COMPARED_SAMPLES).long()
+    first, second = (
+        (device_data.looks(part, None, None), device_data.y[part])
+        for part in indices.split(COMPARED_SAMPLES)
+    )
+    return first, second
+
+
+def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> set[Mode]:
+    """In which modes the model meets a batch of one sample: the last of an epoch, or of the test set."""
     fed = config.federation
     sizes = [len(partition.client(i)) for i in range(fed.clients)]
     reaches_last = (fed.local_steps is None or n <= fed.local_steps * fed.batch_size for n in sizes)
-    return any(
-        n % fed.batch_size == 1 % fed.batch_size and reached
-        for n, reached in zip(sizes, reaches_last, strict=True)
+    in_training = fed.batch_size == 1 or any(
+        n % fed.batch_size == 1 and reached for n, reached in zip(sizes, reaches_last, strict=True)
     )
+    in_evaluation = len(data.y_test) % EVALUATION_BATCH["cpu"] == 1
+    modes: tuple[tuple[Mode, bool], ...] = (
+        ("training", in_training),
+        ("evaluation", in_evaluation),
+    )
+    return {mode for mode, meets in modes if meets}
 
 
 def wanted(resources: Resources) -> Demand:

@@ -14,6 +14,7 @@ from rayfl import load_config, models, run
 from rayfl.data.partition import split
 from rayfl.errors import ClientError, ConfigError
 from rayfl.experiment import clients_per_unit, prepare
+from rayfl.training.flat import Layout
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -160,8 +161,9 @@ def test_a_store_that_is_not_there_is_an_error_before_any_actor(uri, message, tr
 def test_units_depend_on_the_work_and_never_on_the_actors(small):
     def units(model, cohort, batch_size=10, samples=50, stack=None):
         small["model"] = model
-        built = prepare(load_config(small)).model
-        return cohort / clients_per_unit(built, cohort, batch_size, samples, stack)
+        built = prepare(load_config(small))
+        size, dense = Layout(built.model).size, built.settings.shortcuts.dense
+        return cohort / clients_per_unit(size, dense, cohort, batch_size, samples, stack)
 
     assert units({"name": "mlp", "hidden": [16]}, 100) == 1  # not worth a second message
     assert units({"name": "mlp", "hidden": [400, 400]}, 100) == 2
@@ -193,6 +195,8 @@ def test_lenet_on_cifar10(small, cifar10):
 def test_a_model_that_cannot_be_stacked_is_an_error_before_any_actor(small):
     small["model"] = {"name": "convolutions:with_batch_norm"}
     small["federation"]["stack"] = 2
-    message = r"federation\.stack = 2: .* one at a time, because its buffers \(1\.running_mean"
+    message = (
+        r"federation\.stack = 2: .* one at a time, because in a stack its buffers \(1\.running_mean"
+    )
     with pytest.raises(ConfigError, match=message):
         prepare(load_config(small))

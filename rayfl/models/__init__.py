@@ -1,6 +1,5 @@
 """Model names -> `nn.Module`s that map samples [n, *sample_shape] to logits [n, num_classes]."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from rayfl.errors import ConfigError, first_line
+from rayfl.errors import ConfigError
 from rayfl.models import lora
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
@@ -17,7 +16,7 @@ from rayfl.models.transformer import SwinB, SwinS, SwinT, ViTB16, ViTTiny
 from rayfl.models.vgg import VGG11
 from rayfl.seeds import integer
 
-__all__ = ["MODELS", "Factory", "Model", "build", "check_single_samples", "plain_state_dict"]
+__all__ = ["MODELS", "Factory", "Model", "build", "name_of", "plain_state_dict"]
 
 
 @runtime_checkable
@@ -71,7 +70,7 @@ def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: in
             raise
         except Exception as error:
             raise ConfigError(
-                f"model.name = {_name(spec)!r}: fails on samples {list(sample_shape)} with "
+                f"model.name = {name_of(spec)!r}: fails on samples {list(sample_shape)} with "
                 f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "
                 "change the model's options, or take another model"
             ) from error
@@ -79,7 +78,7 @@ def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: in
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if got != expected:
         raise ConfigError(
-            f"model.name = {_name(spec)!r}: 2 samples {list(sample_shape)} must give logits of "
+            f"model.name = {name_of(spec)!r}: 2 samples {list(sample_shape)} must give logits of "
             f"shape {expected}, it gives {got}"
         )
     return model
@@ -96,31 +95,12 @@ def _try(model: nn.Module, sample_shape: tuple[int, ...]) -> Any:
     return output
 
 
-def check_single_samples(spec: Model, model: nn.Module, sample_shape: tuple[int, ...]) -> None:
-    """ConfigError if `model` cannot train on a batch of one sample.
-
-    Batch normalisation cannot where its map is 1 x 1, and some client's last batch may be that small.
-    """
-    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
-        return
-    trial = copy.deepcopy(model)  # a training pass moves batch statistics
-    with torch.random.fork_rng(devices=[]):  # and dropout draws
-        try:
-            trial(torch.zeros(1, *sample_shape))
-        except ValueError as error:
-            raise ConfigError(
-                f"model.name = {_name(spec)!r}: its batch normalisation cannot train on a batch of one "
-                f"sample ({first_line(error)}), and some client's last batch is that small; take "
-                "group normalisation (model.norm=group), another federation.batch_size or another seed"
-            ) from error
-
-
 def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights and buffers under the names of the plain architecture, adapters merged into them."""
     return (lora.merged(model) if lora.has_adapters(model) else model).state_dict()
 
 
-def _name(spec: Model) -> str:
+def name_of(spec: Model) -> str:
     """How the config names this model."""
     if isinstance(spec, Factory):
         return spec.path

@@ -6,7 +6,6 @@ from typing import Any
 
 import ray
 import torch
-from torch import nn
 
 from rayfl.algorithms.base import Algorithm
 from rayfl.data.datasets import Dataset
@@ -22,6 +21,7 @@ from rayfl.training.engine import (
     configure_process,
 )
 from rayfl.training.precision import in_effect
+from rayfl.training.travel import unpacked
 
 
 class Client:
@@ -44,15 +44,15 @@ class Client:
     def begin(
         self,
         name: str,
-        model: nn.Module,
+        model: bytes,
         algorithm: Algorithm,
         dataset: Dataset,
         partition: Partition,
         settings: LocalSettings,
     ) -> None:
-        """Make the engine of an experiment, in place of the one before."""
+        """Make the engine of an experiment, in place of the one before; `model`: as `packed`."""
         self.name = name
-        self.engine = Engine(model, algorithm, dataset, partition, settings, self.device)
+        self.engine = Engine(unpacked(model), algorithm, dataset, partition, settings, self.device)
 
     def describe(self) -> dict[str, Any]:
         """Where this client actor runs, once it is ready."""

@@ -32,7 +32,6 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch import nn
 
 from rayfl.algorithms.base import Algorithm
 from rayfl.checkpoint import Checkpoints
@@ -45,7 +44,6 @@ from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
 from rayfl.runtime.server import Federation, Record, Server
 from rayfl.training.engine import LocalSettings, configure_process
-from rayfl.training.flat import weightless
 
 PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
@@ -140,7 +138,8 @@ class Job:
     algorithm: Algorithm
     name: str
     """Of the algorithm, as users write it."""
-    model: nn.Module
+    model: bytes
+    """As `packed`."""
     initial: tuple[np.ndarray, np.ndarray]
     """First w `[P]` and buffers `[Q]`."""
     data: tuple[Dataset, Partition]
@@ -403,7 +402,7 @@ def actor_arguments(job: Job, dataset: Any = None) -> tuple[dict[str, Any], dict
     # The server passes the references on: every node maps one copy of the data.
     data, partition = job.data
     stored = {
-        "model": ray.put(weightless(job.model)),
+        "model": ray.put(job.model),
         "dataset": ray.put(data) if dataset is None else dataset,
         "partition": ray.put(partition),
     }

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from rayfl import participation, seeds
@@ -23,12 +22,11 @@ from rayfl.algorithms.base import Algorithm, Setup, Vectors
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
-from rayfl.training.flat import Layout, views
-from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain
+from rayfl.training.gradient import DenseStack, ModuleStack, PerClient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps, round_inputs
 from rayfl.training.recorded import RecordedSteps, cuda_graphs
-from rayfl.training.taps import crop, trimmed
+from rayfl.training.shortcuts import Shortcuts
 
 Arrays = dict[str, np.ndarray]
 
@@ -57,6 +55,8 @@ class LocalSettings:
     """Clients that train at once, at most; None: chosen by the engine."""
     cuda_graphs: bool
     """Whether local steps are recorded where that can be; changes no result."""
+    shortcuts: Shortcuts
+    """What may be done to be fast, for it changes nothing."""
 
 
 class WorkUnit(NamedTuple):
@@ -115,9 +115,8 @@ class Engine:
         device: str,
     ):
         self.device = torch.device(device)
-        self.layout = Layout(model)
-        trainable = [slot.name for slot in self.layout.parameters]
-        self.model, self.boxes = trimmed(model.to(self.device), dataset.sample_shape, trainable)
+        self.function = settings.shortcuts.function(model.to(self.device))
+        self.model, self.layout = self.function.model, self.function.layout
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(1)))
         self.train_data = DeviceData(dataset, "train", self.device)
@@ -189,14 +188,13 @@ class Engine:
         self.model.eval()
         start = torch.tensor(broadcast.start, device=self.device)
         buffers = torch.tensor(broadcast.buffers, device=self.device)
-        parameters = crop(views(self.layout.parameters, start), self.boxes)
-        tensors = parameters | views(self.layout.buffers, buffers)
+        tensors = self.function.parameters(start) | self.function.buffers(buffers)
         loss, correct = 0.0, []
         size = EVALUATION_BATCH[self.device.type]
         for begin in range(first, last, size):
             indices = torch.arange(begin, min(begin + size, last), device=self.device)
-            inputs = self.test_data.looks(indices, None, None)
-            outputs = functional_call(self.model, tensors, (inputs,))
+            inputs = self.function.inputs(self.test_data.looks(indices, None, None))
+            outputs = self.function(tensors, inputs)
             targets = self.test_data.y[indices]
             loss += F.cross_entropy(outputs, targets, reduction="sum").item()
             correct.append(_to_numpy(outputs.argmax(-1) == targets))
@@ -205,10 +203,10 @@ class Engine:
     def _oracle(self) -> DenseStack | ModuleStack | PerClient:
         precision = self.settings.precision
         # Autocast has no say over the hand-written backward pass.
-        if dense_chain(self.model) is not None and precision != "bfloat16":
-            return DenseStack(self.model, self.layout)
+        if self.settings.shortcuts.dense and precision != "bfloat16":
+            return DenseStack(self.function)
         kind = ModuleStack if (self.settings.stack or 1) > 1 else PerClient
-        return kind(self.model, self.layout, precision, self.boxes)
+        return kind(self.function, precision)
 
     def __str__(self) -> str:
         """How local steps are computed: "PerClient, CUDA graphs", "DenseStack of at most 4"."""

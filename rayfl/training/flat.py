@@ -5,7 +5,6 @@ of 2-d convolutions lie in the flat vector in channels-last order, so that their
 convolutions run channels-last.
 """
 
-import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ class Slot(NamedTuple):
         if len(self.shape) == 4:
             out, into, height, width = self.shape
             return part.view(*stack, out, height, width, into).movedim(-1, -3)
-        return part.view(*stack, *self.shape)
+        return part.view((*stack, *self.shape))
 
 
 class Layout:
@@ -61,13 +60,6 @@ class Layout:
         slots = [slot for slot in self.parameters if slot.offset < count]
         positions = torch.arange(slots[-1].offset + slots[-1].shape.numel())
         return torch.cat([slot.view(positions).reshape(-1) for slot in slots])[:count].clone()
-
-
-def weightless(model: nn.Module) -> nn.Module:
-    """A copy whose trainable parameters are zeros that take no memory, for passes that bring their own."""
-    trainable = (p for p in model.parameters() if p.requires_grad)
-    zeros = {id(p): nn.Parameter(p.new_zeros(()).expand(p.shape)) for p in trainable}
-    return copy.deepcopy(model, zeros)
 
 
 def views(slots: list[Slot], flat: Tensor) -> dict[str, Tensor]:

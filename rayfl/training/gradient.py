@@ -9,20 +9,18 @@ of a small model, for it takes longer to launch its kernels than to run them.
 Shapes: C clients, B samples, P parameters.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from rayfl.algorithms.base import Penalty
-from rayfl.errors import first_line
 from rayfl.training.batches import Minibatch
-from rayfl.training.flat import Layout, views
+from rayfl.training.function import Function
 from rayfl.training.precision import Precision, forward_pass
-from rayfl.training.taps import Boxes, crop
 
 
 class Oracle(Protocol):
@@ -45,15 +43,8 @@ class Oracle(Protocol):
 class Autograd:
     """What oracles by autograd share: leaves that are views of the flat vector, and the way back."""
 
-    model: nn.Module
-    layout: Layout
+    function: Function
     precision: Precision = "float32"
-    boxes: Boxes = field(default_factory=dict)
-    """How `model` wants its kernels cropped, if `trimmed` made it."""
-
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        """The parameters that the model takes, as views of `[..., P]`."""
-        return crop(views(self.layout.parameters, flat), self.boxes)
 
     def _gradient(self, objective: Tensor, leaves: dict[str, Tensor], flat: Tensor) -> Tensor:
         """The objective's derivative by the leaves, `[..., P]` as `flat`."""
@@ -61,9 +52,9 @@ class Autograd:
             objective, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         # Dead taps have no gradient.
-        gradient = torch.zeros_like(flat) if self.boxes else torch.empty_like(flat)
-        for view, tensor in zip(self._views(gradient).values(), tensors, strict=True):
-            view.copy_(tensor)
+        gradient = torch.zeros_like(flat) if self.function.crops else torch.empty_like(flat)
+        for place, tensor in zip(self.function.places(gradient).values(), tensors, strict=True):
+            place.copy_(tensor)
         return gradient
 
 
@@ -80,19 +71,19 @@ class PerClient(Autograd):
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
         self._counters = {
             name: buffer.clone()
-            for name, buffer in self.model.named_buffers()
+            for name, buffer in self.function.model.named_buffers()
             if not buffer.is_floating_point()
         }
 
     @property
     def recordable(self) -> bool:
         """Whether a recording of its passes can serve other clients: each client has buffers of its own."""
-        return not self.layout.buffers and not self._counters
+        return not self.function.layout.buffers and not self._counters
 
     def begin_client(self, buffers: Tensor) -> None:
         """Start a client with these float buffers `[Q]`; forward passes update them in place."""
         counters = {name: counter.clone() for name, counter in self._counters.items()}
-        self.buffers = views(self.layout.buffers, buffers) | counters
+        self.buffers = self.function.buffers(buffers) | counters
 
     def begin_step(self) -> None:
         """The next call is the step's first pass: it alone updates buffers (SAM's second must not)."""
@@ -103,25 +94,31 @@ class PerClient(Autograd):
     ) -> tuple[Tensor, Tensor]:
         buffers = self.buffers if self._fresh_step else self._spare_buffers()
         self._fresh_step = False
-        leaves = {name: view.requires_grad_() for name, view in self._views(x[0].detach()).items()}
-        with torch.enable_grad():
-            outputs = self._outputs(leaves | buffers, batch)
-            loss = objective = F.cross_entropy(outputs, batch.targets[0])
-            if penalty is not None:
-                added = penalty(outputs.unsqueeze(0), lambda y: self._forward(y, batch))
-                objective = loss + added.mean()
-        return self._gradient(objective, leaves, x[0]).unsqueeze(0), loss.detach().view(1)
+        leaves = self.function.leaves(x[0])
+
+        def passes(model: nn.Module) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                outputs = self._outputs(model, x.dtype, batch)
+                loss = objective = F.cross_entropy(outputs, batch.targets[0])
+                if penalty is not None:
+                    added = penalty(outputs.unsqueeze(0), lambda y: self._forward(y, batch))
+                    objective = loss + added.mean()
+            return self._gradient(objective, leaves, x[0]).unsqueeze(0), loss.detach().view(1)
+
+        return self.function.within(leaves | buffers, passes)
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
         """Outputs `[1, B, classes]` at `x [1, P]`; buffers stay as they are."""
-        return self._outputs(self._views(x[0]) | self._spare_buffers(), batch).unsqueeze(0)
+        tensors = self.function.parameters(x[0]) | self._spare_buffers()
+        return self.function.within(
+            tensors, lambda model: self._outputs(model, x.dtype, batch).unsqueeze(0)
+        )
 
-    def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
+    def _outputs(self, model: nn.Module, dtype: torch.dtype, batch: Minibatch) -> Tensor:
         """Outputs `[B, classes]` in the dtype of the parameters, whatever the precision of the pass."""
         with forward_pass(self.precision, batch.inputs.device):
-            outputs = functional_call(self.model, tensors, (batch.inputs[0],))
-        return outputs.to(batch.inputs.dtype)
+            return model(self.function.inputs(batch.inputs[0])).to(dtype)
 
     def _spare_buffers(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.buffers.items()}
@@ -135,9 +132,9 @@ class ModuleStack(Autograd):
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
     ) -> tuple[Tensor, Tensor]:
-        leaves = {name: view.requires_grad_() for name, view in self._views(x.detach()).items()}
+        leaves = self.function.leaves(x)
         with torch.enable_grad():
-            outputs = self._outputs(leaves, batch)
+            outputs = self._outputs(leaves, x.dtype, batch)
             picked = F.cross_entropy(
                 outputs.flatten(0, 1), batch.targets.flatten(), reduction="none"
             )
@@ -151,35 +148,14 @@ class ModuleStack(Autograd):
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
         """Outputs `[C, B, classes]` at `x [C, P]`."""
-        return self._outputs(self._views(x), batch)
+        return self._outputs(self.function.parameters(x), x.dtype, batch)
 
-    def _outputs(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
-        def outputs(own: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return functional_call(self.model, own, (inputs,))
-
-        with forward_pass(self.precision, batch.inputs.device):
+    def _outputs(self, tensors: dict[str, Tensor], dtype: torch.dtype, batch: Minibatch) -> Tensor:
+        inputs = self.function.inputs(batch.inputs)
+        with forward_pass(self.precision, inputs.device):
             # Randomness is an error: what a client draws must not depend on who is beside it.
-            stacked = torch.func.vmap(outputs, randomness="error")(tensors, batch.inputs)
-        return stacked.to(batch.inputs.dtype)
-
-
-def why_no_stack(model: nn.Module, sample_shape: tuple[int, ...]) -> str | None:
-    """What keeps a model from training as a `ModuleStack`; None if nothing does."""
-    layout = Layout(model)
-    if layout.buffers:
-        return f"its buffers ({layout.buffers[0].name}, ...) change as it trains"
-    x, _ = layout.flatten(model)
-    inputs, targets = torch.zeros(2, 1, 1, *sample_shape), torch.zeros(2, 1, dtype=torch.int64)
-    training = model.training
-    try:
-        ModuleStack(model.train(), layout)(
-            x.expand(2, -1), Minibatch(inputs.flatten(1, 2), targets, None)
-        )
-    except RuntimeError as error:
-        return first_line(error)
-    finally:
-        model.train(training)
-    return None
+            stacked = torch.func.vmap(self.function, randomness="error")(tensors, inputs)
+        return stacked.to(dtype)
 
 
 def _mean(values: Tensor, batch: Minibatch) -> Tensor:
@@ -201,10 +177,10 @@ class DenseStack:
 
     stacks = recordable = True
 
-    def __init__(self, model: nn.Module, layout: Layout):
-        layers = dense_chain(model)
+    def __init__(self, function: Function):
+        layers = dense_chain(function.model)
         assert layers is not None, "the model is no chain of linear layers"
-        offsets = {slot.name: slot.offset for slot in layout.parameters}
+        offsets = {slot.name: slot.offset for slot in function.layout.parameters}
         self.layers = [
             Dense(
                 offsets[f"{name}.weight"],
@@ -271,7 +247,8 @@ def dense_chain(model: nn.Module) -> list[tuple[str, nn.Linear]] | None:
     """The linear layers of a Sequential of Flatten, Linear, ReLU, ..., Linear; None for anything else."""
     if type(model) is not nn.Sequential or _is_hooked(model):
         return None
-    parts = [(name, part) for name, part in model.named_children() if not _is_flatten(part)]
+    # A Flatten further down would join what the layers above it have kept apart.
+    parts = list(itertools.dropwhile(lambda named: _is_flatten(named[1]), model.named_children()))
     linear = [(name, part) for name, part in parts[::2] if type(part) is nn.Linear]
     between = [part for _, part in parts[1::2]]
     alternates = len(linear) == len(between) + 1 == len(parts[::2])
@@ -285,7 +262,9 @@ def dense_chain(model: nn.Module) -> list[tuple[str, nn.Linear]] | None:
 
 
 def _is_hooked(model: nn.Module) -> bool:
-    return any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    of_modules = (getattr(part, kind) for part in model.modules() for kind in kinds)
+    return any(of_modules) or any(p._backward_hooks for p in model.parameters())
 
 
 def _is_flatten(part: nn.Module) -> bool:

@@ -10,27 +10,35 @@ Kernels are `[out, in, height, width]`.
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Boxes = dict[str, tuple[slice, slice]]
-"""Rows and columns of the live taps, by name of the kernel; kernels that are not here live as a whole."""
+
+class Crop(NamedTuple):
+    """The live taps of a kernel."""
+
+    rows: slice
+    columns: slice
+    padding: tuple[int, int]
+    """What their convolution pads its maps with."""
 
 
-def crop(tensors: dict[str, Tensor], boxes: Boxes) -> dict[str, Tensor]:
+Crops = Mapping[str, Crop]
+"""By name of the kernel; kernels that are not here live as a whole."""
+
+
+def crop(tensors: dict[str, Tensor], crops: Crops) -> dict[str, Tensor]:
     """The tensors with whole kernels `[..., height, width]` cropped to their live taps, which are views."""
-    cropped = {name: tensors[name][..., rows, columns] for name, (rows, columns) in boxes.items()}
-    return tensors | cropped
+    return tensors | {n: tensors[n][..., c.rows, c.columns] for n, c in crops.items()}
 
 
-def trimmed(
-    model: nn.Module, sample_shape: tuple[int, ...], trainable: Iterable[str]
-) -> tuple[nn.Module, Boxes]:
-    """A model that takes cropped kernels for samples of one shape, and how to crop the trainable ones.
+def find_crops(model: nn.Module, inputs: Tensor, trainable: Iterable[str]) -> Crops:
+    """The trainable kernels with dead taps, on the maps that these inputs `[B, *sample_shape]` make.
 
-    It is `model` itself where no tap is dead, else a copy with the same parameters.
+    Whoever uses the kernel by another way than its layer does not show here; see `shortcuts`.
     """
     names, used = set(trainable), Counter(map(id, _all_parameters(model)))
     candidates = {
@@ -43,20 +51,26 @@ def trimmed(
         and not isinstance(part.padding, str)
         and any(part.padding)
     }
-    boxes: Boxes = {}
-    paddings = {}
-    for name, sizes in _map_sizes(model, candidates, sample_shape).items():
+    crops: dict[str, Crop] = {}
+    for name, sizes in _map_sizes(model, candidates, inputs).items():
         conv = candidates[name]
         axes = zip(sizes, conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
         (rows, top), (columns, left) = (_live(*map(int, axis)) for axis in axes)
         if (rows.stop - rows.start, columns.stop - columns.start) != conv.kernel_size:
-            boxes[f"{name}.weight"], paddings[name] = (rows, columns), (top, left)
-    if not boxes:
-        return model, {}
+            crops[f"{name}.weight"] = Crop(rows, columns, (top, left))
+    return crops
+
+
+def cropped(model: nn.Module, crops: Crops) -> nn.Module:
+    """A model that takes its kernels cropped: `model` itself, or a copy with the same parameters."""
+    if not crops:
+        return model
     model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    for name, padding in paddings.items():
-        model.get_submodule(name).padding = padding
-    return model, boxes
+    for name, of_kernel in crops.items():
+        convolution = model.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.padding = of_kernel.padding
+    return model
 
 
 def _all_parameters(model: nn.Module) -> Iterable[Tensor]:
@@ -64,23 +78,22 @@ def _all_parameters(model: nn.Module) -> Iterable[Tensor]:
 
 
 def _map_sizes(
-    model: nn.Module, convolutions: dict[str, nn.Conv2d], sample_shape: tuple[int, ...]
+    model: nn.Module, convolutions: dict[str, nn.Conv2d], inputs: Tensor
 ) -> dict[str, tuple[int, int]]:
     """Height and width of the maps that each convolution is given, if they are always the same."""
     if not convolutions:
         return {}
     seen: dict[nn.Module, set[tuple[int, int]]] = {conv: set() for conv in convolutions.values()}
 
-    def look(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        height, width = inputs[0].shape[-2:]
+    def look(conv: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        height, width = (inputs or tuple(named.values()))[0].shape[-2:]
         seen[conv].add((height, width))
 
-    hooks = [conv.register_forward_pre_hook(look) for conv in seen]
+    hooks = [conv.register_forward_pre_hook(look, with_kwargs=True) for conv in seen]
     training = model.training
-    kernel = next(iter(seen)).get_parameter("weight")
     try:
         with torch.no_grad():
-            model.eval()(kernel.new_zeros(1, *sample_shape))
+            model.eval()(inputs)
     finally:
         model.train(training)
         for hook in hooks:

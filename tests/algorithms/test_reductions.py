@@ -22,6 +22,7 @@ from rayfl.data.sources import Digits
 from rayfl.models.mlp import MLP
 from rayfl.training.engine import Broadcast, Engine, LocalSettings, WorkUnit
 from rayfl.training.flat import Layout
+from rayfl.training.shortcuts import Shortcuts
 
 SETUP = Setup(clients=4, nominal_steps=2.0, sizes=(3,), first=torch.tensor([0]))
 FEDCM_LIKE = {"rho": 0.0, "control_variates": False, "adaptive": False}
@@ -121,6 +122,7 @@ def digits() -> Engine:
         stragglers=0.0,
         stack=None,
         cuda_graphs=True,
+        shortcuts=Shortcuts(dense=True),
     )
     return Engine(model, method("fedavg"), data, partition, settings, "cpu")
 

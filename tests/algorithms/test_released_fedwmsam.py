@@ -15,6 +15,7 @@ from rayfl.algorithms import ALGORITHMS
 from rayfl.algorithms.base import ServerContext, Setup
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout
+from rayfl.training.function import Function
 from rayfl.training.gradient import PerClient
 from rayfl.training.local import SGD, LocalStep, train_stack
 
@@ -115,7 +116,7 @@ def test_three_rounds_equal_the_released_program(options):
         for i in cohort:
             first = {name: v[None] for name, v in algorithm.init_client(w).items()}
             trained = train_stack(
-                LocalStep(algorithm, PerClient(model, layout), sgd, setup),
+                LocalStep(algorithm, PerClient(Function(model, layout)), sgd, setup),
                 batches[i].__getitem__,
                 start,
                 shared,

@@ -12,7 +12,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.ops import StochasticDepth
 
 from rayfl.errors import ConfigError
-from rayfl.models import MODELS, Factory, Model, build, check_single_samples
+from rayfl.models import MODELS, Factory, Model, build
 from rayfl.models.lenet import LeNet5
 from rayfl.models.lora import LoRA
 from rayfl.models.mlp import MLP
@@ -272,15 +272,3 @@ def test_images_are_resized_inside_the_model_and_parameters_keep_their_names():
     larger = nn.functional.interpolate(images, (20, 20), mode="bilinear", antialias=True)
     torch.testing.assert_close(model(images), plain(larger))
     torch.testing.assert_close(model(larger), plain(larger))
-
-
-def test_single_samples_and_batch_norm():
-    """Its maps are 1 x 1 at the end of the torchvision stem on 32 x 32, where one sample has no variance."""
-    for spec in (ResNet18(), ResNet18(norm="batch", stem="cifar")):
-        check_single_samples(spec, build(spec, CIFAR, 10, seed=0), CIFAR)
-    spec = ResNet18(norm="batch")
-    model = build(spec, CIFAR, 10, seed=0)
-    before = [tensor.clone() for tensor in state(model)]
-    with pytest.raises(ConfigError, match=r"'resnet18': .*batch of one sample.*model\.norm=group"):
-        check_single_samples(spec, model, CIFAR)
-    assert all(map(torch.equal, state(model), before))

@@ -10,6 +10,7 @@ from rayfl.runtime.pool import Ticket
 from rayfl.runtime.server import Server
 from rayfl.training.engine import Broadcast, WorkUnit, sha256
 from rayfl.training.flat import Layout
+from rayfl.training.travel import packed
 
 
 class LocalPool:
@@ -53,7 +54,7 @@ def client_arguments(
     """What makes a client of this experiment on one thread of a CPU."""
     return {
         "name": name,
-        "model": prepared.model,
+        "model": packed(prepared.model),
         "algorithm": algorithm,
         "dataset": prepared.data,
         "partition": prepared.partition,

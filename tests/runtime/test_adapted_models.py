@@ -161,7 +161,7 @@ def test_a_batch_of_one_is_refused_before_any_actor_starts(small):
     small["partition"] = {"name": "iid"}
     small["federation"] |= {"clients": 10, "batch_size": 1}
     with pytest.raises(
-        ConfigError, match=r"'resnet18': its batch normalisation.*model\.norm=group"
+        ConfigError, match=r"'resnet18': cannot take a batch of one.*model\.norm=group"
     ):
         prepare(load_config(small))
     small["model"]["norm"] = "group"

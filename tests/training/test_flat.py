@@ -1,15 +1,12 @@
-import pickle
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
-from rayfl.training.flat import Layout, views, weightless
+from rayfl.training.flat import Layout, views
 
 
 def batch_norm_net() -> nn.Module:
@@ -104,32 +101,6 @@ def test_views_share_the_vectors_memory_and_cover_it_once(name):
     assert torch.equal(flat, torch.ones(layout.size))
 
 
-@pytest.mark.parametrize("name", [*BUILDERS, "resnet18"])
-def test_a_weightless_model_is_small_and_computes_the_same_from_given_weights(name):
-    model = built(name, 0) if name in BUILDERS else ResNet18().build(SHAPE, 5)
-    layout, travelled = Layout(model), pickle.loads(pickle.dumps(weightless(model)))
-    w, buffers = layout.flatten(model)
-    assert len(pickle.dumps(travelled)) < 50_000
-    assert [slot.shape for slot in Layout(travelled).parameters] == [
-        slot.shape for slot in layout.parameters
-    ]
-    tensors = views(layout.parameters, w) | views(layout.buffers, buffers)
-    x = torch.randn(2, *SHAPE)
-    # Convolutions round differently where weights lie channels-last.
-    found = functional_call(travelled.eval(), tensors, (x,))
-    torch.testing.assert_close(found, model.eval()(x), rtol=1e-4, atol=1e-5)
-
-
-def test_a_weightless_model_keeps_what_is_frozen_and_what_is_tied():
-    model = Tied()
-    model.encoder.bias.requires_grad_(False)
-    copy = weightless(model)
-    assert torch.equal(copy.encoder.bias, model.encoder.bias)
-    assert copy.decoder.weight is copy.encoder.weight
-    assert not copy.encoder.weight.any()
-    assert model.encoder.weight.any()
-
-
 def test_weights_of_convolutions_lie_channels_last():
     model = built("lenet5", 0)
     layout = Layout(model)
@@ -197,3 +168,14 @@ def test_first_entries_are_those_of_torchs_own_order(build):
 def test_first_entries_go_on_into_the_next_tensors():
     model = nn.Sequential(nn.Conv2d(2, 1, 1), nn.Conv2d(1, 1, 2), nn.Conv2d(1, 2, 1))
     assert Layout(model).first_entries().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_parameter_of_no_dimensions_is_one_entry():
+    model = nn.Linear(2, 1)
+    model.scale = nn.Parameter(torch.tensor(3.0))
+    layout = Layout(model)
+    w, _ = layout.flatten(model)
+    assert views(layout.parameters, w)["scale"].shape == ()
+    assert views(layout.parameters, w.expand(4, -1))["scale"].tolist() == [3.0] * 4
+    layout.load(model, w + 1, torch.empty(0))
+    assert model.scale == 4

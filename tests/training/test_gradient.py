@@ -1,6 +1,5 @@
 """The oracles against autograd on the plain module."""
 
-import re
 from functools import partial
 
 import numpy as np
@@ -17,9 +16,10 @@ from rayfl.models.resnet import ResNet18
 from rayfl.models.transformer import SwinT, ViTTiny
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
-from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain, why_no_stack
+from rayfl.training.function import Function
+from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain
 from rayfl.training.local import SGD, LocalStep, train_stack
-from rayfl.training.taps import trimmed
+from rayfl.training.taps import cropped, find_crops
 
 CLASSES = 5
 
@@ -81,8 +81,8 @@ def test_all_oracles_equal_autograd_on_dense_chains(name, kind, clients):
     sizes = SIZES[kind][-clients:]
     batch = stack_of(sizes, (3, 4, 4) if name == "images" else (12,), torch.float64)
     x = 0.3 * torch.randn(clients, layout.size, dtype=torch.float64)
-    gradients, losses = DenseStack(model, layout)(x, batch)
-    others, their_losses = ModuleStack(model, layout)(x, batch)
+    gradients, losses = DenseStack(Function(model, layout))(x, batch)
+    others, their_losses = ModuleStack(Function(model, layout))(x, batch)
     torch.testing.assert_close(others, gradients, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(their_losses, losses, rtol=1e-10, atol=1e-13)
     for client, size in enumerate(sizes):
@@ -90,7 +90,7 @@ def test_all_oracles_equal_autograd_on_dense_chains(name, kind, clients):
         expected, loss = autograd(model, layout, w, one.inputs[0], one.targets[0])
         torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(losses[client], loss, rtol=1e-10, atol=1e-13)
-        mine, my_loss = PerClient(model, layout)(w.unsqueeze(0), one)
+        mine, my_loss = PerClient(Function(model, layout))(w.unsqueeze(0), one)
         torch.testing.assert_close(mine, expected.unsqueeze(0), rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(my_loss, loss.view(1), rtol=1e-10, atol=1e-13)
 
@@ -104,7 +104,7 @@ def test_dense_stack_changes_neither_parameters_nor_minibatch(name):
     x = torch.randn(2, layout.size)
     given = [x, *batch]
     before = [tensor.clone() for tensor in given]
-    DenseStack(model, layout)(x, batch)
+    DenseStack(Function(model, layout))(x, batch)
     assert all(map(torch.equal, given, before))
 
 
@@ -129,7 +129,9 @@ def test_per_client_equals_backward_of_the_module(spec, dtype, tolerance):
     batch = stack_of([3], (3, 16, 16), dtype)
     expected, loss = autograd(plain, layout, w, batch.inputs[0], batch.targets[0])
     inputs = batch.inputs[0].contiguous(memory_format=torch.channels_last).unsqueeze(0)
-    gradient, losses = PerClient(model, layout)(w.unsqueeze(0), batch._replace(inputs=inputs))
+    gradient, losses = PerClient(Function(model, layout))(
+        w.unsqueeze(0), batch._replace(inputs=inputs)
+    )
     assert (gradient[0] - expected).norm() < tolerance * expected.norm()
     assert losses.item() == pytest.approx(loss.item(), rel=tolerance)
 
@@ -141,34 +143,20 @@ def test_a_stack_of_modules_equals_its_clients_one_at_a_time(spec):
     shape = (3, 16, 16)
     model = spec.build(shape, CLASSES).double()
     layout, sizes = Layout(model), [2, 3]
-    smaller, boxes = trimmed(model, shape, [slot.name for slot in layout.parameters])
-    assert bool(boxes) == isinstance(spec, ResNet18)
+    names = [slot.name for slot in layout.parameters]
+    crops = find_crops(model, torch.zeros(1, *shape, dtype=torch.float64), names)
+    assert bool(crops) == isinstance(spec, ResNet18)
+    smaller = Function(cropped(model, crops), layout, crops)
     batch = stack_of(sizes, shape, torch.float64)
     w, _ = layout.flatten(model)
     x = w + 0.01 * torch.randn(2, layout.size, dtype=torch.float64)
-    gradients, losses = ModuleStack(smaller, layout, boxes=boxes)(x, batch)
+    gradients, losses = ModuleStack(smaller)(x, batch)
     for client, size in enumerate(sizes):
-        expected, loss = PerClient(model, layout)(x[client, None], alone(batch, client, size))
+        expected, loss = PerClient(Function(model, layout))(
+            x[client, None], alone(batch, client, size)
+        )
         torch.testing.assert_close(gradients[client, None], expected, rtol=1e-8, atol=1e-11)
         torch.testing.assert_close(losses[client, None], loss, rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (lambda: LeNet5().build((3, 16, 16), CLASSES), None),
-        (
-            lambda: ResNet18(norm="batch").build((3, 16, 16), CLASSES),
-            "its buffers .bn1.running_mean",
-        ),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(768, CLASSES)), "random"),
-    ],
-)
-def test_what_cannot_be_stacked_says_why(model, reason):
-    module = model()
-    why = why_no_stack(module, (3, 16, 16))
-    assert why is None if reason is None else re.search(reason, why)
-    assert module.training
 
 
 def test_a_client_with_buffers_of_its_own_is_not_recorded():
@@ -176,7 +164,7 @@ def test_a_client_with_buffers_of_its_own_is_not_recorded():
     shape = (3, 32, 32)
     models = [LeNet5(), ResNet18(norm="batch"), SwinT(image_size=32)]
     built = [spec.build(shape, CLASSES) for spec in models]
-    assert [PerClient(m, Layout(m)).recordable for m in built] == [True, False, False]
+    assert [PerClient(Function(m, Layout(m))).recordable for m in built] == [True, False, False]
 
 
 def test_per_client_leaves_the_model_and_the_parameters_alone():
@@ -185,7 +173,7 @@ def test_per_client_leaves_the_model_and_the_parameters_alone():
     layout, batch = Layout(model), stack_of([2], (3, 16, 16), torch.float32)
     x = torch.randn(1, layout.size)
     kept, state = x.clone(), {name: v.clone() for name, v in model.state_dict().items()}
-    PerClient(model, layout)(x, batch)
+    PerClient(Function(model, layout))(x, batch)
     assert torch.equal(x, kept)
     assert not x.requires_grad
     assert all(torch.equal(v, state[name]) for name, v in model.state_dict().items())
@@ -209,7 +197,7 @@ def test_per_client_of_a_module_with_unused_frozen_and_shared_layers():
     model = Unused()
     layout, batch = Layout(model), stack_of([3], (4,), torch.float32)
     w, _ = layout.flatten(model)
-    gradient, _ = PerClient(model, layout)(w.unsqueeze(0), batch)
+    gradient, _ = PerClient(Function(model, layout))(w.unsqueeze(0), batch)
     model.unused.zero_grad(set_to_none=False)
     F.cross_entropy(model(batch.inputs[0]), batch.targets[0]).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -232,9 +220,9 @@ def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
     def penalty(outputs, y, forward):
         return 0.7 * (outputs - forward(y)).square().sum(-1) + outputs.exp().mean(-1)
 
-    dense = DenseStack(model, layout)
+    dense = DenseStack(Function(model, layout))
     gradients, losses = dense(x, batch, lambda z, forward: penalty(z, others, forward))
-    same, their_losses = ModuleStack(model, layout)(
+    same, their_losses = ModuleStack(Function(model, layout))(
         x, batch, lambda z, forward: penalty(z, others, forward)
     )
     torch.testing.assert_close(same, gradients, rtol=1e-10, atol=1e-13)
@@ -256,7 +244,7 @@ def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
         for slot, view in views(layout.parameters, expected).items():
             view.copy_(parameters[slot].grad)
         torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
-        mine, my_loss = PerClient(model, layout)(
+        mine, my_loss = PerClient(Function(model, layout))(
             x[client, None], one, lambda z, forward, y=other[None]: penalty(z, y, forward)
         )
         torch.testing.assert_close(mine[0], expected, rtol=1e-10, atol=1e-13)
@@ -272,7 +260,7 @@ def test_sam_passes_a_penalty_on(perturb):
     model = MLPS["64"]().double()
     layout, batch = Layout(model), stack_of([6], (12,), torch.float64)
     x = 0.3 * torch.randn(1, layout.size, dtype=torch.float64)
-    oracle, calls = DenseStack(model, layout), []
+    oracle, calls = DenseStack(Function(model, layout)), []
 
     def penalty(outputs, forward):
         return outputs.square().sum(-1)
@@ -316,7 +304,7 @@ def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
     model = MLPS["logistic"]().double()
     layout = Layout(model)
     batches = [stack_of([6], (12,), torch.float64) for _ in range(3)]
-    oracle = oracle_type(model, layout)
+    oracle = oracle_type(Function(model, layout))
     start, w_prev = 0.3 * torch.randn(2, layout.size, dtype=torch.float64)
     moon = ALGORITHMS["moon"](mu=3.0, tau=0.4)
     memory = {"w_prev": w_prev[None], "seen": torch.ones(1, 1, dtype=torch.float64)}
@@ -347,7 +335,7 @@ def test_batch_statistics_move_once_a_local_step(name):
     model = batch_norm_net()
     layout = Layout(model)
     w, buffers = layout.flatten(model)
-    oracle = PerClient(model, layout)
+    oracle = PerClient(Function(model, layout))
     oracle.begin_client(buffers)
 
     def minibatch(k: int) -> Minibatch:
@@ -379,7 +367,7 @@ def test_moons_other_models_leave_batch_statistics_alone():
         model = batch_norm_net()
         layout = Layout(model)
         w, buffers = layout.flatten(model)
-        oracle = PerClient(model, layout)
+        oracle = PerClient(Function(model, layout))
         oracle.begin_client(buffers)
 
         def minibatch(k: int, oracle=oracle, batches=batches) -> Minibatch:
@@ -419,7 +407,7 @@ def test_averaged_batch_statistics_do_not_depend_on_whom_the_model_trained_befor
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, CLASSES))
     layout, batch = Layout(model), stack_of([8], (4,), torch.float32)
-    oracle, (w, fresh) = PerClient(model, layout), layout.flatten(model)
+    oracle, (w, fresh) = PerClient(Function(model, layout)), layout.flatten(model)
     first, second = fresh.clone(), fresh.clone()
     for buffers in (first, second):
         oracle.begin_client(buffers)
@@ -441,9 +429,18 @@ def tied() -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), second)
 
 
-def hooked() -> nn.Module:
+HOOKS = {
+    "forward": lambda layer: layer.register_forward_hook(lambda m, x, out: 2 * out),
+    "before": lambda layer: layer.register_forward_pre_hook(lambda m, x: 2 * x[0]),
+    "backward": lambda layer: layer.register_full_backward_hook(lambda m, x, out: (2 * x[0],)),
+    "before backward": lambda layer: layer.register_full_backward_pre_hook(lambda m, x: 2 * x[0]),
+    "parameter": lambda layer: layer.weight.register_hook(lambda gradient: 2 * gradient),
+}
+
+
+def hooked(kind: str) -> nn.Module:
     layer = nn.Linear(4, 4)
-    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    HOOKS[kind](layer)
     return nn.Sequential(layer)
 
 
@@ -480,8 +477,9 @@ def test_chains_of_linear_layers_are_trained_as_a_stack(model, layers):
         frozen(),
         twice(),
         tied(),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)),
         Doubled(nn.Linear(4, 4)),
-        hooked(),
+        *(hooked(kind) for kind in HOOKS),
     ],
     ids=lambda model: type(model).__name__,
 )

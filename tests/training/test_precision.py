@@ -12,6 +12,7 @@ from rayfl.models.lenet import LeNet5
 from rayfl.training.batches import Minibatch
 from rayfl.training.engine import Broadcast, Engine, WorkUnit
 from rayfl.training.flat import Layout, views
+from rayfl.training.function import Function
 from rayfl.training.gradient import PerClient
 from rayfl.training.precision import in_effect, local_steps
 
@@ -44,11 +45,11 @@ def test_a_bfloat16_gradient_is_that_of_an_autocast_forward_pass_in_float32_vect
     assert outputs.dtype == torch.bfloat16
     F.cross_entropy(outputs.float(), batch.targets[0]).backward()
 
-    gradient, losses = PerClient(model, layout, "bfloat16")(x, batch)
+    gradient, losses = PerClient(Function(model, layout), "bfloat16")(x, batch)
     assert gradient.dtype == losses.dtype == torch.float32
     for name, view in views(layout.parameters, gradient[0]).items():
         assert torch.equal(view, leaves[name].grad)
-    full, _ = PerClient(model, layout, "float32")(x, batch)
+    full, _ = PerClient(Function(model, layout), "float32")(x, batch)
     error = ((gradient - full).norm() / full.norm()).item()
     assert 1e-4 < error < 0.05
 

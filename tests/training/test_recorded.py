@@ -15,6 +15,7 @@ from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout
+from rayfl.training.function import Function
 from rayfl.training.gradient import DenseStack, ModuleStack, Oracle, PerClient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.recorded import RecordedSteps, Work
@@ -115,7 +116,7 @@ def three_rounds(
 def oracle(kind: str) -> Oracle:
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
     kinds = {"dense": DenseStack, "module": ModuleStack, "client": PerClient}
-    return kinds[kind](model, Layout(model))
+    return kinds[kind](Function(model, Layout(model)))
 
 
 def recorder(algorithm: Algorithm, oracle: Oracle, record=tape, **sgd: Any) -> RecordedSteps:
@@ -237,7 +238,7 @@ def test_channels_stay_last_where_a_recording_reads_them():
 
     setup = Setup(3, 3.0, (layout.size,), torch.tensor([0]))
     sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
-    step = LocalStep(algorithm, Looks(model, layout), sgd, setup)
+    step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, setup)
     w, _ = layout.flatten(model)
     train_stack(step, lambda k: batch, w, {}, {}, [2, 2], RecordedSteps(step, tape))
     assert torch.equal(seen[0], images)

@@ -11,8 +11,9 @@ from rayfl.models.lenet import LeNet5
 from rayfl.models.resnet import ResNet18
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout, views
+from rayfl.training.function import Function
 from rayfl.training.gradient import PerClient
-from rayfl.training.taps import crop, trimmed
+from rayfl.training.taps import crop, cropped, find_crops
 
 AXIS = st.tuples(
     st.integers(1, 6),  # size of the map
@@ -43,27 +44,28 @@ def test_what_is_left_out_is_what_has_no_gradient(rows, columns):
     expected.square().sum().backward()
     assert conv.weight.grad is not None
     live = conv.weight.grad.abs().sum((0, 1)) > 0
-    smaller, boxes = trimmed(model, (2, *sizes), names(model))
+    crops = find_crops(model, x, names(model))
     parameters = dict(model.named_parameters())
-    outputs = torch.func.functional_call(smaller, crop(parameters, boxes), (x,))
+    outputs = torch.func.functional_call(cropped(model, crops), crop(parameters, crops), (x,))
     torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
-    if boxes:
-        row, column = boxes["0.weight"]
+    if crops:
+        row, column, _ = crops["0.weight"]
         assert live.sum() == live[row, column].sum()
         assert live[row, column].numel() < live.numel()
 
 
 def test_most_of_resnet18_is_dead_on_small_images():
     model = ResNet18().build((3, 32, 32), 10)
-    smaller, boxes = trimmed(model, (3, 32, 32), names(model))
+    crops = find_crops(model, torch.zeros(1, 3, 32, 32), names(model))
     centre, corner = slice(1, 2), slice(1, 3)
-    assert boxes == {
-        "layer4.0.conv1.weight": (corner, corner),
-        "layer4.0.conv2.weight": (centre, centre),
-        "layer4.1.conv1.weight": (centre, centre),
-        "layer4.1.conv2.weight": (centre, centre),
+    assert crops == {
+        "layer4.0.conv1.weight": (corner, corner, (0, 0)),
+        "layer4.0.conv2.weight": (centre, centre, (0, 0)),
+        "layer4.1.conv1.weight": (centre, centre, (0, 0)),
+        "layer4.1.conv2.weight": (centre, centre, (0, 0)),
     }
-    left = sum(view.numel() for view in crop(dict(model.named_parameters()), boxes).values())
+    smaller = cropped(model, crops)
+    left = sum(view.numel() for view in crop(dict(model.named_parameters()), crops).values())
     assert left == 4_234_826
     assert smaller.get_submodule("layer4.1.conv2").padding == (0, 0)
     assert model.get_submodule("layer4.1.conv2").padding == (1, 1)
@@ -80,9 +82,9 @@ def test_most_of_resnet18_is_dead_on_small_images():
 )
 def test_where_every_tap_lives_the_model_stays_itself(build, shape):
     model = build()
-    smaller, boxes = trimmed(model, shape, names(model))
-    assert smaller is model
-    assert boxes == {}
+    crops = find_crops(model, torch.zeros(1, *shape), names(model))
+    assert crops == {}
+    assert cropped(model, crops) is model
 
 
 class Tied(nn.Module):
@@ -101,19 +103,20 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("twice", [True, False])
 def test_kernels_that_meet_maps_of_two_sizes_stay_whole(twice):
     model = Tied(twice)
-    assert trimmed(model, (2, 4, 4), names(model)) == (model, {})
+    assert find_crops(model, torch.zeros(1, 2, 4, 4), names(model)) == {}
 
 
 def test_frozen_kernels_stay_whole():
     model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1).requires_grad_(False), nn.Flatten())
-    assert trimmed(model, (2, 1, 1), names(model)) == (model, {})
+    assert find_crops(model, torch.zeros(1, 2, 1, 1), names(model)) == {}
 
 
 def test_looking_leaves_statistics_and_mode_alone():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    smaller, boxes = trimmed(model, (1, 1, 1), names(model))
-    assert boxes
+    crops = find_crops(model, torch.zeros(1, 1, 1, 1), names(model))
+    smaller = cropped(model, crops)
+    assert crops
     assert model.training
     assert smaller.training
     for state in (model.state_dict(), smaller.state_dict()):
@@ -126,10 +129,11 @@ def test_the_gradient_and_the_statistics_are_those_of_the_whole_model(norm):
     model = ResNet18(norm=norm).build((3, 32, 32), 10).double()
     layout = Layout(model)
     w, buffers = (flat.double() for flat in layout.flatten(model))
-    smaller, boxes = trimmed(model.float(), (3, 32, 32), names(model))
+    crops = find_crops(model.float(), torch.zeros(1, 3, 32, 32), names(model))
+    smaller = cropped(model, crops)
     whole, live = (
-        PerClient(model.double(), layout),
-        PerClient(smaller.double(), layout, boxes=boxes),
+        PerClient(Function(model.double(), layout)),
+        PerClient(Function(smaller.double(), layout, crops)),
     )
     x = torch.rand(1, 4, 3, 32, 32, dtype=torch.float64)
     batch = Minibatch(inputs=x, targets=torch.randint(10, (1, 4)), weights=None)

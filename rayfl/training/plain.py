@@ -1,0 +1,265 @@
+"""What plain PyTorch makes of a model: the measure of every faster way to compute it."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayfl.errors import first_line, reason
+from rayfl.training.flat import Layout, views
+from rayfl.training.function import channels_first
+
+Tensors = dict[str, Tensor]
+Samples = tuple[Tensor, Tensor]
+"""Inputs `[B, *sample_shape]` as the engine makes them, and labels `[B]`."""
+Mode = Literal["training", "evaluation"]
+
+# Several threads bring a model of fewer parameters nothing, and wait for each other where others compute too.
+FEW_PARAMETERS = 1_000_000
+# Differences that are rounding: relative to the tensor, and to all tensors together. Models that compute in
+# float32 in between are compared as coarsely as that makes necessary.
+ROUNDING = {torch.float64: (1e-5, 1e-8), torch.float32: (1e-2, 1e-3)}
+_WHOSE: dict[Mode, str] = {
+    "training": "some client is that small; take group normalisation (model.norm=group), another "
+    "federation.batch_size or another seed",
+    "evaluation": "the test set is that small; leave out a test sample, or change the model",
+}
+
+
+class Outcome(NamedTuple):
+    """What a minibatch makes of a model."""
+
+    loss: Tensors
+    gradient: Tensors
+    buffers: Tensors
+    """Float buffers after the step."""
+    parameters: Tensors
+    """After the step, if the forward pass changes them, as embeddings with `max_norm` do."""
+    logits: Tensors
+    """In evaluation mode."""
+
+
+class Unfit(Exception):
+    """The model cannot be trained as plain PyTorch does; the text says why."""
+
+
+class Plain:
+    """A model as plain PyTorch computes it on two minibatches, in float64 if all of it can be.
+
+    Use it within `restored`. Raises Unfit if the model cannot be trained on the minibatches.
+    """
+
+    def __init__(self, model: nn.Module, classes: int, batches: tuple[Samples, Samples]):
+        self.model, self.classes, self.layout = model, classes, Layout(model)
+        self.w, self.buffers = self.layout.flatten(model)
+        self.counters = {
+            n: b.clone() for n, b in model.named_buffers() if not b.is_floating_point()
+        }
+        self.changes_inputs = False
+        """Whether a forward pass changes the samples that it is given."""
+        self.first = self._begun(batches)
+        """Outcome of the first minibatch."""
+
+    def check_single_sample(self, mode: Mode) -> None:
+        """Unfit if the model cannot take a batch of one sample."""
+        try:
+            outputs = self.model.train(mode == "training")(channels_first(self.batches[0][0][:1]))
+            self._check_logits(outputs, 1, mode)
+        except Exception as error:  # whatever the model raises
+            raise Unfit(
+                f"cannot take a batch of one sample in {mode} mode ({first_line(error)}), and the last batch "
+                f"of {_WHOSE[mode]}"
+            ) from error
+        finally:
+            self.restore()
+
+    def outcome(self) -> Outcome:
+        """What plain PyTorch makes of the model and the first minibatch."""
+        x, y = self.batches[0]
+        step = self.step(x, y)
+        with torch.no_grad():
+            logits = self.model.eval()(channels_first(x))
+        self.restore()
+        return step._replace(logits={"logits": logits})
+
+    def step(self, x: Tensor, y: Tensor) -> Outcome:
+        """One training pass, forwards and backwards; without the logits in evaluation mode."""
+        seed()
+        outputs = self.model.train()(inputs := channels_first(x))
+        self._check_logits(outputs, len(y), "training")
+        loss = F.cross_entropy(outputs, y)
+        loss.backward()
+        self.changes_inputs |= not torch.equal(inputs, x)
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        gradient = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()
+        }
+        self.model.zero_grad()
+        buffers = {n: b.clone() for n, b in self.model.named_buffers() if b.is_floating_point()}
+        changed = changed_parameters(
+            {n: p.detach() for n, p in parameters.items()}, self.shaped(self.w)
+        )
+        self.restore()
+        return Outcome({"loss": loss.detach()}, gradient, buffers, changed, {})
+
+    def shaped(self, flat: Tensor) -> Tensors:
+        """The parameters in a flat vector."""
+        return views(self.layout.parameters, flat)
+
+    def _begun(self, batches: tuple[Samples, Samples]) -> Outcome:
+        """Plain PyTorch's outcome: in float64 if the model allows that, else in float32."""
+        if _is_float32(self.model):
+            self._convert(torch.float64, batches)
+            with contextlib.suppress(Exception):  # a constant in float32, say
+                return self.outcome()
+            self._convert(torch.float32, batches)
+        else:
+            self.batches = batches
+        try:
+            return self.outcome()
+        except Unfit:
+            raise
+        except Exception as error:  # whatever the model raises
+            raise Unfit(
+                f"fails in training mode on samples {list(batches[0][0].shape)} ({reason(error)}); change "
+                "its options, or take another model"
+            ) from error
+
+    def _convert(self, dtype: torch.dtype, batches: tuple[Samples, Samples]) -> None:
+        """Let all be computed in this type."""
+        self.model.to(dtype)
+        self.w, self.buffers = self.w.to(dtype), self.buffers.to(dtype)
+        first, second = ((x.to(dtype) if x.is_floating_point() else x, y) for x, y in batches)
+        self.batches = first, second
+        self.restore()
+
+    def _check_logits(self, outputs: object, samples: int, mode: Mode) -> None:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if got != (samples, self.classes):
+            raise Unfit(
+                f"in {mode} mode {samples} samples must give logits of shape {(samples, self.classes)}, it "
+                f"gives {got}"
+            )
+
+    def restore(self) -> None:
+        """Put the model where it was before the pass."""
+        buffers = views(self.layout.buffers, self.buffers) | self.counters
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+            for name, weight in self.shaped(self.w).items():
+                if not torch.equal(parameters[name], weight):
+                    parameters[name].copy_(weight)
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model has the mode and the types that it had, and torch's generator is where it was."""
+    training, whole, threads = model.training, _is_float32(model), torch.get_num_threads()
+    try:
+        if Layout(model).size < FEW_PARAMETERS:
+            torch.set_num_threads(1)
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if whole:
+            model.float()
+        model.train(training)
+        torch.set_num_threads(threads)
+
+
+def _is_float32(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
+
+
+def check_tensors(model: nn.Module) -> None:
+    """Unfit if parameters and buffers cannot be two float32 vectors."""
+    if problem := _problem(model):
+        raise Unfit(problem)
+
+
+def _problem(model: nn.Module) -> str | None:
+    """What keeps the model's tensors from being two float32 vectors."""
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        return "has no trainable parameters; set requires_grad of those that clients shall train"
+    for name, parameter in trainable.items():
+        if nn.parameter.is_lazy(parameter):
+            return f"{name!r} has no shape after a forward pass in evaluation mode; give it one"
+        if parameter._post_accumulate_grad_hooks:
+            return f"{name!r} has a hook that waits for its .grad, which is never written; use register_hook"
+    floats = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+    for name, tensor in (trainable | floats).items():
+        if tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            return (
+                f"{name!r} is {kind}; trainable parameters and float buffers must be float32, as what "
+                "travels and is averaged: build the model with module.float()"
+            )
+    return _overlap(trainable)
+
+
+def _overlap(parameters: Mapping[str, Tensor]) -> str | None:
+    """Two parameters in one memory: what they share would move with both in plain PyTorch."""
+    spans = sorted(
+        (p.untyped_storage().data_ptr(), p.storage_offset(), p.storage_offset() + p.numel(), name)
+        for name, p in parameters.items()
+        if p.numel()
+    )
+    for (storage, _, end, first), (other, begin, _, second) in itertools.pairwise(spans):
+        if storage == other and begin < end:
+            return (
+                f"{first!r} and {second!r} are two parameters in one memory; to tie layers, give both the "
+                "parameter itself (a.weight = b.weight)"
+            )
+    return None
+
+
+def seed() -> None:
+    """Let each pass draw the same random numbers."""
+    torch.default_generator.manual_seed(0)
+
+
+def changed_parameters(after: Tensors, before: Tensors) -> Tensors:
+    """Copies of those that differ."""
+    return {n: t.clone() for n, t in after.items() if not torch.equal(t, before[n])}
+
+
+def difference(mine: Outcome, plain: Outcome) -> str | None:
+    """What differs by more than rounding, and by how much."""
+    words = ("its {}", "the gradient of {!r}", "the buffer {!r}", "after a pass {!r}", "its {}")
+    for found, expected, saying in zip(mine, plain, words, strict=True):
+        if found.keys() != expected.keys():
+            return f"a pass changes the parameters {sorted(found.keys() ^ expected.keys())}"
+        if largest := _largest(found, expected):
+            name, by = largest
+            return f"{saying.format(name)} differs by {by:.1%}"
+    return None
+
+
+def _largest(mine: Tensors, plain: Tensors) -> tuple[str, float] | None:
+    """The tensor that differs most, and its relative difference; None: all differences are rounding."""
+    norms = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in plain.items()}
+    whole, found = math.hypot(*norms.values()), {}
+    for name, tensor in plain.items():
+        own, common = ROUNDING.get(tensor.dtype, ROUNDING[torch.float32])
+        by = _distance(mine[name], tensor)
+        if by and not by <= own * norms[name] + common * whole:
+            found[name] = by / max(norms[name], 1e-300)
+    return max(found.items(), key=lambda item: item[1], default=None)
+
+
+def _distance(mine: Tensor, plain: Tensor) -> float:
+    """L2 norm of the difference; where both are NaN, or infinite alike, they are equal."""
+    by = float(torch.linalg.vector_norm(mine - plain))
+    if math.isfinite(by):
+        return by
+    same = (mine == plain) | (mine.isnan() & plain.isnan())
+    return float(torch.linalg.vector_norm(torch.where(same, 0.0, mine - plain)))
