@@ -9,11 +9,13 @@ round (gradient convention); alpha = weight of the adaptive direction.
 Client:  m starts at 0, v and u at the server's v;  d = alpha m / sqrt(u) + (1 - alpha) Delta
 Server:  v <- mean of the clients' last u over the cohort; epsilon^2 before the first round
 
-There is no bias correction. The formulas follow public descriptions of the paper's algorithm; compare them
-with its text before you build on them.
-Deviations from the code released with FedAdamW: u is the largest v (there, v itself), weight decay is
-`federation.weight_decay`, which the local loop adds to the direction (there, to the gradient), and epsilon
-is the start of sqrt(u) (there, added to it). `federation.max_norm` clips each gradient, as there.
+The formulas follow public descriptions of the paper's algorithm; compare them with its text before you
+build on them.
+Deviations from the code released with FedAdamW: u is the largest v (there, v itself), epsilon is the start
+of sqrt(u) (there, added to it), the two directions weigh alpha and 1 - alpha (there, 1 and a gamma), there is
+no bias correction (there, one whose count of steps goes on over the rounds), and weight decay is
+`federation.weight_decay`, which the local loop adds to the direction (there, to the gradient).
+`federation.max_norm` clips each gradient, as there.
 The adaptive part of a step moves every parameter by up to about alpha lr: choose `federation.lr` for that.
 """
 

@@ -13,14 +13,15 @@ while m = 0.
 
 Legend: m = momentum, the last displacement of w (it points downhill); the server is FedAvgM's, so with
 the start z the new w is the mean of the clients' last iterates.
-Deviation: the released server of 2026-03 forgets the old momentum, m = (1 + gamma) D; here
-m <- gamma m + D, unless `released_server` is set. The released worker ignores the configured rho and
-gamma; here they hold.
+Deviation: m <- gamma m + D; the released server of 2026-03 forgets the old momentum and has m = D in its
+first round, m = (1 + gamma) D afterwards: set `released_server` for it (begun = 1 after the first round,
+0 before it). The released worker ignores the configured rho and gamma; here they hold.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 
 from rayfl.algorithms.base import sam
@@ -35,8 +36,12 @@ class FedNSAM(FedNesterov):
 
     rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
     released_server: Annotated[
-        bool, Field(description="the released server, m = (1 + gamma) D, which forgets the old m")
+        bool, Field(description="the released server, which forgets the old m: (1 + gamma) D")
     ] = False
+
+    def init_server(self, w):
+        own = {"begun": torch.zeros_like(w[:1])} if self.released_server else {}
+        return super().init_server(w) | own
 
     def local_step(self, x, memory, grad, ctx):
         return sam(grad, self.rho)(x), memory
@@ -44,8 +49,9 @@ class FedNSAM(FedNesterov):
     def server_step(self, w, server, mean, ctx):
         if not self.released_server:
             return super().server_step(w, server, mean, ctx)
-        m = (1 + self.gamma) * mean["delta"]
-        return w + m, {"m": m}
+        # Not "m = 0" for the first round: an m may be 0 later, in some of its entries above all.
+        m = (1 + self.gamma * server["begun"]) * mean["delta"]
+        return w + m, {"m": m, "begun": torch.ones_like(server["begun"])}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ FedMoSWA:  d = f_k (g + m - c_i);  c_i+ = c_i - m - D_i / (lr sum_k f_k);  m <- 
 The formulas and the defaults follow public descriptions of the method; compare them with the paper's
 text before you build on them. Because f_k is a factor of the direction, the clip sees f_k d, and weight
 decay keeps the round's lr.
-Deviations from the code released with FedNSAM in 2026: alpha and rho hold (there, alpha = 1 and rho = 0
-at twice the learning rate), and c_i+ divides by the sum of the learning rates, as in the paper (there, by
-K lr).
+Deviations from the code released with FedNSAM in 2026: alpha and rho hold (there, alpha = 1, and rho = 0 at
+twice the learning rate in FedSWA, 1 in FedMoSWA), weight decay keeps the round's lr (there, it falls, too),
+and m's first step is gamma (there, 1).
 """
 
 from dataclasses import dataclass

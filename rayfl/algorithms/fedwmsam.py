@@ -25,7 +25,7 @@ Deviations from the released code, each with the option that undoes it:
     perturbation      e_b is a vector of global norm rho. The released code takes delta_b's entries for its
                       tensors': it adds the number sign rho delta_b[j] / (sum_m |delta_b[m]| + 1e-7) to all
                       of tensor j, for the T tensors and the first T entries of delta_b in torch's order;
-                      the norm of that is some 54 times rho on ResNet-18. `scalars` does so; `sum_of_norms`
+                      the norm of that was 56 to 79 times rho on ResNet-18. `scalars` does so; `sum_of_norms`
                       is what it means, rho delta_b / (sum_m ||delta_b of tensor m||)
     perturb_sign      it ascends; there, the sign is -1
     momentum_factor   Delta has no spurious factor; there, it is the decay of the learning rate, 0.998

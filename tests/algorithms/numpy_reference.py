@@ -149,7 +149,10 @@ def fedsam(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Out
 def fednsam(
     f: Federation, *, gamma: float, rho: float, released_server: bool = False
 ) -> Iterator[Outcome]:
-    """Clients start at the extrapolated z = x + gamma m and run local SAM."""
+    """Clients start at the extrapolated z = x + gamma m and run local SAM.
+
+    The released server takes the new mean for the old m, which it has from its second round on.
+    """
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
         z, D = x + gamma * m, np.zeros_like(x)
@@ -160,9 +163,10 @@ def fednsam(
                 e = rho * g / (norm(g) + 1e-12)
                 y = f.step(r, y, f.gradient(r, i, k, y + e))
             D = D + (y - z) / len(S)
-        m = gamma * D + D if released_server else gamma * m + D
+        old = D if released_server and r > 0 else m
+        m = gamma * old + D
         x = x + m
-        yield Outcome(x, {"m": m}, {})
+        yield Outcome(x, {"m": m} | ({"begun": 1.0} if released_server else {}), {})
 
 
 def fednsam_momentum(f: Federation, *, gamma: float, rho: float) -> Iterator[Outcome]:

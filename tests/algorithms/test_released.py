@@ -1,0 +1,63 @@
+"""Every recorded training of the methods' authors, by rayfl's server, engine, local loop and oracles.
+
+The bound is rounding's where the authors' code divides by no epsilon, or by one of 1e-12; their SAM of
+fedwmsam.npz divides by a norm + 1e-7.
+"""
+
+import dataclasses
+
+import pytest
+from recordings import Way, replay, traces
+
+from rayfl.algorithms import ALGORITHMS
+
+TRACES = traces()
+WITH_EPSILON = {"FedSAM", "MoFedSAM", "FedGamma", "FedSpeed", "FedSMOO"}
+ALONE, STACKED = Way("PerClient", 1), Way("ModuleStack", 4)
+CONVOLUTIONAL = (ALONE, STACKED)
+DENSE = (*CONVOLUTIONAL, Way("DenseStack", 1), Way("DenseStack", 4))
+CASES = {
+    f"{name} {way.oracle} {way.stack}": (name, way)
+    for name, trace in TRACES.items()
+    for way in (DENSE if trace.x.ndim == 2 else CONVOLUTIONAL)
+}
+WMSAM = "ragged/FedWMSAM"
+WMSAM_OPTIONS = [n for n in TRACES[WMSAM].options if n != "server_lr"]
+
+
+def bound(name: str) -> float:
+    return 2e-7 if name.partition("/")[2] in WITH_EPSILON else 1e-11
+
+
+def test_there_are_26_recordings():
+    """Two of them with FedWMSAM's alpha."""
+    assert len(TRACES) == 26
+    assert [n for n, t in TRACES.items() if t.alpha is not None] == ["equal/FedWMSAM", WMSAM]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_round_equals_the_recording(case):
+    name, way = CASES[case]
+    trace, apart, alpha = TRACES[name], [], []
+    for server, difference in replay(trace, way):
+        apart.append(difference)
+        if trace.alpha is not None:
+            alpha.append(server.state["alpha"].item())
+    assert max(apart) < bound(name), apart
+    if trace.alpha is not None:
+        assert alpha == pytest.approx(trace.alpha, rel=0, abs=1e-11)
+
+
+@pytest.mark.parametrize("option", WMSAM_OPTIONS)
+def test_each_of_the_released_options_shows(option):
+    """With FedWMSAM's default in its place, the parameters are others."""
+    default = getattr(ALGORITHMS["fedwmsam"](), option)
+    *_, (_, difference) = replay(TRACES[WMSAM], STACKED, **{option: default})
+    assert difference > 1e-4
+
+
+def test_a_clip_acts_where_it_was_recorded():
+    trace = TRACES["F2 FedNSAM, clip acts"]
+    free = dataclasses.replace(trace, local=trace.local | {"max_norm": None})
+    *_, (_, difference) = replay(free, STACKED)
+    assert difference > 0.1
