@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from local_pool import LocalPool
+from local_pool import a_server
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,8 +10,6 @@ from rayfl import load_config, models, run
 from rayfl.errors import ConfigError
 from rayfl.experiment import prepare
 from rayfl.models.lora import merged
-from rayfl.runtime.client import Client
-from rayfl.runtime.server import Server
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import Broadcast, Engine, WorkUnit, sha256
 from rayfl.training.flat import Layout
@@ -33,20 +31,7 @@ def adapted(small):
 
 def server_on(prepared):
     """After all rounds, in this process; and the records."""
-    algorithm, model = prepared.config.algorithm, prepared.model
-    w, buffers = (v.numpy() for v in Layout(model).flatten(model))
-    client = Client(
-        threads=1,
-        gpu_fraction=0,
-        name="test",
-        model=model,
-        algorithm=algorithm,
-        dataset=prepared.data,
-        partition=prepared.partition,
-        settings=prepared.settings,
-    )
-    pool = LocalPool(client)
-    server = Server(algorithm, "test", w, buffers, prepared.federation, pool)
+    server = a_server(prepared)
     return server, list(server.run())
 
 
