@@ -30,7 +30,8 @@ from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
-from rayfl.training.engine import LocalSettings, sha256
+from rayfl.training import contract
+from rayfl.training.engine import LocalSettings, sha256, shared_setup
 from rayfl.training.flat import Layout
 from rayfl.training.gradient import dense_chain, why_no_stack
 
@@ -156,6 +157,14 @@ def prepare(
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
     )
+    if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check
+        contract.check(
+            config.algorithm,
+            config.algorithm_name,
+            shared_setup(Layout(model), partition, settings),
+            federation.cohort_size / federation.clients,
+            federation.lrs,
+        )
     return Prepared(config, data, partition, model, federation, settings)
 
 
