@@ -24,7 +24,7 @@ def check(algorithm: Algorithm, setup: Setup = SMALL, lrs=EXPONENTIAL) -> None:
     contract.check(algorithm, "mine:Method", setup, 0.5, lrs)
 
 
-@pytest.mark.parametrize("setup", [SMALL, LARGE, Setup(2, 1.0, (1,), torch.tensor([0]))])
+@pytest.mark.parametrize("setup", [LARGE, Setup(2, 1.0, (1,), torch.tensor([0]))])
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), *RIGHT], ids=lambda a: a.__name__)
 def test_a_method_that_keeps_the_rules_passes(algorithm, setup):
     check(algorithm(), setup)
