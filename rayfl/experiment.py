@@ -30,8 +30,9 @@ from rayfl.history import History
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.server import Federation, Record
+from rayfl.training import contract
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, sha256
+from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, sha256, shared_setup
 from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
@@ -168,6 +169,14 @@ def prepare(
         cuda_graphs=config.resources.cuda_graphs,
         shortcuts=shortcuts,
     )
+    if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check
+        contract.check(
+            config.algorithm,
+            config.algorithm_name,
+            shared_setup(Layout(model), partition, settings),
+            federation.cohort_size / federation.clients,
+            federation.lrs,
+        )
     return Prepared(config, data, partition, model, federation, settings)
 
 

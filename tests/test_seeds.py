@@ -23,6 +23,8 @@ PURPOSES = get_args(Purpose)
         ((0, "long_tail"), [535940, 984790, 110661]),
         ((0, "feature_shift"), [507, 756277, 441319]),
         ((0, "label_noise"), [224088, 954415, 74495]),
+        ((0, "method", 1, 1), [197874, 891481, 772331]),
+        ((0, "server_method", 1), [372940, 805023, 207562]),
     ],
 )
 def test_streams_never_change(stream, expected):

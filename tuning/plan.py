@@ -81,6 +81,8 @@ class Inputs:
             mode="json",
             include={"data", "partition", "heterogeneity", "model", "federation", "seed"},
         )
+        if ":" in experiment.algorithm_name:  # one's own method is checked, with its first values
+            content["algorithm"] = experiment.algorithm_name
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "max_norm"):
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)

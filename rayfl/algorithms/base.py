@@ -4,7 +4,8 @@ Shapes: P parameters, C clients of a stack. Every vector is `[..., P]`, every sc
 `[P]` and `[1]` on the server, `[C, P]` and `[C, 1]` where C clients are trained together. Reduce over
 the last axis only, and one rule serves both.
 
-Algorithms draw no random numbers, do no I/O and change no tensor that they were given.
+Algorithms draw no random numbers but those of `ctx.random`, do no I/O, keep nothing to themselves from
+one call to the next, and change no tensor or dict that they were given.
 Gradients, momenta and control variates point uphill (the gradient convention).
 """
 
@@ -32,6 +33,27 @@ class Grad(Protocol):
     """
 
     def __call__(self, x: Tensor, penalty: Penalty | None = None, /) -> Tensor: ...
+
+
+Fill = Callable[..., Tensor]
+"""`fill(row, generator=g)` fills a vector in place and returns it, as `torch.Tensor.normal_` does."""
+
+
+class Random(Protocol):
+    """`ctx.random(like)`: standard normal numbers, a new tensor with the shape, dtype and device of `like`.
+
+    `fill` draws others: `ctx.random(x, torch.Tensor.exponential_)`, or a function of your own such as
+    `lambda row, generator: row.bernoulli_(0.1, generator=generator)`. It is called for each client's row.
+    What a client gets depends on the experiment's seed, the round, the client and the step alone, never on
+    who is beside it; the calls of one step draw one after the other. `like [n]` on a client is `[C, n]`.
+    """
+
+    def __call__(self, like: Tensor, fill: Fill = Tensor.normal_) -> Tensor: ...
+
+
+def unseeded(like: Tensor, fill: Fill = Tensor.normal_) -> Tensor:
+    """The `random` of a context that was made without a seed."""
+    raise RuntimeError("this context has no random numbers: it was made without a seed")
 
 
 class Setup(NamedTuple):
@@ -64,6 +86,8 @@ class ClientContext(NamedTuple):
     step: int
     """k, number of the current local step, from 0."""
     setup: Setup
+    random: Random = unseeded
+    """Seeded random numbers; `upload` has others than any step."""
 
 
 class ServerContext(NamedTuple):
@@ -75,6 +99,8 @@ class ServerContext(NamedTuple):
     """Mean of K_i over the cohort."""
     participation: float
     """S / N, with the S clients whose uploads are averaged."""
+    random: Random = unseeded
+    """Seeded random numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rayfl.algorithms.base import Algorithm, ServerContext
+from rayfl.algorithms.noise import server_noise
 from rayfl.checkpoint import Memory, Snapshot
 from rayfl.errors import DivergedError
 from rayfl.evaluation import Breakdown
@@ -115,7 +116,7 @@ class Server:
         """Rounds that are done."""
         self.memories: dict[int, Kept] = {}
         """Each client's memory, by client id; clients never sampled have none."""
-        self._remembers = bool(algorithm.init_client(torch.zeros(1)))
+        self._remembers = bool(algorithm.init_client(self.w))
         self.correct: np.ndarray | None = None
         """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
         self._evaluations: deque[tuple[int, list[Ticket]]] = deque()
@@ -221,7 +222,8 @@ class Server:
         self.buffers = mean.pop("buffers")
         steps = sum(result.steps for result in results) / opened.clients
         participation = opened.clients / self.federation.clients
-        ctx = ServerContext(lr=opened.lr, steps=steps, participation=participation)
+        random = server_noise(self.federation.seed, opened.round)
+        ctx = ServerContext(opened.lr, steps, participation, random)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
         metrics = self._metrics(opened, mean, results)
         took = time.perf_counter() - opened.began

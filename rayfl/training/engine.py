@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rayfl import participation, seeds
 from rayfl.algorithms.base import Algorithm, Setup, Vectors
+from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
@@ -118,23 +119,15 @@ class Engine:
         self.function = settings.shortcuts.function(model.to(self.device))
         self.model, self.layout = self.function.model, self.function.layout
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
-        self.remembers = bool(algorithm.init_client(torch.zeros(1)))
+        self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
         self.train_data = DeviceData(dataset, "train", self.device)
         self.test_data = DeviceData(dataset, "test", self.device)
         self.oracle = self._oracle()
         on_gpu = self.device.type == "cuda"
         self.records = settings.cuda_graphs and on_gpu and self.oracle.recordable
         self.recorded: RecordedSteps | None = None
-        nominal = settings.local_steps
-        if nominal is None:
-            assert settings.local_epochs is not None
-            nominal = settings.local_epochs * len(partition.client(0)) / settings.batch_size
-        self.setup = Setup(
-            clients=len(partition.sizes),
-            nominal_steps=float(nominal),
-            sizes=tuple(slot.shape.numel() for slot in self.layout.parameters),
-            first=self.layout.first_entries().to(self.device),
-        )
+        setup = shared_setup(self.layout, partition, settings)
+        self.setup = setup._replace(first=setup.first.to(self.device))
 
     @torch.no_grad()
     def train(
@@ -272,8 +265,23 @@ class Engine:
         if self.records and self.recorded is None:
             self.recorded = RecordedSteps(step, cuda_graphs())
         steps = [len(p.sizes) for p in plans]
+        noise = ClientNoise(s.seed, unit.round, clients, steps)
         with local_steps(s.precision):
-            return train_stack(step, minibatch, start, shared, memory, steps, self.recorded)
+            return train_stack(step, minibatch, start, shared, memory, steps, self.recorded, noise)
+
+
+def shared_setup(layout: Layout, partition: Partition, settings: LocalSettings) -> Setup:
+    """What is the same for all clients and rounds."""
+    nominal = settings.local_steps
+    if nominal is None:
+        assert settings.local_epochs is not None
+        nominal = settings.local_epochs * len(partition.client(0)) / settings.batch_size
+    return Setup(
+        clients=len(partition.sizes),
+        nominal_steps=float(nominal),
+        sizes=tuple(slot.shape.numel() for slot in layout.parameters),
+        first=layout.first_entries(),
+    )
 
 
 def configure_process(threads: int) -> None:

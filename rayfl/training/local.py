@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Penalty, Setup, Vectors
+from rayfl.algorithms.base import Algorithm, ClientContext, Penalty, Setup, Vectors, unseeded
+from rayfl.algorithms.noise import ClientNoise
 from rayfl.algorithms.vectors import norm
 from rayfl.training.batches import Minibatch
 from rayfl.training.gradient import Oracle
@@ -53,6 +54,8 @@ class Stack:
     """`[]`."""
     counts: Tensor
     """K_i, int64 `[C, 1]`."""
+    noise: ClientNoise | None
+    """None: whoever draws random numbers raises."""
     x: Tensor = field(init=False)
     """The iterates `[C, P]`: the loop's own, for a new vector every step would double the traffic."""
     total: Tensor = field(init=False)
@@ -70,6 +73,7 @@ class Stack:
             steps=self.counts.to(self.start.dtype),
             step=step,
             setup=setup,
+            random=self.noise.at(step) if self.noise else unseeded,
         )
 
 
@@ -146,11 +150,12 @@ def train_stack(
     memory: Vectors,
     steps: list[int],
     recorded: Recorded | None = None,
+    noise: ClientNoise | None = None,
 ) -> Trained:
     """Train C clients from `start [P]` for `steps[i]` steps each; a finished client stays as it is."""
     lr = torch.as_tensor(step.sgd.lr, dtype=start.dtype, device=start.device)
     counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
-    stack, take, passes = Stack(start, shared, memory, lr, counts), step, 0
+    stack, take, passes = Stack(start, shared, memory, lr, counts, noise), step, 0
     if recorded is not None:
         stack, take = recorded.hold(stack), recorded
     for k in range(max(steps)):

@@ -81,6 +81,7 @@ class RecordedSteps:
                 memory={},
                 lr=stack.lr.clone(),
                 counts=stack.counts.clone(),
+                noise=stack.noise,
             )
             self._held[shape] = Held(own, {n: v.clone() for n, v in stack.memory.items()})
         held = self._held[shape]
@@ -93,6 +94,7 @@ class RecordedSteps:
             (held.stack.counts, stack.counts),
         ):
             mine.copy_(other)
+        held.stack.noise = stack.noise
         held.choose(tuple(stack.memory))
         return held.stack
 
@@ -119,6 +121,10 @@ class RecordedSteps:
         slots = self._slot(batch)
         before, names = held.values(), tuple(stack.memory)
         passes = self._take(held, slots, k, all_active)
+        if stack.noise is not None and stack.noise.drawn:
+            # A recording would draw the same numbers for ever.
+            self.refused = f"step {k} draws random numbers"
+            return passes
         after, names_after = held.values(), tuple(stack.memory)
 
         def again() -> None:

@@ -17,6 +17,7 @@ ENGINES = {
 METHODS_AND_ENGINES = [(name, "DenseStack") for name in ALGORITHMS] + [
     ("fedwmsam", engine) for engine in ENGINES if engine != "DenseStack"
 ]
+METHODS_AND_ENGINES += [("noisy:Noisy", engine) for engine in ENGINES]
 
 
 def with_batch_norm(num_classes):

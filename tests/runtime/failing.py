@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,14 @@ import numpy as np
 from torch import nn
 
 from rayfl.algorithms import Algorithm
+
+
+def in_an_engine() -> bool:
+    """Whether a client trains: the check of one's own methods before a run must not see them go wrong."""
+    frame = sys._getframe()
+    while frame is not None and Path(frame.f_code.co_filename).name != "engine.py":
+        frame = frame.f_back
+    return frame is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,7 @@ class RaisesInRoundTwo(Algorithm):
         return w, {"round": server["round"]}
 
     def local_step(self, x, memory, grad, ctx):
-        if ctx.shared["round"].item() == 2:
+        if ctx.shared["round"].item() == 2 and in_an_engine():
             raise ZeroDivisionError("momentum of nothing")
         return grad(x), memory
 
@@ -37,7 +46,7 @@ class Explodes(Algorithm):
     """Steps so far that the loss is not finite."""
 
     def local_step(self, x, memory, grad, ctx):
-        return grad(x) * 1e30, memory
+        return grad(x) * (1e30 if in_an_engine() else 1.0), memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,8 @@ class Dies(Algorithm):
     """Takes its process with it."""
 
     def local_step(self, x, memory, grad, ctx):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if in_an_engine():
+            os.kill(os.getpid(), signal.SIGKILL)
         return grad(x), memory
 
 
@@ -67,7 +77,7 @@ class HangsOnce(Algorithm):
     marker: str
 
     def local_step(self, x, memory, grad, ctx):
-        if not Path(self.marker).exists():
+        if in_an_engine() and not Path(self.marker).exists():
             Path(self.marker).touch()
             time.sleep(10_000)
         return grad(x), memory
@@ -82,7 +92,7 @@ class FillsMemoryOnce(Algorithm):
     """Directory of a cgroup that the process joins before."""
 
     def local_step(self, x, memory, grad, ctx):
-        if not Path(self.marker).exists():
+        if in_an_engine() and not Path(self.marker).exists():
             Path(self.marker).touch()
             if self.group is not None:
                 Path(self.group, "cgroup.procs").write_text(str(os.getpid()))

@@ -146,3 +146,16 @@ def test_stragglers_take_fewer_steps_of_the_same_batches(small):
         cut, full = engine._plan(1, client), whole._plan(1, client)
         assert len(full.sizes) == 6
         np.testing.assert_array_equal(cut.indices, full.indices[: len(cut.indices)])
+
+
+def test_random_numbers_of_a_method_are_those_of_the_client_not_of_its_unit(small):
+    """In units of 1, 2 and 5 clients sums are rounded differently, by a thousandth of the draws at most."""
+    small["model"] = {"name": "convolutions:plain"}
+    small["algorithm"] = {"name": "noisy:Noisy"}
+    ends = []
+    for size in (1, 2, 5):
+        small["federation"]["clients_per_unit"] = size
+        prepared = prepare(load_config(small))
+        ends.append(here(prepared, prepared.config.algorithm)[0].w)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0, atol=1e-6)

@@ -5,10 +5,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from noisy import Noisy
 from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import Setup
+from rayfl.algorithms.noise import ClientNoise
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
@@ -159,6 +161,23 @@ def test_a_client_rounds_alike_beside_one_that_has_stopped(max_norm):
     sgd.step_(beside, direction.repeat(2, 1), torch.tensor([[1.0], [0.0]]))
     sgd.step_(alone, direction, None)
     assert torch.equal(beside, torch.cat([alone, x]))
+
+
+def test_a_client_draws_in_a_stack_what_it_draws_alone():
+    """Steps and uploads, though the stack has clients that go on for longer."""
+    clients, steps, step = [7, 3, 5], [3, 1, 2], LocalStep(Noisy(), Distance(), PLAIN, SETUP)
+
+    def trained(rows: slice) -> Trained:
+        noise = ClientNoise(0, 1, clients[rows], steps[rows])
+        return train_stack(
+            step, lambda k: TARGETS[rows], torch.zeros(2), {}, {}, steps[rows], noise=noise
+        )
+
+    stack, alone = trained(slice(3)), [trained(slice(i, i + 1)) for i in range(3)]
+    for name, value in stack.uploads.items():
+        assert torch.equal(value, torch.cat([one.uploads[name] for one in alone]))
+    exact = train(ALGORITHMS["fedavg"](), steps).uploads["delta"]
+    assert ((stack.uploads["delta"] - exact).abs() > 1e-3).all()
 
 
 @dataclass(frozen=True, kw_only=True)

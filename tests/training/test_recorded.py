@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ServerContext, Setup
+from rayfl.algorithms.noise import ClientNoise
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.training.batches import Minibatch
@@ -104,7 +105,10 @@ def three_rounds(
         step = LocalStep(algorithm, oracle, SGD(lr=lr, **sgd), setup)
         start, shared = algorithm.broadcast(w, server)
         minibatches = batches(round, len(steps), ragged=len(steps) > 1)
-        trained = train_stack(step, minibatches.__getitem__, start, shared, memory, steps, recorded)
+        noise = ClientNoise(0, round, range(len(steps)), steps)
+        trained = train_stack(
+            step, minibatches.__getitem__, start, shared, memory, steps, recorded, noise
+        )
         results.append(trained)
         memory = trained.memory
         mean = {name: value.mean(0) for name, value in trained.uploads.items()}
@@ -204,6 +208,26 @@ def test_a_step_that_its_recording_does_not_repeat_is_taken_itself():
     three_rounds(Counts(), oracle("dense"), [3], recorded, weight_decay=0.0, max_norm=None)
     assert recorded.refused == "step 0 and its recording do not do the same"
     assert recorded.replays == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws(Algorithm):
+    """Adds noise to the gradients of every step but the first."""
+
+    def local_step(self, x, memory, grad, ctx):
+        return grad(x) + (ctx.random(x) if ctx.step else 0.0), memory
+
+
+def test_a_step_that_draws_random_numbers_is_taken_itself():
+    """A recording would have the numbers of its first round for ever; step 0 draws none."""
+    recorded = recorder(Draws(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    results, expected = (
+        three_rounds(Draws(), oracle("dense"), [4, 2, 3], r, weight_decay=0.0, max_norm=None)
+        for r in (recorded, None)
+    )
+    assert all(map(same, results, expected))
+    assert recorded.refused == "step 1 draws random numbers"
+    assert recorded.replays == 2
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_itself():

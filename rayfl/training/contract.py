@@ -1,0 +1,256 @@
+"""What `algorithms/base.py` asks of a method, checked on one's own before any actor starts.
+
+The method runs for two rounds in the real local loop, with a small stack of clients, and each call of its six
+functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
+client of the stack must get what it gets alone. Else results would depend on where clients run and on who
+runs beside them, without a word.
+
+Shapes: C clients of the stack, P parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayfl.algorithms.base import Algorithm, ClientContext, Grad, ServerContext, Setup, Vectors
+from rayfl.algorithms.noise import ClientNoise, server_noise
+from rayfl.errors import ConfigError
+from rayfl.training.batches import Minibatch
+from rayfl.training.local import SGD, LocalStep, train_stack
+from rayfl.training.quadratics import Quadratics
+from rayfl.training.watching import Broken, Given, Watch, kind, same
+from rayfl.wording import shown
+
+STEPS = (3, 2)
+"""K_i of the stack's clients: one finishes before the other."""
+ROUNDS = 2
+"""In the first one memories and server state may be zero, which hides mistakes."""
+MOST_PARAMETERS = 4_000
+"""Larger models are checked as a shorter vector of as many tensors."""
+TOLERANCE = 1e-4
+"""Between a client's row of the stack and the client alone, relative: sums may be rounded differently."""
+
+
+def check(
+    algorithm: Algorithm, name: str, setup: Setup, participation: float, lrs: Sequence[float]
+) -> None:
+    """ConfigError for the first rule that the method breaks; `lrs` has the rounds' learning rates."""
+    shorter, rates = _shorter(setup), [*lrs, lrs[-1]][:ROUNDS]
+
+    def broken(setup: Setup, dtype: torch.dtype) -> Broken | None:
+        try:
+            _train(algorithm, setup, participation, rates, dtype)
+        except Broken as found:
+            return found
+        return None
+
+    found = broken(shorter, torch.float32)
+    if found is not None and found.doubt == "size" and shorter is not setup:
+        found = broken(setup, torch.float32)
+    elif found is not None and found.doubt == "rounding" and not broken(shorter, torch.float64):
+        return
+    if found is not None:
+        raise ConfigError(f"algorithm.name = {shown(name)}: {found}") from found
+
+
+def _shorter(setup: Setup) -> Setup:
+    """As many tensors with about `MOST_PARAMETERS` in all; `setup` itself if it has no more."""
+    size = sum(setup.sizes)
+    if size <= MOST_PARAMETERS:
+        return setup
+    sizes = tuple(max(1, n * MOST_PARAMETERS // size) for n in setup.sizes)
+    return setup._replace(sizes=sizes, first=torch.arange(len(sizes)))
+
+
+@torch.no_grad()
+def _train(
+    algorithm: Algorithm, setup: Setup, participation: float, lrs: list[float], dtype: torch.dtype
+) -> None:
+    """A round for each learning rate; raises `Broken`."""
+    problem = Quadratics(sum(setup.sizes), len(STEPS), dtype)
+    method = Watched(method=algorithm, oracle=problem, watch=Watch(algorithm))
+    w, memory = problem.point(), {}
+    server = method.init_server(w)
+    for lr in lrs:
+        start, shared = method.broadcast(w, server)
+        first = method.init_client(start)
+        memory = memory or {name: torch.stack([v] * len(STEPS)) for name, v in first.items()}
+        step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, max_norm=None), setup)
+        method.batches[:] = [problem.batch() for _ in range(max(STEPS))]
+        trained = train_stack(step, method.batches.__getitem__, start, shared, memory, list(STEPS))
+        method.must_keep("upload", "memory", trained.memory, memory, "init_client")
+        memory = trained.memory
+        mean = {name: value.sum(0) / len(STEPS) for name, value in trained.uploads.items()}
+        ctx = ServerContext(lr, sum(STEPS) / len(STEPS), participation)
+        w, server = method.server_step(w, server, mean, ctx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Algorithm):
+    """The method, in which a call raises `Broken` if it breaks a rule."""
+
+    method: Algorithm
+    watch: Watch
+    oracle: Quadratics
+    batches: list[Minibatch] = field(default_factory=list)
+    """Of the round's local steps."""
+
+    def init_server(self, w: Tensor) -> Vectors:
+        return self.watch("init_server", {"w": w}, lambda: self.method.init_server(w))
+
+    def init_client(self, w: Tensor) -> Vectors:
+        memory = self.watch("init_client", {"w": w}, lambda: self.method.init_client(w))
+        for name, value in memory.items():
+            if value.dim() != 1:
+                self.watch.refuse_kind("init_client", f"memory[{name!r}]", value, "[P] or [1]")
+        return memory
+
+    def broadcast(self, w: Tensor, server: Vectors) -> tuple[Tensor, Vectors]:
+        given: Given = {"w": w, "server": server}
+        start, shared = self.watch("broadcast", given, lambda: self.method.broadcast(w, server))
+        self.watch.must_be("broadcast", "start", start, "w", w)
+        return start, shared
+
+    def local_step(
+        self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
+    ) -> tuple[Tensor, Vectors]:
+        given: Given = {"x": x, "memory": memory} | _given(ctx)
+        direction, new = self.watch(
+            "local_step",
+            given,
+            lambda: self.method.local_step(x, memory, grad, _seeded(ctx, range(len(x)))),
+        )
+        self.watch.must_be("local_step", "direction", direction, "x", x)
+        self._must_have_rows("local_step", "memory", new)
+        added = {n: v for n, v in new.items() if n not in memory and ctx.step == 0}
+        dropped = {n: v for n, v in memory.items() if n not in new}
+        self.must_keep("local_step", "memory", new | dropped, memory | added, "before")
+
+        def alone(i: int) -> tuple[Tensor, Vectors]:
+            inputs, targets, _ = self.batches[ctx.step]
+            batch = Minibatch(_row(inputs, i), _row(targets, i), None)
+            mine = _seeded(_of_client(ctx, i), [i])
+            return self.method.local_step(
+                _row(x, i),
+                _rows(memory, i),
+                lambda at, p=None, /: self.oracle(at, batch, p)[0],
+                mine,
+            )
+
+        running = [i for i, count in enumerate(STEPS) if ctx.step < count]
+        self._must_not_mix("local_step", (direction, new), alone, running)
+        return direction, new
+
+    def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
+        given: Given = {"delta": delta, "memory": memory} | _given(ctx)
+        uploads, new = self.watch(
+            "upload",
+            given,
+            lambda: self.method.upload(delta, memory, _seeded(ctx, range(len(delta)))),
+        )
+        self._must_have_rows("upload", "uploads", uploads)
+        if "delta" not in uploads or "buffers" in uploads:
+            self.watch.refuse(
+                "upload",
+                f"returns the uploads {sorted(uploads)}: 'delta' must be among them (its norm is the metric "
+                "train/drift), and 'buffers' must not, which is the name of the model's own",
+            )
+        self.watch.must_be("upload", "uploads['delta']", uploads["delta"], "delta", delta)
+
+        def alone(i: int) -> tuple[Vectors, Vectors]:
+            mine = _seeded(_of_client(ctx, i)._replace(step=STEPS[i]), [i])
+            return self.method.upload(_row(delta, i), _rows(memory, i), mine)
+
+        self._must_not_mix("upload", (uploads, new), alone, range(len(STEPS)))
+        return uploads, new
+
+    def server_step(
+        self, w: Tensor, server: Vectors, mean: Vectors, ctx: ServerContext
+    ) -> tuple[Tensor, Vectors]:
+        given: Given = {"w": w, "server": server, "mean": mean}
+        new, state = self.watch(
+            "server_step",
+            given,
+            lambda: self.method.server_step(
+                w, server, mean, ctx._replace(random=server_noise(0, 1))
+            ),
+        )
+        self.watch.must_be("server_step", "w", new, "w before", w)
+        self.must_keep("server_step", "server", state, server, "init_server")
+        return new, state
+
+    def must_keep(self, function: str, part: str, new: Vectors, old: Vectors, of: str) -> None:
+        """The same names, each with the same kind of tensor: a checkpoint is read by them."""
+        if new.keys() != old.keys():
+            self.watch.refuse(
+                function,
+                f"returns {part} with the names {sorted(new)}, but must keep those of {of}, {sorted(old)}"
+                + (" (step 0 may add some to the memory)" if part == "memory" else ""),
+            )
+        for name, value in new.items():
+            self.watch.must_be(function, f"{part}[{name!r}]", value, of, old[name])
+
+    def _must_have_rows(self, function: str, part: str, vectors: Vectors) -> None:
+        for name, value in vectors.items():
+            if value.dim() != 2 or len(value) != len(STEPS):
+                self.watch.refuse_kind(
+                    function,
+                    f"{part}[{name!r}]",
+                    value,
+                    f"a row for each client, [C, P] or [C, 1] with C = {len(STEPS)} here "
+                    "(keepdim=True where you reduce)",
+                )
+
+    def _must_not_mix(
+        self, function: str, result: Any, alone: Callable[[int], Any], clients: Sequence[int]
+    ) -> None:
+        """The clients' rows of a result are what each gets alone."""
+        stack = self.watch.named(function, result)
+        for i in clients:
+            single = self.watch.named(function, self.watch.returned(function, lambda i=i: alone(i)))
+            for name, value in stack.items():
+                if name in single and _close(_row(value, i), single[name]):
+                    continue
+                advice = ", and take K_i from ctx.steps, not ctx.step" * (function == "upload")
+                self.watch.refuse(
+                    function,
+                    f"mixes clients: a client's {name} depends on who is trained beside it; reduce over the "
+                    "last axis only, with g.norm(dim=-1, keepdim=True) or rayfl.algorithms.vectors.norm(g)"
+                    + advice,
+                    "rounding",
+                )
+
+
+def _given(ctx: ClientContext) -> Given:
+    own: Given = {"ctx.start": ctx.start, "ctx.shared": ctx.shared, "ctx.steps": ctx.steps}
+    return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.setup.first": ctx.setup.first}
+
+
+def _seeded(ctx: ClientContext, clients: Sequence[int]) -> ClientContext:
+    """With random numbers that start anew."""
+    noise = ClientNoise(0, 1, clients, [STEPS[i] for i in clients])
+    return ctx._replace(random=noise.at(ctx.step))
+
+
+def _of_client(ctx: ClientContext, i: int) -> ClientContext:
+    return ctx._replace(start=_row(ctx.start, i), steps=_row(ctx.steps, i))
+
+
+def _row(value: Tensor, i: int) -> Tensor:
+    return value[i : i + 1]
+
+
+def _rows(vectors: Vectors, i: int) -> Vectors:
+    return {name: _row(value, i) for name, value in vectors.items()}
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if kind(a) != kind(b):
+        return False
+    if same(a, b):
+        return True
+    a, b = a.double(), b.double()
+    return bool((a - b).norm() <= TOLERANCE * torch.maximum(a.norm(), b.norm()) + 1e-12)
