@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -358,6 +359,7 @@ def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
 def _list_presets() -> None:
     from tuning import presets
 
+    logging.getLogger("rayfl.overlays").setLevel(logging.ERROR)  # not what each of them leaves out
     columns = ["preset", "", "scale", "trials", "rounds", "client updates"]
     table = Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
     for column in table.columns[3:]:

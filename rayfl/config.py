@@ -56,6 +56,17 @@ class ModelChoice(Choice):
             ) from None
         return Factory(path=name, factory=factory, options=options)
 
+    def has(self, name: Any, key: str) -> bool | None:
+        if not (isinstance(name, str) and ":" in name):
+            return super().has(name, key)
+        try:
+            inspect.signature(import_path(name, "model.name")).bind_partial(**{key: None})
+        except TypeError:
+            return False
+        except (ConfigError, ValueError):
+            return None
+        return True
+
     def dump(self, value: Any) -> dict[str, Any]:
         is_factory = isinstance(value, Factory)
         return {"name": value.path, **value.options} if is_factory else super().dump(value)
@@ -65,6 +76,7 @@ DATA = Choice("data", SOURCES, Source)
 PARTITION = Choice("partition", SCHEMES, Scheme)
 MODEL = ModelChoice("model", MODELS, Model)
 ALGORITHM = Choice("algorithm", ALGORITHMS, Algorithm)
+NAMED = {choice.section: choice.has for choice in (DATA, PARTITION, MODEL, ALGORITHM)}
 
 
 class Section(BaseModel):
@@ -367,8 +379,8 @@ def load_config(
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     is_file = isinstance(source, str | Path)
-    config = overlays.read(Path(source)) if is_file else overlays.plain(source)
-    config = overlays.merge(config, overlays.parse_overrides(overrides))
+    config = overlays.read(Path(source), NAMED) if is_file else overlays.plain(source)
+    config = overlays.merge(config, overlays.parse_overrides(overrides), NAMED)
     try:
         # JSON's strict mode: no silent conversion ("true" is no number), but lists become tuples.
         return Experiment.model_validate_json(json.dumps(config), strict=True)
