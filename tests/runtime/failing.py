@@ -41,6 +41,24 @@ class Explodes(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndsOn(Algorithm):
+    """After `round` rounds the server holds `value`, in its state or in every parameter."""
+
+    round: int = 3
+    value: float = float("nan")
+    where: str = "m"
+
+    def init_server(self, w):
+        return {"m": w * 0, "round": w[:1] * 0}
+
+    def server_step(self, w, server, mean, ctx):
+        w, m, round = w + mean["delta"], server["m"], server["round"] + 1
+        if round.item() == self.round:
+            m, w = (m + self.value, w) if self.where == "m" else (m, w * 0 + self.value)
+        return w, {"m": m, "round": round}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RenamesItsMemory(Algorithm):
     """Returns a memory of another name than it started with."""
 
