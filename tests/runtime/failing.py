@@ -45,7 +45,7 @@ class EndsOn(Algorithm):
     """After `round` rounds the server holds `value`, in its state or in every parameter."""
 
     round: int = 3
-    value: float = float("nan")
+    value: str = "nan"  # a config holds finite numbers alone
     where: str = "m"
 
     def init_server(self, w):
@@ -54,7 +54,8 @@ class EndsOn(Algorithm):
     def server_step(self, w, server, mean, ctx):
         w, m, round = w + mean["delta"], server["m"], server["round"] + 1
         if round.item() == self.round:
-            m, w = (m + self.value, w) if self.where == "m" else (m, w * 0 + self.value)
+            value = float(self.value)
+            m, w = (m + value, w) if self.where == "m" else (m, w * 0 + value)
         return w, {"m": m, "round": round}
 
 

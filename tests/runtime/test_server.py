@@ -387,7 +387,7 @@ AGGREGATED = r"what the server aggregated \({}\) is not finite; lower federation
 )
 def test_what_the_server_ends_a_round_on_must_be_finite(where, value, what, round, small):
     prepared, records = prepare(load_config(small)), []
-    algorithm = EndsOn(round=round, value=value, where=where)
+    algorithm = EndsOn(round=round, value=str(value), where=where)
     client = Client(**client_arguments(prepared, algorithm, "mine"))
     w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
     server = Server(algorithm, "mine", w, buffers, prepared.federation, LocalPool(client))
@@ -402,7 +402,7 @@ def test_what_the_server_ends_a_round_on_must_be_finite(where, value, what, roun
 @pytest.mark.parametrize("value", [1e38, -3.0])
 def test_large_numbers_are_no_divergence(value, small):
     """Their sum overflows float32, none of them does."""
-    server, records = here(prepare(load_config(small)), EndsOn(value=value), name="mine")
+    server, records = here(prepare(load_config(small)), EndsOn(value=str(value)), name="mine")
     assert server.state["m"].numel() * 1e38 > 3.4e38
     assert torch.equal(server.state["m"], torch.full_like(server.w, value))
     assert len(records) == 6
