@@ -3,11 +3,13 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input (found before any actor started), 130 interrupted.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import gc
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -46,6 +48,8 @@ app = typer.Typer(
 
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
+_PLAIN = str.maketrans({"·": ".", "±": "+-", "–": "-", "—": "-", "→": "->", "…": "..."})
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
 Overrides = Annotated[
     list[str] | None,
@@ -72,11 +76,24 @@ def script() -> None:
             gc.freeze()
 
 
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What is shown for characters that a stream cannot encode: a path's, or those of a table."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("plain", _plain)
+
+
 def main() -> None:
     """The command, in this process."""
     # MLflow, torch and Ray make millions of objects that stay, when they are imported. Looking for garbage
     # among them after every 700, as Python does, takes a third of a short command's time.
     gc.set_threshold(100_000)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
     # Import paths in a config may name modules of the working directory, as with `python -m`.
     sys.path.insert(0, os.getcwd())
     try:
@@ -205,6 +222,8 @@ def reproduce(
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved config and its hash."""
     resolved = _load(config, overrides)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as config files are read
     print(resolved.to_yaml() + f"# config hash: {resolved.hash}")
 
 
@@ -358,6 +377,7 @@ def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
 def _list_presets() -> None:
     from tuning import presets
 
+    logging.getLogger("rayfl.overlays").setLevel(logging.ERROR)  # not what each of them leaves out
     columns = ["preset", "", "scale", "trials", "rounds", "client updates"]
     table = Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
     for column in table.columns[3:]:

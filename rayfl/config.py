@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
@@ -34,6 +35,9 @@ from rayfl.wording import config_error, one_line, shown
 # What may differ between two runs of the same experiment: where it runs, who records and keeps it, what is
 # computed from its predictions, and where the files of published data and weights lie.
 _NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint", "evaluation"}
+LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250  # characters; MLflow's limits
+# What local steps multiply vectors with, or compare their norm to.
+_COMPUTED_WITH = ("lr", "weight_decay", "max_norm")
 _PLACES = {"data": {"root", "download"}, "model": {"download"}}
 
 Positive = Annotated[int, Field(gt=0)]
@@ -56,6 +60,17 @@ class ModelChoice(Choice):
             ) from None
         return Factory(path=name, factory=factory, options=options)
 
+    def has(self, name: Any, key: str) -> bool | None:
+        if not (isinstance(name, str) and ":" in name):
+            return super().has(name, key)
+        try:
+            inspect.signature(import_path(name, "model.name")).bind_partial(**{key: None})
+        except TypeError:
+            return False
+        except (ConfigError, ValueError):
+            return None
+        return True
+
     def dump(self, value: Any) -> dict[str, Any]:
         is_factory = isinstance(value, Factory)
         return {"name": value.path, **value.options} if is_factory else super().dump(value)
@@ -65,6 +80,7 @@ DATA = Choice("data", SOURCES, Source)
 PARTITION = Choice("partition", SCHEMES, Scheme)
 MODEL = ModelChoice("model", MODELS, Model)
 ALGORITHM = Choice("algorithm", ALGORITHMS, Algorithm)
+NAMED = {choice.section: choice.has for choice in (DATA, PARTITION, MODEL, ALGORITHM)}
 
 
 class Section(BaseModel):
@@ -95,10 +111,12 @@ class Federation(Section):
         ),
     ] = 0.0
     local_epochs: Annotated[
-        Positive | None, Field(description="E, passes over a client's data a round")
+        Annotated[int, Field(gt=0, le=10**4)] | None,
+        Field(description="E, passes over a client's data a round"),
     ] = None
     local_steps: Annotated[
-        Positive | None, Field(description="K, minibatches a round, instead of epochs")
+        Annotated[int, Field(gt=0, le=10**6)] | None,
+        Field(description="K, minibatches a round, instead of epochs"),
     ] = None
     stragglers: Annotated[
         float,
@@ -285,6 +303,17 @@ class Tracking(Section):
         Field(description="accuracies whose first round is recorded"),
     ] = (0.5, 0.6, 0.7, 0.8, 0.9)
 
+    @model_validator(mode="after")
+    def _short(self) -> Self:
+        limits = {"experiment": LONGEST_EXPERIMENT, "run_name": LONGEST_RUN_NAME}
+        for key, limit in limits.items():
+            if len(name := getattr(self, key) or "") > limit:
+                raise ConfigError(
+                    f"tracking.{key} = {shown(name)}: must have at most {limit} characters, MLflow's limit; "
+                    f"this has {len(name)}"
+                )
+        return self
+
 
 class Checkpoint(Section):
     """What a run leaves to go on from."""
@@ -323,6 +352,37 @@ class Experiment(Section):
                 "no new nodes; name a cluster by ray.address, or leave resources.wait_s at 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _holds_in_float32(self) -> Self:
+        """Parameters are float32: a number that none can hold becomes infinity, or 0."""
+        federation = {key: getattr(self.federation, key) for key in _COMPUTED_WITH}
+        options = {f"algorithm.{key}": v for key, v in ALGORITHM.dump(self.algorithm).items()}
+        for key, value in ({f"federation.{k}": v for k, v in federation.items()} | options).items():
+            if isinstance(value, float) and not 1e-45 < abs(value) < 3.4e38 and value != 0:
+                raise ConfigError(
+                    f"{key} = {value:g}: must be 0, or from 1e-45 to 3.4e38; parameters are float32, "
+                    "which holds no other numbers"
+                )
+        self._begins_finite()
+        return self
+
+    def _begins_finite(self) -> None:
+        """ConfigError if a number in the algorithm's first vectors, which its options make, is too large."""
+        broken, w = [], torch.zeros(1)
+        try:
+            server = self.algorithm.init_server(w)
+            start, shared = self.algorithm.broadcast(w, server)
+            vectors = {**self.algorithm.init_client(w), **shared, **server, "start": start}
+            broken = [name for name, vector in vectors.items() if not vector.isfinite().all()]
+        except Exception as error:  # another fault of an own method is told where it is run
+            if "overflow" in str(error) or isinstance(error, OverflowError):
+                broken = [one_line(error)]
+        if broken:
+            raise ConfigError(
+                f"algorithm = {shown(ALGORITHM.dump(self.algorithm))}: with these options the first round "
+                f"has numbers too large for float32, which goes up to 3.4e38 ({broken[0]}); make them smaller"
+            )
 
     @property
     def algorithm_name(self) -> str:
@@ -367,8 +427,8 @@ def load_config(
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     is_file = isinstance(source, str | Path)
-    config = overlays.read(Path(source)) if is_file else overlays.plain(source)
-    config = overlays.merge(config, overlays.parse_overrides(overrides))
+    config = overlays.read(Path(source), NAMED) if is_file else overlays.plain(source)
+    config = overlays.merge(config, overlays.parse_overrides(overrides), NAMED)
     try:
         # JSON's strict mode: no silent conversion ("true" is no number), but lists become tuples.
         return Experiment.model_validate_json(json.dumps(config), strict=True)

@@ -1,10 +1,11 @@
 """The layers of a config: files that extend each other, then overrides -> one plain mapping.
 
-Later layers win key by key. A layer that changes the `name` of a section starts that section afresh,
-so that options of the old name do not linger. A layer that gives one of two alternatives takes the
-other back.
+Later layers win key by key. Where a layer changes the `name` of a section, the options that the new name
+has too stay; what has to go is said. A layer that gives one of two alternatives takes the other back.
 """
 
+import functools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -19,11 +20,17 @@ from rayfl.errors import ConfigError
 from rayfl.wording import nearest, one_line, printable, shown
 
 Layer = dict[str, Any]
+Has = Callable[[Any, str], bool | None]
+"""`(name, key)`: whether sections of that name have that key; None if there is no such name."""
+Named = Mapping[str, Has]
+"""Of each section with a `name`, by its dotted key."""
 
 ALTERNATIVES = (("cohort_size", "participation"), ("local_epochs", "local_steps"))
 
 _LARGEST_INTEGER = 2**63 - 1
 _DEEPEST = 20
+
+logger = logging.getLogger(__name__)
 
 
 class _Constructor(SafeConstructor):
@@ -33,7 +40,7 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
-def read(path: Path, extended_by: tuple[Path, ...] = ()) -> Layer:
+def read(path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
     """A config file on top of the file that its `extends` names, relative to its own directory."""
     if path.resolve() in [file.resolve() for file in extended_by]:
         circle = " -> ".join(file.name for file in (*extended_by, path))
@@ -62,25 +69,36 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> Layer:
         raise ConfigError(
             f"extends = {shown(base)}: must be the path of a config file, relative to '{path.name}'"
         )
-    return merge(read(path.parent / base, (*extended_by, path)), plain(content))
+    return merge(read(path.parent / base, named, (*extended_by, path)), plain(content), named)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Layer:
     """One layer from all `section.key=value` texts: no override drops what another one gives."""
     layer: Layer = {}
     for override in overrides:
-        layer = merge(layer, _parse_override(override), lambda old, new: old)
+        layer = join(layer, _parse_override(override))
     return layer
 
 
-def merge(base: Layer, layer: Layer, kept: Callable[[Layer, Layer], Layer] | None = None) -> Layer:
-    """`base` with `layer` on top. `kept(old, new)`: what remains of an old section under a new one."""
-    kept = kept or _kept
+def join(first: Layer, second: Layer) -> Layer:
+    """Both as one layer: nothing of the first goes, but for values that the second gives too."""
+    joined = dict(first)
+    for key, value in second.items():
+        old = joined.get(key)
+        joined[key] = (
+            join(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return joined
+
+
+def merge(base: Layer, layer: Layer, named: Named, path: str = "") -> Layer:
+    """`base` with `layer` on top; `path`: the dotted key of both."""
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            value = merge(kept(old, value), value, kept)
+            inner = f"{path}.{key}".lstrip(".")
+            value = merge(_kept(old, value, named, inner), value, named, inner)
         merged[key] = value
     return merged
 
@@ -112,16 +130,39 @@ def plain(value: Any, key: str = "") -> Any:
     )
 
 
-def _kept(old: Layer, new: Layer) -> Layer:
-    if new.get("name", old.get("name")) != old.get("name"):
-        return {}
+def _kept(old: Layer, new: Layer, named: Named, path: str) -> Layer:
+    """What stays of an old section under a new one."""
     replaced = {
         key
         for pair in ALTERNATIVES
         for key, other in (pair, pair[::-1])
         if key not in new and new.get(other) is not None
     }
+    if path in named and old.get("name", new.get("name")) != new.get("name", old.get("name")):
+        replaced |= _dropped(old, new, named[path], path)
     return {key: value for key, value in old.items() if key not in replaced}
+
+
+def _dropped(old: Layer, new: Layer, has: Has, path: str) -> set[str]:
+    """The options that a section's new name does not have; says so, and what stays."""
+    shared = {key: has(new["name"], key) for key in old if key != "name" and key not in new}
+    if None in shared.values():  # a name that is going to be refused
+        return set()
+    kept, dropped = ([key for key in shared if shared[key] is is_kept] for is_kept in (True, False))
+    words = [
+        f"{verb} {', '.join(f'{printable(key)} = {shown(old[key])}' for key in keys)}"
+        for verb, keys in (("keeps", kept), ("drops", dropped))
+        if keys
+    ]
+    if words:
+        _say(f"{path}.name = {shown(new['name'])}, not {shown(old['name'])}: {'; '.join(words)}")
+    return set(dropped)
+
+
+@functools.cache
+def _say(message: str) -> None:
+    """Once: hundreds of points of a sweep say the same."""
+    logger.warning(message)
 
 
 def _parse_override(override: str) -> Layer:

@@ -4,6 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -59,6 +60,7 @@ class Progress:
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
             f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
+            f"uniform mean over the clients of a round ({_held(f.sizes)})\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
         )
@@ -121,6 +123,14 @@ class Progress:
         console = Console(highlight=False, soft_wrap=True)
         for label, value in rows.items():
             console.print(f"[bold]{label:<15}[/] {escape(value)}")
+
+
+def _held(sizes: np.ndarray) -> str:
+    """What the clients hold, so that nobody takes the mean for one over samples."""
+    fewest, most = int(sizes.min()), int(sizes.max())
+    return (
+        f"they hold {fewest:,} to {most:,} samples" if fewest < most else f"{most:,} samples each"
+    )
 
 
 def _of_clients(metrics: "pd.Series") -> str:

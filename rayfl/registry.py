@@ -32,8 +32,7 @@ class Choice:
     def parse(self, value: Any) -> Any:
         """The object that `{name: ..., **options}` describes; ConfigError if there is no such."""
         name, options = self.split(value)
-        found = import_path(name, f"{self.section}.name") if ":" in name else self._lookup(name)
-        self._check(name, found)
+        found = self._found(name)
         keys = [field.name for field in dataclasses.fields(found)]
         for key, option in options.items():
             if key not in keys:
@@ -51,6 +50,14 @@ class Choice:
                 f"({_reason(error)})"
             ) from error
         return built
+
+    def has(self, name: Any, key: str) -> bool | None:
+        """Whether sections of this name have this option; None if there is no such name, as `parse` says."""
+        try:
+            found = self._found(self.split({"name": name})[0])
+        except ConfigError:
+            return None
+        return key in [field.name for field in dataclasses.fields(found)]
 
     def dump(self, value: Any) -> dict[str, Any]:
         """`{name: ..., **options}` of an object that `parse` made."""
@@ -73,6 +80,12 @@ class Choice:
         if not isinstance(name, str):
             raise ConfigError(f"{self.section}.name = {shown(name)}: must be one of {names}")
         return name, {key: option for key, option in value.items() if key != "name"}
+
+    def _found(self, name: str) -> type:
+        """The dataclass of this name; ConfigError if there is none."""
+        found = import_path(name, f"{self.section}.name") if ":" in name else self._lookup(name)
+        self._check(name, found)
+        return found
 
     def _lookup(self, name: str) -> type:
         if name not in self.known:

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import platform
+import shlex
 import subprocess
 import tempfile
 import time
@@ -27,7 +28,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from rayfl.config import Experiment
+from rayfl.config import LONGEST_RUN_NAME, Experiment
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, RunError, first_line
@@ -100,7 +101,7 @@ class Store:
         """What opens MLflow's pages for this store."""
         if self.uri.startswith("http"):
             return self.uri
-        return f"mlflow ui --backend-store-uri {self.uri}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     def _create(self, experiment: str, local: bool) -> str:
         location = (Path.cwd() / "mlruns").as_uri() if local else None
@@ -145,7 +146,9 @@ class Tracker:
             f"{experiment.algorithm_name}-{dataset}-seed{experiment.seed}"
         )
         run = self._client.create_run(
-            store.experiment_id, run_name=name, tags=_tags(experiment) | dict(tags)
+            store.experiment_id,
+            run_name=name[:LONGEST_RUN_NAME],
+            tags=_tags(experiment) | dict(tags),
         )
         return run.info.run_id
 

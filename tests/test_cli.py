@@ -20,7 +20,7 @@ from rich.console import Console
 from rayfl import cli
 from rayfl.config import load_config
 from rayfl.errors import ClientError, RunError
-from rayfl.progress import Progress
+from rayfl.progress import Progress, _held
 
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 
@@ -281,8 +281,9 @@ def test_a_run_without_a_terminal(rayfl, fake_run):
     lines = err.splitlines()
     assert code == 0
     assert lines[0] == "fedwmsam on digits: 20 clients, 5 a round, 3 rounds"
-    assert re.fullmatch(r"4,810 parameters; config [0-9a-f]{16}", lines[1])
-    assert lines[2] == "1 server actor, 2 client actors"
+    assert lines[1] == "uniform mean over the clients of a round (they hold 72 to 73 samples)"
+    assert re.fullmatch(r"4,810 parameters; config [0-9a-f]{16}", lines[2])
+    assert lines[3] == "1 server actor, 2 client actors"
     assert lines[-1] == "round 3/3  loss 0.3333  accuracy 0.3000  alpha 0.100  s/round 0.250"
     assert len([line for line in lines if line.startswith("round 3/3")]) == 1
     assert "accuracy        final 0.9100, mean of last 10 evaluations 0.9000, best 0.9200" in out
@@ -330,6 +331,10 @@ def test_a_run_that_fails_is_code_1(rayfl, fake_run, error, ending):
     assert err.endswith(ending)
 
 
+def test_clients_of_one_size_are_said_to_be():
+    assert _held(np.array([100, 100])) == "100 samples each"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_display_fits_the_terminal(width):
     config = load_config(QUICKSTART)
@@ -337,7 +342,9 @@ def test_the_live_display_fits_the_terminal(width):
         config=config,
         data=SimpleNamespace(name="digits"),
         model=torch.nn.Linear(1, 1),
-        federation=SimpleNamespace(clients=20, cohort_size=5, rounds=10_000, sampling="uniform"),
+        federation=SimpleNamespace(
+            clients=20, cohort_size=5, rounds=10_000, sampling="uniform", sizes=np.array([10, 1000])
+        ),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with Progress(console) as progress:
@@ -347,6 +354,7 @@ def test_the_live_display_fits_the_terminal(width):
         metrics = {"train/loss": 12.3456, "test/accuracy": 1.0, "server/alpha": 0.123}
         progress.record(SimpleNamespace(round=1234, metrics=metrics | {"time/round_s": 12.345}))
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+    assert "uniform mean over the clients of a round (they hold 10 to 1,000 samples)" in plain
     bar, text = plain.splitlines()[-2:]
     assert re.match(r"round  1234/10000 ━.* left$", bar.strip())
     assert text == "loss 12.3456  accuracy 1.0000  alpha 0.123  s/round 12.345"

@@ -1,5 +1,6 @@
 """Bad input is one clear line; layers are put on top of each other as `overlays` says."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,8 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayfl.config import Experiment, load_config
+from rayfl import overlays
+from rayfl.algorithms import ALGORITHMS
+from rayfl.config import NAMED, Experiment, load_config
+from rayfl.data.schemes import SCHEMES
+from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
+from rayfl.models import MODELS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = {
@@ -363,15 +369,119 @@ def test_extends_that_leads_nowhere(write, tmp_path):
     )
 
 
-def test_another_name_drops_the_options_of_the_old_one(write):
-    base = write("base.yaml", json.dumps(BASE))
+@pytest.fixture
+def said(caplog):
+    """Calls it to get what `load_config` has said since the last call."""
+    overlays._say.cache_clear()
+
+    def said() -> list[str]:
+        lines = [record.message for record in caplog.records]
+        caplog.clear()
+        return lines
+
+    return said
+
+
+def test_another_name_keeps_the_options_that_it_has_too_and_says_what_goes(said):
+    cifar = CONFIGS / "cifar10_lenet5.yaml"
+    config = load_config(cifar, ["data.name=parquet", "data.path=x"])
+    assert config.data == SOURCES["parquet"](path="x", augment="flip_crop")
+    skewed = BASE | {"partition": {"name": "dirichlet", "alpha": 0.6}}
+    config = load_config(skewed, ["partition.name=dirichlet_per_class"])
+    assert config.partition == SCHEMES["dirichlet_per_class"](alpha=0.6)
+    assert said() == [
+        "data.name = 'parquet', not 'cifar10': keeps augment = 'flip_crop'",
+        "partition.name = 'dirichlet_per_class', not 'dirichlet': keeps alpha = 0.6",
+    ]
+    config = load_config(BASE, ["partition.name=pathological"])
+    assert config.partition == SCHEMES["pathological"]()
+    assert said() == ["partition.name = 'pathological', not 'dirichlet': drops alpha = 0.1"]
+
+
+def test_every_option_stays_or_is_said_to_go_whatever_the_names(said):
+    """From each algorithm, with all its options given, to each other one."""
+    for old in ALGORITHMS:
+        given = {"name": old, **{key: 0.125 for key in fields_of(ALGORITHMS[old])}}
+        for new in set(ALGORITHMS) - {old}:
+            merged = overlays.merge({"algorithm": given}, {"algorithm": {"name": new}}, NAMED)[
+                "algorithm"
+            ]
+            shared = fields_of(ALGORITHMS[old]) & fields_of(ALGORITHMS[new])
+            assert merged == {"name": new, **dict.fromkeys(shared, 0.125)}
+            lines = said()
+            assert len(lines) == (given.keys() != {"name"})
+            words = lines[0].partition("drops ")[2] if lines else ""
+            gone = {word.partition(" = ")[0] for word in words.split(", ") if word}
+            assert gone == fields_of(ALGORITHMS[old]) - shared
+
+
+def fields_of(cls) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def test_another_name_in_a_file_that_extends_one(write, said):
+    base = write(
+        "base.yaml", json.dumps(BASE | {"algorithm": {"name": "fedwmsam", "rho": 0.3, "ema": 1}})
+    )
     top = write("top.yaml", f"extends: {base.name}\nalgorithm: {{name: fedsam}}")
-    assert load_config(top).flat()["algorithm.rho"] == 0.05 == load_config(top).algorithm.rho
-    assert load_config(BASE, ["algorithm.name=fednsam"]).algorithm.rho == 0.05  # its default
+    assert load_config(top).algorithm == ALGORITHMS["fedsam"](rho=0.3)
+    assert said() == ["algorithm.name = 'fedsam', not 'fedwmsam': keeps rho = 0.3; drops ema = 1"]
+    # What the layer itself gives is its own, and an own option that the name lacks is an error.
+    assert load_config(top, ["algorithm={name: fednsam, rho: 0.2}"]).algorithm.rho == 0.2
+    assert said() == []
+    wrong = error(top, "algorithm={name: fedavg, gamma: 0.2}")
+    assert wrong.startswith("algorithm.gamma = 0.2: unknown key")
+
+
+def test_the_same_name_or_none_keeps_everything(said):
     changed = load_config(BASE, ["algorithm.rho=0.3"]).model_dump(mode="json")
-    assert load_config(changed, ["algorithm.name=fedsam"]).algorithm.rho == 0.05
     assert load_config(changed, ["algorithm.name=fedwmsam"]).algorithm.rho == 0.3
     assert load_config(changed, ["algorithm={name: fedwmsam, ema: 0.5}"]).algorithm.rho == 0.3
+    nameless = BASE | {"partition": {"alpha": 0.4}}
+    assert load_config(nameless, ["partition.name=dirichlet"]).partition.alpha == 0.4
+    assert said() == []
+
+
+def test_an_option_that_the_new_name_does_not_allow_is_refused(said):
+    base = BASE | {"algorithm": {"name": "fedavgm", "gamma": 0.5}}
+    base["data"] = {"name": "parquet", "path": "x", "augment": "flip"}
+    assert load_config(base, ["data.name=npz"]).data == SOURCES["npz"](path="x", augment="flip")
+    assert error(BASE, "partition.alpha=-1").startswith("partition.alpha = -1: must be")
+    source = BASE | {"partition": {"name": "by_group", "alpha": -1}}
+    assert error(source, "partition.name=dirichlet").startswith("partition.alpha = -1: must be")
+    said()
+
+
+def test_names_that_are_import_paths_keep_what_they_share(tmp_path, monkeypatch, said):
+    (tmp_path / "mine_and_shared.py").write_text(
+        "from dataclasses import dataclass\nfrom rayfl.algorithms import Algorithm\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(Algorithm):\n    rho: float = 0.5\n"
+        "def net(num_classes, width=1): ...\ndef any_net(num_classes, **options): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    base = BASE | {"model": {"name": "mine_and_shared:net", "width": 3}}
+    base["algorithm"] = {"name": "fedwmsam", "rho": 0.3, "ema": 0.5}
+    config = load_config(base, ["algorithm.name=mine_and_shared:Mine"])
+    assert config.flat()["algorithm.rho"] == 0.3
+    assert load_config(base, ["model.name=mine_and_shared:any_net"]).model.options == {"width": 3}
+    assert load_config(base, ["model.name=mlp"]).model == MODELS["mlp"]()
+    back = BASE | {"model": {"name": "mlp", "hidden": [3]}}
+    assert load_config(back, ["model.name=mine_and_shared:net"]).model.options == {}
+    assert [line.partition(": ")[2] for line in said()] == [
+        "keeps rho = 0.3; drops ema = 0.5",
+        "keeps width = 3",
+        "drops width = 3",
+        "drops hidden = [3]",
+    ]
+    for name in (
+        "mine_and_shared:Nobody",
+        "nowhere_at_all:X",
+        "unknown",
+        "[a]",
+        "mine_and_shared:net",
+    ):
+        assert error(base, f"algorithm.name={name}").startswith("algorithm.name = ")
+    assert said() == []
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -430,7 +540,7 @@ def test_every_config_loads_and_comes_back(path, write):
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
-    rho=st.floats(0, allow_nan=False, allow_infinity=False),
+    rho=st.floats(0, 2.0**127, width=32),
     seed=st.integers(0, 2**63 - 1),
 )
 def test_any_value_survives_yaml(tmp_path_factory, name, rho, seed):

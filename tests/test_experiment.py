@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from rayfl import load_config, models, run
 from rayfl.data.partition import split
-from rayfl.errors import ClientError, ConfigError
+from rayfl.errors import ClientError, ConfigError, DivergedError
 from rayfl.experiment import clients_per_unit, prepare
 from rayfl.training.flat import Layout
 
@@ -133,14 +133,21 @@ def test_an_interrupted_run_is_killed_and_keeps_its_rounds(tracked, client):
     assert [m.step for m in kept][:2] == [1, 2]
 
 
-def test_a_failed_run_keeps_its_rounds(tracked, client):
-    tracked["algorithm"] = {"name": "failing:RaisesInRoundTwo"}
-    with pytest.raises(ClientError, match="momentum of nothing"):
+@pytest.mark.parametrize(
+    ("name", "error", "message", "rounds"),
+    [
+        ("failing:RaisesInRoundTwo", ClientError, "momentum of nothing", [1]),
+        ("failing:EndsOn", DivergedError, r"^round 3, .*server state 'm'\) is not finite", [1, 2]),
+    ],
+)
+def test_a_failed_run_keeps_its_rounds(tracked, client, name, error, message, rounds):
+    tracked["algorithm"] = {"name": name}
+    with pytest.raises(error, match=message):
         run(load_config(tracked))
     found = the_run(client)
     assert found.info.status == "FAILED"
     kept = client.get_metric_history(found.info.run_id, "train/loss")
-    assert [m.step for m in kept] == [1]
+    assert [m.step for m in kept] == rounds
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from rayfl import overlays
-from rayfl.config import Experiment, Positive, Section, load_config
+from rayfl.config import NAMED, Experiment, Positive, Section, load_config
 from rayfl.errors import ConfigError
 from rayfl.overlays import Layer
 from rayfl.registry import Choice
@@ -39,6 +39,10 @@ _KEY = re.compile(
 
 SEARCH = Choice("search", SEARCHES, Search)
 SCHEDULER = Choice("scheduler", SCHEDULERS, Scheduler)
+_NAMED = {
+    **{choice.section: choice.has for choice in (SEARCH, SCHEDULER)},
+    **{f"base.{section}": has for section, has in NAMED.items()},
+}
 
 
 class Plateau(Section):
@@ -141,7 +145,7 @@ class Sweep(Section):
 
     def raw(self, point: Point, seed: int) -> Layer:
         """The experiment at a point, not yet checked."""
-        return overlays.merge(self.base, layer(point)) | {"seed": seed}
+        return overlays.merge(self.base, layer(point), NAMED) | {"seed": seed}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -150,12 +154,12 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     path = Path(path)
-    content = overlays.read(path)
+    content = overlays.read(path, _NAMED)
     given = overlays.parse_overrides([_NAME_ALONE.sub(r"\1.name=\2", text) for text in overrides])
     if isinstance(given.get("base"), str):  # another file, relative to the working directory
-        content["base"] = overlays.read(Path(given.pop("base")))
+        content["base"] = overlays.read(Path(given.pop("base")), NAMED)
     elif isinstance(content.get("base"), str):
-        content["base"] = overlays.read(path.parent / content["base"])
+        content["base"] = overlays.read(path.parent / content["base"], NAMED)
     for section in ("search", "scheduler"):
         if isinstance(content.get(section), str):
             content[section] = {"name": content[section]}
@@ -166,7 +170,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         old = content.get("space", {}).get(key)
         if isinstance(old, dict) and set(axis) & set(KINDS):  # the new kind of values replaces it
             content["space"][key] = {k: v for k, v in old.items() if k not in KINDS}
-    merged = {"name": path.stem, **overlays.merge(content, given)}
+    merged = {"name": path.stem, **overlays.merge(content, given, _NAMED)}
     try:
         return Sweep.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:

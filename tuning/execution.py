@@ -15,7 +15,7 @@ import ray
 import torch
 
 from rayfl.checkpoint import Checkpoints, saved_in
-from rayfl.config import load_config
+from rayfl.config import NAMED, load_config
 from rayfl.errors import ClientError, ConfigError, RunError, StateLostError, first_line
 from rayfl.experiment import client_accuracies, prepare
 from rayfl.folder import Folder, below
@@ -111,7 +111,7 @@ class Execution:
         self._is_described = False
         self._mutated = mutated
         try:
-            self._experiment = load_config(merge(job.experiment, layer(mutated)))
+            self._experiment = load_config(merge(job.experiment, layer(mutated), NAMED))
             self._start(identity, job)
         except StateLostError:
             raise

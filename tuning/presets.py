@@ -136,7 +136,7 @@ def size(sweep: Sweep) -> tuple[int, int, int]:
 def _published(name: str) -> Published:
     path = CONFIGS / "published" / f"{name}.yaml"
     try:
-        published = Published.model_validate_json(json.dumps(overlays.read(path)), strict=True)
+        published = Published.model_validate_json(json.dumps(overlays.read(path, {})), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: {config_error(error, Published)}") from None
     for value in published.values:

@@ -85,7 +85,7 @@ def _common(configs: list[dict[str, Any]]) -> Mapping[str, Any]:
         for key, value in first.items()
         if all(key in c and canonical(c[key]) == canonical(value) for c in configs)
     }
-    # An override of a section's name starts that section afresh: it must bring all its options.
+    # An override of a section's name brings all its options, so that none of another name's stays.
     renamed = tuple(
         key.removesuffix("name")
         for c in configs

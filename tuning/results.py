@@ -10,13 +10,12 @@ run does not have the key), the latest value of every metric by its name in MLfl
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from rayfl.errors import ConfigError, first_line
-from rayfl.store import default_uri
+from rayfl.store import database_file, default_uri
 from rayfl.wording import nearest, shown
 from tuning import where as filters
 from tuning.metrics import Metric, metric, numbers
@@ -118,9 +117,8 @@ def order(value: Any) -> tuple[int, Any]:
 def open_store(uri: str | None) -> tuple["MlflowClient", str]:
     """A client of the store, and its address without a password; ConfigError if there is none."""
     uri, address = uri or default_uri(), address_of(uri)
-    path = Path(uri.removeprefix("sqlite:///"))
-    # MLflow would create it.
-    if uri.startswith("sqlite:///") and not path.is_file():
+    file = database_file(uri)
+    if file is not None and not file.is_file():  # MLflow would create it
         raise ConfigError(
             f"no MLflow store at {address}: there is no such file; give --uri, or go to the directory "
             "where `rayfl run` was started"

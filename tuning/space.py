@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from rayfl.config import Section
 from rayfl.errors import ConfigError
-from rayfl.overlays import Layer, merge
+from rayfl.overlays import Layer, join
 from rayfl.wording import nearest, shown
 
 Point = dict[str, Any]
@@ -126,7 +126,7 @@ def dotted(space: Layer, prefix: str = "") -> Layer:
         path = f"{prefix}{key}"
         is_section = isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
         inner = dotted(value, f"{path}.") if is_section and value else {path: value}
-        flat = merge(flat, inner)
+        flat = join(flat, inner)
     return flat
 
 
@@ -193,7 +193,7 @@ def layer(point: Point) -> Layer:
         nested: Layer = {last: value}
         for section in reversed(sections):
             nested = {section: nested}
-        layers = merge(layers, nested, lambda old, new: old)
+        layers = join(layers, nested)
     return layers
 
 

@@ -7,11 +7,13 @@ Shapes: n samples, H x W pixels, C channels, F features.
 """
 
 import ctypes
+import os
 import platform
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -50,6 +52,11 @@ class Dataset:
         """The shape of one sample as a model sees it: (C, H, W) or (F,)."""
         *size, last = self.x_train.shape[1:]
         return (last, *size)
+
+
+def name_of(path: str) -> str:
+    """What a data set in this file or directory is called; `.` has the directory's name."""
+    return Path(os.path.abspath(Path(path).expanduser())).name or "data"
 
 
 def from_arrays(

@@ -44,7 +44,9 @@ class Heterogeneity(BaseModel):
     noise: Annotated[
         float,
         Field(
-            ge=0, description="Gaussian noise of the last group, in standard deviations of the data"
+            ge=0,
+            le=1e30,
+            description="Gaussian noise of the last group, in standard deviations of the data",
         ),
     ] = 0.0
     rotation: Annotated[

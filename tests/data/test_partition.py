@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from rayfl.data.schemes import (
     Quantity,
     Shards,
 )
+from rayfl.data.schemes.dirichlet import _draw_classes, log_gammas
 from rayfl.data.schemes.pathological import _level
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
@@ -147,24 +150,110 @@ def test_dirichlet_alpha_sets_the_skew():
 
 
 @pytest.mark.parametrize("labels", [LABELS, UNEVEN, np.tile(np.arange(7), 1000)])
-@pytest.mark.parametrize("alpha", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("alpha", [1e-8, 1e-3, 0.05, 0.1, 1.0, 1e8])
 def test_dirichlet_equals_drawing_sample_by_sample(alpha, labels):
     """The vectorised draw against the rule as it is told: one slot after the other."""
     clients, rng = 12, generator(5, "partition")
     left = np.bincount(labels)
-    priors = rng.dirichlet(np.full(len(left), alpha), size=clients)
+    if alpha >= 0.1:
+        logs = np.log(rng.dirichlet(np.full(len(left), alpha), size=clients))
+    else:
+        powers = rng.standard_exponential((clients, len(left))) / alpha
+        logs = np.log(rng.standard_gamma(alpha + 1, powers.shape)) - powers
     sizes = len(labels) // clients + (np.arange(clients) < len(labels) % clients)
     slots = rng.permutation(np.repeat(np.arange(clients), sizes))
-    expected = np.zeros(priors.shape, dtype=int)
+    expected = np.zeros(logs.shape, dtype=int)
     for client, uniform in zip(slots, rng.random(len(slots)), strict=True):
-        weights = priors[client] * (left > 0)
-        cdf = np.cumsum(weights if weights.any() else (left > 0).astype(float))
-        drawn = int(np.argmax(cdf > uniform * cdf[-1]))
+        kept = np.flatnonzero(left)
+        shares = np.exp(logs[client, kept] - logs[client, kept].max())
+        drawn = kept[int(np.argmax(np.cumsum(shares) > uniform * shares.sum()))]
         expected[client, drawn] += 1
         left[drawn] -= 1
 
     partition = split(Dirichlet(alpha=alpha), labels, clients, seed=5)
     assert (partition.histogram(labels, len(left)) == expected).all()
+
+
+ALPHAS = [5e-324, 1e-8, 1e-4, 0.03, 0.0999, 0.1, 0.5, 1.0, 10.0, 1e4, 1e8, 1e308]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_dirichlet_two_samples_of_a_client_are_alike_as_theory_has_it(alpha):
+    """P(same class) = E sum p_k^2 = (alpha + 1) / (C alpha + 1), while no class has run out."""
+    clients, classes, rng = 40_000, 10, generator(3, "partition")
+    logs, everything = log_gammas(alpha, (clients, classes), rng), np.ones(classes, dtype=bool)
+    first, second = (_draw_classes(logs, everything, rng.random(clients)) for _ in range(2))
+    expected = (
+        (1 + 1 / alpha) / (classes + 1 / alpha) if alpha > 1 else (alpha + 1) / (10 * alpha + 1)
+    )
+    assert (first == second).mean() == pytest.approx(expected, abs=0.01)
+    assert np.bincount(first) / clients == pytest.approx(np.full(classes, 0.1), abs=0.01)
+
+
+def test_dirichlet_a_vanishing_alpha_is_an_order_of_the_classes():
+    """Each client takes the class that it likes best of those that are left; orders are uniform.
+
+    From 1e-4 down a second class comes in only because the first has run out, so nothing changes any more.
+    """
+    labels, clients, rng = np.repeat(np.arange(10), 1000), 50, np.random.default_rng(0)
+    expected = []
+    for _ in range(20):
+        likes, left = rng.permuted(np.tile(np.arange(10), (clients, 1)), axis=1), np.full(10, 1000)
+        held = np.zeros((clients, 10), dtype=int)
+        for client in rng.permutation(np.repeat(np.arange(clients), 200)):
+            best = next(k for k in likes[client] if left[k])
+            held[client, best] += 1
+            left[best] -= 1
+        expected.append([(held > 0).sum(1).mean(), (held.max(1) / 200).mean()])
+    for alpha in (1e-8, 1e-6, 1e-4):
+        found = []
+        for seed in range(20):
+            held = split(Dirichlet(alpha=alpha), labels, clients, seed).histogram(labels, 10)
+            found.append([(held > 0).sum(1).mean(), (held.max(1) / 200).mean()])
+        assert np.mean(found, 0) == pytest.approx(np.mean(expected, 0), rel=0.03)
+
+
+def test_dirichlet_a_smaller_alpha_never_means_more_classes():
+    labels = np.repeat(np.arange(10), 1000)
+
+    def classes_held(alpha):
+        parts = [split(Dirichlet(alpha=alpha), labels, 100, seed) for seed in range(10)]
+        return np.mean([(p.histogram(labels, 10) > 0).sum(1).mean() for p in parts])
+
+    held = [classes_held(alpha) for alpha in (1e-8, 1e-3, 0.03, 0.1, 1.0, 1e8)]
+    assert all(few < more + 0.1 for few, more in pairwise(held))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_dirichlet_per_class_spreads_a_class_as_theory_has_it(alpha):
+    """Var p_i = p (1 - p) / (N alpha + 1) with p = 1 / N: of the first class, when nobody is full yet."""
+    scheme, rng, clients, size = (
+        DirichletPerClass(alpha=alpha, min_samples=1),
+        generator(1, "partition"),
+        8,
+        10**6,
+    )
+    shares = (
+        np.stack([scheme._draw(np.array([size]), clients, rng)[:, 0] for _ in range(3000)]) / size
+    )
+    p = 1 / clients
+    assert shares.mean(axis=0) == pytest.approx(np.full(clients, p), abs=0.025)
+    assert shares.var() == pytest.approx(p * (1 - p) / (clients * alpha + 1), rel=0.05, abs=1e-9)
+    largest = (shares.max(axis=1) > 0.999).mean()
+    assert largest > 0.99 if alpha <= 1e-4 else largest < 0.95
+
+
+def test_dirichlet_per_class_a_vanishing_alpha_gives_each_class_to_one_client():
+    """To the one with the largest share among those that have room, however small that share is."""
+    labels = np.repeat(np.arange(200), 20)
+    holders = []
+    for seed in range(20):
+        partition = split(DirichletPerClass(alpha=1e-8), labels, 10, seed)
+        held = partition.histogram(labels, 200) > 0
+        assert (held.sum(axis=0) == 1).all()
+        assert (partition.sizes == 400).all()  # a client with n / N gets no more
+        holders.append(held.argmax(axis=0))
+    assert len(np.unique(np.concatenate(holders))) == 10
 
 
 def test_dirichlet_no_client_is_left_with_the_leftovers():

@@ -50,6 +50,25 @@ class Explodes(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndsOn(Algorithm):
+    """After `round` rounds the server holds `value`, in its state or in every parameter."""
+
+    round: int = 3
+    value: str = "nan"  # a config holds finite numbers alone
+    where: str = "m"
+
+    def init_server(self, w):
+        return {"m": w * 0, "round": w[:1] * 0}
+
+    def server_step(self, w, server, mean, ctx):
+        w, m, round = w + mean["delta"], server["m"], server["round"] + 1
+        if round.item() == self.round:
+            value = float(self.value)
+            m, w = (m + value, w) if self.where == "m" else (m, w * 0 + value)
+        return w, {"m": m, "round": round}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RenamesItsMemory(Algorithm):
     """Returns a memory of another name than it started with."""
 

@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from convolutions import ENGINES, METHODS_AND_ENGINES
-from failing import Dies, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
+from failing import Dies, EndsOn, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import LocalPool, client_arguments
 
 from rayfl.algorithms import ALGORITHMS
@@ -369,6 +369,57 @@ def test_a_loss_that_is_not_finite_names_round_clients_and_remedies(small):
     message = r"round 1, algorithm 'mine': .* clients \[\d.*\] is not finite; lower federation.lr"
     with pytest.raises(DivergedError, match=message):
         here(prepare(load_config(small)), Explodes(), name="mine")
+
+
+NAN, INF = float("nan"), float("inf")
+AGGREGATED = r"what the server aggregated \({}\) is not finite; lower federation\.lr \(now 0\.1\)"
+
+
+@pytest.mark.parametrize("round", [1, 3])  # the last one too, which no client sees
+@pytest.mark.parametrize(
+    ("where", "value", "what"),
+    [
+        ("m", NAN, AGGREGATED.format("server state 'm'")),
+        ("m", -INF, AGGREGATED.format("server state 'm'")),
+        ("w", INF, AGGREGATED.format("w")),
+        ("w", 1e38, r"(the test loss|the loss or the update of clients \[.*\]) is not finite; "),
+    ],
+)
+def test_what_the_server_ends_a_round_on_must_be_finite(where, value, what, round, small):
+    prepared, records = prepare(load_config(small)), []
+    algorithm = EndsOn(round=round, value=str(value), where=where)
+    client = Client(**client_arguments(prepared, algorithm, "mine"))
+    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
+    server = Server(algorithm, "mine", w, buffers, prepared.federation, LocalPool(client))
+    with pytest.raises(DivergedError, match=rf"^round \d, algorithm 'mine': {what}") as caught:
+        records += server.run()
+    assert "\n" not in str(caught.value)
+    # Finite parameters that no float32 can compute with show in their evaluation, or in the next round.
+    assert f"round {round}" in str(caught.value) or (round, value) == (1, 1e38)
+    assert all(np.isfinite(list(r.metrics.values())).all() for r in records)
+
+
+@pytest.mark.parametrize("value", [1e38, -3.0])
+def test_large_numbers_are_no_divergence(value, small):
+    """Their sum overflows float32, none of them does."""
+    server, records = here(prepare(load_config(small)), EndsOn(value=str(value)), name="mine")
+    assert server.state["m"].numel() * 1e38 > 3.4e38
+    assert torch.equal(server.state["m"], torch.full_like(server.w, value))
+    assert len(records) == 6
+
+
+def test_buffers_must_be_finite_too(small):
+    prepared, algorithm = prepare(load_config(small)), ALGORITHMS["fedavg"]()
+
+    class Overflowing(LocalPool):
+        def wait(self, ticket):
+            if hasattr(ticket.result, "sums"):
+                ticket.result.sums["buffers"] = np.full(3, np.inf, np.float32)
+            return ticket.result
+
+    client = Client(**client_arguments(prepared, algorithm))
+    with pytest.raises(DivergedError, match=r"^round 1, .*aggregated \(buffers\) is not finite"):
+        train(prepared, algorithm, Overflowing(client))
 
 
 def test_memory_must_keep_its_names(small):

@@ -83,7 +83,7 @@ def test_small_differs_from_full_in_name_and_base_alone():
             full = presets.load(name, "full").sweep
             same = {"name", "base"}
             assert small.model_dump(exclude=same) == full.model_dump(exclude=same)
-            assert small.base["data"] == {"name": "digits"}
+            assert {"augment": "none"} | small.base["data"] == {"name": "digits", "augment": "none"}
 
 
 def test_every_sweep_and_number_belongs_to_a_preset():
@@ -290,7 +290,7 @@ def test_a_broken_published_file_is_one_clear_line(monkeypatch, tmp_path):
     for folder in ("published", "small"):
         (tmp_path / folder).mkdir()
     (tmp_path / "published/x.yaml").write_text("about: a\nsource: s\nmetric: best\nvalus: []\n")
-    base = overlays.read(ROOT / "configs/small/fedwmsam/base.yaml")
+    base = overlays.read(ROOT / "configs/small/fedwmsam/base.yaml", {})
     content = {"base": base, "space": {"algorithm.rho": {"grid": [0.1]}}}
     (tmp_path / "small/x.yaml").write_text(json.dumps(content))
     monkeypatch.setattr(presets, "CONFIGS", tmp_path)

@@ -60,6 +60,7 @@ def test_what_cannot_run_is_a_row_and_the_rest_finishes(ray_session, sweep_file,
                 {"name": "fedwmsam", "alpha_min": 0.8, "alpha_max": 0.2},
                 {"name": "failing:Explodes"},
                 {"name": "failing:Dies"},
+                {"name": "failing:EndsOn"},
             ]
         }
     }
@@ -70,14 +71,16 @@ def test_what_cannot_run_is_a_row_and_the_rest_finishes(ray_session, sweep_file,
         "fedwmsam": "infeasible",
         "failing:Explodes": "failed",
         "failing:Dies": "failed",
+        "failing:EndsOn": "failed",
     }
     assert "alpha_min = 0.8 exceeds alpha_max = 0.2" in rows["fedwmsam"].reason
     assert "is not finite; lower base.federation.lr" in rows["failing:Explodes"].reason
+    assert "(server state 'm') is not finite" in rows["failing:EndsOn"].reason
     assert "the client actor died, 4 times in a row" in rows["failing:Dies"].reason
     assert "Traceback" in rows["failing:Dies"].log.read_text()
     assert not result.succeeded
     found = runs(tmp_path)
-    assert len(found) == 4
+    assert len(found) == 5
     states = {run.data.tags["rayfl.state"]: run.info.status for run in found}
     assert states == {"finished": "FINISHED", "failed": "FAILED", "infeasible": "FAILED"}
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rayfl import overlays
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
 
@@ -76,11 +77,6 @@ def test_overrides_follow_the_file_s_keys(load):
     assert (experiment.algorithm_name, experiment.federation.rounds) == ("mofedsam", 7)
 
 
-def test_a_point_that_names_another_algorithm_starts_its_section_afresh(load):
-    experiment = load("base.algorithm.rho=0.7").experiment({"algorithm.name": "mofedsam"}, 0)
-    assert experiment.algorithm.rho != 0.7
-
-
 def test_a_sweep_is_a_sweep_file_again(load, tmp_path):
     sweep = load("scheduler=asha", "stop.plateau.rounds=3")
     (tmp_path / "again.yaml").write_text(sweep.to_yaml())
@@ -120,3 +116,33 @@ def test_a_missing_package_says_how_to_get_it(load, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"pip install 'rayfl\[optuna\]'"):
         load("search={name: optuna, num_samples: 2}", "space.algorithm.rho.uniform=[0,1]")
+
+
+def test_another_name_keeps_what_it_shares_in_axes_overrides_and_bases(load, caplog):
+    overlays._say.cache_clear()
+    names = "space.algorithm.name.grid=[fedavg, fednsam, fedwmsam]"
+    sweep = load("base.algorithm={name: fedsam, rho: 0.3}", names)
+    rhos = [
+        sweep.experiment({"algorithm.name": name}, seed=0).flat().get("algorithm.rho")
+        for name in ("fedavg", "fednsam", "fedwmsam", "fednsam", "fedavg")
+    ]
+    assert rhos == [None, 0.3, 0.3, 0.3, None]
+    assert [record.message for record in caplog.records] == [  # each once, however many points
+        "algorithm.name = 'fedavg', not 'fedsam': drops rho = 0.3",
+        "algorithm.name = 'fednsam', not 'fedsam': keeps rho = 0.3",
+        "algorithm.name = 'fedwmsam', not 'fedsam': keeps rho = 0.3",
+    ]
+
+
+def test_overrides_of_a_sweep_s_own_names_keep_what_they_share(tmp_path, caplog):
+    overlays._say.cache_clear()
+    (tmp_path / "base.yaml").write_text(BASE)
+    drawn = SWEEP.replace("grid", "uniform")
+    (tmp_path / "s.yaml").write_text(drawn + "search: {name: random, num_samples: 7, seed: 3}\n")
+    sweep = load_sweep(tmp_path / "s.yaml", ["search=optuna"])
+    assert sweep.search.num_samples == 7
+    kept = "search.name = 'optuna', not 'random': keeps num_samples = 7, seed = 3"
+    assert caplog.messages == [kept]
+    load_sweep(tmp_path / "s.yaml", ["search=grid", "space.algorithm.rho.grid=[0.1]"])
+    dropped = "search.name = 'grid', not 'random': drops num_samples = 7, seed = 3"
+    assert caplog.messages == [kept, dropped]

@@ -2,6 +2,9 @@
 
 `dirichlet` is the per-client class prior of the FedWMSAM and FedNSAM code without its re-use of samples;
 `dirichlet_per_class` is Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv:2102.02079.
+
+Both draw in logarithms. A small alpha gives proportions that no float holds, and it is they that decide
+once the large ones have run out.
 """
 
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ from rayfl.errors import ConfigError
 
 _CHUNK = 2048  # samples drawn in one vectorised step of `dirichlet`
 _ATTEMPTS = 200  # draws of `dirichlet_per_class` before it gives up
+# From here on, NumPy's own Dirichlet is one of these gammas too, and they cannot underflow.
+_SMALLEST_SHAPE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class Dirichlet(Scheme):
         A class that has run out is masked, and the client's prior renormalised over the rest.
         """
         left = np.bincount(labels)
-        priors = rng.dirichlet(np.full(len(left), self.alpha), size=clients)  # [N, C]
+        priors = log_gammas(self.alpha, (clients, len(left)), rng)  # [N, C]
         slots = rng.permutation(np.repeat(np.arange(clients), equal_sizes(len(labels), clients)))
         uniforms = rng.random(len(slots))
         counts = np.zeros(priors.shape, dtype=np.int64)
@@ -90,19 +95,36 @@ class DirichletPerClass(Scheme):
         sizes = np.zeros(clients, dtype=np.int64)
         for k, class_size in enumerate(class_sizes):
             unfilled = sizes * clients < class_sizes.sum()  # a client with n / N gets no more
-            shares = rng.dirichlet(np.full(clients, self.alpha)) * unfilled
-            # A small alpha can give everything to clients that are already full.
-            shares = np.cumsum(shares if shares.any() else unfilled)
+            logs = log_gammas(self.alpha, (clients,), rng)
+            shares = np.cumsum(_proportions(logs, unfilled))
             cuts = (shares / shares[-1] * class_size).astype(np.int64)
             counts[:, k] = np.diff(cuts, prepend=0)
             sizes += counts[:, k]
         return counts
 
 
-def _draw_classes(priors: np.ndarray, available: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """One class per row of `priors` [m, C] by inverse CDF, among the available classes [C] only."""
-    cdf = np.cumsum(priors * available, axis=1)
-    cdf = np.where(cdf[:, -1:] > 0, cdf, np.cumsum(available, dtype=float))
+def log_gammas(alpha: float, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Logarithms of draws from Gamma(alpha): any of them, divided by their sum, are a draw from Dir(alpha).
+
+    Below `_SMALLEST_SHAPE` as Gamma(alpha + 1) U^(1 / alpha) with a uniform U: the same distribution, whose
+    logarithm is a sum.
+    """
+    if alpha >= _SMALLEST_SHAPE:
+        return np.log(rng.standard_gamma(alpha, shape))
+    # -log(U) is exponential. Divided by less than 1e-300 it might overflow; the order is the same.
+    powers = rng.standard_exponential(shape) / max(alpha, 1e-300)
+    return np.log(rng.standard_gamma(alpha + 1, shape)) - powers
+
+
+def _proportions(logs: np.ndarray, available: np.ndarray) -> np.ndarray:
+    """exp(logs), the largest available one scaled to 1, over the last axis; 0 where not available."""
+    masked = np.where(available, logs, -np.inf)
+    return np.exp(masked - masked.max(axis=-1, keepdims=True))
+
+
+def _draw_classes(logs: np.ndarray, available: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """One class per row of log priors [m, C] by inverse CDF, among the available classes [C] only."""
+    cdf = np.cumsum(_proportions(logs, available), axis=1)
     reached = uniforms[:, None] * cdf[:, -1:]
     cdf[:, np.flatnonzero(available)[-1] :] = np.inf  # rounding never draws past the last class
     return (reached >= cdf).sum(axis=1)

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
+from rayfl.data.datasets import Dataset, Samples, Source, from_arrays, name_of
 from rayfl.data.images import SUFFIXES, decode, directory_of
 from rayfl.errors import ConfigError
 
@@ -29,7 +29,7 @@ class ImageFolder(Source):
                 f"one of them: {sorted(set(classes) ^ set(test_classes))}"
             )
         train, test = (self._samples(split, classes) for split in ("train", "test"))
-        return from_arrays(Path(self.path).name, train, test, classes)
+        return from_arrays(name_of(self.path), train, test, classes)
 
     def _classes(self, split: str) -> list[str]:
         directory = directory_of(self.path, "train/<class>/* and test/<class>/*") / split
@@ -86,7 +86,7 @@ class DomainFolder(Source):
                 f"data.path = {self.path!r}: test/ has classes without train images: {sorted(unknown)}"
             )
         return from_arrays(
-            directory.name,
+            name_of(self.path),
             self._samples(train, classes),
             self._samples(test, classes),
             classes,

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
+from rayfl.data.datasets import Dataset, Samples, Source, from_arrays, name_of
 from rayfl.data.images import decode, directory_of
 from rayfl.errors import ConfigError, reason
 
@@ -39,7 +38,7 @@ class Parquet(Source):
         image = self._column(train, "image_column", self.image_column, _is_image)
         label = self._column(train, "label_column", self.label_column, _is_integer)
         return from_arrays(
-            Path(self.path).name,
+            name_of(self.path),
             self._samples(train, image, label),
             self._samples(test, image, label),
             classes=_class_names(train.schema.metadata, label),
