@@ -23,6 +23,7 @@ from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
+from rayfl.training.flat import Layout
 from rayfl.training.gradient import DenseStack, ModuleStack, PerClient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps, round_inputs
