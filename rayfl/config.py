@@ -35,6 +35,8 @@ from rayfl.wording import config_error, one_line, shown
 # computed from its predictions, and where the files of published data and weights lie.
 _NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint", "evaluation"}
 _PLACES = {"data": {"root", "download"}, "model": {"download"}}
+# Options that came later, by section: null means what held before there was a choice.
+_NULLABLE = {"data": {"layout"}}
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -338,6 +340,9 @@ class Experiment(Section):
         content = self.model_dump(mode="json", exclude=_NOT_IN_HASH)
         for section, places in _PLACES.items():
             content[section] = {k: v for k, v in content[section].items() if k not in places}
+        for section, keys in _NULLABLE.items():
+            given = content[section].items()
+            content[section] = {k: v for k, v in given if v is not None or k not in keys}
         if isinstance(self.model, Pretrainable):
             content["model"]["pretrained"] = self.model.content_of_pretrained()
         return content

@@ -116,11 +116,12 @@ def prepare(
         data, partition = federate(
             config.data, config.partition, config.heterogeneity, fed.clients, config.seed
         )
-    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
+    trial = torch.from_numpy(data.trial())
+    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)
     if _has_single_sample_batch(config, partition):
-        models.check_single_samples(config.model, model, data.sample_shape)
+        models.check_single_samples(config.model, model, trial[0])
     if fed.stack is not None and fed.stack > 1 and dense_chain(model) is None:
-        reason = why_no_stack(model, data.sample_shape)
+        reason = why_no_stack(model, trial[0])
         if reason:
             raise ConfigError(
                 f"federation.stack = {fed.stack}: clients of this model train one at a time, because "

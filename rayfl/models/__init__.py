@@ -56,24 +56,32 @@ class Factory:
         return self.factory(num_classes=num_classes, **self.options)
 
 
-def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+def build(
+    spec: Model,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    trial: torch.Tensor | None = None,
+) -> nn.Module:
     """Build the model on the CPU, with weights that depend on `seed` only, and try it.
 
-    Raises ConfigError if the model cannot be built or does not fit the data.
+    `trial`: two samples to try it with; zeros if not given. Raises ConfigError if the model cannot be built
+    or does not fit the data.
     """
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the accelerators too, and no fork restores them.
         torch.default_generator.manual_seed(integer(seed, "init"))
         try:
             model = spec.build(sample_shape, num_classes)
-            output = _try(model, sample_shape)
+            inputs = torch.zeros(2, *sample_shape) if trial is None else trial
+            output = _try(model, inputs)
         except ConfigError:
             raise
         except Exception as error:
             raise ConfigError(
                 f"model.name = {_name(spec)!r}: fails on samples {list(sample_shape)} with "
                 f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "
-                "change the model's options, or take another model"
+                f"{_hint(inputs)}change the model's options, or take another model"
             ) from error
     expected = (2, num_classes)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -85,9 +93,14 @@ def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: in
     return model
 
 
-def _try(model: nn.Module, sample_shape: tuple[int, ...]) -> Any:
+def _hint(inputs: torch.Tensor) -> str:
+    if inputs.is_floating_point():
+        return ""
+    return f"they are integers from {inputs.min()} to {inputs.max()}, as tokens are: store features as floats; "
+
+
+def _try(model: nn.Module, inputs: torch.Tensor) -> Any:
     model.eval()  # so that the trial does not move batch statistics
-    inputs = torch.zeros(2, *sample_shape)
     with torch.no_grad():
         output = model(inputs)
     if lora.has_adapters(model):
@@ -96,8 +109,8 @@ def _try(model: nn.Module, sample_shape: tuple[int, ...]) -> Any:
     return output
 
 
-def check_single_samples(spec: Model, model: nn.Module, sample_shape: tuple[int, ...]) -> None:
-    """ConfigError if `model` cannot train on a batch of one sample.
+def check_single_samples(spec: Model, model: nn.Module, sample: torch.Tensor) -> None:
+    """ConfigError if `model` cannot train on a batch of one sample, such as this one.
 
     Batch normalisation cannot where its map is 1 x 1, and some client's last batch may be that small.
     """
@@ -106,7 +119,7 @@ def check_single_samples(spec: Model, model: nn.Module, sample_shape: tuple[int,
     trial = copy.deepcopy(model)  # a training pass moves batch statistics
     with torch.random.fork_rng(devices=[]):  # and dropout draws
         try:
-            trial(torch.zeros(1, *sample_shape))
+            trial(sample.unsqueeze(0))
         except ValueError as error:
             raise ConfigError(
                 f"model.name = {_name(spec)!r}: its batch normalisation cannot train on a batch of one "

@@ -121,7 +121,7 @@ class PerClient(Autograd):
         """Outputs `[B, classes]` in the dtype of the parameters, whatever the precision of the pass."""
         with forward_pass(self.precision, batch.inputs.device):
             outputs = functional_call(self.model, tensors, (batch.inputs[0],))
-        return outputs.to(batch.inputs.dtype)
+        return outputs.to(next(iter(tensors.values())).dtype)
 
     def _spare_buffers(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.buffers.items()}
@@ -160,21 +160,19 @@ class ModuleStack(Autograd):
         with forward_pass(self.precision, batch.inputs.device):
             # Randomness is an error: what a client draws must not depend on who is beside it.
             stacked = torch.func.vmap(outputs, randomness="error")(tensors, batch.inputs)
-        return stacked.to(batch.inputs.dtype)
+        return stacked.to(next(iter(tensors.values())).dtype)
 
 
-def why_no_stack(model: nn.Module, sample_shape: tuple[int, ...]) -> str | None:
-    """What keeps a model from training as a `ModuleStack`; None if nothing does."""
+def why_no_stack(model: nn.Module, sample: Tensor) -> str | None:
+    """What keeps a model from training as a `ModuleStack` on samples like this one; None if nothing does."""
     layout = Layout(model)
     if layout.buffers:
         return f"its buffers ({layout.buffers[0].name}, ...) change as it trains"
     x, _ = layout.flatten(model)
-    inputs, targets = torch.zeros(2, 1, 1, *sample_shape), torch.zeros(2, 1, dtype=torch.int64)
+    inputs, targets = sample.expand(2, 1, *sample.shape), torch.zeros(2, 1, dtype=torch.int64)
     training = model.training
     try:
-        ModuleStack(model.train(), layout)(
-            x.expand(2, -1), Minibatch(inputs.flatten(1, 2), targets, None)
-        )
+        ModuleStack(model.train(), layout)(x.expand(2, -1), Minibatch(inputs, targets, None))
     except RuntimeError as error:
         return first_line(error)
     finally:

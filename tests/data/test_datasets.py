@@ -258,7 +258,7 @@ def test_parquet_with_images_of_several_sizes_or_none_at_all(tmp_path):
     for cells, message in (
         ([encode(pictures(1, 3, 3)[0]), encode(pictures(1, 3, 4)[0])], "2 sizes"),
         ([encode(pictures(1, 3, 3)[0]), b"no image"], "cannot be decoded"),
-        ([encode(pictures(1, 3, 3)[0]), None], "empty cells"),
+        ([encode(pictures(1, 3, 3)[0]), None], "empty cell in .image., row 1"),
         ([encode(RNG.integers(0, 2**16, (3, 3), dtype=np.uint16))] * 2, "8 bits"),
     ):
         for split in ("train", "test"):

@@ -277,10 +277,10 @@ def test_images_are_resized_inside_the_model_and_parameters_keep_their_names():
 def test_single_samples_and_batch_norm():
     """Its maps are 1 x 1 at the end of the torchvision stem on 32 x 32, where one sample has no variance."""
     for spec in (ResNet18(), ResNet18(norm="batch", stem="cifar")):
-        check_single_samples(spec, build(spec, CIFAR, 10, seed=0), CIFAR)
+        check_single_samples(spec, build(spec, CIFAR, 10, seed=0), torch.zeros(CIFAR))
     spec = ResNet18(norm="batch")
     model = build(spec, CIFAR, 10, seed=0)
     before = [tensor.clone() for tensor in state(model)]
     with pytest.raises(ConfigError, match=r"'resnet18': .*batch of one sample.*model\.norm=group"):
-        check_single_samples(spec, model, CIFAR)
+        check_single_samples(spec, model, torch.zeros(CIFAR))
     assert all(map(torch.equal, state(model), before))
