@@ -335,7 +335,7 @@ def test_the_live_display_fits_the_terminal(width):
     config = load_config(QUICKSTART)
     prepared = SimpleNamespace(
         config=config,
-        data=SimpleNamespace(name="digits"),
+        data=SimpleNamespace(name="digits", read=()),
         model=torch.nn.Linear(1, 1),
         federation=SimpleNamespace(clients=20, cohort_size=5, rounds=10_000, sampling="uniform"),
     )

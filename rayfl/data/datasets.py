@@ -209,5 +209,7 @@ def _mean_and_std(x: np.ndarray) -> Samples:
         mean = counts @ values / len(columns)
         std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / len(columns))
     else:
-        mean, std = columns.mean(axis=0, dtype=np.float64), columns.std(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # of infinite values, which are refused later
+            mean = columns.mean(axis=0, dtype=np.float64)
+            std = columns.std(axis=0, dtype=np.float64)
     return mean, np.where(std > 0, std, 1.0)

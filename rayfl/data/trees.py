@@ -61,8 +61,9 @@ class Tree:
     def images(self, directory: Path) -> list[Path]:
         """The image files in it at any depth, sorted; other files are left out."""
         images: list[Path] = []
-        above = {*directory.parents, *directory.resolve().parents}
-        # Each folder is read once, whatever links there are to it.
+        # Each folder is read once, whatever links there are to it, and none above the first.
+        inside = [folder for folder in directory.parents if folder.is_relative_to(self.root)]
+        above = {*inside, *self.root.resolve().parents, *directory.resolve().parents}
         seen, waiting = {_identity(folder) for folder in above}, [directory]
         while waiting:
             folder = waiting.pop()

@@ -68,12 +68,12 @@ def build(
     `trial`: two samples to try it with; zeros if not given. Raises ConfigError if the model cannot be built
     or does not fit the data.
     """
+    inputs = torch.zeros(2, *sample_shape) if trial is None else trial
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the accelerators too, and no fork restores them.
         torch.default_generator.manual_seed(integer(seed, "init"))
         try:
             model = spec.build(sample_shape, num_classes)
-            inputs = torch.zeros(2, *sample_shape) if trial is None else trial
             output = _try(model, inputs)
         except ConfigError:
             raise
@@ -96,7 +96,8 @@ def build(
 def _hint(inputs: torch.Tensor) -> str:
     if inputs.is_floating_point():
         return ""
-    return f"they are integers from {inputs.min()} to {inputs.max()}, as tokens are: store features as floats; "
+    first, last = inputs.min(), inputs.max()
+    return f"they are integers from {first} to {last}, as tokens are: store features as floats; "
 
 
 def _try(model: nn.Module, inputs: torch.Tensor) -> Any:

@@ -21,8 +21,7 @@ class NPZ(Source):
     path: Annotated[
         str,
         Field(
-            description="the .npz file; x: uint8 or float, [n, F] or images, or other integers, "
-            "[n, L], which a model sees as they are"
+            description="the .npz file; x: uint8 or float, [n, F] or images; or integer tokens, [n, L]"
         ),
     ]
     layout: Annotated[

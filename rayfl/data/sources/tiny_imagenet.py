@@ -76,7 +76,7 @@ class TinyImageNet(Source):
         """The tab-separated lines of a file."""
         try:
             text = (self._folder / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # no text, or a null byte in the path
             raise self._error(f"{name} cannot be read ({reason(error)})") from error
         lines = [line.split("\t") for line in text.splitlines() if line.strip()]
         if not lines or min(map(len, lines)) < columns:
