@@ -9,6 +9,7 @@ from pydantic import Field
 from rayfl.data.datasets import Dataset, Source, from_arrays
 from rayfl.data.trees import absolute
 from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 _CHANNELS = (1, 3, 4)  # grey, colour, colour and transparency: what images usually have
@@ -39,7 +40,7 @@ class NPZ(Source):
                 others = sorted(set(arrays.files) - set(_NAMES))
         except Exception as error:  # NumPy has many: no file, no zip, a missing name, objects
             raise ConfigError(
-                f"data.path = {self.path!r}: cannot read {file} ({reason(error)}); expected "
+                f"data.path = {self.path!r}: cannot read {printable(str(file))} ({reason(error)}); expected "
                 f"an .npz file with the numeric arrays {', '.join(_NAMES)}"
             ) from error
         x_train, x_test = self._channels_last(x_train), self._channels_last(x_test)

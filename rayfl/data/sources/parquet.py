@@ -18,7 +18,7 @@ from rayfl.data.images import Encoded, decode
 from rayfl.data.sources.splits import files_of, others
 from rayfl.data.trees import directory_of, name_of
 from rayfl.errors import ConfigError, reason
-from rayfl.wording import shown
+from rayfl.wording import printable, shown
 
 if TYPE_CHECKING:  # pyarrow is slow to import: only the functions that use it do so
     import pyarrow
@@ -82,7 +82,7 @@ class _File:
             raise self.error(f"cannot be read ({reason(error)})") from error
 
     def error(self, problem: str) -> ConfigError:
-        return ConfigError(f"{self._given}: {self.path} {problem}")
+        return ConfigError(f"{self._given}: {printable(str(self.path))} {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rayfl.data.trees import is_hidden
 from rayfl.errors import ConfigError
+from rayfl.wording import printable
 
 _SUFFIX = ".parquet"
 _PART = r"[-_. ]?\d+(?:[-_.]of[-_.](?P<total>\d+)(?:-[0-9a-f]+)?)?"
@@ -38,7 +39,7 @@ def files_of(directory: Path, split: str, given: str) -> Files:
     if not matches and not shown:
         similar = [file.name for file in present if file.name.startswith(split)]
         raise ConfigError(
-            f"{given}: {directory} has no {split} files; expected {split}{_SUFFIX}, "
+            f"{given}: {printable(str(directory))} has no {split} files; expected {split}{_SUFFIX}, "
             f"{split}-00000-of-00001{_SUFFIX} and so on, or {split}/*{_SUFFIX} in it"
             + (f"; for part of the split {split} do not pass: {similar[:3]}" if similar else "")
         )
@@ -60,7 +61,9 @@ def _parquet(directory: Path, given: str) -> list[Path]:
     try:
         return sorted(directory / n for n in os.listdir(directory) if n.endswith(_SUFFIX))
     except OSError as error:
-        raise ConfigError(f"{given}: cannot list {directory} ({error.strerror})") from error
+        raise ConfigError(
+            f"{given}: cannot list {printable(str(directory))} ({error.strerror})"
+        ) from error
 
 
 def _parts(file: Path, given: str) -> list[Path]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
 from rayfl.data.trees import Tree, absolute
 from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable
 
 _MEAN, _STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the train set, as published
 _MISSING = "'{id}' of wnids.txt has no images in train/{id}/images"
@@ -84,7 +85,8 @@ class TinyImageNet(Source):
         return lines
 
     def _error(self, problem: str) -> ConfigError:
+        where = printable(str(self._folder))
         return ConfigError(
-            f"data.root = {self.root!r}: no Tiny ImageNet in {self._folder}: {problem}; unpack "
+            f"data.root = {self.root!r}: no Tiny ImageNet in {where}: {problem}; unpack "
             "tiny-imagenet-200.zip there"
         )
