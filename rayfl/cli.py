@@ -23,6 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from rayfl.errors import ClientError, ConfigError, RunError
 from rayfl.interrupts import Interrupts
@@ -236,6 +237,7 @@ def partition(
     """Show what each client holds: samples by label."""
     from rayfl.data.federated import federate
     from rayfl.data.picture import heatmap
+    from rayfl.wording import brief
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
@@ -243,16 +245,18 @@ def partition(
     data, parts = federate(c.data, c.partition, c.heterogeneity, c.federation.clients, c.seed)
     histogram = parts.histogram(data.y_train, data.num_classes)
     groups = _groups_held(data, parts)
-    columns = ["client", *(["group"] if groups else []), "samples", "classes", *data.classes]
-    table = Table(*columns, header_style="bold")
-    for column in table.columns:
-        column.justify = "right"
+    table = Table(header_style="bold")
+    names = (brief(name) for name in data.classes)
+    for column in ("client", *(["group"] if groups else []), "samples", "classes", *names):
+        table.add_column(Text(column), justify="right")  # no string: rich reads [these] as styles
     for client, counts in enumerate(histogram):
         shown = [str(count) if count else "·" for count in counts]
         held = [*groups[client : client + 1], str(counts.sum()), str((counts > 0).sum())]
-        table.add_row(str(client), *held, *shown)
+        table.add_row(*(Text(cell) for cell in (str(client), *held, *shown)))
     console = Console(highlight=False, width=_NEVER_CUT)
     console.print(table)
+    for line in data.read:
+        console.print(line, markup=False, emoji=False, soft_wrap=True)
     sizes = histogram.sum(1)
     console.print(
         f"{len(histogram)} clients, {sizes.sum()} samples, {sizes.min()} to {sizes.max()} each; "
@@ -263,7 +267,7 @@ def partition(
             heatmap(histogram, data.classes, plot)
         except OSError as error:
             raise ConfigError(f"--plot = '{plot}': cannot be written ({error.strerror})") from error
-        console.print(f"wrote {plot}")
+        console.print(f"wrote {plot}", markup=False, emoji=False)
 
 
 for _question in (questions.results, questions.compare, questions.plot, questions.report):

@@ -39,6 +39,8 @@ LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250  # characters; MLflow's limits
 # What local steps multiply vectors with, or compare their norm to.
 _COMPUTED_WITH = ("lr", "weight_decay", "max_norm")
 _PLACES = {"data": {"root", "download"}, "model": {"download"}}
+# Options that came later, by section: null means what held before there was a choice.
+_NULLABLE = {"data": {"layout"}}
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -398,6 +400,9 @@ class Experiment(Section):
         content = self.model_dump(mode="json", exclude=_NOT_IN_HASH)
         for section, places in _PLACES.items():
             content[section] = {k: v for k, v in content[section].items() if k not in places}
+        for section, keys in _NULLABLE.items():
+            given = content[section].items()
+            content[section] = {k: v for k, v in given if v is not None or k not in keys}
         if isinstance(self.model, Pretrainable):
             content["model"]["pretrained"] = self.model.content_of_pretrained()
         return content

@@ -122,7 +122,8 @@ def prepare(
         data, partition = federate(
             config.data, config.partition, config.heterogeneity, fed.clients, config.seed
         )
-    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed)
+    trial = torch.from_numpy(data.trial())
+    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)
     shortcuts = choose(
         model,
         models.name_of(config.model),

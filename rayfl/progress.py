@@ -63,7 +63,11 @@ class Progress:
             f"uniform mean over the clients of a round ({_held(f.sizes)})\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
+            markup=False,
+            emoji=False,
         )
+        for line in (*prepared.data.read, *prepared.settings.shortcuts.dropped):
+            self._console.print(line, markup=False, emoji=False)
         if start.resumed_round:
             self._console.print(f"going on after round {start.resumed_round}")
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)

@@ -49,6 +49,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def brief(text: str, most: int = 40) -> str:
+    """A name on one line, printable; the middle of a long one is cut."""
+    text = printable(text)
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
+
+
+def unset(text: str) -> str:
+    """The text for matplotlib, which would set what is between two dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def one_line(message: object) -> str:
     """The text of an error without its line breaks."""
     return " ".join(str(message).split())

@@ -21,6 +21,7 @@ from rayfl import cli
 from rayfl.config import load_config
 from rayfl.errors import ClientError, RunError
 from rayfl.progress import Progress, _held
+from rayfl.training.shortcuts import Shortcuts
 
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 
@@ -200,6 +201,31 @@ def test_the_partition_table_names_the_domains(rayfl, tmp_path):
     assert {row[1] for row in table_rows(out)} <= {"Art", "Real World", "2 groups"}
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("[red]", "[red]"),
+        (":dog:", ":dog:"),
+        ("a\nb", r"a\nb"),
+        ("\udcff", r"\udcff"),
+        ("$x$", "$x$"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("x" * 250, f"{'x' * 19}...{'x' * 18}"),
+    ],
+)
+def test_the_partition_table_shows_names_as_they_are(rayfl, tmp_path, name, expected):
+    for split in ("train", "test"):
+        for label in (name, "other"):
+            (tmp_path / "[bold]" / split / label).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / "[bold]" / split / label / "0.png")
+    folder = ("data.name=image_folder", "data.path='[bold]'", "data.size=4", "federation.clients=1")
+    options = (*folder, "federation.cohort_size=1", "--plot", "a.svg")
+    code, out, err = rayfl("partition", QUICKSTART, "partition.name=iid", *options)
+    assert (code, err) == (0, "")
+    assert f" {expected} " in out.splitlines()[1]
+    assert f"2 classes ({expected}, other)" in out or f"2 classes (other, {expected})" in out
+
+
 def test_the_partition_table_counts_the_labels_that_are_trained_on(rayfl):
     one_class = ("partition.name=pathological", "partition.classes_per_client=1")
     ten = (*one_class, "federation.clients=10", "heterogeneity.label_noise=1")
@@ -284,6 +310,10 @@ def test_a_run_without_a_terminal(rayfl, fake_run):
     assert lines[1] == "uniform mean over the clients of a round (they hold 72 to 73 samples)"
     assert re.fullmatch(r"4,810 parameters; config [0-9a-f]{16}", lines[2])
     assert lines[3] == "1 server actor, 2 client actors"
+    assert lines[4] == (
+        "read 1,442 train and 355 test samples from 1 file: 10 classes (0, 1, 2, ...), uint8 1 x 8 x 8 "
+        "(C x H x W), values 0 to 255"
+    )
     assert lines[-1] == "round 3/3  loss 0.3333  accuracy 0.3000  alpha 0.100  s/round 0.250"
     assert len([line for line in lines if line.startswith("round 3/3")]) == 1
     assert "accuracy        final 0.9100, mean of last 10 evaluations 0.9000, best 0.9200" in out
@@ -335,13 +365,25 @@ def test_clients_of_one_size_are_said_to_be():
     assert _held(np.array([100, 100])) == "100 samples each"
 
 
+def test_a_run_says_which_short_cuts_it_does_not_take(small):
+    small["model"] = {"name": "zoo:views_maps_as_rows"}
+    config = load_config(small)
+    console = Console(file=io.StringIO(), width=300)
+    with Progress(console) as progress:
+        start = SimpleNamespace(prepared=prepare(config), placement=Placement(), resumed_round=0)
+        progress.start(start)
+    said = console.file.getvalue()
+    assert "images and kernels lie channels first in memory: channels last, it fails (view" in said
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_display_fits_the_terminal(width):
     config = load_config(QUICKSTART)
     prepared = SimpleNamespace(
         config=config,
-        data=SimpleNamespace(name="digits"),
+        data=SimpleNamespace(name="digits", read=()),
         model=torch.nn.Linear(1, 1),
+        settings=SimpleNamespace(shortcuts=Shortcuts()),
         federation=SimpleNamespace(
             clients=20, cohort_size=5, rounds=10_000, sampling="uniform", sizes=np.array([10, 1000])
         ),

@@ -204,7 +204,7 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         (
             "data.name=npz",
             "data.path is missing; add it: text "
-            "(the .npz file; x: uint8 or float, [n, F] or images)",
+            "(the .npz file; x: uint8 or float, [n, F] or images; or integer tokens, [n, L])",
         ),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rayfl.errors import ConfigError
+from rayfl.wording import unset
 from tuning.groups import Key, groups, summarize
 from tuning.metrics import metric
 from tuning.plots import DPI, Drawing, finished, group_name
@@ -114,7 +115,7 @@ def traces(
         for i, (key, members) in enumerate(chosen):
             of_group = spent.loc[spent["run_id"].isin(members["run_id"])].dropna(subset=scalar)
             _line(axes, of_group, scalar, i, group_name(by, key, len(members)))
-        axes.set(ylabel=scalar)
+        axes.set(ylabel=unset(scalar))
         _plain(axes)
     panels[-1].set(xlabel="round")
     _count_rounds(panels[-1])

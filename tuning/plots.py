@@ -19,6 +19,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from rayfl.errors import ConfigError
+from rayfl.wording import unset
 from tuning.groups import Key, groups, summarize
 from tuning.metrics import metric
 from tuning.results import axes as varying
@@ -133,10 +134,10 @@ def save(figure: Figure, file: Path | IO[bytes], form: str | None = None) -> Non
 
 
 def group_name(by: Sequence[str], key: Key, n: int | None = None) -> str:
-    """A group in words; what it does not have is left out."""
+    """A group in words, for a figure; what it does not have is left out."""
     point = {k: value for k, value in zip(by, key, strict=True) if value is not None}
     words = ", ".join(setting(point, by)) or "all runs"
-    return words if n is None else f"{words} (n={n})"
+    return unset(words if n is None else f"{words} (n={n})")
 
 
 def _two_axes(runs: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
@@ -187,8 +188,8 @@ def _grid(
                 color="white" if dark else "black",
                 weight="bold" if best else None,
             )
-    axes.set_xticks(range(len(xs)), [shown(x) for x in xs], fontsize=8)
-    axes.set_yticks(range(len(ys)), [shown(y) for y in ys], fontsize=8)
+    axes.set_xticks(range(len(xs)), [unset(shown(x)) for x in xs], fontsize=8)
+    axes.set_yticks(range(len(ys)), [unset(shown(y)) for y in ys], fontsize=8)
     return image
 
 
@@ -209,6 +210,6 @@ def _heights(column: pd.Series, most_ticks: int = 8) -> tuple[list[float], list[
     else:
         place = {v: i / (len(values) - 1) if len(values) > 1 else 0.5 for i, v in enumerate(values)}
         ticks = values
-    texts = [f"{v:.4g}" if isinstance(v, float) else shown(v) for v in ticks]
+    texts = [f"{v:.4g}" if isinstance(v, float) else unset(shown(v)) for v in ticks]
     of_rows = [place[key] for key in (_distinct(column.loc[[i]])[0] for i in column.index)]
     return of_rows, [(place[v], text) for v, text in zip(ticks, texts, strict=True)]

@@ -3,45 +3,53 @@
 A source (rayfl/data/sources/) reads arrays from disk; `Source.load` checks them, so all that follows can
 rely on what `Dataset` promises. A new source is a subclass with a `read` method that ends in `from_arrays`.
 
-Shapes: n samples, H x W pixels, C channels, F features.
+Shapes: n samples, H x W pixels, C channels, F features, L tokens.
 """
 
 import ctypes
-import os
 import platform
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
+from rayfl.data.checks import account, check, check_arrays
 from rayfl.errors import ConfigError
+from rayfl.wording import printable
 
 Samples = tuple[np.ndarray, np.ndarray]  # x, y
+
+_COUNTED = 1 << 20  # pixels at once
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A train and a test set in memory, C-contiguous.
 
-    A model sees (x - mean) / std, where uint8 x has been divided by 255 first.
+    A model sees (x - mean) / std, where uint8 x has been divided by 255 first; tokens it sees as they are.
     """
 
     name: str
-    x_train: np.ndarray  # [n, H, W, C] uint8 or float32 for images, [n, F] float32 for features
+    # [n, H, W, C] uint8 or float32 for images, [n, F] float32 for features, [n, L] int64 for tokens
+    x_train: np.ndarray
     y_train: np.ndarray  # [n] int64, 0..num_classes-1
     x_test: np.ndarray
     y_test: np.ndarray
-    mean: np.ndarray  # [C] or [F] float32
+    mean: np.ndarray  # [C] or [F] float32; for tokens, [L], 0 and 1
     std: np.ndarray
     classes: tuple[str, ...]
     groups: tuple[str, ...] = ()  # names of the domains or writers; () where there are none
     group_train: np.ndarray | None = None  # [n] int64, 0..len(groups)-1
     group_test: np.ndarray | None = None
+    files: int | None = None  # that were read
+    left_out: tuple[
+        str, ...
+    ] = ()  # what is beside them and was not read: names of files and folders
+    read: tuple[str, ...] = ()  # both in words, a line each; `Source.load` fills it
 
     @property
     def num_classes(self) -> int:
@@ -53,10 +61,18 @@ class Dataset:
         *size, last = self.x_train.shape[1:]
         return (last, *size)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the samples are integers that are no images, such as the words of a text."""
+        return self.x_train.dtype == np.int64
 
-def name_of(path: str) -> str:
-    """What a data set in this file or directory is called; `.` has the directory's name."""
-    return Path(os.path.abspath(Path(path).expanduser())).name or "data"
+    def trial(self) -> np.ndarray:
+        """Two samples as a model may see them, to try it with: zeros; the smallest and largest token."""
+        if not self.has_tokens:
+            return np.zeros((2, *self.sample_shape), np.float32)
+        both = self.x_train, self.x_test
+        extremes = min(x.min() for x in both), max(x.max() for x in both)
+        return np.repeat(np.array(extremes), self.sample_shape[0]).reshape(2, -1)
 
 
 def from_arrays(
@@ -66,16 +82,21 @@ def from_arrays(
     classes: Sequence[str] | None = None,
     normalise: tuple[Sequence[float], Sequence[float]] | None = None,
     groups: tuple[np.ndarray, np.ndarray | None] | None = None,
+    files: int | None = None,
+    left_out: Sequence[str] = (),
 ) -> Dataset:
     """A Dataset of these arrays, in the types and the memory layout that it promises.
 
     Class names default to the class numbers, `normalise` = (mean, std) to those of the train set.
     `groups`: the domain or writer, by name or number, of each train and (if known) test sample.
+    `files`, `left_out`: what was read, and the names of what was not.
     """
     names, group_train, group_test = _number(*groups) if groups else ((), None, None)
     (x_train, y_train), (x_test, y_test) = _convert(train), _convert(test)
+    check_arrays(name, "train", x_train, y_train)
+    check_arrays(name, "test", x_test, y_test)
     if classes is None:
-        classes = [str(label) for label in range(int(y_train.max(initial=-1)) + 1)]
+        classes = _numbers(name, y_train)
     mean, std = normalise if normalise else _mean_and_std(x_train)
     return Dataset(
         name=name,
@@ -85,10 +106,12 @@ def from_arrays(
         y_test=y_test,
         mean=np.asarray(mean, dtype=np.float32),
         std=np.asarray(std, dtype=np.float32),
-        classes=tuple(classes),
+        classes=tuple(map(printable, classes)),
         groups=names,
         group_train=group_train,
         group_test=group_test,
+        files=files,
+        left_out=tuple(left_out),
     )
 
 
@@ -109,13 +132,13 @@ class Source(ABC):
         """Read and check the data. Raises ConfigError, which says what is wrong with them."""
         dataset = self.read()
         _give_back_memory()
-        _check(dataset)
+        check(dataset)
         if self.augment != "none" and len(dataset.sample_shape) != 3:
             raise ConfigError(
                 f"data.augment = {self.augment!r}: works on images, but the samples of "
                 f"{dataset.name!r} are vectors of {dataset.sample_shape[0]} features; use 'none'"
             )
-        return dataset
+        return replace(dataset, read=account(dataset))
 
 
 def _give_back_memory() -> None:
@@ -127,15 +150,37 @@ def _give_back_memory() -> None:
 
 
 def _convert(samples: Samples) -> Samples:
-    """Contiguous arrays, in Dataset's types where that loses nothing; `_check` refuses the rest."""
+    """Contiguous arrays, in Dataset's types where that loses nothing; `check_arrays` refuses the rest."""
     x, y = samples
     if x.ndim == 3:
         x = x[..., None]  # grey images
-    if np.issubdtype(x.dtype, np.floating) or x.ndim == 2:
-        x = x.astype(np.float32, copy=False)
-    if np.issubdtype(y.dtype, np.integer):
-        y = y.astype(np.int64, copy=False)
-    return np.ascontiguousarray(x), np.ascontiguousarray(y)
+    if x.dtype.kind in "bf" or (x.ndim == 2 and x.dtype == np.uint8):
+        with np.errstate(
+            over="ignore"
+        ):  # what float32 cannot hold becomes infinite, and is refused
+            x = x.astype(np.float32, copy=False)
+    elif x.ndim == 2:
+        x = _int64(x)
+    return np.ascontiguousarray(x), np.ascontiguousarray(_int64(y))
+
+
+def _int64(x: np.ndarray) -> np.ndarray:
+    """Integers of any width as int64, unless one is too large for it; other arrays as they are."""
+    fits = x.dtype.kind == "i" or (
+        x.dtype.kind == "u" and x.max(initial=0) <= np.iinfo(np.int64).max
+    )
+    return x.astype(np.int64, copy=False) if fits else x
+
+
+def _numbers(name: str, labels: np.ndarray) -> list[str]:
+    """The names of classes that have none."""
+    last = int(labels.max())
+    if last >= len(labels):  # before a list is made of them: a stray label may be in the billions
+        raise ConfigError(
+            f"data.name: the train data of {name!r} have labels up to {last}, but {len(labels)} samples; "
+            "number the labels 0, 1, 2, ... without gaps"
+        )
+    return [str(label) for label in range(last + 1)]
 
 
 def _number(
@@ -145,82 +190,26 @@ def _number(
     known = np.unique(train if test is None else np.concatenate((train, test)))
     group_train = np.searchsorted(known, train).astype(np.int64)
     group_test = None if test is None else np.searchsorted(known, test).astype(np.int64)
-    return tuple(map(str, known)), group_train, group_test
+    return tuple(printable(str(name)) for name in known), group_train, group_test
 
 
 def _mean_and_std(x: np.ndarray) -> Samples:
-    """Mean and standard deviation over all but the last axis; std 0 becomes 1."""
+    """Mean and standard deviation over all but the last axis; std 0 becomes 1. Tokens have 0 and 1."""
     columns = x.reshape(-1, x.shape[-1])
+    if x.dtype == np.int64:
+        return np.zeros(x.shape[-1]), np.ones(x.shape[-1])
     if x.dtype == np.uint8:
-        # From the counts of the 256 values: exact, and without a floating-point copy of the data.
+        # From the counts of the 256 values: exact, and without a floating-point copy of the data. Some rows
+        # at a time, for bincount makes an int64 copy.
         values = np.arange(256) / 255
-        counts = np.stack([np.bincount(column, minlength=256) for column in columns.T])
+        counts = np.zeros((x.shape[-1], 256), np.int64)
+        for start in range(0, len(columns), _COUNTED):
+            for total, column in zip(counts, columns[start : start + _COUNTED].T, strict=True):
+                total += np.bincount(column, minlength=256)
         mean = counts @ values / len(columns)
         std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / len(columns))
     else:
-        mean, std = columns.mean(axis=0, dtype=np.float64), columns.std(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # of infinite values, which are refused later
+            mean = columns.mean(axis=0, dtype=np.float64)
+            std = columns.std(axis=0, dtype=np.float64)
     return mean, np.where(std > 0, std, 1.0)
-
-
-def _check(dataset: Dataset) -> None:
-    """Raise ConfigError unless the arrays are as `Dataset` says."""
-    for split in ("train", "test"):
-        x, y = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
-        group = getattr(dataset, f"group_{split}")
-        if problem := _problem(dataset, x, y) or _group_problem(dataset, group, len(y)):
-            raise ConfigError(f"data.name: the {split} data of {dataset.name!r} {problem}")
-    shapes = dataset.x_train.shape[1:], dataset.x_test.shape[1:]
-    if shapes[0] != shapes[1] or dataset.x_train.dtype != dataset.x_test.dtype:
-        raise ConfigError(
-            f"data.name: train and test samples of {dataset.name!r} differ: {shapes[0]} "
-            f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike"
-        )
-    absent = np.flatnonzero(np.bincount(dataset.y_train, minlength=dataset.num_classes) == 0)
-    if len(absent) or dataset.num_classes < 2:
-        raise ConfigError(
-            f"data.name: {dataset.name!r} needs 2 or more classes with train samples in each; "
-            f"it has {dataset.num_classes}, without samples: {absent[:10].tolist()}; "
-            "number the labels 0, 1, 2, ... without gaps"
-        )
-    # Last: mean and std of bad data are bad too, and the data are the better thing to name.
-    channels = (dataset.x_train.shape[-1],)
-    if not dataset.mean.shape == dataset.std.shape == channels or not (dataset.std > 0).all():
-        raise ConfigError(
-            f"data.name: mean and std of {dataset.name!r} must have shape {channels} and std > 0, "
-            f"not {dataset.mean} and {dataset.std}"
-        )
-
-
-def _problem(dataset: Dataset, x: np.ndarray, y: np.ndarray) -> str | None:
-    allowed = (np.float32,) if x.ndim == 2 else (np.uint8, np.float32)
-    if x.ndim not in (2, 4) or x.dtype not in allowed:
-        return (
-            f"are {x.dtype} {list(x.shape)}; must be uint8 or float, "
-            "[n, F], [n, H, W] or [n, H, W, C]"
-        )
-    if y.dtype != np.int64 or y.shape != (len(x),):
-        return f"have labels {y.dtype} {list(y.shape)}; must be integers [{len(x)}], one per sample"
-    if x.size == 0:
-        return "are empty"
-    if not 0 <= y.min() <= y.max() < dataset.num_classes:
-        return (
-            f"have labels from {y.min()} to {y.max()}; must be from 0 to {dataset.num_classes - 1}"
-        )
-    if x.dtype == np.float32 and not np.isfinite(x).all():
-        return "have values that are not finite; remove or fill them"
-    if not (x.flags.c_contiguous and y.flags.c_contiguous):
-        return "are not C-contiguous; build the Dataset with from_arrays"
-    return None
-
-
-def _group_problem(dataset: Dataset, group: np.ndarray | None, samples: int) -> str | None:
-    if group is None:
-        return None
-    if group.dtype != np.int64 or group.shape != (samples,):
-        return f"have groups {group.dtype} {list(group.shape)}; must be int64 [{samples}]"
-    if not 0 <= group.min() <= group.max() < len(dataset.groups):
-        return (
-            f"have groups from {group.min()} to {group.max()}; must be from 0 to "
-            f"{len(dataset.groups) - 1}, the number of a name in `groups`"
-        )
-    return None

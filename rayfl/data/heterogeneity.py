@@ -110,6 +110,12 @@ def shift(data: Dataset, partition: Partition, options: Heterogeneity, seed: int
 def _shifted_features(
     data: Dataset, partition: Partition, options: Heterogeneity, seed: int
 ) -> np.ndarray:
+    if data.has_tokens:
+        key = next(key for key in ("noise", "rotation", "colour") if getattr(options, key))
+        raise ConfigError(
+            f"heterogeneity.{key} = {getattr(options, key)}: features shift, but the samples of "
+            f"{data.name!r} are integer tokens, which cannot; set it to 0"
+        )
     clients = len(partition.sizes)
     groups = _client_groups(data, clients, options)
     rng = generator(seed, "feature_shift")

@@ -3,54 +3,113 @@
 Shapes: n images, H x W pixels, C channels.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rayfl.errors import ConfigError, reason
 
+if TYPE_CHECKING:  # Pillow is slow to import: only the functions that use it do so
+    from PIL.Image import Image
+
 _DECODE_THREADS = 4  # Pillow decodes without holding the interpreter lock ...
-_DECODE_CHUNK = 500  # ... but on small images one task per image costs more than it gains
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_DECODE_CHUNK = 100  # ... but on small images one task per image costs more than it gains
+# Pillow knows the names of these, but cannot decode them, or only on Windows.
+_UNDECODABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 
 
-def directory_of(path: str, layout: str) -> Path:
-    directory = Path(path).expanduser().absolute()
-    if not directory.is_dir():
-        raise ConfigError(
-            f"data.path = {path!r}: {directory} is not a directory; expected one with {layout}"
-        )
-    return directory
+class Encoded(NamedTuple):
+    """An image that is not decoded yet."""
+
+    where: str
+    """The file, or file and row, as messages name it."""
+    content: bytes | Path
 
 
-def decode(images: Sequence[bytes | Path], given: str, size: int | None = None) -> np.ndarray:
-    """Encoded images -> uint8 [n, H, W, C]; C is 1 if all of them are grey, otherwise 3.
+class Decoded(NamedTuple):
+    pixels: np.ndarray
+    """uint8 [n, H, W, C]; C is 1 if all images are grey, otherwise 3."""
+    animated: list[str]
+    """Where the images are that have more frames than the first, which is the one that counts."""
 
-    `given` is the option that named them, as ConfigError shows it: "data.path = 'here'".
-    """
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of files that Pillow can open, in lower case."""
     from PIL import Image
 
-    def decode_one(image: bytes | Path) -> np.ndarray:
-        with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"{picture.mode} is more than 8 bits a pixel, which Pillow clips")
-            if picture.mode not in ("L", "RGB"):
-                picture = picture.convert("L" if picture.mode == "1" else "RGB")
-            if size is not None:
-                picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(picture)
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind not in _UNDECODABLE)
 
-    starts = range(0, len(images), _DECODE_CHUNK)
-    chunks = [images[start : start + _DECODE_CHUNK] for start in starts]
+
+def decode(images: Iterable[Encoded], given: str, size: int | None = None) -> Decoded:
+    """Pixels of encoded images, all of one size, or resized to `size` x `size`.
+
+    As torchvision's ImageFolder has it, a rotation that the file asks for (EXIF) is not done, and
+    transparency is dropped. `given` is the option that named them, as ConfigError shows it.
+    """
+
+    def decode_all(chunk: list[Encoded]) -> list[tuple[np.ndarray, bool]]:
+        return [_decode(image, given, size) for image in chunk]
+
+    arrays: list[np.ndarray] = []
+    animated: list[str] = []
+    with ThreadPoolExecutor(_DECODE_THREADS) as threads:
+        # A block at a time: the encoded images may be many times what they become.
+        for block in _blocks(images, _DECODE_THREADS * _DECODE_CHUNK):
+            decoded = threads.map(decode_all, _blocks(block, _DECODE_CHUNK))
+            pairs = [pair for chunk in decoded for pair in chunk]
+            arrays += [array for array, _ in pairs]
+            several = (more for _, more in pairs)
+            animated += [image.where for image, more in zip(block, several, strict=True) if more]
+    return Decoded(_stacked(arrays, given), animated)
+
+
+def _blocks(items: Iterable[Any], length: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while block := list(islice(iterator, length)):
+        yield block
+
+
+def _decode(image: Encoded, given: str, size: int | None) -> tuple[np.ndarray, bool]:
+    """The pixels [H, W] or [H, W, 3], and whether there are more frames."""
+    from PIL import Image, UnidentifiedImageError
+
+    content = image.content
     try:
-        with ThreadPoolExecutor(_DECODE_THREADS) as threads:
-            decoded = threads.map(lambda chunk: [decode_one(image) for image in chunk], chunks)
-            arrays = [array for chunk in decoded for array in chunk]
-    except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{given}: an image cannot be decoded ({reason(error)})") from error
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as picture:
+            pixels = np.asarray(_eight_bits(picture, size))
+            return pixels, getattr(picture, "n_frames", 1) > 1
+    except Exception as error:  # broken files make Pillow raise whatever its parsers do
+        no_image = isinstance(error, UnidentifiedImageError)
+        problem = "no image that Pillow knows" if no_image else reason(error)
+        raise ConfigError(
+            f"{given}: {image.where} cannot be decoded ({problem}); mend or remove it"
+        ) from error
+
+
+def _eight_bits(picture: "Image", size: int | None) -> "Image":
+    """The picture in grey ("L") or colour ("RGB")."""
+    from PIL.Image import Resampling
+
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{picture.mode} is more than 8 bits a pixel, which Pillow clips")
+    if picture.mode not in ("L", "RGB"):
+        picture.load()
+        picture.info.pop("transparency", None)  # of a palette: Pillow warns that it is dropped
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    return picture if size is None else picture.resize((size, size), Resampling.BILINEAR)
+
+
+def _stacked(arrays: list[np.ndarray], given: str) -> np.ndarray:
+    if not arrays:
+        raise ConfigError(f"{given}: there are no images in it")
     sizes = {array.shape[:2] for array in arrays}
     if len(sizes) != 1:
         raise ConfigError(

@@ -5,6 +5,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from rayfl.wording import brief, unset
+
 _MAX_NUMBERED = 12  # clients up to which there is room for the number in every cell
 _MAX_NAMED = 30  # classes up to which there is room for the name of every class
 
@@ -32,7 +34,7 @@ def heatmap(
     cells.set(xlabel="client", ylabel="class", xlim=(-0.5, clients - 0.5))
     cells.xaxis.get_major_locator().set_params(integer=True, nbins=min(clients, _MAX_NUMBERED))
     named = np.arange(0, len(classes), -(-len(classes) // _MAX_NAMED))
-    cells.set_yticks(named, [classes[k] for k in named])
+    cells.set_yticks(named, [unset(brief(classes[k])) for k in named])
     figure.colorbar(image, ax=cells, label="samples", pad=0.01)
     if clients <= _MAX_NUMBERED and len(classes) <= _MAX_NAMED:
         for (k, client), count in np.ndenumerate(histogram.T):

@@ -55,24 +55,32 @@ class Factory:
         return self.factory(num_classes=num_classes, **self.options)
 
 
-def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+def build(
+    spec: Model,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    trial: torch.Tensor | None = None,
+) -> nn.Module:
     """Build the model on the CPU, with weights that depend on `seed` only, and try it.
 
-    Raises ConfigError if the model cannot be built or does not fit the data.
+    `trial`: two samples to try it with; zeros if not given. Raises ConfigError if the model cannot be built
+    or does not fit the data.
     """
+    inputs = torch.zeros(2, *sample_shape) if trial is None else trial
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the accelerators too, and no fork restores them.
         torch.default_generator.manual_seed(integer(seed, "init"))
         try:
             model = spec.build(sample_shape, num_classes)
-            output = _try(model, sample_shape)
+            output = _try(model, inputs)
         except ConfigError:
             raise
         except Exception as error:
             raise ConfigError(
                 f"model.name = {name_of(spec)!r}: fails on samples {list(sample_shape)} with "
                 f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "
-                "change the model's options, or take another model"
+                f"{_hint(inputs)}change the model's options, or take another model"
             ) from error
     expected = (2, num_classes)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -84,9 +92,15 @@ def build(spec: Model, sample_shape: tuple[int, ...], num_classes: int, seed: in
     return model
 
 
-def _try(model: nn.Module, sample_shape: tuple[int, ...]) -> Any:
+def _hint(inputs: torch.Tensor) -> str:
+    if inputs.is_floating_point():
+        return ""
+    first, last = inputs.min(), inputs.max()
+    return f"they are integers from {first} to {last}, as tokens are: store features as floats; "
+
+
+def _try(model: nn.Module, inputs: torch.Tensor) -> Any:
     model.eval()  # so that the trial does not move batch statistics
-    inputs = torch.zeros(2, *sample_shape)
     with torch.no_grad():
         output = model(inputs)
     if lora.has_adapters(model):

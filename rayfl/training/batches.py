@@ -36,7 +36,7 @@ class Minibatch(NamedTuple):
     """One local step's samples of C clients."""
 
     inputs: Tensor
-    """`[C, B, *sample_shape]`, normalised; images are channels-last in memory."""
+    """`[C, B, *sample_shape]`, normalised; images are channels-last in memory; tokens are int64."""
     targets: Tensor
     """int64 `[C, B]`."""
     weights: Tensor | None
@@ -105,8 +105,11 @@ class DeviceData:
         return len(self.x)
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Normalised samples in storage order, `[m] -> [m, H, W, channels]` or `[m, F]`."""
-        rows = self.x.index_select(0, indices).to(torch.float32)
+        """Normalised samples in storage order, `[m] -> [m, H, W, channels]` or `[m, F]`; tokens unchanged."""
+        rows = self.x.index_select(0, indices)
+        if rows.dtype == torch.int64:
+            return rows
+        rows = rows.to(torch.float32)
         return rows.mul_(self.scale).add_(self.shift).view(-1, *self.shape)
 
     def batches(self, plans: list[Plan]) -> "StackBatches":
@@ -163,7 +166,7 @@ class StackBatches:
         self._flips = self._drawn([p.flips for p in plans], steps, width)
         self._shifts = self._drawn([p.shifts for p in plans], steps, width)
         self._targets = data.y[self._indices]
-        bytes_per_step = len(plans) * width * data.x.shape[1] * 4
+        bytes_per_step = len(plans) * width * data.x.shape[1] * max(4, data.x.element_size())
         self._at_once = max(1, FETCHED_BYTES[data.x.device.type] // bytes_per_step)
         self._fetched, self._inputs = range(0), torch.empty(0)
 

@@ -15,8 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from rayfl.config import load_config
+from rayfl.data.checks import check
 from rayfl.data.datasets import Dataset, Source, from_arrays
+from rayfl.data.federated import federate
+from rayfl.data.heterogeneity import Heterogeneity
 from rayfl.data.picture import heatmap
+from rayfl.data.schemes import IID
 from rayfl.data.sources import (
     CIFAR10,
     CIFAR100,
@@ -258,7 +263,7 @@ def test_parquet_with_images_of_several_sizes_or_none_at_all(tmp_path):
     for cells, message in (
         ([encode(pictures(1, 3, 3)[0]), encode(pictures(1, 3, 4)[0])], "2 sizes"),
         ([encode(pictures(1, 3, 3)[0]), b"no image"], "cannot be decoded"),
-        ([encode(pictures(1, 3, 3)[0]), None], "empty cells"),
+        ([encode(pictures(1, 3, 3)[0]), None], "empty cell in .image., row 1"),
         ([encode(RNG.integers(0, 2**16, (3, 3), dtype=np.uint16))] * 2, "8 bits"),
     ):
         for split in ("train", "test"):
@@ -266,6 +271,101 @@ def test_parquet_with_images_of_several_sizes_or_none_at_all(tmp_path):
             write_parquet(tmp_path / f"{split}.parquet", columns)
         with pytest.raises(ConfigError, match=message):
             Parquet(path=str(tmp_path)).load()
+
+
+def both(tmp_path: Path, columns: dict, names: tuple[str, ...] = ("{}.parquet",)) -> Parquet:
+    """The same table under these names, for train and test."""
+    for split in ("train", "test"):
+        for name in names:
+            write_parquet(tmp_path / name.format(split), columns)
+    return Parquet(path=str(tmp_path))
+
+
+def labelled(n: int = 4) -> dict:
+    return {"img": structs(pictures(n, 3, 3)), "label": np.arange(n) % 2}
+
+
+@pytest.mark.parametrize("used", [
+    ("{}.parquet",), ("{}-00000-of-00001.parquet",), ("{}_0.parquet", "{}_1.parquet"),
+    ("{}-00000-of-00001-a09b74b3ef9c3b56.parquet",), ("{}.00000.parquet",), ("{}-0001.parquet",),
+    ("{}/0000.parquet", "{}/any name.parquet"), ("{}.parquet/part-0.snappy.parquet",),
+])  # fmt: skip
+def test_parquet_files_of_a_split_and_no_others(tmp_path, used):
+    others = ("{}_noisy-00000-of-00001.parquet", "{}ing.parquet", "._{}.parquet")
+    data = both(tmp_path, labelled(), used + others).load()
+    assert len(data.x_train) == len(data.x_test) == 4 * len(used)
+    assert data.files == 2 * len(used)
+    assert sorted(data.left_out) == sorted(n.format(s) for n in others for s in ("train", "test"))
+    assert data.left_out[-1].startswith("._")  # hidden ones come last
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (("{}_noisy.parquet", "{}-a.parquet"), r"no train files.* do not pass: \['train-a\.parquet', "),
+    (("{}.parquet", "{}/0.parquet"), r"train\.parquet and the folder train/ are both there"),
+    (("{}.parquet", "{}-00000-of-00001.parquet"), "more than one version of the split train"),
+    (("{}-00000-of-00001.parquet", "{}-00000-of-00002.parquet"), "more than one version"),
+    (("{}-00000-of-00001-aa.parquet", "{}-00000-of-00001-bb.parquet"), "more than one version"),
+])  # fmt: skip
+def test_parquet_files_that_may_or_may_not_be_a_split(tmp_path, names, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        both(tmp_path, labelled(), names).load()
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_shards_that_are_missing_are_counted(tmp_path):
+    names = ("{}-00000-of-00005.parquet", "{}-00003-of-00005.parquet")
+    data = both(tmp_path, labelled(), names).load()
+    assert data.left_out[0] == "3 of the 5 files of train, which are not there"
+
+
+@pytest.mark.parametrize("metadata", [
+    b"", b"{", b"\xff", b"null", b"[]", b'{"info": null}', b'{"info": {"features": null}}', b"[" * 9999,
+    b'{"info": {"features": {"label": {"names": 3}}}}', b'{"info": {"features": {"label": {"names": [1]}}}}',
+])  # fmt: skip
+def test_parquet_metadata_without_features(tmp_path, metadata):
+    source = both(tmp_path, labelled())
+    table = pq.read_table(tmp_path / "train.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({b"huggingface": metadata}), tmp_path / "train.parquet"
+    )
+    assert source.load().classes == ("0", "1")
+
+
+@pytest.mark.parametrize(("cell", "message"), [
+    ({"bytes": None, "path": "/data/0.png"}, "has the path '/data/0.png' without an image in 'img', row 1"),
+    ({"bytes": None, "path": None}, "an empty cell in 'img', row 1"),
+    (None, "an empty cell in 'img', row 1"),
+    ({"bytes": b"", "path": None}, "train.parquet, row 1 cannot be decoded .no image that Pillow knows"),
+    ({"bytes": encode(pictures(1, 9, 9)[0])[:60], "path": None}, "row 1 cannot be decoded .OSError"),
+])  # fmt: skip
+def test_parquet_cells_without_an_image_are_named(tmp_path, cell, message):
+    good = {"bytes": encode(pictures(1, 3, 3)[0]), "path": None}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"img": pa.array([good, cell, good], kind), "label": [0, 1, 0]}
+    with pytest.raises(ConfigError, match=message) as error:
+        both(tmp_path, columns).load()
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_in_folders_that_look_like_partitions(tmp_path):
+    """Arrow's datasets make a column of a folder `key=value`, or refuse it for the type of such a column."""
+    data = both(tmp_path / "label=a" / "50%?", labelled()).load()
+    assert data.name == "50%?"
+    assert data.classes == ("0", "1")
+
+
+def test_parquet_of_several_row_groups_is_read_in_order(tmp_path):
+    """More images than are decoded at once, in files of their own sizes."""
+    images = pictures(901, 2, 2)
+    for split in ("train", "test"):
+        table = pa.table(
+            {"image": [encode(image) for image in images], "label": np.arange(901) % 7}
+        )
+        pq.write_table(table[:450], tmp_path / f"{split}-0.parquet", row_group_size=7)
+        pq.write_table(table[450:], tmp_path / f"{split}-1.parquet")
+    data = Parquet(path=str(tmp_path)).load()
+    assert (data.x_train[..., 0] == images).all()
+    assert (data.y_test == np.arange(901) % 7).all()
 
 
 def test_parquet_in_the_wrong_place(tmp_path, monkeypatch):
@@ -313,6 +413,8 @@ def four_arrays(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         (pictures(8, 6, 7), (1, 6, 7)),
         (np.asfortranarray(pictures(8, 6, 7, 3)), (3, 6, 7)),
         (pictures(8, 5), (5,)),
+        (pictures(8, 5) > 99, (5,)),
+        (RNG.normal(size=(8, 6, 7)).astype(np.float16), (1, 6, 7)),
     ],
 )
 @pytest.mark.parametrize("label_type", [np.uint8, np.int32, np.int64])
@@ -356,12 +458,86 @@ GOOD = four_arrays(RNG.normal(size=(8, 5)), np.arange(8) % 2)
         ({"x_train": np.zeros(8)}, r"\[8\]; must be uint8 or float, \[n, F\]"),
         ({"x_test": np.zeros((4, 6))}, r"differ: \(5,\) float32 and \(6,\) float32"),
         ({"x_test": np.zeros((0, 5)), "y_test": np.zeros(0, int)}, "test data of 'data' are empty"),
+        ({"x_train": np.zeros((8, 0)), "x_test": np.zeros((4, 0))}, r"are empty: \[8, 0\]"),
+        ({"y_train": np.array(list("abababab"))}, r"labels <U1 \[8\]; must be integers"),
+        ({"y_train": np.array([np.nan, 1] * 4)}, r"labels float64 \[8\]"),
+        ({"y_train": np.array([0, 1] * 4, "m8[s]")}, r"labels timedelta64\[s\] \[8\]"),
+        ({"x_train": np.full((8, 5), "a")}, r"are <U1 \[8, 5\]; must be"),
+        ({"x_train": np.zeros(8, "f4,i4")}, r"are \[\('f0', '<f4'\).* \[8\]; must be"),
+        ({"x_train": np.ones((8, 5)) * 1j}, r"are complex128 \[8, 5\]; must be"),
+        ({"x_train": np.full((8, 5), 2**64 - 1, np.uint64)}, r"are uint64 \[8, 5\]; must be"),
+        ({"x_train": np.full((8, 5), 1e39)}, "not finite in float32"),
+        ({"x_train": np.array(3)}, r"are int64 \[1\]; must be"),
+        (
+            {"y_train": np.array([0, 1] * 3 + [0, 2**32 - 1], np.uint32)},
+            "labels up to 4294967295, but 8 samples; number the labels",
+        ),
+        ({"y_train": np.full(8, 2**64 - 1, np.uint64)}, r"labels uint64 \[8\]"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:
         npz(tmp_path, **{**GOOD, **change}).load()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (16, 16, 16), (3, 5, 3), (16, 16, 2)])
+def test_npz_images_say_where_their_channels_are(tmp_path, shape):
+    images, labels = pictures(8, *shape), np.arange(8) % 2
+    source = npz(tmp_path, **four_arrays(images, labels))
+    with pytest.raises(ConfigError, match=r"data\.layout = null: .*'channels_last' or 'channels_f"):
+        source.load()
+    last = replace(source, layout="channels_last").load()
+    assert (last.x_train == images).all()
+    assert last.sample_shape == (shape[2], *shape[:2])
+    first = replace(source, layout="channels_first").load()
+    assert_keeps_its_promises(first)
+    assert (first.x_train.transpose(0, 3, 1, 2) == images).all()
+    assert first.sample_shape == shape
+
+
+def test_npz_layout_is_no_part_of_what_older_configs_are():
+    def identity(**data):
+        config = {"data": {"name": "npz", "path": "a.npz"} | data, "federation": TINY}
+        return load_config(config).flat_identity()
+
+    assert not any("layout" in key for key in identity())
+    assert identity(layout="channels_first")["data.layout"] == "channels_first"
+
+
+TINY = {"clients": 2, "cohort_size": 2, "local_steps": 2, "rounds": 1}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16, np.int8])
+def test_npz_integers_that_are_no_images_stay_as_they_are(tmp_path, kind):
+    tokens = RNG.integers(0, 100, (8, 6)).astype(kind)
+    source = npz(tmp_path, **four_arrays(tokens, np.arange(8) % 2))
+    data = source.load()
+    assert data.x_train.dtype == np.int64
+    assert (data.x_train == tokens).all()
+    assert not data.mean.any()
+    assert (data.std == 1).all()
+    assert data.trial().tolist() == [[tokens.min()] * 6, [tokens.max()] * 6]
+    assert "int64 6 (integer tokens)" in data.read[0]
+    with pytest.raises(ConfigError, match=r"heterogeneity\.noise = 0\.1: .* integer tokens"):
+        federate(source, IID(), Heterogeneity(noise=0.1), 2, seed=0)
+
+
+def test_tokens_may_not_be_normalised():
+    y = np.arange(8) % 2
+    tokens = from_arrays("x", (np.zeros((8, 2), int), y), (np.zeros((8, 2), int), y))
+    with pytest.raises(ConfigError, match="integer tokens, which are not normalised"):
+        check(replace(tokens, mean=np.ones(2, np.float32)))
+
+
+def test_what_was_read_is_said(tmp_path):
+    arrays = four_arrays(np.linspace(0, 8, 40).reshape(8, 5), np.arange(8) % 4)
+    data = npz(tmp_path, **arrays, x_val=np.zeros(1), y_val=np.zeros(1)).load()
+    assert data.read == (
+        "read 8 train and 4 test samples from 1 file: 4 classes (0, 1, 2, ...), float32 5 (features), "
+        "values 0 to 8, test 0 to 3.89744",
+        "left out 2: x_val, y_val",
+    )
 
 
 def test_npz_that_cannot_be_read(tmp_path, monkeypatch):
@@ -469,6 +645,21 @@ def test_heatmap_is_written(tmp_path, clients, classes, suffix):
             assert picture.width == 1500
     else:
         assert "<svg" in file.read_text()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_heatmap_of_hostile_names(tmp_path, suffix):
+    """Two dollar signs are mathematics to matplotlib, and this is none."""
+    names = ("$\\frac$", "$x$ $y$", "new\nline", "\x1b[31m", "x" * 10_000)
+    file = tmp_path / f"a.{suffix}"
+    heatmap(RNG.integers(0, 9, (3, 5)), names, file)
+    if suffix == "svg":
+        assert all(name in file.read_text() for name in ("$\\frac$", "$x$ $y$", "new\\nline"))
+
+
+def test_from_arrays_makes_names_printable():
+    data = from_arrays("x", *[(np.zeros((2, 1)), np.arange(2))] * 2, classes=["a\nb", "\udcff"])
+    assert data.classes == ("a\\nb", "\\udcff")
 
 
 def test_from_arrays_numbers_the_classes():

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from test_datasets import assert_keeps_its_promises, encode, write_parquet
 
-from rayfl.data.sources import DomainFolder, Parquet, TinyImageNet
+from rayfl.data.images import Encoded, decode
+from rayfl.data.sources import NPZ, DomainFolder, ImageFolder, Parquet, TinyImageNet
 from rayfl.errors import ConfigError
 
 
@@ -89,6 +90,144 @@ def test_tiny_imagenet_says_what_is_wrong(tiny, monkeypatch):
         (root / file).write_text(kept)
 
 
+def test_tiny_imagenet_says_what_it_left_out(tiny):
+    root = tiny / "tiny-imagenet-200"
+    jpeg(root / "train" / "n99" / "images" / "0.JPEG", 0)
+    jpeg(root / "train" / "n01443537" / "images" / "more" / "x.png", 0)
+    jpeg(root / "val" / "images" / "val_77.JPEG", 0)
+    (root / "train" / "n01443537" / "images" / "notes.txt").touch()
+    data = TinyImageNet(root=str(tiny)).load()
+    assert data.files == 13 + 1 + 5
+    assert data.left_out == (
+        "train/n01443537/images/notes.txt", "train/n99/", "val/images/val_77.JPEG",
+    )  # fmt: skip
+
+
+# --- image folders
+
+
+@pytest.fixture
+def animals(tmp_path) -> ImageFolder:
+    """train/ and test/ with one image in each of two classes; the last digit of a colour is the class."""
+    for split in ("train", "test"):
+        for k, label in enumerate(("cat", "dog")):
+            save(tmp_path / split / label / "0.png", 10 + k)
+    return ImageFolder(path=str(tmp_path), size=4)
+
+
+def save(file: Path, grey: int, kind: str = "PNG") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), grey).save(file, kind)
+
+
+def test_images_of_all_types_are_read_at_any_depth(animals, tmp_path):
+    kinds = {
+        ".PGM": "PPM",
+        ".pnm": "PPM",
+        ".bmp": "BMP",
+        ".TIF": "TIFF",
+        ".apng": "PNG",
+    }
+    for i, (suffix, kind) in enumerate(kinds.items()):
+        save(tmp_path / "train" / "dog" / "a b" / f"{i}" / f"x{suffix}", 20 + i, kind)
+    jpeg(tmp_path / "train" / "dog" / "z.jfif", 200)
+    data = animals.load()
+    greys = [10, 11, 20, 21, 22, 23, 24, 200]  # sorted by path
+    assert data.x_train[:, 0, 0, 0].tolist() == greys
+    assert data.y_train.tolist() == [0] + [1] * 7
+    assert (data.files, data.left_out) == (10, ())
+
+
+def test_what_is_left_out_of_a_folder_is_named(animals, tmp_path):
+    names = [
+        "train/cat/README.txt",
+        "train/cat/x/data.h5",
+        "train/beside.png",
+        "test/notes",
+        "val/cat/0.png",
+    ]
+    hidden = [
+        "train/.ipynb_checkpoints/0.png",
+        "train/dog/__MACOSX/0.png",
+        "test/cat/.x.png",
+        ".DS_Store",
+    ]
+    for name in (*names, *hidden):
+        save(tmp_path / name, 99)
+    (tmp_path / "train/cat/up").symlink_to("../..")
+    (tmp_path / "train/dog/again").symlink_to("../dog")
+    data = animals.load()
+    assert data.classes == ("cat", "dog")
+    assert data.x_train[:, 0, 0, 0].tolist() == data.x_test[:, 0, 0, 0].tolist() == [10, 11]
+    assert data.left_out == (
+        *("test/notes", "train/beside.png", "train/cat/README.txt", "train/cat/up/"),
+        *("train/cat/x/data.h5", "train/dog/again/", "val/"),
+        *(".DS_Store", "test/cat/.x.png", "train/.ipynb_checkpoints/", "train/dog/__MACOSX/"),
+    )
+    assert data.read[1] == (
+        "left out 11: test/notes, train/beside.png, train/cat/README.txt and 8 more"
+    )
+
+
+def test_only_the_first_frame_counts_and_that_is_said(animals, tmp_path):
+    frames = [Image.new("L", (4, 4), grey) for grey in (50, 100, 150)]
+    frames[0].save(tmp_path / "train/cat/1.tif", save_all=True, append_images=frames[1:])
+    data = animals.load()
+    assert data.x_train[1, 0, 0, 0] == 50
+    assert data.left_out == ("train/cat/1.tif (all but its first frame)",)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_without_images_is_named(animals, tmp_path, split):
+    (tmp_path / split / "cat" / "0.png").unlink()
+    (tmp_path / split / "cat" / "README.txt").touch()
+    with pytest.raises(
+        ConfigError, match=rf"no images in the folder of a class, {split}/cat/; put"
+    ):
+        animals.load()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"half"])
+def test_an_image_that_is_broken_is_named(animals, tmp_path, content):
+    file = tmp_path / "test" / "dog" / "in" / "1\n.png"
+    save(file, 3)
+    file.write_bytes(file.read_bytes()[:50] if content == b"half" else content)
+    with pytest.raises(ConfigError, match=r"test/dog/in/1\\n\.png cannot be decoded \(") as error:
+        animals.load()
+    assert "\n" not in str(error.value)
+    file.unlink()
+    file.symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"cannot be decoded .FileNotFoundError"):
+        animals.load()
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(recwarn):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).convert("P")
+    picture.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", transparency=bytes(range(256)))
+    decoded = decode([Encoded("a", stream.getvalue())], "here")
+    assert (decoded.pixels[0] == np.asarray(picture.convert("RGB"))).all()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("path", [".", "../.."])
+def test_a_relative_path_has_a_name(animals, tmp_path, monkeypatch, path):
+    inside = tmp_path if path == "." else tmp_path / "train" / "cat"
+    monkeypatch.chdir(inside)
+    assert replace(animals, path=path).load().name == tmp_path.name
+
+
+@pytest.mark.parametrize("path", ["~nobody/x", "x" * 5000, "a\0b"])
+def test_a_path_that_cannot_be(animals, path):
+    for source in (ImageFolder(path=path, size=4), TinyImageNet(root=path), NPZ(path=path)):
+        with pytest.raises(ConfigError) as error:
+            source.load()
+        assert "\n" not in str(error.value)
+        assert "\0" not in str(error.value)
+
+
 # --- domains
 
 
@@ -147,6 +286,37 @@ def test_domain_folder_with_published_splits(office, tmp_path):
     jpeg(tmp_path / "split" / "test" / "photo" / "c" / "0.png", (9, 9, 9))
     with pytest.raises(ConfigError, match=r"test/ has classes without train images: \['c'\]"):
         DomainFolder(path=str(tmp_path / "split"), size=4).load()
+
+
+def test_domain_folder_at_any_depth_and_what_it_leaves_out(office):
+    jpeg(office / "Art" / "Bed" / "more" / "deep" / "x.jfif", (0, 0, 250), 8)
+    for name in (
+        "README.md",
+        "Art/beside.jpg",
+        ".git/Bed/0.jpg",
+        "Art/.cache/0.jpg",
+        "Art/Bed/a.txt",
+    ):
+        jpeg(office / name, 0, 8)
+    data = DomainFolder(path=str(office), size=8).load()
+    assert data.files == len(data.x_train) + len(data.x_test) == 35
+    assert data.groups == ("Art", "Real World")
+    assert data.classes == ("Bed", "Mug")
+    assert data.left_out == (
+        *("Art/Bed/a.txt", "Art/beside.jpg", "README.md"), *(".git/", "Art/.cache/")
+    )  # fmt: skip
+
+
+def test_domain_folder_with_half_a_split(office):
+    (office / "Art").rename(office / "train")
+    with pytest.raises(ConfigError, match="a train/ without its other half"):
+        DomainFolder(path=str(office), size=8).load()
+
+
+def test_a_class_of_a_domain_without_images_is_named(office):
+    (office / "Art" / "Cup").mkdir()
+    with pytest.raises(ConfigError, match="no images in the folder of a class, Art/Cup/"):
+        DomainFolder(path=str(office), size=8).load()
 
 
 def test_domain_folder_of_another_layout(office):

@@ -228,6 +228,13 @@ def hook_on_a_cropped_kernel(num_classes):
     return model
 
 
+def hook_by_norm(num_classes):
+    """Fine for one client; in a stack it would see all clients' gradients as one."""
+    model = flat(num_classes, nn.ReLU())
+    model[1].weight.register_hook(lambda gradient: gradient / gradient.norm())
+    return model
+
+
 def forward_hooks(num_classes):
     model = flat(num_classes, nn.ReLU())
     model[1].register_forward_hook(lambda module, x, out: 2 * out)
@@ -386,7 +393,8 @@ TRAINABLE = [
     *(averaging_batch_norm, frozen_batch_norm, layer_group_and_instance_norm, weight_norm),
     *(old_weight_norm, spectral_norm, old_spectral_norm, orthogonal, tied, two_names),
     *(shared_kernel, other_maps_in_evaluation, maps_of_one_pixel, named_input, changes_its_input),
-    *(in_place_layers, backward_hook, parameter_hook, hook_on_a_cropped_kernel, forward_hooks),
+    *(in_place_layers, backward_hook, parameter_hook, hook_on_a_cropped_kernel, hook_by_norm),
+    forward_hooks,
     *(hears_itself, lazy, no_dimensions, partly_frozen, dropout, dropout_of_maps),
     *(flatten_in_the_middle, lists_of_parameters, recomputes, standardised_weights),
     *(other_convolutions, prompt_of_four_dimensions, embeds_pixels, spectrum, buffers),

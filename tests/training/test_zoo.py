@@ -172,3 +172,37 @@ def test_checking_leaves_the_model_and_the_generators_alone():
     assert {t.dtype for t in other.values()} == {torch.float32, torch.int64}
     assert not np.isclose(float(after[1].running_var.mean()), 0)
     assert all(p.grad is None for p in after.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("zoo:maps_of_one_pixel", None),
+        ("zoo:batch_norm", r"in a stack its buffers \(1\.running_mean, \.\.\.\) change"),
+        ("zoo:dropout", "in a stack it fails .*random"),
+        ("zoo:hook_by_norm", "in a stack the gradient of '1.weight' differs by"),
+    ],
+)
+def test_a_stack_that_would_change_something_is_refused(model, why):
+    """Also where the passes succeed: a hook that divides by the norm of all clients' gradients, say."""
+    c = config(zoo.tied).model_dump(mode="json")
+    c["model"], c["federation"]["stack"] = {"name": model}, 2
+    if why is None:
+        assert prepare(load_config(c), *digits()).settings.shortcuts.crops
+        return
+    with pytest.raises(ConfigError, match=rf"federation\.stack = 2: .*{why}"):
+        prepare(load_config(c), *digits())
+
+
+def test_batch_norm_of_maps_of_one_pixel_needs_two_samples():
+    """`group` does not, and larger maps do not."""
+    c = config(zoo.tied).model_dump(mode="json")
+    c["federation"]["batch_size"] = 1
+    for fine in ({"name": "resnet18", "norm": "group"}, {"name": "zoo:batch_norm"}):
+        c["model"] = fine
+        prepare(load_config(c), *digits())
+    c["model"] = {"name": "resnet18", "norm": "batch"}
+    with pytest.raises(
+        ConfigError, match=r"'resnet18': cannot take a batch of one sample in training"
+    ):
+        prepare(load_config(c), *digits())

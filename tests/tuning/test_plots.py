@@ -1,5 +1,7 @@
 """Figures: what is drawn is what the runs hold."""
 
+import io
+
 import numpy as np
 import pytest
 from stored import ROUNDS, SEEDS, rounds, top
@@ -43,6 +45,21 @@ def test_curves_are_means_over_seeds(runs, history, x):
     }[x]
     spent = np.cumsum([np.mean([cost(s[r]) for s in seeds]) for r in range(1, ROUNDS + 1)])
     np.testing.assert_allclose(points[:, 0], spent)
+
+
+def test_dollar_signs_are_no_mathematics(runs, history):
+    """What is between two of them would be drawn as a formula, or end in a traceback."""
+    renamed = runs.assign(**{"algorithm.name": "$\\frac$ $x$"})
+    drawings = (
+        curves.curves(renamed, history, by=["algorithm.name", "algorithm.rho"]),
+        curves.traces(renamed, history, by=["algorithm.name", "algorithm.rho"]),
+        plots.heatmap(renamed, by=["algorithm.name", "algorithm.rho"]),
+        plots.parallel(renamed, by=["algorithm.name", "algorithm.rho"]),
+    )
+    for drawing in drawings:
+        stream = io.BytesIO()
+        plots.save(drawing.figure, stream, "svg")
+        assert b"$\\frac$ $x$" in stream.getvalue()
 
 
 def test_rounds_are_counted_in_whole_numbers(runs, history):

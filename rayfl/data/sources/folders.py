@@ -1,6 +1,6 @@
 """Image files in directories that are named after their classes, and above those after their domains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -9,53 +9,64 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.datasets import Dataset, Samples, Source, from_arrays, name_of
-from rayfl.data.images import SUFFIXES, decode, directory_of
+from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
+from rayfl.data.trees import Tree, directory_of, name_of
 from rayfl.errors import ConfigError
+from rayfl.wording import printable
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFolder(Source):
-    """Image files in train/<class>/ and test/<class>/."""
-
-    path: Annotated[str, Field(description="directory with train/<class>/* and test/<class>/*")]
-    size: Annotated[int, Field(ge=1, description="images are resized to size x size pixels")]
-
-    def read(self) -> Dataset:
-        classes = self._classes("train")
-        if (test_classes := self._classes("test")) != classes:
-            raise ConfigError(
-                f"data.path = {self.path!r}: train/ and test/ must have the same classes; only in "
-                f"one of them: {sorted(set(classes) ^ set(test_classes))}"
-            )
-        train, test = (self._samples(split, classes) for split in ("train", "test"))
-        return from_arrays(name_of(self.path), train, test, classes)
-
-    def _classes(self, split: str) -> list[str]:
-        directory = directory_of(self.path, "train/<class>/* and test/<class>/*") / split
-        classes = sorted(entry.name for entry in directory.glob("*") if entry.is_dir())
-        if not classes:
-            raise ConfigError(
-                f"data.path = {self.path!r}: no class directories in {directory}; expected the "
-                f"layout {split}/<class>/<image file>"
-            )
-        return classes
-
-    def _samples(self, split: str, classes: list[str]) -> Samples:
-        directory = directory_of(self.path, "") / split
-        files = [
-            sorted(f for f in (directory / name).iterdir() if f.suffix.lower() in SUFFIXES)
-            for name in classes
-        ]
-        images = [file for of_class in files for file in of_class]
-        labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files])
-        return decode(images, f"data.path = {self.path!r}", self.size), labels
+_SPLITS = ("train", "test")
 
 
 class _Image(NamedTuple):
     domain: str
     label: str
     file: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Source):
+    """Image files in train/<class>/ and test/<class>/, at any depth below."""
+
+    path: Annotated[str, Field(description="directory with train/<class>/* and test/<class>/*")]
+    size: Annotated[int, Field(ge=1, description="images are resized to size x size pixels")]
+
+    def read(self) -> Dataset:
+        root = directory_of(self.path, "train/<class>/* and test/<class>/*")
+        tree = Tree(root, f"data.path = {self.path!r}")
+        tree.leave_out([f for f in tree.folders(root) if f.name not in _SPLITS])
+        folders = [self._classes(tree, split) for split in _SPLITS]
+        classes, test_classes = ([folder.name for folder in of_split] for of_split in folders)
+        if test_classes != classes:
+            raise ConfigError(
+                f"data.path = {self.path!r}: train/ and test/ must have the same classes; only in "
+                f"one of them: {sorted(set(classes) ^ set(test_classes))}"
+            )
+        train, test = (
+            [
+                _Image("", folder.name, file)
+                for folder in of_split
+                for file in _of_class(tree, folder)
+            ]
+            for of_split in folders
+        )
+        return from_arrays(
+            name_of(root),
+            _samples(tree, train, classes, self.size),
+            _samples(tree, test, classes, self.size),
+            classes,
+            files=len(train) + len(test),
+            left_out=tree.left_out,
+        )
+
+    def _classes(self, tree: Tree, split: str) -> list[Path]:
+        directory = tree.root / split
+        folders = tree.folders(directory) if directory.is_dir() else []
+        if not folders:
+            raise ConfigError(
+                f"data.path = {self.path!r}: no class directories in {printable(str(directory))}; "
+                f"expected the layout {split}/<class>/<image file>"
+            )
+        return folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,34 +86,50 @@ class DomainFolder(Source):
     ] = 0.2
 
     def read(self) -> Dataset:
-        directory = directory_of(self.path, "<domain>/<class>/* in it")
-        if (directory / "train").is_dir() and (directory / "test").is_dir():
-            train, test = self._images(directory / "train"), self._images(directory / "test")
-        else:
-            train, test = self._split(self._images(directory))
+        root = directory_of(self.path, "<domain>/<class>/* in it")
+        tree = Tree(root, f"data.path = {self.path!r}")
+        train, test = self._splits(tree)
         classes = sorted({image.label for image in train})
         if unknown := {image.label for image in test} - set(classes):
             raise ConfigError(
                 f"data.path = {self.path!r}: test/ has classes without train images: {sorted(unknown)}"
             )
         return from_arrays(
-            name_of(self.path),
-            self._samples(train, classes),
-            self._samples(test, classes),
+            name_of(root),
+            _samples(tree, train, classes, self.size),
+            _samples(tree, test, classes, self.size),
             classes,
             groups=(_domains(train), _domains(test)),
+            files=len(train) + len(test),
+            left_out=tree.left_out,
         )
 
-    def _images(self, directory: Path) -> list[_Image]:
-        """All images, sorted."""
+    def _splits(self, tree: Tree) -> tuple[list[_Image], list[_Image]]:
+        """The train and the test images: as published, or split here."""
+        folders = tree.folders(tree.root)
+        published = [folder for folder in folders if folder.name in _SPLITS]
+        if not published:
+            return self._split(self._images(tree, tree.root, folders))
+        if len(published) == 1:
+            raise ConfigError(
+                f"data.path = {self.path!r}: there is a {published[0].name}/ without its other half; "
+                "train/ and test/ hold domains each, or else there is neither of them"
+            )
+        tree.leave_out([folder for folder in folders if folder not in published])
+        test, train = (self._images(tree, split, tree.folders(split)) for split in published)
+        return train, test
+
+    def _images(self, tree: Tree, directory: Path, domains: Iterable[Path]) -> list[_Image]:
+        """All images of these domains, sorted."""
         images = [
-            _Image(file.parent.parent.name, file.parent.name, file)
-            for file in directory.glob("*/*/*")
-            if file.suffix.lower() in SUFFIXES
+            _Image(domain.name, label.name, file)
+            for domain in domains
+            for label in tree.folders(domain)
+            for file in _of_class(tree, label)
         ]
         if not images:
             raise ConfigError(
-                f"data.path = {self.path!r}: no images in {directory}; expected the layout "
+                f"data.path = {self.path!r}: no images in {printable(str(directory))}; expected the layout "
                 "<domain>/<class>/<image file>"
             )
         return sorted(images)
@@ -117,10 +144,21 @@ class DomainFolder(Source):
                 (test if is_test else train).append(image)
         return train, test
 
-    def _samples(self, images: list[_Image], classes: Sequence[str]) -> Samples:
-        labels = np.searchsorted(classes, [image.label for image in images])
-        given = f"data.path = {self.path!r}"
-        return decode([image.file for image in images], given, self.size), labels
+
+def _of_class(tree: Tree, folder: Path) -> list[Path]:
+    files = tree.images(folder)
+    if not files:
+        raise ConfigError(
+            f"{tree.given}: no images in the folder of a class, {tree.name(folder)}/; put some there, or "
+            "remove it"
+        )
+    return files
+
+
+def _samples(tree: Tree, images: Sequence[_Image], classes: Sequence[str], size: int) -> Samples:
+    number = {label: k for k, label in enumerate(classes)}
+    labels = np.array([number[image.label] for image in images], dtype=np.int64)
+    return tree.pixels([image.file for image in images], size), labels
 
 
 def _domains(images: list[_Image]) -> np.ndarray:

@@ -1,31 +1,61 @@
 """Arrays in a NumPy file."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Source, from_arrays
+from rayfl.data.trees import absolute
 from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_CHANNELS = (1, 3, 4)  # grey, colour, colour and transparency: what images usually have
 
 
 @dataclass(frozen=True, kw_only=True)
 class NPZ(Source):
-    """Arrays x_train, y_train, x_test and y_test in one NumPy .npz file."""
+    """Arrays x_train, y_train, x_test and y_test in one NumPy .npz file; x: features, images or tokens."""
 
-    path: Annotated[str, Field(description="the .npz file; x: uint8 or float, [n, F] or images")]
+    path: Annotated[
+        str,
+        Field(
+            description="the .npz file; x: uint8 or float, [n, F] or images; or integer tokens, [n, L]"
+        ),
+    ]
+    layout: Annotated[
+        Literal["channels_last", "channels_first"] | None,
+        Field(
+            description="of images, [n, H, W, C] or [n, C, H, W]; null: C last, if that is clear"
+        ),
+    ] = None
 
     def read(self) -> Dataset:
-        file = Path(self.path).expanduser().absolute()
-        names = ("x_train", "y_train", "x_test", "y_test")
+        file = absolute(self.path)
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                x_train, y_train, x_test, y_test = (arrays[name] for name in names)
+                x_train, y_train, x_test, y_test = (arrays[name] for name in _NAMES)
+                others = sorted(set(arrays.files) - set(_NAMES))
         except Exception as error:  # NumPy has many: no file, no zip, a missing name, objects
             raise ConfigError(
-                f"data.path = {self.path!r}: cannot read {file} ({reason(error)}); expected "
-                f"an .npz file with the numeric arrays {', '.join(names)}"
+                f"data.path = {self.path!r}: cannot read {printable(str(file))} ({reason(error)}); expected "
+                f"an .npz file with the numeric arrays {', '.join(_NAMES)}"
             ) from error
-        return from_arrays(file.stem, (x_train, y_train), (x_test, y_test))
+        x_train, x_test = self._channels_last(x_train), self._channels_last(x_test)
+        return from_arrays(
+            file.stem, (x_train, y_train), (x_test, y_test), files=1, left_out=others
+        )
+
+    def _channels_last(self, x: np.ndarray) -> np.ndarray:
+        """The array with the layout of a Dataset; ConfigError if it is not clear which it has."""
+        if x.ndim != 4:
+            return x
+        first, last = x.shape[1] in _CHANNELS, x.shape[3] in _CHANNELS
+        if self.layout is None and (first or not last):
+            raise ConfigError(
+                f"data.layout = null: it is not clear which axis of the images {list(x.shape)} in "
+                f"{self.path!r} has the channels; set it to 'channels_last' or 'channels_first'"
+            )
+        return np.moveaxis(x, 1, -1) if self.layout == "channels_first" else x

@@ -1,19 +1,88 @@
-"""Images in Parquet files."""
+"""Images in Parquet files.
 
+A column may be larger than the 2 GB that a chunk of Arrow's holds: images are read some rows at a time.
+"""
+
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.datasets import Dataset, Samples, Source, from_arrays, name_of
-from rayfl.data.images import decode, directory_of
+from rayfl.data.datasets import Dataset, Source, from_arrays
+from rayfl.data.images import Encoded, decode
+from rayfl.data.sources.splits import files_of, others
+from rayfl.data.trees import directory_of, name_of
 from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable, shown
 
 if TYPE_CHECKING:  # pyarrow is slow to import: only the functions that use it do so
     import pyarrow
+
+_ROWS = 400  # read at once
+
+
+class _File:
+    """An open Parquet file. What is wrong with it is a ConfigError that names it."""
+
+    def __init__(self, path: Path, given: str):
+        import pyarrow.parquet as pq
+
+        self.path, self._given = path, given
+        with self._reading():
+            self._file = pq.ParquetFile(path)
+            self.schema = self._file.schema_arrow
+
+    def fitting(self, fits: Callable[["pyarrow.DataType"], bool]) -> list[str]:
+        """The columns of a fitting type; two of one name cannot be told apart."""
+        names = self.schema.names
+        return [f.name for f in self.schema if fits(f.type) and names.count(f.name) == 1]
+
+    def column(self, name: str) -> "pyarrow.ChunkedArray":
+        """A whole column, without empty cells."""
+        with self._reading():
+            column = self._file.read(columns=[name])[name]
+        if column.null_count:
+            row = next(i for i, cell in enumerate(column) if not cell.is_valid)
+            raise self.error(f"has an empty cell in {name!r}, row {row}; fill or remove it")
+        return column
+
+    def labels(self, name: str) -> np.ndarray:
+        column = self.column(name)
+        with self._reading():
+            return column.cast("int64").to_numpy()
+
+    def images(self, name: str) -> Iterator[Encoded]:
+        """The images of a column, row by row."""
+        row = 0
+        for cells in self._batches(name):
+            for cell in cells.to_pylist():
+                content = cell["bytes"] if isinstance(cell, dict) else cell
+                if content is None:
+                    raise self.error(_no_image(cell, name, row))
+                yield Encoded(f"{self.path.name}, row {row}", content)
+                row += 1
+
+    def _batches(self, name: str) -> Iterator["pyarrow.Array"]:
+        with self._reading():
+            for batch in self._file.iter_batches(_ROWS, columns=[name]):
+                yield batch.column(name)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self.error(f"cannot be read ({reason(error)})") from error
+
+    def error(self, problem: str) -> ConfigError:
+        return ConfigError(f"{self._given}: {printable(str(self.path))} {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +90,11 @@ class Parquet(Source):
     """JPEG or PNG images in Parquet files, as image data sets are published on Hugging Face."""
 
     path: Annotated[
-        str, Field(description="directory with train*.parquet and test*.parquet, or train/, test/")
+        str,
+        Field(
+            description="directory with train.parquet or train-00000-of-00001.parquet and so on, or a "
+            "folder train/ of such files; and the same for test"
+        ),
     ]
     image_column: Annotated[
         str | None, Field(description="column of the images; found by its type if not given")
@@ -34,87 +107,102 @@ class Parquet(Source):
     ] = None
 
     def read(self) -> Dataset:
-        train, test = self._table("train"), self._table("test")
+        given = f"data.path = {self.path!r}"
+        directory = directory_of(self.path, "train*.parquet and test*.parquet files")
+        splits = [files_of(directory, split, given) for split in ("train", "test")]
+        train, test = ([_File(path, given) for path in split.used] for split in splits)
         image = self._column(train, "image_column", self.image_column, _is_image)
         label = self._column(train, "label_column", self.label_column, _is_integer)
+        for file in [*train, *test]:
+            _check_columns(file, {image: _is_image, label: _is_integer}, like=train[0])
+        groups = self._groups(train, test)
+        left_out = [name for split in splits for name in split.left_out]
+        samples = []
+        for files in (train, test):
+            images = (encoded for file in files for encoded in file.images(image))
+            pixels, animated = decode(images, given)
+            samples.append((pixels, np.concatenate([file.labels(label) for file in files])))
+            left_out += [f"{where} (all but its first frame)" for where in animated]
         return from_arrays(
-            name_of(self.path),
-            self._samples(train, image, label),
-            self._samples(test, image, label),
-            classes=_class_names(train.schema.metadata, label),
-            groups=self._groups(train, test),
+            name_of(directory),
+            *samples,
+            classes=_class_names(train[0].schema.metadata, label),
+            groups=groups,
+            files=len(train) + len(test),
+            left_out=[*left_out, *others(directory, [f.path for f in (*train, *test)], given)],
         )
 
-    def _table(self, split: str) -> "pyarrow.Table":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        directory = directory_of(self.path, "train*.parquet and test*.parquet files")
-        files = sorted(directory.glob(f"{split}*.parquet"))
-        files = files or sorted(directory.glob(f"{split}/*.parquet"))
-        if not files:
-            raise ConfigError(
-                f"data.path = {self.path!r}: {directory} has no {split} files; expected "
-                f"{split}*.parquet or {split}/*.parquet in it"
-            )
-        try:
-            return pa.concat_tables([pq.read_table(file) for file in files])
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(
-                f"data.path = {self.path!r}: cannot read the {split} files in {directory} "
-                f"({reason(error)})"
-            ) from error
-
-    def _column(self, table: "pyarrow.Table", option: str, given: str | None, fits: Any) -> str:
-        fitting = [field.name for field in table.schema if fits(field.type)]
+    def _column(
+        self,
+        files: Sequence[_File],
+        option: str,
+        given: str | None,
+        fits: Callable[["pyarrow.DataType"], bool],
+    ) -> str:
+        fitting = files[0].fitting(fits)
         if option != "group_column":
             fitting = [name for name in fitting if name != self.group_column]
         wanted = fitting if given is None else [name for name in fitting if name == given]
         if len(wanted) != 1:
             raise ConfigError(
                 f"data.{option} = {given!r}: must be one of the columns of a fitting type, "
-                f"{fitting}; all columns of {self.path!r} are {table.column_names}"
+                f"{fitting}; all columns of {self.path!r} are {files[0].schema.names}"
             )
         return wanted[0]
 
-    def _samples(self, table: "pyarrow.Table", image: str, label: str) -> Samples:
-        import pyarrow as pa
-
-        if missing := {image, label} - set(table.column_names):
-            raise ConfigError(
-                f"data.path = {self.path!r}: its test files have no column {missing}, which its "
-                f"train files have; they have {table.column_names}"
-            )
-        if table[image].null_count or table[label].null_count:
-            raise ConfigError(f"data.path = {self.path!r}: {image!r} or {label!r} has empty cells")
-        images = table[image].combine_chunks()
-        if pa.types.is_struct(images.type):
-            images = images.field("bytes")
-        return decode(images.to_pylist(), f"data.path = {self.path!r}"), table[label].to_numpy()
-
     def _groups(
-        self, train: "pyarrow.Table", test: "pyarrow.Table"
+        self, train: Sequence[_File], test: Sequence[_File]
     ) -> tuple[np.ndarray, np.ndarray | None] | None:
         """The group of each train sample, and of each test sample if the test files say it."""
         if self.group_column is None:
             return None
         group = self._column(train, "group_column", self.group_column, _is_name)
-        tables = [train, test] if group in test.column_names else [train]
-        kinds = {str(table.schema.field(group).type) for table in tables}
-        if len(kinds) > 1 or any(table[group].null_count for table in tables):
+        known = any(group in file.schema.names for file in test)
+        files = [*train, *test] if known else train
+        for file in files:
+            _check_columns(file, {group: _is_name}, like=train[0])
+        kinds = {str(file.schema.field(group).type) for file in files}
+        if len(kinds) > 1:
             raise ConfigError(
-                f"data.group_column = {group!r}: must have one type and no empty cells in the train and "
-                f"test files of {self.path!r}; the types are {sorted(kinds)}"
+                f"data.group_column = {group!r}: must have one type in the train and test files of "
+                f"{self.path!r}; the types are {sorted(kinds)}"
             )
-        columns = [table[group].to_numpy() for table in tables]
-        return columns[0], columns[1] if len(columns) > 1 else None
+        of_train, of_test = (
+            np.concatenate([file.column(group).to_numpy() for file in split]) if split else None
+            for split in (train, test if known else [])
+        )
+        assert of_train is not None
+        return of_train, of_test
+
+
+def _check_columns(
+    file: _File, wanted: dict[str, Callable[["pyarrow.DataType"], bool]], like: _File
+) -> None:
+    for name, fits in wanted.items():
+        if name not in file.fitting(fits):
+            raise file.error(
+                f"has no column {name!r} as {like.path.name} has it; its columns are "
+                f"{file.schema.names}"
+            )
+
+
+def _no_image(cell: dict[str, object] | None, name: str, row: int) -> str:
+    path = (cell or {}).get("path")
+    if path is None:
+        return f"has an empty cell in {name!r}, row {row}; fill or remove it"
+    return (
+        f"has the path {shown(path)} without an image in {name!r}, row {row}; write the file again with "
+        "the images' bytes in it"
+    )
 
 
 def _is_image(kind: "pyarrow.DataType") -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        kinds = [field.type for field in fields if field.name == "bytes"]
+        return len(kinds) == 1 and _is_image(kinds[0]) and not pa.types.is_struct(kinds[0])
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -130,7 +218,13 @@ def _is_name(kind: "pyarrow.DataType") -> bool:
     return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> Sequence[str] | None:
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
     """The class names that Hugging Face's `datasets` writes into the schema, if it did."""
-    described = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    return described.get("info", {}).get("features", {}).get(label, {}).get("names")
+    try:
+        described = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        names = described["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names or None

@@ -15,8 +15,9 @@ import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
-from rayfl.data.images import decode
+from rayfl.data.trees import Tree, absolute
 from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable
 
 _MEAN, _STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the train set, as published
 _MISSING = "'{id}' of wnids.txt has no images in train/{id}/images"
@@ -33,51 +34,59 @@ class TinyImageNet(Source):
     def read(self) -> Dataset:
         ids = sorted(line[0] for line in self._table("wnids.txt"))
         words = {line[0]: line[1] for line in self._table("words.txt", columns=2)}
+        tree = Tree(self._folder, f"data.root = {self.root!r}")
+        train, test = self._train(tree, ids), self._test(tree, ids)
         return from_arrays(
             "TinyImageNet",
-            self._train(ids),
-            self._test(ids),
+            train,
+            test,
             classes=[words.get(id, id).partition(",")[0] for id in ids],
             normalise=(_MEAN, _STD),
+            files=len(train[0]) + len(test[0]),
+            left_out=tree.left_out,
         )
 
-    def _train(self, ids: list[str]) -> Samples:
-        files = [sorted((self._folder / "train" / id / "images").glob("*.JPEG")) for id in ids]
+    def _train(self, tree: Tree, ids: list[str]) -> Samples:
+        folders = [self._folder / "train" / id / "images" for id in ids]
+        files = [tree.images(folder) if folder.is_dir() else [] for folder in folders]
         for id, of_class in zip(ids, files, strict=True):
             if not of_class:
                 raise self._error(_MISSING.format(id=id))
+        known = {folder.parent for folder in folders}
+        tree.leave_out([f for f in tree.folders(self._folder / "train") if f not in known])
         labels = np.repeat(np.arange(len(ids)), [len(of_class) for of_class in files])
-        return self._decode([file for of_class in files for file in of_class]), labels
+        return tree.pixels([file for of_class in files for file in of_class]), labels
 
-    def _test(self, ids: list[str]) -> Samples:
+    def _test(self, tree: Tree, ids: list[str]) -> Samples:
         lines = self._table("val/val_annotations.txt", columns=2)
         if unknown := {line[1] for line in lines} - set(ids):
             raise self._error(
                 f"val/val_annotations.txt has ids that wnids.txt lacks: {sorted(unknown)[:3]}"
             )
-        files = [self._folder / "val" / "images" / line[0] for line in lines]
-        return self._decode(files), np.searchsorted(ids, [line[1] for line in lines])
+        folder = self._folder / "val" / "images"
+        files = [folder / line[0] for line in lines]
+        if folder.is_dir():
+            tree.leave_out(set(tree.images(folder)) - set(files))
+        return tree.pixels(files), np.searchsorted(ids, [line[1] for line in lines])
 
     @property
     def _folder(self) -> Path:
-        return Path(self.root, "tiny-imagenet-200").expanduser().absolute()
+        return absolute(self.root) / "tiny-imagenet-200"
 
     def _table(self, name: str, columns: int = 1) -> list[list[str]]:
         """The tab-separated lines of a file."""
         try:
             text = (self._folder / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # no text, or a null byte in the path
             raise self._error(f"{name} cannot be read ({reason(error)})") from error
         lines = [line.split("\t") for line in text.splitlines() if line.strip()]
         if not lines or min(map(len, lines)) < columns:
             raise self._error(f"{name} must have lines of {columns} or more columns between tabs")
         return lines
 
-    def _decode(self, files: list[Path]) -> np.ndarray:
-        return decode(files, f"data.root = {self.root!r}")
-
     def _error(self, problem: str) -> ConfigError:
+        where = printable(str(self._folder))
         return ConfigError(
-            f"data.root = {self.root!r}: no Tiny ImageNet in {self._folder}: {problem}; unpack "
+            f"data.root = {self.root!r}: no Tiny ImageNet in {where}: {problem}; unpack "
             "tiny-imagenet-200.zip there"
         )

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
+from rayfl.data.trees import absolute
 from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class TorchvisionSource(Source):
         return dataset.classes
 
     def _unreadable(self, error: Exception) -> ConfigError:
-        directory = Path(self.root, self.folder).expanduser().absolute()
+        directory = printable(str(absolute(self.root) / self.folder))
         if self.download:
             return ConfigError(
                 f"data.download = true: {self.torchvision_name} could not be downloaded to "

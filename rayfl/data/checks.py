@@ -1,0 +1,127 @@
+"""What is wrong with the arrays of a data set, in words; and what was read, if nothing is.
+
+Shapes: n samples, H x W pixels, C channels, F features, L tokens.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rayfl.errors import ConfigError
+from rayfl.wording import brief
+
+if TYPE_CHECKING:
+    from rayfl.data.datasets import Dataset
+
+_NAMED = 3  # of what was left out, and of the classes
+
+
+def check_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray) -> None:
+    """ConfigError unless these are samples and labels, whatever their values."""
+    if problem := _problem_of_arrays(x, y):
+        raise ConfigError(f"data.name: the {split} data of {name!r} {problem}")
+
+
+def check(dataset: "Dataset") -> None:
+    """Raise ConfigError unless the arrays are as `Dataset` says."""
+    for split in ("train", "test"):
+        x, y = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
+        group = getattr(dataset, f"group_{split}")
+        check_arrays(dataset.name, split, x, y)
+        if problem := _problem(dataset, x, y) or _group_problem(dataset, group, len(y)):
+            raise ConfigError(f"data.name: the {split} data of {dataset.name!r} {problem}")
+    shapes = dataset.x_train.shape[1:], dataset.x_test.shape[1:]
+    if shapes[0] != shapes[1] or dataset.x_train.dtype != dataset.x_test.dtype:
+        raise ConfigError(
+            f"data.name: train and test samples of {dataset.name!r} differ: {shapes[0]} "
+            f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike"
+        )
+    absent = np.flatnonzero(np.bincount(dataset.y_train, minlength=dataset.num_classes) == 0)
+    if len(absent) or dataset.num_classes < 2:
+        raise ConfigError(
+            f"data.name: {dataset.name!r} needs 2 or more classes with train samples in each; "
+            f"it has {dataset.num_classes}, without samples: {absent[:10].tolist()}; "
+            "number the labels 0, 1, 2, ... without gaps"
+        )
+    _check_normalisation(dataset)
+
+
+def account(dataset: "Dataset") -> tuple[str, ...]:
+    """What was read and what was left out, in lines for users."""
+    train, test = dataset.x_train, dataset.x_test
+    n = dataset.files
+    files = "" if n is None else f" from {n:,} file{'s' if n != 1 else ''}"
+    names = ", ".join(brief(name) for name in dataset.classes[:_NAMED])
+    more = ", ..." if dataset.num_classes > _NAMED else ""
+    ranges = dict.fromkeys(f"{x.min():.6g} to {x.max():.6g}" for x in (train, test))
+    size = " x ".join(map(str, dataset.sample_shape))
+    kind = {1: "features", 3: "C x H x W"}[len(dataset.sample_shape)]
+    kind = "integer tokens" if dataset.has_tokens else kind
+    read = (
+        f"read {len(train):,} train and {len(test):,} test samples{files}: "
+        f"{dataset.num_classes} classes ({names}{more}), {train.dtype} {size} ({kind}), "
+        f"values {', test '.join(ranges)}"
+    )
+    if not dataset.left_out:
+        return (read,)
+    named = ", ".join(brief(name, 80) for name in dataset.left_out[:_NAMED])
+    rest = len(dataset.left_out) - _NAMED
+    more = f" and {rest:,} more" if rest > 0 else ""
+    return read, f"left out {len(dataset.left_out):,}: {named}{more}"
+
+
+def _problem_of_arrays(x: np.ndarray, y: np.ndarray) -> str | None:
+    allowed = (np.float32, np.int64) if x.ndim == 2 else (np.uint8, np.float32)
+    if x.ndim not in (2, 4) or x.dtype not in allowed:
+        return (
+            f"are {brief(str(x.dtype))} {list(x.shape)}; must be uint8 or float, "
+            "[n, F], [n, H, W] or [n, H, W, C], or integer tokens, [n, L]"
+        )
+    if y.dtype != np.int64 or y.shape != (len(x),):
+        return (
+            f"have labels {brief(str(y.dtype))} {list(y.shape)}; must be integers [{len(x)}], "
+            "one per sample"
+        )
+    if x.size == 0:
+        return f"are empty: {list(x.shape)}"
+    return None
+
+
+def _problem(dataset: "Dataset", x: np.ndarray, y: np.ndarray) -> str | None:
+    if not 0 <= y.min() <= y.max() < dataset.num_classes:
+        return (
+            f"have labels from {y.min()} to {y.max()}; must be from 0 to {dataset.num_classes - 1}"
+        )
+    if x.dtype == np.float32 and not np.isfinite(x).all():
+        return "have values that are not finite in float32; remove, fill or scale them"
+    if not (x.flags.c_contiguous and y.flags.c_contiguous):
+        return "are not C-contiguous; build the Dataset with from_arrays"
+    return None
+
+
+def _group_problem(dataset: "Dataset", group: np.ndarray | None, samples: int) -> str | None:
+    if group is None:
+        return None
+    if group.dtype != np.int64 or group.shape != (samples,):
+        return f"have groups {group.dtype} {list(group.shape)}; must be int64 [{samples}]"
+    if not 0 <= group.min() <= group.max() < len(dataset.groups):
+        return (
+            f"have groups from {group.min()} to {group.max()}; must be from 0 to "
+            f"{len(dataset.groups) - 1}, the number of a name in `groups`"
+        )
+    return None
+
+
+def _check_normalisation(dataset: "Dataset") -> None:
+    """After the data: mean and std of bad data are bad too, and the data are the better thing to name."""
+    channels = (dataset.x_train.shape[-1],)
+    if not dataset.mean.shape == dataset.std.shape == channels or not (dataset.std > 0).all():
+        raise ConfigError(
+            f"data.name: mean and std of {dataset.name!r} must have shape {channels} and std > 0, "
+            f"not {dataset.mean} and {dataset.std}"
+        )
+    if dataset.has_tokens and (dataset.mean.any() or (dataset.std != 1).any()):
+        raise ConfigError(
+            f"data.name: the samples of {dataset.name!r} are integer tokens, which are not normalised; "
+            "mean must be 0 and std 1"
+        )

@@ -1,0 +1,122 @@
+"""Directories of image files: which files are images, and what is left out."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rayfl.data.images import Encoded, decode, suffixes
+from rayfl.errors import ConfigError, reason
+from rayfl.wording import printable
+
+# What systems and editors leave in folders of files, beside names that start with a dot.
+_HIDDEN = {"@eaDir", "__MACOSX", "__pycache__"}
+
+
+def absolute(path: str) -> Path:
+    """The path that a user gave, from the root."""
+    return Path(os.path.expanduser(path)).absolute()  # Path's raises for an unknown user
+
+
+def directory_of(path: str, layout: str) -> Path:
+    """The directory that `data.path` names."""
+    directory = absolute(path)
+    if not os.path.isdir(directory):  # Path's raises for a name that is too long
+        raise ConfigError(
+            f"data.path = {path!r}: {printable(str(directory))} is not a directory; expected one with "
+            f"{layout}"
+        )
+    return directory
+
+
+def name_of(directory: Path) -> str:
+    """The directory's own name, also of '.' and '..'."""
+    return os.path.basename(os.path.abspath(directory)) or str(directory)
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _HIDDEN
+
+
+class Tree:
+    """A directory of image files. What is asked for is read; what else is there, it keeps the names of."""
+
+    def __init__(self, root: Path, given: str):
+        """`given` is the option that named the directory, as ConfigError shows it."""
+        self.root, self.given = root, given
+        self._left_out: set[tuple[bool, str]] = set()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of what was not read, hidden ones last."""
+        return tuple(name for _, name in sorted(self._left_out))
+
+    def folders(self, directory: Path) -> list[Path]:
+        """The folders in it, sorted; files are left out."""
+        folders, files = self._entries(directory)
+        self.leave_out(files)
+        return folders
+
+    def images(self, directory: Path) -> list[Path]:
+        """The image files in it at any depth, sorted; other files are left out."""
+        images: list[Path] = []
+        # Each folder is read once, whatever links there are to it, and none above the first.
+        inside = [folder for folder in directory.parents if folder.is_relative_to(self.root)]
+        above = {*inside, *self.root.resolve().parents, *directory.resolve().parents}
+        seen, waiting = {_identity(folder) for folder in above}, [directory]
+        while waiting:
+            folder = waiting.pop()
+            if (identity := _identity(folder)) in seen:
+                self.leave_out([folder])
+                continue
+            seen.add(identity)
+            folders, files = self._entries(folder)
+            waiting += reversed(folders)
+            readable = [f for f in files if f.suffix.lower() in suffixes() and _may_be_image(f)]
+            images += readable
+            self.leave_out(set(files) - set(readable))
+        return sorted(images)
+
+    def pixels(self, files: Sequence[Path], size: int | None = None) -> np.ndarray:
+        """uint8 [n, H, W, C] of these image files; frames after the first are left out."""
+        images = (Encoded(self.name(file), file) for file in files)
+        pixels, animated = decode(images, self.given, size)
+        self._left_out |= {(False, f"{where} (all but its first frame)") for where in animated}
+        return pixels
+
+    def leave_out(self, entries: "Sequence[Path] | set[Path]") -> None:
+        """Keep their names."""
+        for entry in entries:
+            name = self.name(entry) + ("/" if os.path.isdir(entry) else "")
+            self._left_out.add((is_hidden(entry.name), name))
+
+    def name(self, entry: Path) -> str:
+        """As messages name it: from the root of the tree."""
+        inside = entry.is_relative_to(self.root)
+        return printable(str(entry.relative_to(self.root) if inside else entry))
+
+    def _entries(self, directory: Path) -> tuple[list[Path], list[Path]]:
+        """Folders and files, sorted; hidden ones are left out."""
+        try:
+            names = sorted(os.listdir(directory))
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            where = printable(str(directory))
+            raise ConfigError(f"{self.given}: cannot list {where} ({reason(error)})") from error
+        self.leave_out([directory / name for name in names if is_hidden(name)])
+        folders: list[Path] = []
+        files: list[Path] = []
+        for entry in (directory / name for name in names if not is_hidden(name)):
+            (folders if os.path.isdir(entry) else files).append(entry)
+        return folders, files
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    """Equal for all the names that links give to a directory."""
+    found = os.stat(directory)
+    return found.st_dev, found.st_ino
+
+
+def _may_be_image(file: Path) -> bool:
+    """Not a pipe or the like; a link that leads nowhere is kept, for to leave it out would hide a loss."""
+    return os.path.isfile(file) or not os.path.exists(file)
