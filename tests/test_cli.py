@@ -20,6 +20,7 @@ from rich.console import Console
 from rayfl import cli
 from rayfl.config import load_config
 from rayfl.errors import ClientError, RunError
+from rayfl.experiment import prepare
 from rayfl.progress import Progress, _held
 from rayfl.training.shortcuts import Shortcuts
 
@@ -131,9 +132,10 @@ def test_own_code_is_found_in_the_working_directory(rayfl, tmp_path):
         "from dataclasses import dataclass\nfrom rayfl.algorithms import Algorithm\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Mine(Algorithm):\n    rho: float = 0.5\n"
     )
-    code, out, _ = rayfl("config", QUICKSTART, "algorithm.name=mine_in_cwd:Mine")
+    code, out, err = rayfl("config", QUICKSTART, "algorithm.name=mine_in_cwd:Mine")
     assert code == 0
-    assert "name: mine_in_cwd:Mine\n  rho: 0.5" in out
+    assert "name: mine_in_cwd:Mine\n  rho: 0.1" in out  # the quickstart's, which it has too
+    assert "keeps rho = 0.1" in err
 
 
 def test_config_is_a_config_file_again(rayfl, tmp_path):
