@@ -56,7 +56,7 @@ class Dataset:
 
 def name_of(path: str) -> str:
     """What a data set in this file or directory is called; `.` has the directory's name."""
-    return Path(os.path.abspath(Path(path).expanduser())).name or "data"
+    return Path(os.path.abspath(os.path.expanduser(path))).name or "data"
 
 
 def from_arrays(

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rayfl.data.datasets import Dataset, Source, from_arrays
+from rayfl.data.datasets import Dataset, Source, from_arrays, name_of
 from rayfl.data.picture import heatmap
 from rayfl.data.sources import (
     CIFAR10,
@@ -519,3 +520,29 @@ class Grouped(Source):
 def test_bad_groups_are_named(group, message):
     with pytest.raises(ConfigError, match=message):
         Grouped(group=group).load()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (".", "birds"),
+        ("./", "birds"),
+        ("../birds", "birds"),
+        ("sub/..", "birds"),
+        ("sub", "sub"),
+        ("/", "data"),
+    ],
+)
+def test_a_directory_has_a_name_however_it_is_given(path, name, tmp_path, monkeypatch):
+    (tmp_path / "birds/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "birds")
+    assert name_of(path) == name
+
+
+def test_data_in_the_working_directory_have_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "birds"
+    for split, label, i in product(("train", "test"), ("owl", "tit"), range(2)):
+        (folder / split / label).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), i * 9).save(folder / split / label / f"{i}.png")
+    monkeypatch.chdir(folder)
+    assert SOURCES["image_folder"](path=".", size=4).load().name == "birds"
