@@ -144,6 +144,27 @@ def test_streams_that_are_not_unicode(arguments, code, tmp_path):
         assert re.search(r"\| +\. \|", text) or "data.\\xe9. = 'x': unknown key" in text
 
 
+def test_a_user_without_a_home(tmp_path):
+    """As with `docker run --user 12345`: no HOME, and no line in /etc/passwd."""
+    (tmp_path / "homeless.py").write_text(
+        "import os, pwd\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"
+        "from rayfl.cli import main\n"
+        "try: main()\n"
+        "finally: import rayfl.runtime.cluster, rayfl.tracking, matplotlib.pyplot\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    done = subprocess.run(
+        [sys.executable, "homeless.py", "config", QUICKSTART],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", QUICKSTART, "--jsn"]])
 def test_bad_usage_is_code_2(rayfl, arguments):
     code, out, err = rayfl(*arguments)
