@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
+    if os.path.expanduser("~") == "~":  # a user without a home, as in containers: MLflow wants one
+        os.environ["HOME"] = tempfile.gettempdir()
     # Import paths in a config may name modules of the working directory, as with `python -m`.
     sys.path.insert(0, os.getcwd())
     try:

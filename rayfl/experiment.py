@@ -5,6 +5,7 @@
 
 import contextlib
 import math
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -371,7 +372,7 @@ def _check_storage(config: Experiment) -> None:
 def storage(config: Experiment) -> str:
     """Where checkpoints are: a URI, or an absolute path, for the server actor may run elsewhere."""
     directory = config.checkpoint.dir
-    return directory if "://" in directory else str(Path(directory).expanduser().absolute())
+    return directory if "://" in directory else str(Path(os.path.expanduser(directory)).absolute())
 
 
 @contextlib.contextmanager

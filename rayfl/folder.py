@@ -4,6 +4,7 @@ Options of a URI stand at its end: `s3://bucket/path?region=eu-central-1`.
 """
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _file_system(location: str) -> tuple[Any, str]:
     from pyarrow import ArrowInvalid, fs  # slow to import
 
     if "://" not in location:
-        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+        return fs.LocalFileSystem(), str(Path(os.path.expanduser(location)).absolute())
     if location.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in location:
         # Google's client tries for 15 minutes, which looks as if the command hung.
         location += f"{'&' if '?' in location else '?'}retry_limit_seconds={GOOGLE_RETRY_SECONDS}"

@@ -107,6 +107,8 @@ def plain(value: Any, key: str = "") -> Any:
     """The value in JSON's types. ConfigError names the dotted key of what has none."""
     if key.count(".") > _DEEPEST:
         raise ConfigError(f"{key.partition('.')[0]}: sections and lists are nested too deeply")
+    if isinstance(value, str):
+        _check_text(key, value)
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Integral):
@@ -123,11 +125,21 @@ def plain(value: Any, key: str = "") -> Any:
         for inner in value:
             if not isinstance(inner, str):
                 raise ConfigError(f"{key or 'config'}: has the key {inner!r}; keys must be text")
+            _check_text(f"{key or 'config'}: a key", inner)
         prefix = f"{key}." if key else ""
         return {k: plain(item, prefix + printable(k)) for k, item in value.items()}
     raise ConfigError(
         f"{key} = {shown(value)}: must be a number, text, true, false, null, a list or a section"
     )
+
+
+def _check_text(key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that its encoding does not have
+        raise ConfigError(
+            f"{key} = {shown(text)}: must be text in UTF-8; does the shell's locale (LC_ALL) say so?"
+        ) from None
 
 
 def _kept(old: Layer, new: Layer, named: Named, path: str) -> Layer:

@@ -119,6 +119,54 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["partition", QUICKSTART, "partition={name: dirichlet, alpha: 0.1}"], 0),
+        (["config", QUICKSTART, "tracking.run_name=é·€"], 0),
+        (["run", QUICKSTART, "data.é·=x"], 2),
+    ],
+)
+def test_streams_that_are_not_unicode(arguments, code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from rayfl.cli import main; main()", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"},
+        capture_output=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
+    done.stderr.decode("ascii")
+    if arguments[0] == "config":  # a config file is UTF-8 wherever it is written
+        (tmp_path / "again.yaml").write_bytes(done.stdout)
+        assert load_config(tmp_path / "again.yaml").tracking.run_name == "é·€"
+    else:
+        text = (done.stdout + done.stderr).decode("ascii")
+        assert "?" not in text.replace("(did you mean", "").replace("'?)", "")
+        assert re.search(r"\| +\. \|", text) or "data.\\xe9. = 'x': unknown key" in text
+
+
+def test_a_user_without_a_home(tmp_path):
+    """As with `docker run --user 12345`: no HOME, and no line in /etc/passwd."""
+    (tmp_path / "homeless.py").write_text(
+        "import os, pwd\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"
+        "from rayfl.cli import main\n"
+        "try: main()\n"
+        "finally: import rayfl.runtime.cluster, rayfl.tracking, matplotlib.pyplot\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    done = subprocess.run(
+        [sys.executable, "homeless.py", "config", QUICKSTART],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", QUICKSTART, "--jsn"]])
 def test_bad_usage_is_code_2(rayfl, arguments):
     code, out, err = rayfl(*arguments)
@@ -130,12 +178,11 @@ def test_bad_usage_is_code_2(rayfl, arguments):
 def test_own_code_is_found_in_the_working_directory(rayfl, tmp_path):
     (tmp_path / "mine_in_cwd.py").write_text(
         "from dataclasses import dataclass\nfrom rayfl.algorithms import Algorithm\n"
-        "@dataclass(frozen=True, kw_only=True)\nclass Mine(Algorithm):\n    rho: float = 0.5\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(Algorithm):\n    reach: float = 0.5\n"
     )
-    code, out, err = rayfl("config", QUICKSTART, "algorithm.name=mine_in_cwd:Mine")
+    code, out, _ = rayfl("config", QUICKSTART, "algorithm.name=mine_in_cwd:Mine")
     assert code == 0
-    assert "name: mine_in_cwd:Mine\n  rho: 0.1" in out  # the quickstart's, which it has too
-    assert "keeps rho = 0.1" in err
+    assert "name: mine_in_cwd:Mine\n  reach: 0.5" in out
 
 
 def test_config_is_a_config_file_again(rayfl, tmp_path):

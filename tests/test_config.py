@@ -55,6 +55,7 @@ def write(tmp_path):
 NUMBER = "must be a number of at least 0"
 COUNT = "must be an integer greater than 0"
 AUTO_COUNT = "must be 'auto' or an integer greater than 0"
+FLOAT32 = "must be 0, or from 1e-45 to 3.4e38; parameters are float32, which holds no other numbers"
 HIDDEN = "must be a list, each item an integer of at least 1"
 
 
@@ -153,6 +154,47 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("ray.address=6379", "ray.address = 6379: must be null or text (in quotes: '\"6379\"')"),
         ("tracking.experiment=''", "tracking.experiment = '': must be text that is not empty"),
         ("ray=null", "ray = null: must be a section with the keys address, object_store_gb"),
+        # Numbers that float32 cannot hold, and those that take all memory.
+        ("federation.lr=1e39", f"federation.lr = 1e+39: {FLOAT32}"),
+        ("federation.lr=1e-60", f"federation.lr = 1e-60: {FLOAT32}"),
+        ("federation.weight_decay=1e300", f"federation.weight_decay = 1e+300: {FLOAT32}"),
+        ("federation.max_norm=1e39", f"federation.max_norm = 1e+39: {FLOAT32}"),
+        ("algorithm.rho=1e39", f"algorithm.rho = 1e+39: {FLOAT32}"),
+        (
+            "algorithm={name: fedadagrad, tau: 1e30}",
+            'algorithm = {"name": "fedadagrad", "server_lr": 0.1, "beta1": 0.0, "tau": 1e+30}: with these '
+            "options the first round has numbers too large for float32, which goes up to 3.4e38 (value "
+            "cannot be converted to type float without overflow); make them smaller",
+        ),
+        (
+            "federation.local_steps=9000000000000000000",
+            "federation.local_steps = 9000000000000000000: must be null or an integer greater than 0 and "
+            "at most 1000000",
+        ),
+        (
+            "federation.local_epochs=9000000000000000000",
+            "federation.local_epochs = 9000000000000000000: must be null or an integer greater than 0 and "
+            "at most 10000",
+        ),
+        (
+            "heterogeneity.noise=1e39",
+            "heterogeneity.noise = 1e+39: must be a number of at least 0 and at most 1e+30",
+        ),
+        # Names that MLflow does not take, and bytes that are no text.
+        (
+            f"tracking.run_name={'x' * 7000}",
+            f"tracking.run_name = '{'x' * 299}...: must have at most 250 characters, MLflow's limit; this "
+            "has 7000",
+        ),
+        (
+            f"tracking.experiment={'x' * 501}",
+            f"tracking.experiment = '{'x' * 299}...: must have at most 500 characters, MLflow's limit; this "
+            "has 501",
+        ),
+        (
+            "data.path=caf\udce9",
+            "data.path = 'caf\\udce9': must be text in UTF-8; does the shell's locale (LC_ALL) say so?",
+        ),
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
@@ -643,3 +685,25 @@ def test_a_model_that_does_not_fit_the_data():
     with pytest.raises(ConfigError, match=r"^model.name = 'lenet5': .*; .*$") as caught:
         prepare(load_config(BASE, ["model.name=lenet5"]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["federation.lr=3e38", "federation.lr=1e-44", "algorithm.rho=0"]
+)
+def test_numbers_that_float32_holds_are_taken(override):
+    load_config(BASE, [override])
+
+
+def test_a_fault_of_an_own_method_is_not_taken_for_a_number_too_large(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text(
+        "from dataclasses import dataclass\nfrom rayfl.algorithms import Algorithm\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(Algorithm):\n    size: float = 1.0\n"
+        "    def init_server(self, w): return {'m': w[[7]], 'n': w + self.size}\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Large(Mine):\n"
+        "    def init_server(self, w): return {'n': (w + self.size) * 1e30}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    load_config(BASE, ["algorithm.name=needs_more:Mine"])
+    load_config(BASE, ["algorithm.name=needs_more:Large"])
+    wrong = error(BASE, "algorithm={name: 'needs_more:Large', size: 1e30}")
+    assert "numbers too large for float32, which goes up to 3.4e38 (n); make" in wrong

@@ -12,6 +12,7 @@ Overrides follow the file's own keys: `space.algorithm.rho.grid=[0.05,0.1]`, `ba
 
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ class Sweep(Section):
     def directory(self) -> str:
         """Where Ray Tune keeps its files: a URI or an absolute path."""
         given = self.storage or f"sweeps/{self.name}"
-        return given if "://" in given else str(Path(given).expanduser().absolute())
+        return given if "://" in given else str(Path(os.path.expanduser(given)).absolute())
 
     @property
     def rules(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ All of it is found out and checked on the driver before any actor starts. A tria
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -267,7 +268,7 @@ def _clash(sweep: Sweep, experiment: Experiment) -> str | None:
 
 def _grown(now: Placement, cluster_file: Path | None) -> int | None:
     """Client actors that fit on all nodes that the file of `ray up` allows for."""
-    path = cluster_file or BOOTSTRAP.expanduser()
+    path = cluster_file or Path(os.path.expanduser(BOOTSTRAP))
     if cluster_file is None and not path.exists():
         return None
     try:

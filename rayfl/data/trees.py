@@ -32,7 +32,7 @@ def directory_of(path: str, layout: str) -> Path:
 
 def name_of(directory: Path) -> str:
     """The directory's own name, also of '.' and '..'."""
-    return os.path.basename(os.path.abspath(directory)) or str(directory)
+    return os.path.basename(os.path.abspath(directory)) or "data"
 
 
 def is_hidden(name: str) -> bool:

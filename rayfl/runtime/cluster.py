@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
 # An actor without a GPU must not see one.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-if "ray" not in sys.modules and (Path.home() / ".ray/auth_token").exists():
+if "ray" not in sys.modules and os.path.exists(os.path.expanduser("~/.ray/auth_token")):
     # Once the file exists `ray start` asks for this token, but a driver that joins sends it only in this
     # mode, which Ray reads when it is imported. A cluster that asks for none does not mind.
     os.environ.setdefault("RAY_AUTH_MODE", "token")

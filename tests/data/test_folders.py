@@ -11,6 +11,7 @@ from test_datasets import assert_keeps_its_promises, encode, write_parquet
 
 from rayfl.data.images import Encoded, decode
 from rayfl.data.sources import NPZ, DomainFolder, ImageFolder, Parquet, TinyImageNet
+from rayfl.data.trees import absolute, name_of
 from rayfl.errors import ConfigError
 
 
@@ -217,6 +218,23 @@ def test_a_relative_path_has_a_name(animals, tmp_path, monkeypatch, path):
     inside = tmp_path if path == "." else tmp_path / "train" / "cat"
     monkeypatch.chdir(inside)
     assert replace(animals, path=path).load().name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (".", "birds"),
+        ("./", "birds"),
+        ("../birds", "birds"),
+        ("sub/..", "birds"),
+        ("sub", "sub"),
+        ("/", "data"),
+    ],
+)
+def test_a_directory_has_a_name_however_it_is_given(path, name, tmp_path, monkeypatch):
+    (tmp_path / "birds/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "birds")
+    assert name_of(absolute(path)) == name
 
 
 @pytest.mark.parametrize("path", ["~nobody/x", "x" * 5000, "a\0b"])
