@@ -155,9 +155,7 @@ def _convert(samples: Samples) -> Samples:
     if x.ndim == 3:
         x = x[..., None]  # grey images
     if x.dtype.kind in "bf" or (x.ndim == 2 and x.dtype == np.uint8):
-        with np.errstate(
-            over="ignore"
-        ):  # what float32 cannot hold becomes infinite, and is refused
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused later
             x = x.astype(np.float32, copy=False)
     elif x.ndim == 2:
         x = _int64(x)
