@@ -180,6 +180,8 @@ class Engine:
     def evaluate(self, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
         """Loss of test samples `first` to `last` at `broadcast.start`, and which it predicts correctly."""
         self.model.eval()
+        # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
+        torch.manual_seed(seeds.integer(self.settings.seed, "model", 0, first))
         start = torch.tensor(broadcast.start, device=self.device)
         buffers = torch.tensor(broadcast.buffers, device=self.device)
         tensors = self.function.parameters(start) | self.function.buffers(buffers)

@@ -280,6 +280,12 @@ def dropout(num_classes):
     return flat(num_classes, nn.ReLU(), nn.Dropout(0.5))
 
 
+def draws_in_evaluation(num_classes):
+    """Monte Carlo dropout."""
+    model = flat(num_classes, nn.ReLU())
+    return Net(lambda self, x: F.dropout(self.model(x), 0.5), model=model)
+
+
 def dropout_of_maps(num_classes):
     layers = nn.Conv2d(1, 4, 3), nn.Dropout2d(0.3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()
     return nn.Sequential(*layers, nn.Linear(144, num_classes))

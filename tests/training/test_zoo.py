@@ -15,6 +15,7 @@ from rayfl.data.federated import federate
 from rayfl.errors import ConfigError
 from rayfl.experiment import Prepared, prepare
 from rayfl.training.batches import DeviceData, plan
+from rayfl.training.engine import Broadcast
 from rayfl.training.flat import Layout
 from rayfl.training.function import channels_first
 
@@ -206,3 +207,13 @@ def test_batch_norm_of_maps_of_one_pixel_needs_two_samples():
         ConfigError, match=r"'resnet18': cannot take a batch of one sample in training"
     ):
         prepare(load_config(c), *digits())
+
+
+def test_a_model_that_draws_in_evaluation_draws_the_same_for_the_same_samples():
+    """Whichever actor evaluates them, and whatever it did before."""
+    server = a_server(prepare(config(zoo.draws_in_evaluation), *digits()))
+    engine = server.pool.client.engine
+    broadcast = Broadcast(server.w.numpy(), {}, server.buffers.numpy())
+    losses = [engine.evaluate(broadcast, first, first + 50).loss for first in (0, 50, 0)]
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
