@@ -16,6 +16,8 @@ MAY_IMPORT = {
     "rayfl/__init__.py",
     "tuning/searches.py",
 }
+# A model on its way between the processes of one run, which Ray would pickle too; it is never a file.
+MAY_UNPICKLE = {"rayfl/training/travel.py"}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,8 @@ def test_nothing_that_is_read_can_run_code(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names]
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else modules
-            assert not LOADERS & {module.split(".")[0] for module in modules}, ast.unparse(node)
+            loaders = LOADERS & {module.split(".")[0] for module in modules}
+            assert not loaders or name in MAY_UNPICKLE, ast.unparse(node)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
