@@ -190,7 +190,7 @@ class Engine:
         for begin in range(first, last, size):
             indices = torch.arange(begin, min(begin + size, last), device=self.device)
             inputs = self.function.inputs(self.test_data.looks(indices, None, None))
-            outputs = self.function(tensors, inputs)
+            outputs = self.function(tensors, inputs).to(start.dtype)
             targets = self.test_data.y[indices]
             loss += F.cross_entropy(outputs, targets, reduction="sum").item()
             correct.append(_to_numpy(outputs.argmax(-1) == targets))

@@ -54,7 +54,7 @@ class Autograd:
         # Dead taps have no gradient.
         gradient = torch.zeros_like(flat) if self.function.crops else torch.empty_like(flat)
         for place, tensor in zip(self.function.places(gradient).values(), tensors, strict=True):
-            place.copy_(tensor)
+            place.copy_(tensor.to_dense() if tensor.is_sparse else tensor)
         return gradient
 
 

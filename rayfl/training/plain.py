@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Set
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +58,9 @@ class Plain:
 
     def __init__(self, model: nn.Module, classes: int, batches: tuple[Samples, Samples]):
         self.model, self.classes, self.layout = model, classes, Layout(model)
-        self.w, self.buffers = self.layout.flatten(model)
+        self.start, self.buffers = self.layout.flatten(model)
+        # Not where the model starts: there, adapters are zero and what is computed from weights is fresh.
+        self.w = _moved(self.start)
         self.counters = {
             n: b.clone() for n, b in model.named_buffers() if not b.is_floating_point()
         }
@@ -64,12 +68,16 @@ class Plain:
         """Whether a forward pass changes the samples that it is given."""
         self.first = self._begun(batches)
         """Outcome of the first minibatch."""
+        if not self.first.loss["loss"].isfinite():
+            self.w = self.start.to(self.w.dtype)
+            self.restore()
+            self.first = self.outcome()
 
     def check_single_sample(self, mode: Mode) -> None:
         """Unfit if the model cannot take a batch of one sample."""
+        self.model.train(mode == "training")
         try:
-            outputs = self.model.train(mode == "training")(channels_first(self.batches[0][0][:1]))
-            self._check_logits(outputs, 1, mode)
+            self._check_logits(self.model(channels_first(self.batches[0][0][:1])), 1, mode)
         except Exception as error:  # whatever the model raises
             raise Unfit(
                 f"cannot take a batch of one sample in {mode} mode ({first_line(error)}), and the last batch "
@@ -82,24 +90,30 @@ class Plain:
         """What plain PyTorch makes of the model and the first minibatch."""
         x, y = self.batches[0]
         step = self.step(x, y)
+        self.model.eval()
+        seed()
         with torch.no_grad():
-            logits = self.model.eval()(channels_first(x))
+            logits = self.model(channels_first(x))
         self.restore()
         return step._replace(logits={"logits": logits})
 
     def step(self, x: Tensor, y: Tensor) -> Outcome:
         """One training pass, forwards and backwards; without the logits in evaluation mode."""
         seed()
-        outputs = self.model.train()(inputs := channels_first(x))
+        self.model.train()
+        drawn, frozen = _process_generators(), self._frozen()
+        outputs = self.model(inputs := channels_first(x))
         self._check_logits(outputs, len(y), "training")
-        loss = F.cross_entropy(outputs, y)
+        loss = F.cross_entropy(outputs.to(self.w.dtype), y)
         loss.backward()
         self.changes_inputs |= not torch.equal(inputs, x)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        gradient = {
-            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()
-        }
+        if parameters.keys() != self.shaped(self.w).keys():
+            names = sorted(parameters.keys() ^ self.shaped(self.w).keys())
+            raise Unfit(f"changes in a forward pass which parameters are trained: {names}")
+        gradient = {n: _dense(p) for n, p in parameters.items()}
         self.model.zero_grad()
+        self._check_kept(drawn, frozen)
         buffers = {n: b.clone() for n, b in self.model.named_buffers() if b.is_floating_point()}
         changed = changed_parameters(
             {n: p.detach() for n, p in parameters.items()}, self.shaped(self.w)
@@ -114,12 +128,13 @@ class Plain:
     def _begun(self, batches: tuple[Samples, Samples]) -> Outcome:
         """Plain PyTorch's outcome: in float64 if the model allows that, else in float32."""
         if _is_float32(self.model):
-            self._convert(torch.float64, batches)
+            self._convert(torch.float64, batches)  # and moves the parameters
             with contextlib.suppress(Exception):  # a constant in float32, say
                 return self.outcome()
             self._convert(torch.float32, batches)
         else:
             self.batches = batches
+            self.restore()
         try:
             return self.outcome()
         except Unfit:
@@ -137,6 +152,33 @@ class Plain:
         first, second = ((x.to(dtype) if x.is_floating_point() else x, y) for x, y in batches)
         self.batches = first, second
         self.restore()
+
+    def _frozen(self) -> dict[str, float]:
+        """What tells whether frozen parameters have changed."""
+        frozen = ((n, p) for n, p in self.model.named_parameters() if not p.requires_grad)
+        return {name: float(p.detach().to(torch.float64).sum()) for name, p in frozen}
+
+    def _check_kept(self, drawn: object, frozen: dict[str, float]) -> None:
+        """Unfit if a pass has changed what does not travel: another actor would not have it."""
+        if _process_generators() != drawn:
+            raise Unfit(
+                "draws from the generators of Python or NumPy, which differ from process to process; draw "
+                "from torch's"
+            )
+        after = self._frozen()
+        changed = [n for n in frozen if after[n] != frozen[n] and math.isfinite(frozen[n])]
+        counted = {f"{name}.num_batches_tracked" for name, _ in self.model.named_modules()}
+        changed += [
+            name
+            for name, buffer in self.model.named_buffers()
+            if name in self.counters and name not in counted | {"num_batches_tracked"}
+            if not torch.equal(buffer, self.counters[name])
+        ]
+        if changed:
+            raise Unfit(
+                f"changes {changed[0]!r} in training; only trained parameters and float buffers travel and "
+                "are averaged: make it one of those, or keep it as it is"
+            )
 
     def _check_logits(self, outputs: object, samples: int, mode: Mode) -> None:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -162,14 +204,17 @@ class Plain:
 def restored(model: nn.Module) -> Iterator[None]:
     """Afterwards the model has the mode and the types that it had, and torch's generator is where it was."""
     training, whole, threads = model.training, _is_float32(model), torch.get_num_threads()
+    layout = Layout(model)
+    state = layout.flatten(model)
     try:
-        if Layout(model).size < FEW_PARAMETERS:
+        if layout.size < FEW_PARAMETERS:
             torch.set_num_threads(1)
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         if whole:
             model.float()
+        layout.load(model, *state)
         model.train(training)
         torch.set_num_threads(threads)
 
@@ -203,23 +248,59 @@ def _problem(model: nn.Module) -> str | None:
                 f"{name!r} is {kind}; trainable parameters and float buffers must be float32, as what "
                 "travels and is averaged: build the model with module.float()"
             )
-    return _overlap(trainable)
+    held = {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in model.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+    }
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    return _overlap(held | named, {*trainable, *floats})
 
 
-def _overlap(parameters: Mapping[str, Tensor]) -> str | None:
-    """Two parameters in one memory: what they share would move with both in plain PyTorch."""
+def _overlap(tensors: Mapping[str, Tensor], travel: Set[str]) -> str | None:
+    """Two tensors in one memory, one of which travels: in plain PyTorch, what they share moves with both."""
     spans = sorted(
         (p.untyped_storage().data_ptr(), p.storage_offset(), p.storage_offset() + p.numel(), name)
-        for name, p in parameters.items()
-        if p.numel()
+        for name, p in tensors.items()
+        if p.numel() and not nn.parameter.is_lazy(p)
     )
     for (storage, _, end, first), (other, begin, _, second) in itertools.pairwise(spans):
-        if storage == other and begin < end:
+        if storage == other and begin < end and {first, second} & travel:
             return (
-                f"{first!r} and {second!r} are two parameters in one memory; to tie layers, give both the "
+                f"{first!r} and {second!r} are two tensors in one memory; to tie layers, give both the "
                 "parameter itself (a.weight = b.weight)"
             )
     return None
+
+
+def _process_generators() -> object:
+    """The state of Python's and NumPy's generators."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return str(state), random.getstate()
+
+
+def numbers(model: nn.Module) -> dict[str, object]:
+    """Numbers and texts that modules keep as attributes, but for their mode."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in model.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, bool | int | float | str) and name != "training"
+    }
+
+
+def _moved(w: Tensor) -> Tensor:
+    """Parameters near these, as some steps of training leave them; the same at each call."""
+    noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+    return w + (0.1 * w.abs() + 0.01) * noise
+
+
+def _dense(parameter: nn.Parameter) -> Tensor:
+    """Its gradient: zeros if no output depends on it, and not sparse, as that of embeddings may be."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
 def seed() -> None:

@@ -26,6 +26,7 @@ from rayfl.training.plain import (
     changed_parameters,
     check_tensors,
     difference,
+    numbers,
     restored,
     seed,
 )
@@ -155,10 +156,15 @@ class Comparison:
         """
         try:
             function = shortcuts.function(self._arrived())
-            differences = (
-                difference(self._as_function(function), self.expected) for _ in range(1 + twice)
-            )
-            return next(filter(None, differences), None)
+            why = difference(self._as_function(function), self.expected)
+            if why or not twice:
+                return why
+            kept = numbers(function.model)
+            why = difference(self._as_function(function), self.expected)
+            _check_same(kept, numbers(function.model))
+            return why
+        except Unfit:
+            raise
         except Exception as error:  # whatever the model raises
             return f"it fails ({first_line(error)})"
 
@@ -172,6 +178,10 @@ class Comparison:
         gradient, loss = oracle(w[None], Minibatch(x.clone()[None], y[None], None))
         changed = changed_parameters(plain.shaped(w), plain.shaped(plain.w))
         function.model.eval()
+        with torch.no_grad():  # elsewhere first: what is computed from other weights must not stay
+            elsewhere = function.parameters(1.1 * plain.w) | function.buffers(plain.buffers.clone())
+            function(elsewhere, function.inputs(x.clone()))
+        seed()
         tensors = function.parameters(plain.w.clone()) | function.buffers(plain.buffers.clone())
         with torch.no_grad():
             logits = function(tensors, function.inputs(x.clone()))
@@ -209,4 +219,14 @@ class Comparison:
         return (
             f"is something else as a function of its parameters than as it is ({why}); each parameter must "
             "be reached as an attribute of a module, by no list, closure or copy"
+        )
+
+
+def _check_same(before: dict[str, object], after: dict[str, object]) -> None:
+    """Unfit if the same pass left other numbers with the model's modules."""
+    changed = [n for n in after if n in before and after[n] != before[n]]
+    if changed:
+        raise Unfit(
+            f"counts in {changed[0]!r}: what a process keeps beside parameters and float buffers depends on "
+            "which clients it has trained; drop it, or make it a float buffer"
         )

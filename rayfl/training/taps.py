@@ -92,8 +92,9 @@ def _map_sizes(
     hooks = [conv.register_forward_pre_hook(look, with_kwargs=True) for conv in seen]
     training = model.training
     try:
+        model.eval()
         with torch.no_grad():
-            model.eval()(inputs)
+            model(inputs)
     finally:
         model.train(training)
         for hook in hooks:

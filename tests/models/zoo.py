@@ -1,5 +1,8 @@
 """Models as people write them, on images `[n, 1, 8, 8]`: each as a factory for `model.name = zoo:NAME`."""
 
+import copy
+import random
+
 import numpy as np
 import torch
 from torch import nn
@@ -375,16 +378,56 @@ class Registered(Net):
         super().__init__(forward, **parts)
         self.register_buffer("positions", torch.linspace(-1, 1, 64), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scale", torch.zeros(()))
 
 
 def buffers(num_classes):
-    """A constant that is no part of the state dict, and a counter."""
+    """A constant that is no part of the state dict, and another one."""
 
     def forward(self, x):
-        self.steps += self.training
-        return self.model(x.flatten(1) + self.positions)
+        return self.model(x.flatten(1) + self.positions + self.steps)
 
     return Registered(forward, model=flat(num_classes, nn.ReLU()))
+
+
+def first_batch_scales(num_classes):
+    """Takes a buffer from the first samples that it sees: they must be real ones."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.scale.copy_(torch.where(self.scale == 0, x.std(), self.scale))
+        return self.model(x / self.scale)
+
+    return Registered(forward, model=flat(num_classes, nn.ReLU()))
+
+
+class Silent(Net):
+    def train(self, mode=True):
+        """Returns nothing, as many forget to."""
+        super().train(mode)
+
+
+def train_returns_nothing(num_classes):
+    return Silent(lambda self, x: self.model(x), model=flat(num_classes, nn.ReLU()))
+
+
+def sparse_gradients(num_classes):
+    model = embeds_pixels(num_classes)
+    model.embedding = nn.Embedding(16, 12, sparse=True)
+    return model
+
+
+def logits_in_bfloat16(num_classes):
+    return Net(lambda self, x: self.model(x).bfloat16(), model=flat(num_classes, nn.ReLU()))
+
+
+def clamps_its_weight(num_classes):
+    def forward(self, x):
+        with torch.no_grad():
+            self.model[1].weight.clamp_(-0.1, 0.1)
+        return self.model(x)
+
+    return Net(forward, model=flat(num_classes, nn.ReLU()))
 
 
 def computes_in_float32(num_classes):
@@ -404,11 +447,110 @@ TRAINABLE = [
     *(hears_itself, lazy, no_dimensions, partly_frozen, dropout, dropout_of_maps),
     *(flatten_in_the_middle, lists_of_parameters, recomputes, standardised_weights),
     *(other_convolutions, prompt_of_four_dimensions, embeds_pixels, spectrum, buffers),
-    computes_in_float32,
+    *(computes_in_float32, first_batch_scales, train_returns_nothing, clamps_its_weight),
 ]
 
 
 # What is refused in one line.
+
+
+def counts(num_classes):
+    def forward(self, x):
+        self.steps += self.training
+        return self.model(x)
+
+    return Registered(forward, model=flat(num_classes))
+
+
+def follows_itself(num_classes):
+    """A teacher that is the moving average of the student, and evaluates."""
+
+    def forward(self, x):
+        if not self.training:
+            return self.teacher(x)
+        with torch.no_grad():
+            for mine, other in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                mine.lerp_(other, 0.1)
+        return self.model(x)
+
+    model = flat(num_classes, nn.ReLU())
+    return Net(forward, model=model, teacher=copy.deepcopy(model).requires_grad_(False))
+
+
+def assigns_its_weight(num_classes):
+    """The usual way to bound the norm of rows; the bound holds where the model starts."""
+
+    def forward(self, x):
+        weight = self.model[1].weight
+        weight.data = torch.renorm(weight.data, 2, 0, self.bound)
+        return self.model(x)
+
+    model = flat(num_classes, nn.ReLU())
+    bound = 1.001 * float(model[1].weight.norm(dim=1).max())
+    return Net(forward, model=model, bound=bound)
+
+
+def keeps_what_it_computed(num_classes):
+    """A matrix that is computed from weights and kept until the next training pass."""
+
+    def forward(self, x):
+        if self.training or self.kept is None:
+            self.kept = self.second.weight @ self.first.weight
+        kept, self.kept = self.kept, None if self.training else self.kept
+        return x.flatten(1) @ kept.T
+
+    return Net(forward, first=nn.Linear(64, 16), second=nn.Linear(16, num_classes), kept=None)
+
+
+class Merging(nn.Module):
+    """A low-rank adapter, zero at the start, that is merged into the weight in evaluation mode."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+        self.a, self.b = nn.Parameter(torch.randn(2, 64)), nn.Parameter(torch.zeros(num_classes, 2))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.linear.weight.data += (1 - 2 * mode) * (self.b @ self.a).data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        out = self.linear(x.flatten(1))
+        return out if self.merged else out + x.flatten(1) @ self.a.T @ self.b.T
+
+
+def looks_at_its_weight(num_classes):
+    """By another name for the same memory."""
+    model = flat(num_classes, nn.ReLU())
+    net = Net(lambda self, x: self.model(x) * self.seen.mean().exp(), model=model)
+    net.seen = model[1].weight.data
+    return net
+
+
+def two_buffers_in_one_memory(num_classes):
+    model = flat(num_classes)
+    model.register_buffer("statistics", torch.zeros(2, 4))
+    model.register_buffer("mean", model.statistics[0])
+    return model
+
+
+def drops_layers(num_classes):
+    def forward(self, x):
+        return self.model(x) if random.random() < 0.9 else 2 * self.model(x)
+
+    return Net(forward, model=flat(num_classes))
+
+
+def freezes_in_evaluation(num_classes):
+    def forward(self, x):
+        self.model[1].requires_grad_(self.training)
+        return self.model(x)
+
+    return Net(forward, model=flat(num_classes))
 
 
 def dictionary(num_classes):
@@ -515,10 +657,19 @@ REFUSED = {
     bfloat16_model: "is bfloat16; .* must be float32",
     all_frozen: "has no trainable parameters",
     keeps_weights_in_a_list: "is something else as a function of its parameters",
-    draws_from_numpy: "something else when the same minibatch comes again",
+    draws_from_numpy: "draws from the generators of Python or NumPy",
+    drops_layers: "draws from the generators of Python or NumPy",
+    counts: "changes 'steps' in training",
+    follows_itself: "changes 'teacher.1.weight' in training",
+    assigns_its_weight: "is something else as a function of its parameters",
+    keeps_what_it_computed: "is something else as a function of its parameters",
+    Merging: "something else",
+    looks_at_its_weight: "'model.1.weight' and 'seen' are two tensors in one memory",
+    two_buffers_in_one_memory: "'mean' and 'statistics' are two tensors in one memory",
+    freezes_in_evaluation: "changes in a forward pass which parameters are trained",
     counts_in_python: "something else when the same minibatch comes again",
     cannot_travel: "cannot be sent to other processes",
-    one_memory: "'3.weight' and '5.weight' are two parameters in one memory",
+    one_memory: "'3.weight' and '5.weight' are two tensors in one memory",
     waits_for_grad: "'1.weight' has a hook that waits for its .grad",
     squeezes: r"cannot take a batch of one sample in training mode",
     lazy_in_training: "'extra.weight' has no shape",
