@@ -434,6 +434,15 @@ def test_npz_constant_feature_has_std_one(tmp_path):
     assert data.std.tolist() == [1.0, 1.0]
 
 
+def test_npz_constant_channel_of_bytes_has_std_one(tmp_path):
+    """48 times 11 / 255, divided by 48, is not 11 / 255."""
+    x = np.stack([np.full((8, 2, 3), 11, np.uint8), pictures(8, 2, 3)], axis=-1)
+    source = npz(tmp_path, **four_arrays(x, np.arange(8) % 2))
+    std = replace(source, layout="channels_last").load().std
+    assert std[0] == 1
+    assert std[1] == pytest.approx((x[..., 1] / 255).std())
+
+
 GOOD = four_arrays(RNG.normal(size=(8, 5)), np.arange(8) % 2)
 
 
