@@ -233,6 +233,23 @@ def test_parquet_as_published(tmp_path, layout):
     assert data.std == pytest.approx(scaled.std(axis=0), rel=1e-5)
 
 
+@pytest.mark.parametrize(("other", "message"), [
+    (["dog", "cat"], "names label 0 of 'label' 'dog', but {} names it 'cat'"),
+    (["cat", "dog", "emu"], "names label 2 of 'label' 'emu', but {} names it null"),
+    (["cat"], "names label 1 of 'label' null, but {} names it 'dog'"),
+])  # fmt: skip
+@pytest.mark.parametrize("file", ["test-0.parquet", "train-1.parquet"])
+def test_parquet_files_that_name_the_classes_differently(tmp_path, file, other, message):
+    for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
+        write_parquet(tmp_path / name, labelled(), other if name == file else ["cat", "dog"])
+    with pytest.raises(ConfigError) as error:
+        Parquet(path=str(tmp_path)).load()
+    expected = message.format(tmp_path / "train-0.parquet")
+    assert str(error.value).startswith(
+        f"data.path = '{tmp_path}': {tmp_path / file} {expected}; write the files again"
+    )
+
+
 def test_parquet_of_several_files_and_plain_bytes_in_grey(tmp_path):
     images = pictures(4, 3, 3)
     for i in range(4):
