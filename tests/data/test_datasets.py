@@ -306,6 +306,8 @@ def labelled(n: int = 4) -> dict:
     ("{}.parquet",), ("{}-00000-of-00001.parquet",), ("{}_0.parquet", "{}_1.parquet"),
     ("{}-00000-of-00001-a09b74b3ef9c3b56.parquet",), ("{}.00000.parquet",), ("{}-0001.parquet",),
     ("{}/0000.parquet", "{}/any name.parquet"), ("{}.parquet/part-0.snappy.parquet",),
+    ("{}/a.parquet", "{}/more/b.parquet", "{}/even/more/c.parquet"), ("{}.parquet/more/part-0.parquet",),
+    ("{}-1.parquet", "{}-2.PARQUET"), ("{}/a.Parquet",),
 ])  # fmt: skip
 def test_parquet_files_of_a_split_and_no_others(tmp_path, used):
     others = ("{}_noisy-00000-of-00001.parquet", "{}ing.parquet", "._{}.parquet")
@@ -316,8 +318,19 @@ def test_parquet_files_of_a_split_and_no_others(tmp_path, used):
     assert data.left_out[-1].startswith("._")  # hidden ones come last
 
 
+def test_parquet_that_is_hidden_in_the_folder_of_a_split_is_left_out(tmp_path):
+    hidden = ("{}/.a.parquet", "{}/.cache/a.parquet", "{}/more/_SUCCESS")
+    data = both(tmp_path, labelled(), ("{}/a.parquet", "{}/more/b.parquet", *hidden)).load()
+    assert data.files == 4
+    names = ("{}/more/_SUCCESS", "{}/.a.parquet", "{}/.cache/")
+    assert data.left_out == tuple(name.format(s) for s in ("train", "test") for name in names)
+
+
 @pytest.mark.parametrize(("names", "message"), [
     (("{}_noisy.parquet", "{}-a.parquet"), r"no train files.* do not pass: \['train-a\.parquet', "),
+    (("{}.parquet/a.txt",), r"the folder train\.parquet/ has no \.parquet files in it; put some there"),
+    (("{}/label=0/x.parquet",), "train/label=0/ is named as a partition, key=value, whose column is not in"),
+    (("{}.parquet/label=0/x.parquet",), r"train\.parquet/label=0/ is named as a partition"),
     (("{}.parquet", "{}/0.parquet"), r"train\.parquet and the folder train/ are both there"),
     (("{}.parquet", "{}-00000-of-00001.parquet"), "more than one version of the split train"),
     (("{}-00000-of-00001.parquet", "{}-00000-of-00002.parquet"), "more than one version"),
