@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.checks import account, check, check_arrays
+from rayfl.data.checks import account, check, check_arrays, check_precision
 from rayfl.errors import ConfigError
 from rayfl.wording import printable
 
@@ -92,6 +92,7 @@ def from_arrays(
     `files`, `left_out`: what was read, and the names of what was not.
     """
     names, group_train, group_test = _number(*groups) if groups else ((), None, None)
+    check_precision(name, train[0])
     (x_train, y_train), (x_test, y_test) = _convert(train), _convert(test)
     check_arrays(name, "train", x_train, y_train)
     check_arrays(name, "test", x_test, y_test)

@@ -473,6 +473,24 @@ def test_npz_constant_channel_of_bytes_has_std_one(tmp_path):
     assert std[1] == pytest.approx((x[..., 1] / 255).std())
 
 
+def test_npz_feature_for_which_float32_is_too_coarse_is_named(tmp_path):
+    """Times in seconds: in float32 they would all be one."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 3))
+    x[:, 1] = 1.7e9 + rng.uniform(0, 50, 80)
+    x[:, 2] = 1.7e9 + 0.1  # constant: nothing to lose
+    with pytest.raises(ConfigError) as error:
+        npz(tmp_path, **four_arrays(x, np.arange(80) % 2)).load()
+    std = x[:, 1].std()
+    assert str(error.value).startswith(
+        "data.name: feature 1 of the train data of 'data' has mean 1.7e+09 and standard deviation "
+        f"{std:.6g}, for which float32 is too coarse (off by "
+    )
+    x[:, 1] -= 1.7e9
+    data = npz(tmp_path, **four_arrays(x, np.arange(80) % 2)).load()
+    assert data.std[1] == pytest.approx(std)
+
+
 GOOD = four_arrays(RNG.normal(size=(8, 5)), np.arange(8) % 2)
 
 
