@@ -213,6 +213,10 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         ("seed.x=1", "seed.x = 1: unknown key; seed has no keys, it must be an integer of at least 0"),
         ("model.hidden.0=3", f"model.hidden.0 = 3: unknown key; model.hidden has no keys, it {HIDDEN}"),
+        (
+            "data={name: image_folder, path: a, size: 20000}",
+            "data.size = 20000: must be an integer of at least 1 and at most 4096",
+        ),
         # Impossible combinations.
         (
             "federation.cohort_size=11",

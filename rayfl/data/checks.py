@@ -14,12 +14,35 @@ if TYPE_CHECKING:
     from rayfl.data.datasets import Dataset
 
 _NAMED = 3  # of what was left out, and of the classes
+_LOSS = 1e-3  # standard deviations of a feature that float32 may be off
 
 
 def check_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray) -> None:
     """ConfigError unless these are samples and labels, whatever their values."""
     if problem := _problem_of_arrays(x, y):
         raise ConfigError(f"data.name: the {split} data of {name!r} {problem}")
+
+
+def check_precision(name: str, x: np.ndarray) -> None:
+    """ConfigError if float32, which they become, is too coarse for train samples, such as 1.7e9 + 0..50.
+
+    Of what is not finite or too large for float32, `check` says more.
+    """
+    if x.dtype.kind != "f" or x.dtype.itemsize <= 4 or x.ndim < 2 or x.size == 0:
+        return
+    columns = x.reshape(-1, x.shape[-1] if x.ndim != 3 else 1)  # three axes: grey images
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.abs(columns - columns.astype(np.float32)).max(axis=0)
+        std = columns.std(axis=0)
+        varies = columns.max(axis=0) > columns.min(axis=0)
+        coarse = np.flatnonzero(np.isfinite(off) & varies & (off > _LOSS * std))
+    if len(coarse):
+        k = coarse[0]
+        raise ConfigError(
+            f"data.name: feature {k} of the train data of {name!r} has mean {columns[:, k].mean():.6g} and "
+            f"standard deviation {std[k]:.6g}, for which float32 is too coarse (off by {off[k]:.3g}); "
+            "subtract an offset, such as the mean, from it"
+        )
 
 
 def check(dataset: "Dataset") -> None:

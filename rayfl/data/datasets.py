@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.checks import account, check, check_arrays
+from rayfl.data.checks import account, check, check_arrays, check_precision
 from rayfl.errors import ConfigError
 from rayfl.wording import printable
 
@@ -92,6 +92,7 @@ def from_arrays(
     `files`, `left_out`: what was read, and the names of what was not.
     """
     names, group_train, group_test = _number(*groups) if groups else ((), None, None)
+    check_precision(name, train[0])
     (x_train, y_train), (x_test, y_test) = _convert(train), _convert(test)
     check_arrays(name, "train", x_train, y_train)
     check_arrays(name, "test", x_test, y_test)
@@ -192,7 +193,7 @@ def _number(
 
 
 def _mean_and_std(x: np.ndarray) -> Samples:
-    """Mean and standard deviation over all but the last axis; std 0 becomes 1. Tokens have 0 and 1."""
+    """Mean and standard deviation over all but the last axis; 1 for what is constant. Tokens: 0 and 1."""
     columns = x.reshape(-1, x.shape[-1])
     if x.dtype == np.int64:
         return np.zeros(x.shape[-1]), np.ones(x.shape[-1])
@@ -206,8 +207,10 @@ def _mean_and_std(x: np.ndarray) -> Samples:
                 total += np.bincount(column, minlength=256)
         mean = counts @ values / len(columns)
         std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / len(columns))
+        constant = counts.max(axis=1) == len(columns)  # rounding may leave such a std of 1e-17
     else:
         with np.errstate(invalid="ignore"):  # of infinite values, which are refused later
+            constant = columns.max(axis=0) == columns.min(axis=0)
             mean = columns.mean(axis=0, dtype=np.float64)
             std = columns.std(axis=0, dtype=np.float64)
-    return mean, np.where(std > 0, std, 1.0)
+    return mean, np.where((std > 0) & ~constant, std, 1.0)

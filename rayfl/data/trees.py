@@ -1,7 +1,7 @@
-"""Directories of image files: which files are images, and what is left out."""
+"""Directories of data files: which files are read, and what is left out."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ def is_hidden(name: str) -> bool:
 
 
 class Tree:
-    """A directory of image files. What is asked for is read; what else is there, it keeps the names of."""
+    """A directory of data files. What is asked for is read; what else is there, it keeps the names of."""
 
     def __init__(self, root: Path, given: str):
         """`given` is the option that named the directory, as ConfigError shows it."""
@@ -60,7 +60,11 @@ class Tree:
 
     def images(self, directory: Path) -> list[Path]:
         """The image files in it at any depth, sorted; other files are left out."""
-        images: list[Path] = []
+        return self.files(directory, suffixes())
+
+    def files(self, directory: Path, suffixes: Collection[str]) -> list[Path]:
+        """The files in it with these suffixes in any case, at any depth, sorted; others are left out."""
+        found: list[Path] = []
         # Each folder is read once, whatever links there are to it, and none above the first.
         inside = [folder for folder in directory.parents if folder.is_relative_to(self.root)]
         above = {*inside, *self.root.resolve().parents, *directory.resolve().parents}
@@ -73,10 +77,10 @@ class Tree:
             seen.add(identity)
             folders, files = self._entries(folder)
             waiting += reversed(folders)
-            readable = [f for f in files if f.suffix.lower() in suffixes() and _may_be_image(f)]
-            images += readable
+            readable = [f for f in files if f.suffix.lower() in suffixes and _may_be_file(f)]
+            found += readable
             self.leave_out(set(files) - set(readable))
-        return sorted(images)
+        return sorted(found)
 
     def pixels(self, files: Sequence[Path], size: int | None = None) -> np.ndarray:
         """uint8 [n, H, W, C] of these image files; frames after the first are left out."""
@@ -117,6 +121,6 @@ def _identity(directory: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _may_be_image(file: Path) -> bool:
+def _may_be_file(file: Path) -> bool:
     """Not a pipe or the like; a link that leads nowhere is kept, for to leave it out would hide a loss."""
     return os.path.isfile(file) or not os.path.exists(file)

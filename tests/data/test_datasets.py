@@ -233,6 +233,23 @@ def test_parquet_as_published(tmp_path, layout):
     assert data.std == pytest.approx(scaled.std(axis=0), rel=1e-5)
 
 
+@pytest.mark.parametrize(("other", "message"), [
+    (["dog", "cat"], "names label 0 of 'label' 'dog', but {} names it 'cat'"),
+    (["cat", "dog", "emu"], "names label 2 of 'label' 'emu', but {} names it null"),
+    (["cat"], "names label 1 of 'label' null, but {} names it 'dog'"),
+])  # fmt: skip
+@pytest.mark.parametrize("file", ["test-0.parquet", "train-1.parquet"])
+def test_parquet_files_that_name_the_classes_differently(tmp_path, file, other, message):
+    for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
+        write_parquet(tmp_path / name, labelled(), other if name == file else ["cat", "dog"])
+    with pytest.raises(ConfigError) as error:
+        Parquet(path=str(tmp_path)).load()
+    expected = message.format(tmp_path / "train-0.parquet")
+    assert str(error.value).startswith(
+        f"data.path = '{tmp_path}': {tmp_path / file} {expected}; write the files again"
+    )
+
+
 def test_parquet_of_several_files_and_plain_bytes_in_grey(tmp_path):
     images = pictures(4, 3, 3)
     for i in range(4):
@@ -289,6 +306,8 @@ def labelled(n: int = 4) -> dict:
     ("{}.parquet",), ("{}-00000-of-00001.parquet",), ("{}_0.parquet", "{}_1.parquet"),
     ("{}-00000-of-00001-a09b74b3ef9c3b56.parquet",), ("{}.00000.parquet",), ("{}-0001.parquet",),
     ("{}/0000.parquet", "{}/any name.parquet"), ("{}.parquet/part-0.snappy.parquet",),
+    ("{}/a.parquet", "{}/more/b.parquet", "{}/even/more/c.parquet"), ("{}.parquet/more/part-0.parquet",),
+    ("{}-1.parquet", "{}-2.PARQUET"), ("{}/a.Parquet",),
 ])  # fmt: skip
 def test_parquet_files_of_a_split_and_no_others(tmp_path, used):
     others = ("{}_noisy-00000-of-00001.parquet", "{}ing.parquet", "._{}.parquet")
@@ -299,8 +318,19 @@ def test_parquet_files_of_a_split_and_no_others(tmp_path, used):
     assert data.left_out[-1].startswith("._")  # hidden ones come last
 
 
+def test_parquet_that_is_hidden_in_the_folder_of_a_split_is_left_out(tmp_path):
+    hidden = ("{}/.a.parquet", "{}/.cache/a.parquet", "{}/more/_SUCCESS")
+    data = both(tmp_path, labelled(), ("{}/a.parquet", "{}/more/b.parquet", *hidden)).load()
+    assert data.files == 4
+    names = ("{}/more/_SUCCESS", "{}/.a.parquet", "{}/.cache/")
+    assert data.left_out == tuple(name.format(s) for s in ("train", "test") for name in names)
+
+
 @pytest.mark.parametrize(("names", "message"), [
     (("{}_noisy.parquet", "{}-a.parquet"), r"no train files.* do not pass: \['train-a\.parquet', "),
+    (("{}.parquet/a.txt",), r"the folder train\.parquet/ has no \.parquet files in it; put some there"),
+    (("{}/label=0/x.parquet",), "train/label=0/ is named as a partition, key=value, whose column is not in"),
+    (("{}.parquet/label=0/x.parquet",), r"train\.parquet/label=0/ is named as a partition"),
     (("{}.parquet", "{}/0.parquet"), r"train\.parquet and the folder train/ are both there"),
     (("{}.parquet", "{}-00000-of-00001.parquet"), "more than one version of the split train"),
     (("{}-00000-of-00001.parquet", "{}-00000-of-00002.parquet"), "more than one version"),
@@ -432,6 +462,33 @@ def test_npz_constant_feature_has_std_one(tmp_path):
     data = npz(tmp_path, **four_arrays(x, np.arange(8) % 2)).load()
     assert data.mean.tolist() == [2.0, 7.0]
     assert data.std.tolist() == [1.0, 1.0]
+
+
+def test_npz_constant_channel_of_bytes_has_std_one(tmp_path):
+    """48 times 11 / 255, divided by 48, is not 11 / 255."""
+    x = np.stack([np.full((8, 2, 3), 11, np.uint8), pictures(8, 2, 3)], axis=-1)
+    source = npz(tmp_path, **four_arrays(x, np.arange(8) % 2))
+    std = replace(source, layout="channels_last").load().std
+    assert std[0] == 1
+    assert std[1] == pytest.approx((x[..., 1] / 255).std())
+
+
+def test_npz_feature_for_which_float32_is_too_coarse_is_named(tmp_path):
+    """Times in seconds: in float32 they would all be one."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 3))
+    x[:, 1] = 1.7e9 + rng.uniform(0, 50, 80)
+    x[:, 2] = 1.7e9 + 0.1  # constant: nothing to lose
+    with pytest.raises(ConfigError) as error:
+        npz(tmp_path, **four_arrays(x, np.arange(80) % 2)).load()
+    std = x[:, 1].std()
+    assert str(error.value).startswith(
+        "data.name: feature 1 of the train data of 'data' has mean 1.7e+09 and standard deviation "
+        f"{std:.6g}, for which float32 is too coarse (off by "
+    )
+    x[:, 1] -= 1.7e9
+    data = npz(tmp_path, **four_arrays(x, np.arange(80) % 2)).load()
+    assert data.std[1] == pytest.approx(std)
 
 
 GOOD = four_arrays(RNG.normal(size=(8, 5)), np.arange(8) % 2)

@@ -28,7 +28,9 @@ class ImageFolder(Source):
     """Image files in train/<class>/ and test/<class>/, at any depth below."""
 
     path: Annotated[str, Field(description="directory with train/<class>/* and test/<class>/*")]
-    size: Annotated[int, Field(ge=1, description="images are resized to size x size pixels")]
+    size: Annotated[
+        int, Field(ge=1, le=4096, description="images are resized to size x size pixels")
+    ]
 
     def read(self) -> Dataset:
         root = directory_of(self.path, "train/<class>/* and test/<class>/*")
@@ -77,7 +79,9 @@ class DomainFolder(Source):
         str,
         Field(description="directory with <domain>/<class>/*, or with train/ and test/ of such"),
     ]
-    size: Annotated[int, Field(ge=1, description="images are resized to size x size pixels")]
+    size: Annotated[
+        int, Field(ge=1, le=4096, description="images are resized to size x size pixels")
+    ]
     test_fraction: Annotated[
         float,
         Field(

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,6 +116,7 @@ class Parquet(Source):
         label = self._column(train, "label_column", self.label_column, _is_integer)
         for file in [*train, *test]:
             _check_columns(file, {image: _is_image, label: _is_integer}, like=train[0])
+        _check_class_names([*train, *test], label)
         groups = self._groups(train, test)
         left_out = [name for split in splits for name in split.left_out]
         samples = []
@@ -184,6 +186,19 @@ def _check_columns(
                 f"has no column {name!r} as {like.path.name} has it; its columns are "
                 f"{file.schema.names}"
             )
+
+
+def _check_class_names(files: Sequence[_File], label: str) -> None:
+    """A label means one class: the files that name the classes must agree."""
+    named = [(f, names) for f in files if (names := _class_names(f.schema.metadata, label))]
+    for file, names in named[1:]:
+        first, expected = named[0]
+        for k, (a, b) in enumerate(zip_longest(expected, names)):
+            if a != b:
+                raise file.error(
+                    f"names label {k} of {label!r} {shown(b)}, but {printable(str(first.path))} names it "
+                    f"{shown(a)}; write the files again with one list of class names"
+                )
 
 
 def _no_image(cell: dict[str, object] | None, name: str, row: int) -> str:

@@ -1,7 +1,7 @@
 """Which Parquet files make a split.
 
 As Hugging Face and others name them: train.parquet, train-00000-of-00002.parquet (older ones with a hash
-at the end), train_0.parquet, or any names in a folder train/.
+at the end), train_0.parquet, or any names in a folder train/, at any depth below it.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rayfl.data.trees import is_hidden
+from rayfl.data.trees import Tree, is_hidden
 from rayfl.errors import ConfigError
 from rayfl.wording import printable
 
@@ -27,16 +27,16 @@ class Files(NamedTuple):
 
 def files_of(directory: Path, split: str, given: str) -> Files:
     """The files of `train` or `test`. `given` is the option that named the directory, for ConfigError."""
-    named = re.compile(rf"{split}(?:{_PART})?{re.escape(_SUFFIX)}")
+    tree = Tree(directory, given)
+    named = re.compile(rf"{split}(?:{_PART})?(?i:{re.escape(_SUFFIX)})")
     present = _parquet(directory, given)
     matches = {file: found for file in present if (found := named.fullmatch(file.name))}
-    inside = _parquet(directory / split, given) if (directory / split).is_dir() else []
-    shown = [file for file in inside if not is_hidden(file.name)]
-    if matches and shown:
+    inside = _inside(tree, directory / split) if (directory / split).is_dir() else []
+    if matches and inside:
         raise ConfigError(
             f"{given}: {min(matches).name} and the folder {split}/ are both there; keep one of them"
         )
-    if not matches and not shown:
+    if not matches and not inside:
         similar = [file.name for file in present if file.name.startswith(split)]
         raise ConfigError(
             f"{given}: {printable(str(directory))} has no {split} files; expected {split}{_SUFFIX}, "
@@ -44,14 +44,13 @@ def files_of(directory: Path, split: str, given: str) -> Files:
             + (f"; for part of the split {split} do not pass: {similar[:3]}" if similar else "")
         )
     missing = _missing(list(matches.values()), split, given)
-    hidden = [f"{split}/{file.name}" for file in inside if is_hidden(file.name)]
-    used = [part for file in matches or shown for part in _parts(file, given)]
-    return Files(used, [*missing, *hidden])
+    used = inside or [part for file in matches for part in _parts(tree, file)]
+    return Files(used, [*missing, *tree.left_out])
 
 
 def others(directory: Path, used: Sequence[Path], given: str) -> list[str]:
     """The names of the Parquet files in a directory that are not used; hidden ones last."""
-    known = {*used, *(file.parent for file in used)}
+    known = {*used, *(folder for file in used for folder in file.parents)}
     names = [file.name for file in _parquet(directory, given) if file not in known]
     return sorted(names, key=lambda name: (is_hidden(name), name))
 
@@ -59,17 +58,36 @@ def others(directory: Path, used: Sequence[Path], given: str) -> list[str]:
 def _parquet(directory: Path, given: str) -> list[Path]:
     """What has the suffix of Parquet files, sorted: Spark writes folders of such names, too."""
     try:
-        return sorted(directory / n for n in os.listdir(directory) if n.endswith(_SUFFIX))
+        return sorted(directory / n for n in os.listdir(directory) if n.lower().endswith(_SUFFIX))
     except OSError as error:
         raise ConfigError(
             f"{given}: cannot list {printable(str(directory))} ({error.strerror})"
         ) from error
 
 
-def _parts(file: Path, given: str) -> list[Path]:
+def _parts(tree: Tree, file: Path) -> list[Path]:
+    """The file, or the files in the folder of such a name."""
     if not file.is_dir():
         return [file]
-    return [part for part in _parquet(file, given) if not is_hidden(part.name)]
+    parts = _inside(tree, file)
+    if not parts:
+        raise ConfigError(
+            f"{tree.given}: the folder {tree.name(file)}/ has no {_SUFFIX} files in it; put some there, or "
+            "remove it"
+        )
+    return parts
+
+
+def _inside(tree: Tree, folder: Path) -> list[Path]:
+    """The Parquet files in it at any depth. Hive's folders hold a column that the files then lack."""
+    files = tree.files(folder, {_SUFFIX})
+    for file in files:
+        if any("=" in name for name in file.relative_to(folder).parts[:-1]):
+            raise ConfigError(
+                f"{tree.given}: {tree.name(file.parent)}/ is named as a partition, key=value, whose column "
+                "is not in its files; write them with all their columns, in folders without '='"
+            )
+    return files
 
 
 def _missing(shards: list[re.Match[str]], split: str, given: str) -> list[str]:
