@@ -1,6 +1,7 @@
 """One call of a method's function, watched: what `algorithms/base.py` asks of every function."""
 
 import inspect
+import os
 import random
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import rayfl
 from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl.training.looks import Looks
 from rayfl.wording import one_line
 
 Doubt = Literal["size", "rounding"]
@@ -29,10 +31,15 @@ RETURNS = {
     "server_step": ("w", "server"),
 }
 VECTORS = ("start", "direction", "w")
+# What they are given with a row for each client.
+ROWS = {
+    "local_step": ("x", "memory", "ctx.start", "ctx.steps"),
+    "upload": ("delta", "memory", "ctx.start", "ctx.steps"),
+}
 # A run stops where these are not finite.
 FINITE = (*VECTORS, "uploads", "server")
 # Errors are looked for in the user's own files.
-LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (rayfl, torch))
+LIBRARIES = tuple(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (rayfl, torch))
 
 
 class Broken(Exception):
@@ -55,7 +62,9 @@ class Watch:
         process, before = _process_generators(), _flat(given)
         # The version tells of writes that leave the values as they are, such as half of 0.
         copies = {name: (value._version, value.clone()) for name, value in before.items()}
-        result = self.returned(function, call)
+        looks = Looks(_of_several(function, before), LIBRARIES)
+        with looks:
+            result = self.returned(function, call)
         self._must_be_untouched(function, before, copies, _flat(given))
         first = self.named(function, result)
         again = self.named(function, self.returned(function, call))
@@ -73,6 +82,12 @@ class Watch:
                 f"called twice with the same inputs gives another {changed[0]}, but may depend on nothing "
                 "else; keep what has to last in the client's memory or the server's state, and draw random "
                 "numbers with ctx.random(like)",
+            )
+        if looks.places:
+            self.refuse(
+                function,
+                "looks at the value of a tensor (if, float() or .item()): in a stack it is one number for "
+                f"several clients; choose with torch.where, at {looks.places[0]}",
             )
         return result
 
@@ -170,6 +185,11 @@ def _flat(given: Given) -> dict[str, Tensor]:
             else {name: value}
         )
     return flat
+
+
+def _of_several(function: str, given: dict[str, Tensor]) -> list[Tensor]:
+    """What has a row for each client."""
+    return [t for name, t in given.items() if name.startswith(ROWS.get(function, ()))]
 
 
 def _process_generators() -> tuple[Any, ...]:

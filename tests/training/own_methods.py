@@ -135,6 +135,30 @@ class RoundsOff(Algorithm):
         return grad(x) * (1 + 1e4 * torch.finfo(x.dtype).eps * (len(x) > 1)), memory
 
 
+@dataclass(frozen=True, kw_only=True)
+class LooksAtOneClient(Algorithm):
+    """Python values of one client at a time, and of what all clients share."""
+
+    def init_server(self, w):
+        return {"round": torch.zeros(1)}
+
+    def broadcast(self, w, server):
+        return w, server
+
+    def local_step(self, x, memory, grad, ctx):
+        g = grad(x)
+        rows = [row / row.norm() if row.norm() > 1e-3 else row for row in g]
+        scale = 0.5 if ctx.shared["round"] > 1 or float(ctx.lr) > 0.1 else 1.0
+        if g[0].norm() < 0:
+            raise AssertionError
+        return torch.stack(rows) * scale, memory
+
+    def server_step(self, w, server, mean, ctx):
+        if mean["delta"].norm() > 10:
+            return w, server
+        return w + mean["delta"], {"round": server["round"] + 1}
+
+
 RIGHT = [
     *(
         NormalisedGradient,
@@ -145,7 +169,7 @@ RIGHT = [
         HugeValues,
         SamPlusScaffold,
     ),
-    *(Penalised, TopTenth, RoundsOff),
+    *(Penalised, TopTenth, RoundsOff, LooksAtOneClient),
 ]
 
 
@@ -223,6 +247,22 @@ def moves_x(self, x, memory, grad, ctx):
     return x * 0, memory
 
 
+def clips_with_if(self, x, memory, grad, ctx):
+    g = grad(x)
+    n = g.norm()
+    if n > 1e6:
+        g = g * 1e6 / n
+    return g, memory
+
+
+def stops_with_break(self, x, memory, grad, ctx):
+    g, scale = grad(x), 1.0
+    for scale in (1.0, 0.5):
+        if grad(x - scale * ctx.lr * g).norm() < 1e6 * g.norm():
+            break
+    return scale * g, memory
+
+
 def pair(f):
     return lambda self, x, memory, grad, ctx: f(grad(x), memory)
 
@@ -250,6 +290,7 @@ def penalised(penalty):
 
 MIXES = r"local_step \(.*own_methods.py:\d+\) mixes clients: a client's direction depends"
 PROCESS = "uses a random generator of the whole process"
+LOOKS = r"looks at the value of a tensor \(if, .*torch.where, at .*own_methods.py:\d+$"
 AGAIN = "called twice with the same inputs gives another"
 numbers = itertools.count()
 
@@ -269,6 +310,13 @@ WRONG = {
     "penalty_over_clients": (
         method(**penalised(lambda outputs: (outputs - outputs.mean((0, 1))).square().mean(-1))),
         MIXES,
+    ),
+    "clips_with_if": (method(local_step=clips_with_if), f"local_step .*{LOOKS}"),
+    "stops_with_break": (method(local_step=stops_with_break), LOOKS),
+    "item": (method(**step(lambda g, x, m, ctx: g / max(1.0, g.norm().item() / 1e6))), LOOKS),
+    "if_of_uploads": (
+        method(**uploads(lambda d, m, ctx: {"delta": d if d.norm() < 1e6 else d / 2})),
+        f"upload .*{LOOKS}",
     ),
     "longest_steps": (
         method(**uploads(lambda delta, m, ctx: {"delta": delta / ctx.step})),
