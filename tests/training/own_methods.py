@@ -311,6 +311,22 @@ WRONG = {
         method(**penalised(lambda outputs: (outputs - outputs.mean((0, 1))).square().mean(-1))),
         MIXES,
     ),
+    "from_the_sixth_step": (
+        method(**step(lambda g, x, m, ctx: g / g.norm() if ctx.step >= 5 else g)),
+        MIXES,
+    ),
+    "server_from_its_third_round": (
+        method(
+            init_server=lambda self, w: {"round": torch.zeros(1)},
+            **server(
+                lambda w, s, mean: (
+                    w.double() if s["round"] > 2 else w + mean["delta"],
+                    {"round": s["round"] + 1},
+                )
+            ),
+        ),
+        r"server_step .* returns w as float64",
+    ),
     "clips_with_if": (method(local_step=clips_with_if), f"local_step .*{LOOKS}"),
     "stops_with_break": (method(local_step=stops_with_break), LOOKS),
     "item": (method(**step(lambda g, x, m, ctx: g / max(1.0, g.norm().item() / 1e6))), LOOKS),
