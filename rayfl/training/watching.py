@@ -56,6 +56,8 @@ class Watch:
 
     def __init__(self, method: Algorithm):
         self.method = method
+        self._infinite: set[str] = set()
+        """Server state that begins at infinity, as a running minimum does."""
 
     def __call__(self, function: str, given: Given, call: Callable[[], Any]) -> Any:
         """What `call` returns, if that is all it does, and the same each time."""
@@ -109,7 +111,10 @@ class Watch:
                 self.refuse(
                     function, f"returns {name} as {type(value).__name__}, but it must be a tensor"
                 )
-            if name.startswith(FINITE) and not value.isfinite().all():
+            if function == "init_server" and value.isinf().any():
+                self._infinite.add(name)
+            finite = ~value.isnan() if name in self._infinite else value.isfinite()
+            if name.startswith(FINITE) and not finite.all():
                 self.refuse(
                     function,
                     f"returns {name} with values that are not finite; is there a division by 0?",

@@ -136,6 +136,17 @@ class RoundsOff(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeastUpdate(Algorithm):
+    """A running minimum on the server, which begins at infinity."""
+
+    def init_server(self, w):
+        return {"best": torch.full((1,), torch.inf)}
+
+    def server_step(self, w, server, mean, ctx):
+        return w + mean["delta"], {"best": torch.minimum(server["best"], norm(mean["delta"]))}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LooksAtOneClient(Algorithm):
     """Python values of one client at a time, and of what all clients share."""
 
@@ -169,7 +180,7 @@ RIGHT = [
         HugeValues,
         SamPlusScaffold,
     ),
-    *(Penalised, TopTenth, RoundsOff, LooksAtOneClient),
+    *(Penalised, TopTenth, RoundsOff, LooksAtOneClient, LeastUpdate),
 ]
 
 
@@ -475,6 +486,14 @@ WRONG = {
     "state_of_another_shape": (
         momentum(**server(lambda w, s, mean: (w, {"m": norm(w)}))),
         r"server\['m'\] as float32 \[1\]",
+    ),
+    "begins_with_nan": (
+        momentum(init_server=lambda self, w: {"m": w * torch.nan}),
+        r"init_server .* returns server\['m'\] with values that are not finite",
+    ),
+    "state_becomes_infinite": (
+        momentum(**server(lambda w, s, mean: (w, {"m": s["m"] + torch.inf}))),
+        r"server_step .* returns server\['m'\] with values that are not finite",
     ),
     "divides_by_zero": (
         momentum(local_step=pair(lambda g, memory: (g / norm(memory["m"]), {"m": g}))),
