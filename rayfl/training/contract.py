@@ -1,7 +1,7 @@
 """What `algorithms/base.py` asks of a method, checked on one's own before any actor starts.
 
-The method runs for a few rounds in the real local loop, with a small stack of clients, and each call of its six
-functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
+The method runs for a few rounds in the real local loop, with a small stack of clients, and each call of its
+six functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
 client of the stack must get what it gets alone. Else results would depend on where clients run and on who
 runs beside them, without a word.
 
