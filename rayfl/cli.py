@@ -131,7 +131,7 @@ def run(
     """Run one experiment."""
     from rayfl.progress import Progress
 
-    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    progress = Progress(Console(stderr=True, highlight=False, emoji=False, soft_wrap=True))
     with _showing(progress) as on_start:
         resolved = _load(config, overrides)
         _keep_to_this_machine(resolved.ray.address)
@@ -256,10 +256,10 @@ def partition(
         shown = [str(count) if count else "·" for count in counts]
         held = [*groups[client : client + 1], str(counts.sum()), str((counts > 0).sum())]
         table.add_row(*(Text(cell) for cell in (str(client), *held, *shown)))
-    console = Console(highlight=False, width=_NEVER_CUT)
+    console = Console(highlight=False, emoji=False, width=_NEVER_CUT)
     console.print(table)
     for line in data.read:
-        console.print(line, markup=False, emoji=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
     sizes = histogram.sum(1)
     console.print(
         f"{len(histogram)} clients, {sizes.sum()} samples, {sizes.min()} to {sizes.max()} each; "
@@ -270,7 +270,7 @@ def partition(
             heatmap(histogram, data.classes, plot)
         except OSError as error:
             raise ConfigError(f"--plot = '{plot}': cannot be written ({error.strerror})") from error
-        console.print(f"wrote {plot}", markup=False, emoji=False)
+        console.print(f"wrote {plot}", markup=False)
 
 
 for _question in (questions.results, questions.compare, questions.plot, questions.report):
@@ -318,7 +318,7 @@ def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
 
 
 def _fail(error: Exception) -> None:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape(str(error))}")
 
 
@@ -344,7 +344,7 @@ def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepP
     """Run what is missing of a sweep, and show it."""
     from tuning.progress import Progress
 
-    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    progress = Progress(Console(stderr=True, highlight=False, emoji=False, soft_wrap=True))
     with _showing(progress) as on_start:
         resolved = load()
         from tuning import sweep as sweeps
@@ -378,7 +378,7 @@ def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
     from tuning.progress import describe
 
     planned = sweeps.plan(sweep, cluster)
-    Console(highlight=False, soft_wrap=True).print(escape(describe(planned)))
+    Console(highlight=False, emoji=False, soft_wrap=True).print(escape(describe(planned)))
 
 
 def _list_presets() -> None:
@@ -394,7 +394,7 @@ def _list_presets() -> None:
             preset = presets.load(name, scale)
             first = (name, escape(preset.published.about)) if i == 0 else ("", "")
             table.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
-    Console(highlight=False, width=_NEVER_CUT).print(table)
+    Console(highlight=False, emoji=False, width=_NEVER_CUT).print(table)
 
 
 def _keep_sweep_to_this_machine(sweep: "Sweep") -> None:
@@ -447,7 +447,7 @@ def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
 
 
 def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     listed: dict[tuple[Any, ...], str] = {}
     for name, cls in sorted(registry.items()):
         console.print(f"[bold]{name}[/]  {escape(describe(cls))}")

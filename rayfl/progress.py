@@ -64,10 +64,9 @@ class Progress:
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
             markup=False,
-            emoji=False,
         )
         for line in (*prepared.data.read, *prepared.settings.shortcuts.dropped):
-            self._console.print(line, markup=False, emoji=False)
+            self._console.print(line, markup=False)
         if start.resumed_round:
             self._console.print(f"going on after round {start.resumed_round}")
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
@@ -124,7 +123,7 @@ class Progress:
         if result.run_id and self._start:
             rows["MLflow run"] = result.run_id
             rows["to look at it"] = self._start.ui_command or ""
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, emoji=False, soft_wrap=True)
         for label, value in rows.items():
             console.print(f"[bold]{label:<15}[/] {escape(value)}")
 

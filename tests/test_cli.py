@@ -99,6 +99,7 @@ def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
             [QUICKSTART, "data={name: npz, path: x.npz}"],
             "data.path = 'x.npz': cannot read ",
         ),
+        ([QUICKSTART, "algorithm.name=no_such:cat:X"], "algorithm.name = 'no_such:cat:X'"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(rayfl, arguments, message):

@@ -76,7 +76,7 @@ def build(
             output = _try(model, inputs)
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"model.name = {name_of(spec)!r}: fails on samples {list(sample_shape)} with "
                 f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "

@@ -113,6 +113,8 @@ class Server:
         self.algorithm, self.name, self.federation, self.pool = algorithm, name, federation, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
+        self._infinite = {name for name, value in self.state.items() if value.isinf().any()}
+        """Server state that begins at infinity, as a running minimum does, and may stay there."""
         self.round = 0
         """Rounds that are done."""
         self.memories: dict[int, Kept] = {}
@@ -269,7 +271,9 @@ class Server:
     def _check_aggregated(self, round: int) -> None:
         """After the last round no client would see it, nor if its clients do not use all of it."""
         held = {"w": self.w, "buffers": self.buffers}
-        held |= {f"server state '{name}'": value for name, value in self.state.items()}
+        for name, value in self.state.items():
+            allowed = name in self._infinite
+            held[f"server state '{name}'"] = value.clamp(-1, 1) if allowed else value  # NaN stays
         if broken := [name for name, value in held.items() if not _is_finite(value)]:
             raise self._diverged(round, f"what the server aggregated ({', '.join(broken)})")
 

@@ -1,7 +1,7 @@
 """What `algorithms/base.py` asks of a method, checked on one's own before any actor starts.
 
-The method runs for two rounds in the real local loop, with a small stack of clients, and each call of its six
-functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
+The method runs for a few rounds in the real local loop, with a small stack of clients, and each call of its
+six functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
 client of the stack must get what it gets alone. Else results would depend on where clients run and on who
 runs beside them, without a word.
 
@@ -24,10 +24,12 @@ from rayfl.training.quadratics import Quadratics
 from rayfl.training.watching import Broken, Given, Watch, kind, same
 from rayfl.wording import shown
 
-STEPS = (3, 2)
-"""K_i of the stack's clients: one finishes before the other."""
-ROUNDS = 2
-"""In the first one memories and server state may be zero, which hides mistakes."""
+STEPS = (7, 5)
+"""K_i of the stack's clients: one finishes before the other. Some methods act from a later step only."""
+ROUNDS = 4
+"""In the first one memories and server state may be zero, and a server may act from a later one only."""
+LARGEST_LR = 1.0
+"""With larger ones plain steps on the quadratics, of curvatures up to 1, may go to infinity."""
 MOST_PARAMETERS = 4_000
 """Larger models are checked as a shorter vector of as many tensors."""
 TOLERANCE = 1e-4
@@ -38,7 +40,8 @@ def check(
     algorithm: Algorithm, name: str, setup: Setup, participation: float, lrs: Sequence[float]
 ) -> None:
     """ConfigError for the first rule that the method breaks; `lrs` has the rounds' learning rates."""
-    shorter, rates = _shorter(setup), [*lrs, lrs[-1]][:ROUNDS]
+    shorter = _shorter(setup)
+    rates = [min(lr, LARGEST_LR) for lr in [*lrs, *[lrs[-1]] * ROUNDS][:ROUNDS]]
 
     def broken(setup: Setup, dtype: torch.dtype) -> Broken | None:
         try:

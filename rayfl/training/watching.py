@@ -1,6 +1,7 @@
 """One call of a method's function, watched: what `algorithms/base.py` asks of every function."""
 
 import inspect
+import os
 import random
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import rayfl
 from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl.training.looks import Looks
 from rayfl.wording import one_line
 
 Doubt = Literal["size", "rounding"]
@@ -29,10 +31,15 @@ RETURNS = {
     "server_step": ("w", "server"),
 }
 VECTORS = ("start", "direction", "w")
+# What they are given with a row for each client.
+ROWS = {
+    "local_step": ("x", "memory", "ctx.start", "ctx.steps"),
+    "upload": ("delta", "memory", "ctx.start", "ctx.steps"),
+}
 # A run stops where these are not finite.
 FINITE = (*VECTORS, "uploads", "server")
 # Errors are looked for in the user's own files.
-LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (rayfl, torch))
+LIBRARIES = tuple(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (rayfl, torch))
 
 
 class Broken(Exception):
@@ -49,13 +56,17 @@ class Watch:
 
     def __init__(self, method: Algorithm):
         self.method = method
+        self._infinite: set[str] = set()
+        """Server state that begins at infinity, as a running minimum does."""
 
     def __call__(self, function: str, given: Given, call: Callable[[], Any]) -> Any:
         """What `call` returns, if that is all it does, and the same each time."""
         process, before = _process_generators(), _flat(given)
         # The version tells of writes that leave the values as they are, such as half of 0.
         copies = {name: (value._version, value.clone()) for name, value in before.items()}
-        result = self.returned(function, call)
+        looks = Looks(_of_several(function, before), LIBRARIES)
+        with looks:
+            result = self.returned(function, call)
         self._must_be_untouched(function, before, copies, _flat(given))
         first = self.named(function, result)
         again = self.named(function, self.returned(function, call))
@@ -73,6 +84,12 @@ class Watch:
                 f"called twice with the same inputs gives another {changed[0]}, but may depend on nothing "
                 "else; keep what has to last in the client's memory or the server's state, and draw random "
                 "numbers with ctx.random(like)",
+            )
+        if looks.places:
+            self.refuse(
+                function,
+                "looks at the value of a tensor (if, float() or .item()): in a stack it is one number for "
+                f"several clients; choose with torch.where, at {looks.places[0]}",
             )
         return result
 
@@ -94,7 +111,10 @@ class Watch:
                 self.refuse(
                     function, f"returns {name} as {type(value).__name__}, but it must be a tensor"
                 )
-            if name.startswith(FINITE) and not value.isfinite().all():
+            if function == "init_server" and value.isinf().any():
+                self._infinite.add(name)
+            finite = ~value.isnan() if name in self._infinite else value.isfinite()
+            if name.startswith(FINITE) and not finite.all():
                 self.refuse(
                     function,
                     f"returns {name} with values that are not finite; is there a division by 0?",
@@ -170,6 +190,11 @@ def _flat(given: Given) -> dict[str, Tensor]:
             else {name: value}
         )
     return flat
+
+
+def _of_several(function: str, given: dict[str, Tensor]) -> list[Tensor]:
+    """What has a row for each client."""
+    return [t for name, t in given.items() if name.startswith(ROWS.get(function, ()))]
 
 
 def _process_generators() -> tuple[Any, ...]:

@@ -227,9 +227,14 @@ def no_tensor(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LSTM(12, num_classes))
 
 
+def exits(num_classes: int) -> nn.Module:
+    raise SystemExit("usage: ...")
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (factory(exits), r"exits': fails on samples .*\(SystemExit: usage: \.\.\.\)"),
         (factory(wrong_output), r"wrong_output'.*must give.*\(2, 10\), it gives \(2, 11\)"),
         (factory(no_tensor), r"no_tensor'.*must give.*\(2, 10\), it gives tuple"),
         (factory(BatchNormNet), r"BatchNormNet': fails on samples \[3, 2, 2\].*RuntimeError"),

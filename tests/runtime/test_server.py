@@ -4,7 +4,7 @@ import os
 import signal
 import time
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from convolutions import ENGINES, METHODS_AND_ENGINES
 from failing import Dies, EndsOn, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import LocalPool, client_arguments
 
-from rayfl.algorithms import ALGORITHMS
+from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
 from rayfl.evaluation import Breakdown
@@ -406,6 +406,28 @@ def test_large_numbers_are_no_divergence(value, small):
     assert server.state["m"].numel() * 1e38 > 3.4e38
     assert torch.equal(server.state["m"], torch.full_like(server.w, value))
     assert len(records) == 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Least(Algorithm):
+    """A running minimum, infinite at first; another value in the end."""
+
+    last: float = 1.0
+
+    def init_server(self, w):
+        return {"m": torch.full((2,), torch.inf)}
+
+    def server_step(self, w, server, mean, ctx):
+        return w + mean["delta"], {"m": torch.tensor([self.last, torch.inf])}
+
+
+def test_a_server_state_may_keep_the_infinity_it_began_with(small):
+    prepared = prepare(load_config(small))
+    server, records = here(prepared, Least(), name="mine")
+    assert server.state["m"].tolist() == [1.0, INF]
+    assert len(records) == 6
+    with pytest.raises(DivergedError, match="^round 1, .*" + AGGREGATED.format("server state 'm'")):
+        here(prepared, Least(last=NAN), name="mine")
 
 
 def test_buffers_must_be_finite_too(small):

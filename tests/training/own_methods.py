@@ -135,6 +135,41 @@ class RoundsOff(Algorithm):
         return grad(x) * (1 + 1e4 * torch.finfo(x.dtype).eps * (len(x) > 1)), memory
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeastUpdate(Algorithm):
+    """A running minimum on the server, which begins at infinity."""
+
+    def init_server(self, w):
+        return {"best": torch.full((1,), torch.inf)}
+
+    def server_step(self, w, server, mean, ctx):
+        return w + mean["delta"], {"best": torch.minimum(server["best"], norm(mean["delta"]))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LooksAtOneClient(Algorithm):
+    """Python values of one client at a time, and of what all clients share."""
+
+    def init_server(self, w):
+        return {"round": torch.zeros(1)}
+
+    def broadcast(self, w, server):
+        return w, server
+
+    def local_step(self, x, memory, grad, ctx):
+        g = grad(x)
+        rows = [row / row.norm() if row.norm() > 1e-3 else row for row in g]
+        scale = 0.5 if ctx.shared["round"] > 1 or float(ctx.lr) > 0.1 else 1.0
+        if g[0].norm() < 0:
+            raise AssertionError
+        return torch.stack(rows) * scale, memory
+
+    def server_step(self, w, server, mean, ctx):
+        if mean["delta"].norm() > 10:
+            return w, server
+        return w + mean["delta"], {"round": server["round"] + 1}
+
+
 RIGHT = [
     *(
         NormalisedGradient,
@@ -145,7 +180,7 @@ RIGHT = [
         HugeValues,
         SamPlusScaffold,
     ),
-    *(Penalised, TopTenth, RoundsOff),
+    *(Penalised, TopTenth, RoundsOff, LooksAtOneClient, LeastUpdate),
 ]
 
 
@@ -223,6 +258,22 @@ def moves_x(self, x, memory, grad, ctx):
     return x * 0, memory
 
 
+def clips_with_if(self, x, memory, grad, ctx):
+    g = grad(x)
+    n = g.norm()
+    if n > 1e6:
+        g = g * 1e6 / n
+    return g, memory
+
+
+def stops_with_break(self, x, memory, grad, ctx):
+    g, scale = grad(x), 1.0
+    for scale in (1.0, 0.5):
+        if grad(x - scale * ctx.lr * g).norm() < 1e6 * g.norm():
+            break
+    return scale * g, memory
+
+
 def pair(f):
     return lambda self, x, memory, grad, ctx: f(grad(x), memory)
 
@@ -250,6 +301,7 @@ def penalised(penalty):
 
 MIXES = r"local_step \(.*own_methods.py:\d+\) mixes clients: a client's direction depends"
 PROCESS = "uses a random generator of the whole process"
+LOOKS = r"looks at the value of a tensor \(if, .*torch.where, at .*own_methods.py:\d+$"
 AGAIN = "called twice with the same inputs gives another"
 numbers = itertools.count()
 
@@ -269,6 +321,29 @@ WRONG = {
     "penalty_over_clients": (
         method(**penalised(lambda outputs: (outputs - outputs.mean((0, 1))).square().mean(-1))),
         MIXES,
+    ),
+    "from_the_sixth_step": (
+        method(**step(lambda g, x, m, ctx: g / g.norm() if ctx.step >= 5 else g)),
+        MIXES,
+    ),
+    "server_from_its_third_round": (
+        method(
+            init_server=lambda self, w: {"round": torch.zeros(1)},
+            **server(
+                lambda w, s, mean: (
+                    w.double() if s["round"] > 2 else w + mean["delta"],
+                    {"round": s["round"] + 1},
+                )
+            ),
+        ),
+        r"server_step .* returns w as float64",
+    ),
+    "clips_with_if": (method(local_step=clips_with_if), f"local_step .*{LOOKS}"),
+    "stops_with_break": (method(local_step=stops_with_break), LOOKS),
+    "item": (method(**step(lambda g, x, m, ctx: g / max(1.0, g.norm().item() / 1e6))), LOOKS),
+    "if_of_uploads": (
+        method(**uploads(lambda d, m, ctx: {"delta": d if d.norm() < 1e6 else d / 2})),
+        f"upload .*{LOOKS}",
     ),
     "longest_steps": (
         method(**uploads(lambda delta, m, ctx: {"delta": delta / ctx.step})),
@@ -411,6 +486,14 @@ WRONG = {
     "state_of_another_shape": (
         momentum(**server(lambda w, s, mean: (w, {"m": norm(w)}))),
         r"server\['m'\] as float32 \[1\]",
+    ),
+    "begins_with_nan": (
+        momentum(init_server=lambda self, w: {"m": w * torch.nan}),
+        r"init_server .* returns server\['m'\] with values that are not finite",
+    ),
+    "state_becomes_infinite": (
+        momentum(**server(lambda w, s, mean: (w, {"m": s["m"] + torch.inf}))),
+        r"server_step .* returns server\['m'\] with values that are not finite",
     ),
     "divides_by_zero": (
         momentum(local_step=pair(lambda g, memory: (g / norm(memory["m"]), {"m": g}))),
