@@ -14,12 +14,14 @@ from torch import nn
 from rayfl.algorithms import Algorithm
 
 
-def in_an_engine() -> bool:
-    """Whether a client trains: the check of one's own methods before a run must not see them go wrong."""
+def in_a_run() -> bool:
+    """Whether a client trains, or a server aggregates: the check of own methods must not see them go wrong."""
     frame = sys._getframe()
-    while frame is not None and Path(frame.f_code.co_filename).name != "engine.py":
+    while frame is not None:
+        if Path(frame.f_code.co_filename).name in ("engine.py", "server.py"):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class RaisesInRoundTwo(Algorithm):
         return w, {"round": server["round"]}
 
     def local_step(self, x, memory, grad, ctx):
-        if ctx.shared["round"].item() == 2 and in_an_engine():
+        if ctx.shared["round"].item() == 2 and in_a_run():
             raise ZeroDivisionError("momentum of nothing")
         return grad(x), memory
 
@@ -46,7 +48,7 @@ class Explodes(Algorithm):
     """Steps so far that the loss is not finite."""
 
     def local_step(self, x, memory, grad, ctx):
-        return grad(x) * (1e30 if in_an_engine() else 1.0), memory
+        return grad(x) * (1e30 if in_a_run() else 1.0), memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class EndsOn(Algorithm):
 
     def server_step(self, w, server, mean, ctx):
         w, m, round = w + mean["delta"], server["m"], server["round"] + 1
-        if round.item() == self.round:
+        if round.item() == self.round and in_a_run():
             value = float(self.value)
             m, w = (m + value, w) if self.where == "m" else (m, w * 0 + value)
         return w, {"m": m, "round": round}
@@ -84,7 +86,7 @@ class Dies(Algorithm):
     """Takes its process with it."""
 
     def local_step(self, x, memory, grad, ctx):
-        if in_an_engine():
+        if in_a_run():
             os.kill(os.getpid(), signal.SIGKILL)
         return grad(x), memory
 
@@ -96,7 +98,7 @@ class HangsOnce(Algorithm):
     marker: str
 
     def local_step(self, x, memory, grad, ctx):
-        if in_an_engine() and not Path(self.marker).exists():
+        if in_a_run() and not Path(self.marker).exists():
             Path(self.marker).touch()
             time.sleep(10_000)
         return grad(x), memory
@@ -111,7 +113,7 @@ class FillsMemoryOnce(Algorithm):
     """Directory of a cgroup that the process joins before."""
 
     def local_step(self, x, memory, grad, ctx):
-        if in_an_engine() and not Path(self.marker).exists():
+        if in_a_run() and not Path(self.marker).exists():
             Path(self.marker).touch()
             if self.group is not None:
                 Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
