@@ -15,7 +15,7 @@ from rayfl.algorithms import Algorithm
 
 
 def in_a_run() -> bool:
-    """Whether a client trains, or a server aggregates: the check of own methods must not see them go wrong."""
+    """Whether a client trains or a server aggregates: the check before a run must not see what goes wrong."""
     frame = sys._getframe()
     while frame is not None:
         if Path(frame.f_code.co_filename).name in ("engine.py", "server.py"):
