@@ -101,13 +101,13 @@ def _hint(inputs: torch.Tensor) -> str:
 
 def _try(model: nn.Module, inputs: torch.Tensor) -> Any:
     model.eval()  # so that the trial does not move batch statistics
-    before = _copies(model)
+    before = {name: tensor.detach().clone() for name, tensor in _named(model).items()}
     with torch.no_grad():
         output = model(inputs)
-        for name, tensor in _copies(model).items():
+        for name, tensor in _named(model).items():
             # Some models take their first parameters from the first samples they see: from real ones.
             if name in before and not torch.equal(tensor, before[name]):
-                _named(model)[name].copy_(before[name])
+                tensor.copy_(before[name])
     if lora.has_adapters(model):
         lora.check_called(model, inputs)
     model.train()
@@ -118,10 +118,6 @@ def _named(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers that have a shape."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return {name: t for name, t in tensors if not nn.parameter.is_lazy(t)}
-
-
-def _copies(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in _named(model).items()}
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
