@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks.findings import Finding, median
 from benchmarks.serving import placed, served
 from benchmarks.workloads import random_data
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.experiment import Prepared, prepare
+from rayfl.federation.server import Server
 from rayfl.runtime import cluster
-from rayfl.runtime.server import Server
 
 CLIENTS = (100, 100_000)
 SAMPLES = 4

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rayfl import load_config, run
-from rayfl.config import Experiment
+from rayfl.config.schema import Experiment
 from rayfl.experiment import prepare
-from rayfl.runtime.server import Record
+from rayfl.federation.server import Record
 from rayfl.training.flat import Layout
 
 WARM_UP = 30  # rounds

@@ -20,8 +20,8 @@ from benchmarks.processes import pss
 from benchmarks.serving import placed, served
 from benchmarks.workloads import Workload
 from rayfl.experiment import Prepared, prepare
+from rayfl.federation.pool import Pool, Ticket
 from rayfl.runtime import cluster
-from rayfl.runtime.pool import Pool, Ticket
 from rayfl.training.engine import Arrays, Broadcast, UnitResult, WorkUnit
 
 WARM_UP = 3

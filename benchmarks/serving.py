@@ -7,10 +7,10 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from rayfl.experiment import Prepared
+from rayfl.federation.server import Server
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.runtime.pool import ActorPool
-from rayfl.runtime.server import Server
 
 
 def placed(actors: int, cpus: float = 1) -> Placement:

@@ -20,7 +20,7 @@ from benchmarks.findings import Finding, median
 from benchmarks.startup import QUICKSTART
 from rayfl.experiment import run
 from rayfl.runtime import cluster
-from rayfl.tracking import Store
+from rayfl.tracking.mlflow import Store
 from tuning.config import Sweep, load_sweep
 from tuning.plan import Trial
 from tuning.space import Point

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.findings import Finding, median
-from rayfl.config import Experiment, load_config
+from rayfl.config.schema import Experiment, load_config
 from rayfl.experiment import run
+from rayfl.federation.server import Record
 from rayfl.runtime import cluster
-from rayfl.runtime.server import Record
 
 CONFIG = Path(__file__).parent.parent / "configs/cifar10_lenet5.yaml"
 WARM_UP, ROUNDS = 2, 8

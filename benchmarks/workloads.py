@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rayfl.config import Experiment, load_config
+from rayfl.config.schema import Experiment, load_config
 
 SCRATCH = Path("/tmp/rayfl-benchmarks")
 """Where random data are kept from one run to the next."""

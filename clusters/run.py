@@ -11,6 +11,6 @@ os.chdir(rayfl)
 # Beside the copy lies that directory, which Python would take for the package of the same name.
 sys.path[0] = rayfl
 
-from rayfl.cli import script  # noqa: E402
+from rayfl.cli.main import script  # noqa: E402
 
 script()

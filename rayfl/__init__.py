@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayfl.algorithms import ALGORITHMS
-    from rayfl.config import load_config
+    from rayfl.config.schema import load_config
     from rayfl.experiment import run
 
 __all__ = ["ALGORITHMS", "load_config", "run"]
 _HOMES = {
     "ALGORITHMS": "rayfl.algorithms",
-    "load_config": "rayfl.config",
+    "load_config": "rayfl.config.schema",
     "run": "rayfl.experiment",
 }
 

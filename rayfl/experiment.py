@@ -19,18 +19,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from rayfl import checkpoint, models
-from rayfl.config import Experiment, Resources
+from rayfl import models
+from rayfl.config.schema import Experiment, Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
-from rayfl.evaluation import Breakdown
-from rayfl.folder import Folder, below
-from rayfl.history import History
+from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.history import History
+from rayfl.federation.server import Federation, Record
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
-from rayfl.runtime.server import Federation, Record
+from rayfl.storage import checkpoint
+from rayfl.storage.storage import Folder, below
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, sha256, shared_setup
@@ -39,7 +40,7 @@ from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 
 if TYPE_CHECKING:
-    from rayfl.tracking import Store, Tracker
+    from rayfl.tracking.mlflow import Store, Tracker
 
 # What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
 # server handles on the cores that train.
@@ -323,7 +324,7 @@ def wanted(resources: Resources) -> Demand:
 def _open_store(config: Experiment) -> "Store | None":
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking import Store  # mlflow takes seconds to import: not without tracking
+    from rayfl.tracking.mlflow import Store  # mlflow takes seconds to import: not without tracking
 
     return Store(config.tracking.uri, config.tracking.experiment)
 
@@ -383,7 +384,7 @@ def _tracked(
     if store is None:
         yield None
         return
-    from rayfl.tracking import Tracker
+    from rayfl.tracking.mlflow import Tracker
 
     run_id = saved.run_id if saved else None
     tracker = Tracker(store, prepared.config, prepared.data.name, run_id)

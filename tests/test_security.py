@@ -5,7 +5,7 @@ import ast
 import pytest
 from conftest import ROOT
 
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 
 SOURCES = sorted([*(ROOT / "rayfl").rglob("*.py"), *(ROOT / "tuning").rglob("*.py")])

@@ -21,14 +21,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from rayfl import overlays
-from rayfl.config import NAMED, Experiment, Positive, Section, load_config
+from rayfl.config import layers
+from rayfl.config.choice import Choice
+from rayfl.config.layers import Layer
+from rayfl.config.messages import config_error
+from rayfl.config.schema import NAMED, Experiment, Positive, Section, load_config
 from rayfl.errors import ConfigError
-from rayfl.overlays import Layer
-from rayfl.registry import Choice
-from rayfl.wording import config_error, shown
+from rayfl.text import shown
 from tuning.schedulers import SCHEDULERS, Scheduler
-from tuning.searches import SEARCHES, Search
+from tuning.searchers import SEARCHES, Search
 from tuning.space import KINDS, Axis, Point, check, dotted, layer
 
 # `search: random` stands for `search: {name: random}`.
@@ -146,7 +147,7 @@ class Sweep(Section):
 
     def raw(self, point: Point, seed: int) -> Layer:
         """The experiment at a point, not yet checked."""
-        return overlays.merge(self.base, layer(point), NAMED) | {"seed": seed}
+        return layers.merge(self.base, layer(point), NAMED) | {"seed": seed}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -155,12 +156,12 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     path = Path(path)
-    content = overlays.read(path, _NAMED)
-    given = overlays.parse_overrides([_NAME_ALONE.sub(r"\1.name=\2", text) for text in overrides])
+    content = layers.read(path, _NAMED)
+    given = layers.parse_overrides([_NAME_ALONE.sub(r"\1.name=\2", text) for text in overrides])
     if isinstance(given.get("base"), str):  # another file, relative to the working directory
-        content["base"] = overlays.read(Path(given.pop("base")), NAMED)
+        content["base"] = layers.read(Path(given.pop("base")), NAMED)
     elif isinstance(content.get("base"), str):
-        content["base"] = overlays.read(path.parent / content["base"], NAMED)
+        content["base"] = layers.read(path.parent / content["base"], NAMED)
     for section in ("search", "scheduler"):
         if isinstance(content.get(section), str):
             content[section] = {"name": content[section]}
@@ -171,7 +172,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         old = content.get("space", {}).get(key)
         if isinstance(old, dict) and set(axis) & set(KINDS):  # the new kind of values replaces it
             content["space"][key] = {k: v for k, v in old.items() if k not in KINDS}
-    merged = {"name": path.stem, **overlays.merge(content, given, _NAMED)}
+    merged = {"name": path.stem, **layers.merge(content, given, _NAMED)}
     try:
         return Sweep.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from rayfl.config import Experiment, Resources
+from rayfl.config.schema import Experiment, Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
@@ -23,8 +23,8 @@ from rayfl.errors import ConfigError
 from rayfl.experiment import prepare, storage, wanted
 from rayfl.runtime.placement import Placement, place, room_on
 from tuning.config import Sweep
+from tuning.inputs import data_key, source_key
 from tuning.schedulers import PBT
-from tuning.shared import data_key, source_key
 from tuning.space import Point, text
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from rayfl.errors import ConfigError
-from rayfl.wording import nearest
+from rayfl.text import nearest
 from tuning.space import Point, Space, is_task, task
 
 if TYPE_CHECKING:
-    from tuning.searches import Search
+    from tuning.searchers import Search
 
 Rounds = Annotated[int, Field(gt=0, description="rounds")]
 
@@ -140,7 +140,7 @@ class PBT(Scheduler):
     def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         from ray.tune.schedulers import PopulationBasedTraining
 
-        from tuning.searches import domain
+        from tuning.searchers import domain
 
         return PopulationBasedTraining(
             time_attr="rounds",

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from rayfl.config import Section
+from rayfl.config.layers import Layer, join
+from rayfl.config.schema import Section
 from rayfl.errors import ConfigError
-from rayfl.overlays import Layer, join
-from rayfl.wording import nearest, shown
+from rayfl.text import nearest, shown
 
 Point = dict[str, Any]
 

@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayfl.config import Experiment
+from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
 from tuning import plan as planning
+from tuning.callbacks import Watch, log_path
 from tuning.config import Sweep
-from tuning.driver import Driver
 from tuning.plan import Inputs, Plan, Trial
-from tuning.record import Record, State
-from tuning.reporter import Watch, log_path
-from tuning.searches import Optuna
+from tuning.searchers import Optuna
+from tuning.tracking import Record, State
+from tuning.tuner import Driver
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run(
     `watch`: called with (trial, state, rounds, value, reason) when something happens to a trial. Raises
     ConfigError before any actor starts. Interrupted, it leaves a sweep that the same call goes on with.
     """
-    from rayfl.tracking import Store
+    from rayfl.tracking.mlflow import Store
 
     found, inputs = _feasible(sweep)
     base = _experiment(found)

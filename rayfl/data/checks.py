@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rayfl.errors import ConfigError
-from rayfl.wording import brief
+from rayfl.text import brief
 
 if TYPE_CHECKING:
     from rayfl.data.datasets import Dataset

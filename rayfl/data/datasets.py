@@ -19,7 +19,7 @@ from pydantic import Field
 
 from rayfl.data.checks import account, check, check_arrays, check_precision
 from rayfl.errors import ConfigError
-from rayfl.wording import printable
+from rayfl.text import printable
 
 Samples = tuple[np.ndarray, np.ndarray]  # x, y
 

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rayfl.wording import brief, unset
+from rayfl.text import brief, unset
 
 _MAX_NUMBERED = 12  # clients up to which there is room for the number in every cell
 _MAX_NAMED = 30  # classes up to which there is room for the name of every class

@@ -8,7 +8,7 @@ import numpy as np
 
 from rayfl.data.images import Encoded, decode, suffixes
 from rayfl.errors import ConfigError, reason
-from rayfl.wording import printable
+from rayfl.text import printable
 
 # What systems and editors leave in folders of files, beside names that start with a dot.
 _HIDDEN = {"@eaDir", "__MACOSX", "__pycache__"}

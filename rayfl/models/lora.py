@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl.errors import ConfigError, first_line
-from rayfl.wording import shown
+from rayfl.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)

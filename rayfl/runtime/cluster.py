@@ -34,15 +34,15 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayfl.algorithms.base import Algorithm
-from rayfl.checkpoint import Checkpoints
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, RunError, StateLostError, first_line
-from rayfl.history import History
+from rayfl.federation.history import History
+from rayfl.federation.server import Federation, Record, Server
 from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
-from rayfl.runtime.server import Federation, Record, Server
+from rayfl.storage.checkpoint import Checkpoints
 from rayfl.training.engine import LocalSettings, configure_process
 
 PLACEMENT_TIMEOUT_S = 20

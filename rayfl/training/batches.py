@@ -1,6 +1,9 @@
 """Minibatches as whole-tensor operations: which samples each local step sees, and how they look.
 
 Shapes: C clients of a stack, K steps, B samples of a batch, n samples of the dataset.
+
+Stragglers with a random amount of work are those of FedProx, Li et al., "Federated Optimization in
+Heterogeneous Networks", MLSys 2020, arXiv:1812.06127, section 5.2 (there in epochs).
 """
 
 import math
@@ -206,3 +209,14 @@ class StackBatches:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._data.x.device, non_blocking=True)
+
+
+def client_steps(steps: int, stragglers: float, seed: int, round: int, client: int) -> int:
+    """K_i, given the steps of a full round: a straggler gets only to a step from 1 to `steps`.
+
+    A client is a straggler of a round with probability `stragglers`; any step is equally likely.
+    """
+    if not stragglers:
+        return steps
+    rng = seeds.generator(seed, "stragglers", round, client)
+    return int(rng.integers(1, steps + 1)) if rng.random() < stragglers else steps

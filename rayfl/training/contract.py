@@ -18,11 +18,11 @@ from torch import Tensor
 from rayfl.algorithms.base import Algorithm, ClientContext, Grad, ServerContext, Setup, Vectors
 from rayfl.algorithms.noise import ClientNoise, server_noise
 from rayfl.errors import ConfigError
+from rayfl.text import shown
 from rayfl.training.batches import Minibatch
 from rayfl.training.local import SGD, LocalStep, train_stack
 from rayfl.training.quadratics import Quadratics
 from rayfl.training.watching import Broken, Given, Watch, kind, same
-from rayfl.wording import shown
 
 STEPS = (7, 5)
 """K_i of the stack's clients: one finishes before the other. Some methods act from a later step only."""

@@ -17,17 +17,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayfl import participation, seeds
+from rayfl import seeds
 from rayfl.algorithms.base import Algorithm, Setup, Vectors
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.training.batches import DeviceData, Minibatch, Plan, as_tensor, plan, steps_per_round
+from rayfl.training.batches import (
+    DeviceData,
+    Minibatch,
+    Plan,
+    as_tensor,
+    client_steps,
+    plan,
+    steps_per_round,
+)
+from rayfl.training.cuda_graphs import RecordedSteps, cuda_graphs
 from rayfl.training.flat import Layout
 from rayfl.training.gradient import DenseStack, ModuleStack, PerClient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps, round_inputs
-from rayfl.training.recorded import RecordedSteps, cuda_graphs
 from rayfl.training.shortcuts import Shortcuts
 
 Arrays = dict[str, np.ndarray]
@@ -226,7 +234,7 @@ class Engine:
     def _plan(self, round: int, client: int) -> Plan:
         samples, s = self.partition.client(client), self.settings
         steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-        steps = participation.local_steps(steps, s.stragglers, s.seed, round, client)
+        steps = client_steps(steps, s.stragglers, s.seed, round, client)
         padding = self.train_data.padding
         return plan(samples, s.batch_size, steps, s.seed, round, client, s.augment, padding)
 

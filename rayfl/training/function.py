@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rayfl.training.conv_crop import Crops, crop
 from rayfl.training.flat import Layout, views
-from rayfl.training.taps import Crops, crop
 
 T = TypeVar("T")
 GradientHooks = Mapping[str, tuple[Callable[[Tensor], Tensor | None], ...]]

@@ -14,6 +14,7 @@ from torch import nn
 
 from rayfl.errors import ConfigError, first_line, reason
 from rayfl.training.batches import Minibatch
+from rayfl.training.conv_crop import Crops, cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function, GradientHooks, channels_first, gradient_hooks
 from rayfl.training.gradient import DenseStack, ModuleStack, Oracle, PerClient, dense_chain
@@ -30,7 +31,6 @@ from rayfl.training.plain import (
     restored,
     seed,
 )
-from rayfl.training.taps import Crops, cropped, find_crops
 from rayfl.training.travel import packed, unpacked
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import rayfl
 from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl.text import one_line
 from rayfl.training.looks import Looks
-from rayfl.wording import one_line
 
 Doubt = Literal["size", "rounding"]
 Given = dict[str, Tensor | Vectors]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.evaluation import Breakdown
+from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.server import Federation, Server
 from rayfl.runtime.client import Client
-from rayfl.runtime.server import Federation, Server
 from rayfl.training.batches import DeviceData, Minibatch, Plan, StackBatches
 from rayfl.training.engine import Engine, LocalSettings
 from rayfl.training.flat import Layout

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.data.checks import check
 from rayfl.data.datasets import Dataset, Source, from_arrays
 from rayfl.data.federated import federate

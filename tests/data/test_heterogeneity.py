@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.data.datasets import Dataset, from_arrays
 from rayfl.data.federated import federate
 from rayfl.data.heterogeneity import Heterogeneity, long_tail, shift

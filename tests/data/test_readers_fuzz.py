@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rayfl import cli
+from rayfl.cli import main
 from rayfl.data.sources import NPZ
 
 CONFIG = {
@@ -59,7 +59,7 @@ def partition(data: dict) -> tuple[object, str, str]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 with pytest.raises(SystemExit) as ended:
-                    cli.main()
+                    main.main()
             finally:
                 sys.argv, sys.path[:] = argv, path
     for stream in (out, err):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.models import build
 from rayfl.models.lora import LoRA

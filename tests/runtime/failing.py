@@ -24,6 +24,15 @@ def in_a_run() -> bool:
     return False
 
 
+def first(marker: str) -> bool:
+    """Whether no process has asked for this marker before, however many do at once."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class RaisesInRoundTwo(Algorithm):
     """Raises in every client's first local step once the server has aggregated."""
@@ -98,8 +107,7 @@ class HangsOnce(Algorithm):
     marker: str
 
     def local_step(self, x, memory, grad, ctx):
-        if in_a_run() and not Path(self.marker).exists():
-            Path(self.marker).touch()
+        if in_a_run() and first(self.marker):
             time.sleep(10_000)
         return grad(x), memory
 
@@ -113,8 +121,7 @@ class FillsMemoryOnce(Algorithm):
     """Directory of a cgroup that the process joins before."""
 
     def local_step(self, x, memory, grad, ctx):
-        if in_a_run() and not Path(self.marker).exists():
-            Path(self.marker).touch()
+        if in_a_run() and first(self.marker):
             if self.group is not None:
                 Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
             taken = []

@@ -3,11 +3,11 @@
 from typing import Any
 
 from rayfl.algorithms import Algorithm
-from rayfl.config import Experiment
+from rayfl.config.schema import Experiment
 from rayfl.experiment import Prepared, prepare
+from rayfl.federation.server import Server
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import Ticket
-from rayfl.runtime.server import Server
 from rayfl.training.engine import Broadcast, WorkUnit, sha256
 from rayfl.training.flat import Layout
 from rayfl.training.travel import packed

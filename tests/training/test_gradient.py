@@ -15,11 +15,11 @@ from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
 from rayfl.models.transformer import SwinT, ViTTiny
 from rayfl.training.batches import Minibatch
+from rayfl.training.conv_crop import cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
 from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain
 from rayfl.training.local import SGD, LocalStep, train_stack
-from rayfl.training.taps import cropped, find_crops
 
 CLASSES = 5
 

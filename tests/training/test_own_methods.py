@@ -10,7 +10,7 @@ from own_methods import RIGHT, WRONG
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import Setup
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.experiment import prepare
 from rayfl.training import contract

@@ -7,7 +7,7 @@ from local_pool import a_server
 from torch import nn
 from torch.nn import functional as F
 
-from rayfl.config import load_config
+from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.experiment import prepare
 from rayfl.training.batches import plan

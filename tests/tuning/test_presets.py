@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 from mlflow.tracking import MlflowClient
 
-from rayfl import overlays
+from rayfl.config import layers
 from rayfl.errors import ConfigError
-from tuning import presets, published
 from tuning.config import load_sweep
+from tuning.papers import compare, presets
 from tuning.plan import Trial, trials
 from tuning.space import points
 from tuning.sweep import Row
@@ -168,7 +168,7 @@ def test_the_comparison_is_what_a_hand_computes():
     rows = [row(a, 0, accuracy_best=0.5), row(a, 1, accuracy_best=0.7)]
     rows += [row(b, 0, accuracy_best=0.59), row(b, 1, "failed", accuracy_best=0.99)]
     rows += [row(c, 0, "infeasible"), row(c, 1, "stopped_early", accuracy_best=0.9)]
-    comparison = published.compare(preset, rows)
+    comparison = compare.compare(preset, rows)
     first, second, third = comparison.lines
     assert (first.published, first.n, first.seeds, first.states) == (0.7, 2, 2, "")
     assert first.mean == pytest.approx(0.6)
@@ -178,19 +178,19 @@ def test_the_comparison_is_what_a_hand_computes():
     assert (third.point, third.published, third.mean, third.n) == (c, None, None, 0)
     assert third.states == "1 infeasible, 1 stopped early"
     # Published .7 < .8, ours .6 > .59: the opposite order.
-    assert comparison.agreement == (published.Agreement("best", -1.0, 2),)
-    table = published.table(comparison)
+    assert comparison.agreement == (compare.Agreement("best", -1.0, 2),)
+    table = compare.table(comparison)
     assert table.header == ("algorithm.rho", "published", "ours", "n", "difference", "")
     assert table.rows[0] == ("0.1", "0.7000", "0.6000 ± 0.1414", "2/2", "-0.1000", "")
     assert table.rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "-0.2100", "1 failed; x")
     assert table.rows[2] == ("0.3", "–", "–", "0/2", "–", "1 infeasible, 1 stopped early")
-    assert published.frame(comparison)["difference"].round(6).tolist()[:2] == [-0.1, -0.21]
+    assert compare.frame(comparison)["difference"].round(6).tolist()[:2] == [-0.1, -0.21]
 
     # At another scale a difference of levels means nothing.
-    small = published.compare(replace(preset, scale="small"), rows)
-    assert published.table(small).header == ("algorithm.rho", "published", "ours", "n", "")
-    assert published.table(small).rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "1 failed; x")
-    assert "difference" not in published.frame(small)
+    small = compare.compare(replace(preset, scale="small"), rows)
+    assert compare.table(small).header == ("algorithm.rho", "published", "ours", "n", "")
+    assert compare.table(small).rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "1 failed; x")
+    assert "difference" not in compare.frame(small)
     assert small.agreement == comparison.agreement
 
 
@@ -205,7 +205,7 @@ def test_rank_agreement_is_within_a_task_with_ties_as_in_tau_b():
             values.append({"at": point, "value": 0.1 * (i + 1) - level})
             mine = ours[i] if alpha == 0.1 else 0.4
             rows.append(row(point, 0, accuracy_best=mine + level))
-    agreement = published.compare(preset_of(values, space), rows).agreement
+    agreement = compare.compare(preset_of(values, space), rows).agreement
     assert [(a.of, a.pairs) for a in agreement] == [
         ("best partition.alpha=0.1", 4),
         ("best partition.alpha=0.6", 4),
@@ -221,7 +221,7 @@ def test_the_best_of_several_and_what_was_not_reached():
         row({"algorithm.name": n}, 0, accuracy_best=b)
         for n, b in (("fedlesam", 0.4), ("fedlesam_s", 0.5))
     ]
-    (line,) = published.compare(preset_of([{"at": at, "value": 0.6}], space), rows).lines
+    (line,) = compare.compare(preset_of([{"at": at, "value": 0.6}], space), rows).lines
     assert (line.point, line.mean) == ({"algorithm.name": "fedlesam_s"}, 0.5)
 
     # Fewer rounds are better; a run that never got there does not count.
@@ -231,7 +231,7 @@ def test_the_best_of_several_and_what_was_not_reached():
         row({"algorithm.name": "fedlesam_s"}, 0, accuracy_best=0.8, **{"rounds_to_0.7": 20}),
     ]
     values = [{"at": at, "value": 25}, {"at": {"algorithm.name": "fedlesam"}, "value": None}]
-    best, not_reached = published.compare(preset_of(values, space, "rounds_to_0.7"), rows).lines
+    best, not_reached = compare.compare(preset_of(values, space, "rounds_to_0.7"), rows).lines
     assert (best.mean, best.difference) == (20, -5)
     assert (not_reached.mean, not_reached.n, not_reached.states) == (30, 1, "1 not reached")
     assert not_reached.difference is None
@@ -290,7 +290,7 @@ def test_a_broken_published_file_is_one_clear_line(monkeypatch, tmp_path):
     for folder in ("published", "small"):
         (tmp_path / folder).mkdir()
     (tmp_path / "published/x.yaml").write_text("about: a\nsource: s\nmetric: best\nvalus: []\n")
-    base = overlays.read(ROOT / "configs/small/fedwmsam/base.yaml", {})
+    base = layers.read(ROOT / "configs/small/fedwmsam/base.yaml", {})
     content = {"base": base, "space": {"algorithm.rho": {"grid": [0.1]}}}
     (tmp_path / "small/x.yaml").write_text(json.dumps(content))
     monkeypatch.setattr(presets, "CONFIGS", tmp_path)
@@ -315,9 +315,9 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
         if state == "running" and rounds == 0:
             started.append(trial.hash)
 
-    comparison, result = published.reproduce(preset, watch=watch)
+    comparison, result = compare.reproduce(preset, watch=watch)
     assert len(started) == 4
-    again, _ = published.reproduce(preset, watch=watch)
+    again, _ = compare.reproduce(preset, watch=watch)
     assert len(started) == 4
     assert again == comparison
 
@@ -333,7 +333,7 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
         assert line.published == known[line.point["algorithm.rho"]]
         assert line.mean == pytest.approx(sum(best) / 2)
         assert (line.n, line.seeds) == (2, 2)
-    assert any("not comparable" in remark for remark in published.remarks(comparison))
+    assert any("not comparable" in remark for remark in compare.remarks(comparison))
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from conftest import head, node
 from mlflow.tracking import MlflowClient
 from sweeps import runs
 
-from rayfl.checkpoint import saved_in
 from rayfl.experiment import run as run_one
-from rayfl.folder import Folder
+from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.storage import Folder
 from tuning.config import load_sweep
 from tuning.sweep import run
 

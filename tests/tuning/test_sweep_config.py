@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayfl import overlays
+from rayfl.config import layers
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
 
@@ -119,7 +119,7 @@ def test_a_missing_package_says_how_to_get_it(load, monkeypatch):
 
 
 def test_another_name_keeps_what_it_shares_in_axes_overrides_and_bases(load, caplog):
-    overlays._say.cache_clear()
+    layers._say.cache_clear()
     names = "space.algorithm.name.grid=[fedavg, fednsam, fedwmsam]"
     sweep = load("base.algorithm={name: fedsam, rho: 0.3}", names)
     rhos = [
@@ -135,7 +135,7 @@ def test_another_name_keeps_what_it_shares_in_axes_overrides_and_bases(load, cap
 
 
 def test_overrides_of_a_sweep_s_own_names_keep_what_they_share(tmp_path, caplog):
-    overlays._say.cache_clear()
+    layers._say.cache_clear()
     (tmp_path / "base.yaml").write_text(BASE)
     drawn = SWEEP.replace("grid", "uniform")
     (tmp_path / "s.yaml").write_text(drawn + "search: {name: random, num_samples: 7, seed: 3}\n")

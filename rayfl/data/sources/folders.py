@@ -12,7 +12,7 @@ from pydantic import Field
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
 from rayfl.data.trees import Tree, directory_of, name_of
 from rayfl.errors import ConfigError
-from rayfl.wording import printable
+from rayfl.text import printable
 
 _SPLITS = ("train", "test")
 

@@ -19,7 +19,7 @@ from rayfl.data.images import Encoded, decode
 from rayfl.data.sources.splits import files_of, others
 from rayfl.data.trees import directory_of, name_of
 from rayfl.errors import ConfigError, reason
-from rayfl.wording import printable, shown
+from rayfl.text import printable, shown
 
 if TYPE_CHECKING:  # pyarrow is slow to import: only the functions that use it do so
     import pyarrow

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rayfl.data.trees import Tree, is_hidden
 from rayfl.errors import ConfigError
-from rayfl.wording import printable
+from rayfl.text import printable
 
 _SUFFIX = ".parquet"
 _PART = r"[-_. ]?\d+(?:[-_.]of[-_.](?P<total>\d+)(?:-[0-9a-f]+)?)?"

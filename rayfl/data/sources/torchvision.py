@@ -10,7 +10,7 @@ from pydantic import Field
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
 from rayfl.data.trees import absolute
 from rayfl.errors import ConfigError, reason
-from rayfl.wording import printable
+from rayfl.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,194 @@
+"""Two sets of runs, seed by seed: mean difference and its 95 % confidence interval (paired t)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from rayfl.analysis import filters as filters
+from rayfl.analysis.aggregate import groups
+from rayfl.analysis.metrics import Metric, metric
+from rayfl.analysis.runs import axes, values
+from rayfl.analysis.tables import NONE, Table, shown
+from rayfl.errors import ConfigError
+
+FEW = 5
+"""Pairs below which an interval is to be taken with care."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A minus B."""
+
+    metric: Metric
+    by: tuple[str, ...]
+    """Keys that vary within both sides: each of their settings is a row."""
+    rows: pd.DataFrame
+    """The keys in `by`; `a`, `b`: means over the pairs; `difference`: its mean; `low`, `high`: 95 %
+    confidence interval; `n` pairs; `verdict`."""
+    notes: tuple[str, ...]
+    """What was left out, and what differs besides."""
+
+
+def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> Comparison:
+    """Compare the finished runs that two filters select; a bare word names an algorithm.
+
+    Runs are paired by their seed and every key that varies. A key may differ between the sides only if a
+    filter names it (with `algorithm.name` go all options of the algorithm). Raises ConfigError if a seed
+    has several runs on one side, or if nothing can be paired.
+    """
+    m, conditions = metric(name), [filters.parse(side) for side in (a, b)]
+    sides = [_side(runs, text, c) for text, c in zip((a, b), conditions, strict=True)]
+    named = {condition.key for side in conditions for condition in side}
+    sections = tuple(key.removesuffix("name") for key in named if key.endswith(".name"))
+    both = pd.concat(sides)
+    ids = [set(side["run_id"]) for side in sides]
+    if ids[0] & ids[1]:
+        raise ConfigError(
+            f"'{a}' and '{b}' both select run {min(ids[0] & ids[1])}; nothing to compare"
+        )
+    by = tuple(k for k in axes(both) if k not in named and not k.startswith(sections or ("\0",)))
+    indexed = [_by_setting(side, by, text) for side, text in zip(sides, (a, b), strict=True)]
+    pairs = sorted(indexed[0].keys() & indexed[1].keys(), key=repr)
+    if not pairs:
+        raise ConfigError(f"no run of '{a}' pairs with one of '{b}': {_why_none(sides, by)}")
+    notes = _notes(indexed, pairs, by, (a, b))
+    table = pd.DataFrame([dict(zip(by, key, strict=True)) for key, _ in pairs], dtype=object)
+    table = table.assign(
+        seed=[seed for _, seed in pairs],
+        a=[indexed[0][pair][m.name] for pair in pairs],
+        b=[indexed[1][pair][m.name] for pair in pairs],
+    )
+    lacking = table[table[["a", "b"]].isna().any(axis=1)]
+    if len(lacking):
+        why = "did not reach the target" if m.target is not None else f"have no {name}"
+        seeds = ", ".join(map(str, lacking["seed"]))
+        notes.append(f"left out, because one or both runs {why}: seed {seeds}")
+    rows = [
+        dict(zip(by, key, strict=True)) | _row(pd.DataFrame(members[["a", "b"]], dtype=float), m)
+        for key, members in groups(table, by)
+    ]
+    return Comparison(m, by, pd.DataFrame(rows), tuple(notes))
+
+
+def table_of(result: Comparison) -> Table:
+    """The rows of a comparison, in the unit of the metric."""
+    m = result.metric
+
+    def number(value: float, form: str = "") -> str:
+        return NONE if pd.isna(value) else f"{value * m.scale:{form}.{m.digits}f}"
+
+    rows = []
+    for row in result.rows.to_dict("records"):
+        interval = f"[{number(row['low'], '+')}, {number(row['high'], '+')}]"
+        rows.append(
+            (
+                *(shown(filters.null_if_missing(row[key])) for key in result.by),
+                *(number(row[side]) for side in ("a", "b")),
+                number(row["difference"], "+"),
+                NONE if pd.isna(row["low"]) else interval,
+                str(row["n"]),
+                row["verdict"],
+            )
+        )
+    header = (*result.by, "A", "B", "A - B", "95 % interval", "n", "verdict")
+    return Table(header, tuple(rows), left=len(result.by))
+
+
+def _side(runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]) -> pd.DataFrame:
+    selected = filters.select(runs, conditions)
+    finished = selected.loc[selected["state"] == "finished"]
+    if finished.empty:
+        found = "; ".join(
+            f"{c.key} is {', '.join(map(shown, values(runs, c.key)))}" for c in conditions
+        )
+        raise ConfigError(f"'{text}': no finished run; {len(selected)} in other states; {found}")
+    return finished
+
+
+def _by_setting(side: pd.DataFrame, by: Sequence[str], text: str) -> dict[Any, pd.Series]:
+    """The run of each (setting, seed); ConfigError if there are several."""
+    found = {}
+    for key, members in groups(side, (*by, "seed")):
+        if len(members) > 1:
+            differing = axes(members)
+            listed = "; ".join(
+                f"{k} is {', '.join(map(shown, values(members, k)))}" for k in differing
+            )
+            raise ConfigError(
+                f"'{text}': seed {key[-1]} has {len(members)} runs ({listed or 'of different versions'}); "
+                + (
+                    f"name one, as in {differing[0]}=..."
+                    if differing
+                    else "select one with --where"
+                )
+            )
+        found[key[:-1], key[-1]] = members.iloc[0]
+    return found
+
+
+def _why_none(sides: Sequence[pd.DataFrame], by: Sequence[str]) -> str:
+    """The keys that no pair can agree in, else the seeds."""
+    apart = [
+        f"{key} is {', '.join(map(shown, values(sides[0], key))) or 'missing'} there and "
+        f"{', '.join(map(shown, values(sides[1], key))) or 'missing'} here"
+        for key in (*by, "seed")
+        if not set(values(sides[0], key)) & set(values(sides[1], key))
+    ]
+    return (
+        "; ".join(apart or ["no setting has a seed in common"])
+        + "; name in both filters what may differ"
+    )
+
+
+def _notes(
+    indexed: Sequence[dict[Any, pd.Series]],
+    pairs: Sequence[Any],
+    by: Sequence[str],
+    texts: Sequence[str],
+) -> list[str]:
+    notes = []
+    for text, side in zip(texts, indexed, strict=True):
+        alone = sorted(side.keys() - set(pairs), key=repr)
+        if alone:
+            runs = [
+                ", ".join(
+                    f"{k}={shown(v)}" for k, v in zip((*by, "seed"), (*key, seed), strict=True)
+                )
+                for key, seed in alone
+            ]
+            notes.append(f"without a partner, of '{text}': {'; '.join(runs)}")
+    return notes
+
+
+def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
+    """Mean difference of the pairs that have both numbers, and its interval."""
+    pairs = pairs.dropna()
+    differences, n = (pairs["a"] - pairs["b"]).to_numpy(), len(pairs)
+    mean, low, high = float(differences.mean()) if n else math.nan, math.nan, math.nan
+    if n > 1:
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1)) / math.sqrt(n)
+        low, high = mean - half, mean + half
+    return {
+        "a": pairs["a"].mean(),
+        "b": pairs["b"].mean(),
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "n": n,
+        "verdict": _verdict(low, high, n, m),
+    }
+
+
+def _verdict(low: float, high: float, n: int, m: Metric) -> str:
+    if n < 2:
+        return "too few pairs: an interval needs two"
+    if low <= 0 <= high:
+        verdict = "no clear difference"
+    else:
+        verdict = "A is better" if (low > 0) == m.higher else "B is better"
+    return f"{verdict} (only {n} pairs)" if n < FEW else verdict

@@ -1,0 +1,121 @@
+"""The numbers that runs are compared by: where each comes from, its unit and its better direction.
+
+`final`, `best`, `last10` and `loss` are those of the test set; `seconds` is the time of all rounds and
+`bytes` the traffic up and down. `rounds_to_0.7`, `bytes_to_0.7` and `seconds_to_0.7` are counted up to
+the first evaluation whose accuracy is at least 0.7; a run that never got there has none. Any metric that
+MLflow has for the runs may be asked for by its name there; it is the better the lower it is, unless
+its name speaks of accuracy.
+"""
+
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rayfl.errors import ConfigError
+from rayfl.text import nearest, shown
+
+_COSTS = {  # metrics by round, whose sum is the cost
+    "rounds": (),
+    "bytes": ("cost/bytes_up", "cost/bytes_down"),
+    "seconds": ("time/round_s",),
+}
+_TARGET = re.compile(r"(rounds|bytes|seconds)_to_(0?\.\d+|1(?:\.0*)?|0)")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a run."""
+
+    name: str
+    label: str
+    """For an axis."""
+    higher: bool = False
+    """Whether more is better."""
+    column: str = ""
+    """Summary in MLflow."""
+    cost: str = ""
+    """What is counted, if this is a cost."""
+    target: float | None = None
+    """Accuracy up to which the cost is counted."""
+    scale: float = 1.0
+    """To the unit of tables and axes."""
+    digits: int = 4
+
+    @property
+    def histories(self) -> tuple[str, ...]:
+        """Metrics by round that `of_rounds` needs."""
+        return ("test/accuracy", *_COSTS[self.cost])
+
+    def of_summaries(self, runs: pd.DataFrame) -> "pd.Series | None":
+        """The number for each run, NaN where it has none; None if the summaries do not tell."""
+        if self.target is not None:
+            return self._rounds_to_target(runs) if self.cost == "rounds" else None
+        if self.cost == "bytes":
+            return numbers(runs, "bytes_up") + numbers(runs, "bytes_down")
+        if self.cost == "seconds":
+            return numbers(runs, "seconds_per_round") * numbers(runs, "rounds")
+        if self.column not in runs:
+            known = [c for c in runs if "/" in c]
+            raise ConfigError(
+                f"--metric = {shown(self.name)}: no run has it{nearest(self.name, [*NAMES, *known])}; "
+                f"known: {', '.join(NAMES)}, {', '.join(sorted(known))}"
+            )
+        return numbers(runs, self.column)
+
+    def of_rounds(self, rounds: pd.DataFrame) -> float:
+        """The cost of a run up to its target; `rounds` has the columns `round` and `histories`."""
+        first = rounds.loc[rounds["test/accuracy"] >= self.target, "round"].min()
+        if self.cost == "rounds":
+            return float(first)
+        spent = rounds.loc[rounds["round"] <= first, list(_COSTS[self.cost])]
+        return float(spent.sum().sum())
+
+    def _rounds_to_target(self, runs: pd.DataFrame) -> "pd.Series | None":
+        recorded = numbers(runs, f"rounds_to_{self.target:g}")
+        reached = numbers(runs, "accuracy_best") >= self.target
+        return recorded if recorded.loc[reached].notna().all() else None
+
+
+_FIXED = {
+    m.name: m
+    for m in (
+        Metric("final", "final test accuracy", True, "accuracy_final"),
+        Metric("best", "best test accuracy", True, "accuracy_best"),
+        Metric("last10", "test accuracy, mean of last 10", True, "accuracy_last10"),
+        Metric("loss", "final test loss", False, "loss_final"),
+        Metric("seconds", "time (s)", cost="seconds", digits=1),
+        Metric("bytes", "traffic up and down (MB)", cost="bytes", scale=1e-6, digits=2),
+    )
+}
+NAMES = (*_FIXED, "rounds_to_0.7", "bytes_to_0.7", "seconds_to_0.7")
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name; ConfigError for a target that is no accuracy."""
+    if name in _FIXED:
+        return _FIXED[name]
+    cost, separator, _ = name.partition("_to_")
+    if separator and cost in _COSTS:
+        match = _TARGET.fullmatch(name)
+        if match is None or not 0 < float(match[2]) <= 1:
+            raise ConfigError(
+                f"--metric = {shown(name)}: the target must be an accuracy, greater than 0 and at most 1, "
+                f"as in {cost}_to_0.7"
+            )
+        target = float(match[2])
+        unit, scale, digits = {
+            "rounds": ("rounds", 1.0, 1),
+            "bytes": ("MB up and down", 1e-6, 2),
+            "seconds": ("seconds", 1.0, 1),
+        }[cost]
+        label = f"{unit} to test accuracy {target:g}"
+        return Metric(f"{cost}_to_{target:g}", label, False, "", cost, target, scale, digits)
+    return Metric(name, name, "accuracy" in name, name)
+
+
+def numbers(runs: pd.DataFrame, column: str) -> pd.Series:
+    """A column as floats; all NaN if there is none."""
+    if column not in runs:
+        return pd.Series(float("nan"), index=runs.index)
+    return runs.loc[:, column].astype(float)

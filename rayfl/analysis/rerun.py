@@ -1,0 +1,104 @@
+"""Commands that run the experiments of a set of runs again: one base config, and overrides for each."""
+
+import io
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from rayfl.analysis.runs import canonical, is_config_key
+from rayfl.config import layers
+from rayfl.errors import ConfigError
+
+BASE = "base.yaml"
+_PLACES = (
+    "data.root",
+    "data.download",
+)  # no part of an experiment's identity, but it needs its files
+
+
+class Reproduction:
+    """What all runs of a set have in common, and what tells them apart."""
+
+    def __init__(self, runs: pd.DataFrame):
+        keys = [key for key in runs.columns if is_config_key(key) or key in _PLACES]
+        self._configs: list[dict[str, Any]] = [
+            {key: v for key, v in zip(keys, row, strict=True) if v is None or v == v}
+            for row in runs[keys].itertuples(index=False, name=None)
+        ]
+        # What was found infeasible has recorded only what its sweep varies.
+        most = max(map(len, self._configs)) / 2
+        complete = [config for config in self._configs if len(config) > most]
+        self.base = _common(complete)
+        """Dotted key -> value, the same in all runs."""
+
+    @property
+    def base_yaml(self) -> str:
+        """The config file that every command starts from."""
+        nested: dict[str, Any] = {}
+        for key, value in self.base.items():
+            *sections, name = key.split(".")
+            level = nested
+            for section in sections:
+                level = level.setdefault(section, {})
+            level[name] = _listed(value)
+        stream = io.StringIO()
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.dump(nested, stream)
+        return stream.getvalue()
+
+    def overrides(self, i: int) -> list[str]:
+        """`key=value` of run i of the set, the names of sections before their options."""
+        different = {
+            key: value
+            for key, value in self._configs[i].items()
+            if key not in self.base or canonical(self.base[key]) != canonical(value)
+        }
+        return [override(key, different[key]) for key in sorted(different, key=_names_first)]
+
+    def command(self, i: int) -> str:
+        """The command that runs run i of the set again."""
+        return shlex.join(["rayfl", "run", BASE, *self.overrides(i)])
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value`, read by `rayfl run` as this very value."""
+    quoted = f"{key}={json.dumps(value)}"
+    if not isinstance(value, str):
+        return quoted
+    plain = f"{key}={value}"
+    try:
+        same = layers.parse_overrides([plain]) == layers.parse_overrides([quoted])
+    except ConfigError:
+        return quoted
+    return plain if same else quoted
+
+
+def _common(configs: list[dict[str, Any]]) -> Mapping[str, Any]:
+    first = configs[0]
+    common = {
+        key: value
+        for key, value in first.items()
+        if all(key in c and canonical(c[key]) == canonical(value) for c in configs)
+    }
+    # An override of a section's name brings all its options, so that none of another name's stays.
+    renamed = tuple(
+        key.removesuffix("name")
+        for c in configs
+        for key in c
+        if key.endswith(".name") and key not in common
+    )
+    return {key: value for key, value in common.items() if not key.startswith(renamed or ("\0",))}
+
+
+def _names_first(key: str) -> tuple[bool, str, bool, str]:
+    section = key.partition(".")[0]
+    return (key == "seed", section, key != f"{section}.name", key)
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value

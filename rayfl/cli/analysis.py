@@ -1,0 +1,206 @@
+"""The commands that ask MLflow: `rayfl results`, `compare`, `plot` and `report`.
+
+`main` adds them to its own. What takes long to import is imported where it is used.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+
+from rayfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rayfl.analysis.tables import Table
+
+_NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
+
+ExperimentName = Annotated[
+    str | None, typer.Option("--experiment", help="MLflow experiment; default: all of the store.")
+]
+Uri = Annotated[
+    str | None, typer.Option(help="MLflow store; default: mlflow.db in this directory.")
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILTER", help="Such as 'algorithm.name=fedwmsam and partition.alpha<=0.3'."
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option(metavar="KEY,KEY", help="Rows; default: the keys that vary, but for the seed."),
+]
+MetricNames = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="final, best, last10, loss, seconds, bytes, {rounds,bytes,seconds}_to_ACCURACY, or a "
+        "metric of MLflow's; the first decides which row is best.",
+    ),
+]
+MetricName = Annotated[str, typer.Option(metavar="NAME", help="As in `rayfl results`.")]
+Format = Annotated[
+    Literal["table", "csv", "json", "markdown", "latex"], typer.Option("--format", help="Output.")
+]
+
+
+def results(
+    experiment: ExperimentName = None,
+    uri: Uri = None,
+    where: Where = None,
+    by: By = None,
+    metric: MetricNames = "last10",
+    form: Format = "table",
+) -> None:
+    """Mean and spread over the seeds of what was run."""
+    from rayfl.analysis import aggregate, tables
+    from rayfl.analysis.runs import load
+
+    names = _listed(metric)
+    if not names:
+        raise ConfigError(f"--metric = '{metric}': names no metric; give one, such as last10")
+    runs = load(experiment, uri, where, names)
+    summary = aggregate.summarize(runs, _listed(by) if by else None, names)
+    show(tables.table_of(summary), summary.rows, form, summary.notes)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="An algorithm, or a filter.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What A is compared with.")],
+    experiment: ExperimentName = None,
+    uri: Uri = None,
+    where: Where = None,
+    metric: MetricName = "last10",
+    form: Format = "table",
+) -> None:
+    """Difference of two algorithms or filters over paired seeds."""
+    from rayfl.analysis import compare as comparison
+    from rayfl.analysis.runs import load
+
+    result = comparison.compare(load(experiment, uri, where, [metric]), a, b, metric)
+    heading = f"{metric} of A = {a} minus B = {b}; 95 % confidence interval, paired t over seeds"
+    show(comparison.table_of(result), result.rows, form, result.notes, heading)
+
+
+def plot(
+    kind: Annotated[
+        Literal["curves", "heatmap", "parallel", "traces"], typer.Argument(help="What to draw.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .png or .svg; default: KIND.png.")
+    ] = None,
+    experiment: ExperimentName = None,
+    uri: Uri = None,
+    where: Where = None,
+    by: By = None,
+    metric: MetricName = "last10",
+    x: Annotated[
+        Literal["rounds", "bytes", "seconds"], typer.Option(help="Abscissa of the curves.")
+    ] = "rounds",
+) -> None:
+    """Draw curves, a heatmap, parallel coordinates or traces."""
+    output = output or Path(f"{kind}.png")
+    _check_output(output, (".png", ".svg"))
+    from rayfl.analysis import curves, plots
+    from rayfl.analysis.runs import histories, load
+
+    runs = load(experiment, uri, where, [metric])
+    keys = _listed(by) if by else None
+    if kind == "heatmap":
+        drawing = plots.heatmap(runs, keys, metric)
+    elif kind == "parallel":
+        drawing = plots.parallel(runs, keys, metric)
+    elif kind == "curves":
+        rounds = histories(curves.drawn(runs, keys, metric), curves.curve_metrics(x), uri)
+        drawing = curves.curves(runs, rounds, keys, x, metric)
+    else:
+        scalars = curves.trace_metrics(runs)
+        rounds = histories(curves.drawn(runs, keys, metric, scalars), scalars, uri)
+        drawing = curves.traces(runs, rounds, keys, metric)
+    try:
+        plots.save(drawing.figure, output)
+    except OSError as error:
+        raise _not_writable(output, error) from error
+    _say([*drawing.notes, f"wrote {output}"])
+
+
+def report(
+    output: Annotated[Path, typer.Option("-o", "--output", help="An .html file.")] = Path(
+        "report.html"
+    ),
+    experiment: ExperimentName = None,
+    uri: Uri = None,
+    where: Where = None,
+    metric: MetricName = "last10",
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+) -> None:
+    """Write all answers to one HTML page that opens offline."""
+    _check_output(output, (".html",))
+    from rayfl.analysis import report as page
+
+    text = page.render(experiment, uri, where, metric, title)
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _not_writable(output, error) from error
+    _say([f"wrote {output}"])
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _check_output(path: Path, suffixes: Sequence[str]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"--output = '{path}': must end in {' or '.join(suffixes)}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--output = '{path}': there is no directory '{path.parent}'")
+
+
+def _not_writable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--output = '{path}': cannot be written ({error.strerror or error})")
+
+
+def show(
+    table: "Table", rows: "pd.DataFrame", form: str, notes: Sequence[str], heading: str = ""
+) -> None:
+    """Print a table; the notes go to stderr if stdout is for programs."""
+    from rayfl.analysis import tables
+
+    if form != "table":
+        print(tables.text_of(table, rows, form))
+        _say([f"note: {note}" for note in notes], error=True)
+        return
+    if heading:
+        _say([heading])
+    Console(highlight=False, width=_NEVER_CUT).print(_rich(table))
+    _say(["* best"] if table.best is not None else [])
+    _say([f"note: {note}" for note in notes])
+
+
+def _rich(table: "Table"):
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(header_style="bold", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(table.header):
+        drawn.add_column(escape(name), justify="left" if i < table.left else "right")
+    for i, row in enumerate(table.rows):
+        best = i == table.best
+        cells = [escape(cell) for cell in row]
+        cells[-1] += " *" if best else "  " * (table.best is not None)
+        drawn.add_row(*cells, style="bold" if best else None)
+    return drawn
+
+
+def _say(lines: Sequence[str], error: bool = False) -> None:
+    console = Console(file=sys.stderr if error else sys.stdout, highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(escape(line))

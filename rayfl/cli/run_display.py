@@ -1,0 +1,141 @@
+"""What a run shows: where it runs, its rounds as they come, and the table at the end."""
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rayfl.experiment import Result, Start
+    from rayfl.federation.server import Record
+
+_PLAIN_SECONDS = 5.0
+
+
+class Progress:
+    """A live display on a terminal; plain lines elsewhere."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
+        self._bar = Bar(*columns, TextColumn("left"), expand=True)
+        self._text = Text("preparing", no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._bar, self._text), console=console)
+        self._latest: dict[str, float] = {}
+        self._round = self._rounds = 0
+        self._printed = time.monotonic()
+        self._start: Start | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._text.plain = self._metrics()
+        self._live.transient = self._start is None
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Show what is going on. Fit for a signal handler."""
+        if self._console.is_terminal:
+            self._text.plain = text
+        else:
+            os.write(2, f"{text}\n".encode())
+
+    def start(self, start: "Start") -> None:
+        """Say what runs where, before it does."""
+        prepared, f = start.prepared, start.prepared.federation
+        self._start, self._rounds = start, f.rounds
+        parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+        self._console.print(
+            f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
+            f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
+            f"uniform mean over the clients of a round ({_held(f.sizes)})\n"
+            f"{parameters:,} parameters; config {prepared.config.hash}\n"
+            f"{start.placement}",
+            markup=False,
+        )
+        for line in (*prepared.data.read, *prepared.settings.shortcuts.dropped):
+            self._console.print(line, markup=False)
+        if start.resumed_round:
+            self._console.print(f"going on after round {start.resumed_round}")
+        self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
+        self._text.plain = "starting the actors"
+
+    def record(self, record: "Record") -> None:
+        """Show a round, or an evaluation that has come in."""
+        self._latest |= record.metrics
+        self._round = max(self._round, record.round)
+        self._bar.update(self._task, completed=self._round)
+        self._text.plain = self._metrics()
+        now = time.monotonic()
+        last = record.round == self._rounds and "test/accuracy" in record.metrics
+        if not self._console.is_terminal and (last or now - self._printed >= _PLAIN_SECONDS):
+            self._printed = now
+            self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
+
+    def _metrics(self) -> str:
+        shown = {
+            "loss": ("train/loss", ".4f"),
+            "accuracy": ("test/accuracy", ".4f"),
+            "alpha": ("server/alpha", ".3f"),
+            "s/round": ("time/round_s", ".3f"),
+        }
+        return "  ".join(
+            f"{label} {self._latest[key]:{form}}"
+            for label, (key, form) in shown.items()
+            if key in self._latest
+        )
+
+    def interrupted(self) -> None:
+        """Say what is left of a run that the user stopped."""
+        if self._round == 0:
+            self._console.print("stopped before the first round was done")
+            return
+        self._console.print(f"stopped after {self._round} of {self._rounds} rounds")
+        if self._start and self._start.run_id:
+            self._console.print(f"MLflow run {self._start.run_id}")
+
+    def conclude(self, result: "Result") -> None:
+        """The table at the end, the run's id and what opens it."""
+        s = result.summary
+        last = result.history.iloc[-1]
+        rows = {
+            "accuracy": f"final {s['accuracy_final']:.4f}, mean of last 10 evaluations "
+            f"{s['accuracy_last10']:.4f}, best {s['accuracy_best']:.4f}",
+            **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
+            "test loss": f"{s['loss_final']:.4f}",
+            "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
+            "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
+            "backward passes": f"{s['backward_passes']:,.0f}",
+            "model sha256": result.model_sha256,
+        }
+        if result.run_id and self._start:
+            rows["MLflow run"] = result.run_id
+            rows["to look at it"] = self._start.ui_command or ""
+        console = Console(highlight=False, emoji=False, soft_wrap=True)
+        for label, value in rows.items():
+            console.print(f"[bold]{label:<15}[/] {escape(value)}")
+
+
+def _held(sizes: np.ndarray) -> str:
+    """What the clients hold, so that nobody takes the mean for one over samples."""
+    fewest, most = int(sizes.min()), int(sizes.max())
+    return (
+        f"they hold {fewest:,} to {most:,} samples" if fewest < most else f"{most:,} samples each"
+    )
+
+
+def _of_clients(metrics: "pd.Series") -> str:
+    mean, p10, worst = (metrics[f"client/accuracy_{name}"] for name in ("mean", "p10", "worst10"))
+    return f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"

@@ -1,0 +1,43 @@
+"""How values, names and errors are shown: on one line, printable, cut where they are long."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+_LONGEST_VALUE = 300
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """` (did you mean 'x'?)` for the known word closest to `word`, or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+def shown(value: Any) -> str:
+    """A value as users would write it, on one line; a long one is cut."""
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr)
+    text = printable(text)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def printable(text: str) -> str:
+    """The text with line breaks and other control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(text: str, most: int = 40) -> str:
+    """A name on one line, printable; the middle of a long one is cut."""
+    text = printable(text)
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
+
+
+def unset(text: str) -> str:
+    """The text for matplotlib, which would set what is between two dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def one_line(message: object) -> str:
+    """The text of an error without its line breaks."""
+    return " ".join(str(message).split())

@@ -1,0 +1,269 @@
+"""Recorded steps: the same bits as the steps themselves, wherever a recording runs none of their Python."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.algorithms.base import ServerContext, Setup
+from rayfl.algorithms.noise import ClientNoise
+from rayfl.models.lenet import LeNet5
+from rayfl.models.mlp import MLP
+from rayfl.training.batches import Minibatch
+from rayfl.training.cuda_graphs import RecordedSteps, Work
+from rayfl.training.flat import Layout
+from rayfl.training.function import Function
+from rayfl.training.gradient import DenseStack, ModuleStack, Oracle, PerClient
+from rayfl.training.local import SGD, LocalStep, Trained, train_stack
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, on any device: the kernels of a function, without its Python.
+
+    Operations on tensors that the tape itself has made read those of the replay; all others are memory
+    that stays where it is.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        made: dict[int, Tensor] = {}
+
+        def now(tensor: Tensor) -> Tensor:
+            return made.get(id(tensor), tensor)
+
+        for operation, args, kwargs, result in self.operations:
+            again = operation(
+                *tree_map_only(Tensor, now, args), **tree_map_only(Tensor, now, kwargs)
+            )
+            for old, new in zip(tensors(result), tensors(again), strict=True):
+                made.setdefault(id(old), new)
+
+
+def tensors(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return (
+        [r for r in result or () if isinstance(r, Tensor)]
+        if isinstance(result, (tuple, list))
+        else []
+    )
+
+
+def tape(work: Work) -> Work:
+    with Tape() as recorded:
+        work()
+    return recorded.replay
+
+
+SHAPE, CLASSES, LRS = (1, 2, 4), 3, (0.1, 0.07, 0.05)
+
+
+def batches(round: int, clients: int, ragged: bool) -> list[Minibatch]:
+    """Four minibatches of each client, other ones every round."""
+    generator = torch.Generator().manual_seed(round)
+    weights = torch.tensor([[0.25] * 4, [0.5, 0.5, 0, 0], [0.25] * 4])[:clients]
+    return [
+        Minibatch(
+            inputs=torch.randn(clients, 4, *SHAPE, generator=generator),
+            targets=torch.randint(CLASSES, (clients, 4), generator=generator),
+            weights=weights if ragged and k == 1 else None,
+        )
+        for k in range(4)
+    ]
+
+
+def three_rounds(
+    algorithm: Algorithm,
+    oracle: Oracle,
+    steps: list[int],
+    recorded: RecordedSteps | None,
+    **sgd: Any,
+) -> list[Trained]:
+    """Three rounds of the same clients, whose memories and server go on."""
+    torch.manual_seed(0)
+    model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
+    layout = Layout(model)
+    w, _ = layout.flatten(model)
+    setup = Setup(3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries())
+    server, first = algorithm.init_server(w), algorithm.init_client(w)
+    memory = {name: value.repeat(len(steps), 1) for name, value in first.items()}
+    results = []
+    for round, lr in enumerate(LRS):
+        step = LocalStep(algorithm, oracle, SGD(lr=lr, **sgd), setup)
+        start, shared = algorithm.broadcast(w, server)
+        minibatches = batches(round, len(steps), ragged=len(steps) > 1)
+        noise = ClientNoise(0, round, range(len(steps)), steps)
+        trained = train_stack(
+            step, minibatches.__getitem__, start, shared, memory, steps, recorded, noise
+        )
+        results.append(trained)
+        memory = trained.memory
+        mean = {name: value.mean(0) for name, value in trained.uploads.items()}
+        ctx = ServerContext(lr=lr, steps=sum(steps) / len(steps), participation=1.0)
+        w, server = algorithm.server_step(w, server, mean, ctx)
+    return results
+
+
+def oracle(kind: str) -> Oracle:
+    model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
+    kinds = {"dense": DenseStack, "module": ModuleStack, "client": PerClient}
+    return kinds[kind](Function(model, Layout(model)))
+
+
+def recorder(algorithm: Algorithm, oracle: Oracle, record=tape, **sgd: Any) -> RecordedSteps:
+    model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
+    layout = Layout(model)
+    setup = Setup(3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries())
+    return RecordedSteps(LocalStep(algorithm, oracle, SGD(lr=99.0, **sgd), setup), record)
+
+
+def same(left: Trained, right: Trained) -> bool:
+    groups = [
+        ({"losses": t.losses} | {f"up/{n}": v for n, v in t.uploads.items()} | t.memory)
+        for t in (left, right)
+    ]
+    return (
+        groups[0].keys() == groups[1].keys()
+        and all(torch.equal(groups[0][name], groups[1][name]) for name in groups[0])
+        and left.backward_passes == right.backward_passes
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "dense") for name in ALGORITHMS),
+        *((name, kind) for name in ("fedwmsam", "moon") for kind in ("module", "client")),
+    ],
+)
+def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
+    """Other minibatches, learning rates, memories and broadcasts than those of the recording."""
+    algorithm, options = ALGORITHMS[name](), {"weight_decay": 0.01, "max_norm": 1.0}
+    steps = [4] if kind == "client" else [4, 2, 3]
+    recorded = recorder(algorithm, oracle(kind), **options)
+    expected = three_rounds(algorithm, oracle(kind), steps, None, **options)
+    results = three_rounds(algorithm, oracle(kind), steps, recorded, **options)
+    assert recorded.refused is None
+    assert recorded.replays == 8
+    assert all(map(same, results, expected))
+
+
+def test_stacks_of_two_shapes_keep_apart():
+    algorithm = ALGORITHMS["fedwmsam"]()
+    recorded = recorder(algorithm, oracle("dense"), weight_decay=0.0, max_norm=None)
+    for steps in ([4, 4, 4], [4, 2], [4, 4, 4], [3, 4], [1, 1, 1]):
+        results, expected = (
+            three_rounds(algorithm, oracle("dense"), steps, r, weight_decay=0.0, max_norm=None)
+            for r in (recorded, None)
+        )
+        assert all(map(same, results, expected))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swaps(Algorithm):
+    """Two vectors of its memory change places at every step."""
+
+    def init_client(self, w):
+        return {"a": torch.zeros_like(w), "b": torch.ones_like(w)}
+
+    def local_step(self, x, memory, grad, ctx):
+        return grad(x) + memory["b"], {"a": memory["b"], "b": memory["a"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts(Algorithm):
+    """Keeps to itself how often it was called: no recording can do what it does."""
+
+    calls: ClassVar[list[int]] = [0]
+
+    def local_step(self, x, memory, grad, ctx):
+        self.calls[0] += 1
+        return grad(x) * self.calls[0], memory
+
+
+def test_vectors_that_change_places():
+    recorded = recorder(Swaps(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    results, expected = (
+        three_rounds(Swaps(), oracle("dense"), [3, 3], r, weight_decay=0.0, max_norm=None)
+        for r in (recorded, None)
+    )
+    assert all(map(same, results, expected))
+
+
+def test_a_step_that_its_recording_does_not_repeat_is_taken_itself():
+    recorded = recorder(Counts(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    three_rounds(Counts(), oracle("dense"), [3], recorded, weight_decay=0.0, max_norm=None)
+    assert recorded.refused == "step 0 and its recording do not do the same"
+    assert recorded.replays == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws(Algorithm):
+    """Adds noise to the gradients of every step but the first."""
+
+    def local_step(self, x, memory, grad, ctx):
+        return grad(x) + (ctx.random(x) if ctx.step else 0.0), memory
+
+
+def test_a_step_that_draws_random_numbers_is_taken_itself():
+    """A recording would have the numbers of its first round for ever; step 0 draws none."""
+    recorded = recorder(Draws(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    results, expected = (
+        three_rounds(Draws(), oracle("dense"), [4, 2, 3], r, weight_decay=0.0, max_norm=None)
+        for r in (recorded, None)
+    )
+    assert all(map(same, results, expected))
+    assert recorded.refused == "step 1 draws random numbers"
+    assert recorded.replays == 2
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_itself():
+    def refuse(work: Work) -> Work:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    algorithm = ALGORITHMS["scaffold"]()
+    recorded = recorder(algorithm, oracle("dense"), refuse, weight_decay=0.0, max_norm=None)
+    results, expected = (
+        three_rounds(algorithm, oracle("dense"), [4, 2], r, weight_decay=0.0, max_norm=None)
+        for r in (recorded, None)
+    )
+    assert recorded.refused is not None
+    assert "step 0 cannot be recorded: operation not permitted" in recorded.refused
+    assert all(map(same, results, expected))
+
+
+def test_channels_stay_last_where_a_recording_reads_them():
+    torch.manual_seed(0)
+    model = LeNet5().build((3, 16, 16), CLASSES)
+    images = torch.randn(2, 3, 5, 16, 16, 3)[:, 1].permute(
+        0, 1, 4, 2, 3
+    )  # as `StackBatches` has them
+    batch = Minibatch(images, torch.zeros(2, 5, dtype=torch.int64), None)
+    algorithm, layout = ALGORITHMS["fedavg"](), Layout(model)
+    seen = []
+
+    class Looks(ModuleStack):
+        def __call__(self, x, batch, penalty=None):
+            seen.append(batch.inputs)
+            return super().__call__(x, batch, penalty)
+
+    setup = Setup(3, 3.0, (layout.size,), torch.tensor([0]))
+    sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
+    step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, setup)
+    w, _ = layout.flatten(model)
+    train_stack(step, lambda k: batch, w, {}, {}, [2, 2], RecordedSteps(step, tape))
+    assert torch.equal(seen[0], images)
+    assert seen[0][0].is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,195 @@
+"""Trials in one process: each equals `rayfl run`, whatever ran on the client actor before."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.util import placement_group, remove_placement_group
+
+from rayfl.config.schema import load_config
+from rayfl.experiment import prepare, run
+from rayfl.runtime.placement import Placement
+from rayfl.training.engine import sha256
+from tuning.config import Stop, Sweep
+from tuning.inputs import Shared, data_key
+from tuning.trial import MUTATED, Execution, Job
+
+IDENTITY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def group(ray_session):
+    made = placement_group([{"CPU": 0.1}])
+    assert made.wait(20)
+    yield made
+    remove_placement_group(made)
+
+
+@pytest.fixture
+def execution(group):
+    """Makes an `Execution` for these experiments."""
+    made = []
+
+    def make(*experiments, **sweep):
+        data = {}
+        for experiment in experiments:
+            prepared = prepare(experiment)
+            data[data_key(experiment)] = (ray.put(prepared.data), ray.put(prepared.partition))
+        placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
+        space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
+        config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
+        made.append(Execution(Shared(data, placement), config, group))
+        return made[-1]
+
+    yield make
+    for execution in made:
+        execution.close()
+
+
+def job(experiment, checkpoints=None):
+    return Job(experiment.model_dump(mode="json"), str(checkpoints) if checkpoints else None)
+
+
+def every(rounds):
+    return {"name": "pbt", "mutate": ["algorithm.rho"], "every": rounds}
+
+
+def ended(execution):
+    """The records of all reports, and the last report."""
+    records = []
+    while True:
+        report = execution.step()
+        records += report["records"]
+        if report.get("done"):
+            return records, report
+
+
+def without_times(records):
+    return [(r, {k: v for k, v in m.items() if not k.startswith("time/")}) for r, m in records]
+
+
+def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
+    """The client actor stays, and nothing of the first trial does."""
+    small |= {"checkpoint": {"every": None}, "resources": {"num_actors": 1}}
+    first = load_config(small)
+    second = load_config(small, ["algorithm.name=scaffold", "partition.alpha=5", "seed=2"])
+    trials = execution(first, second)
+    pids, digests = [], []
+    for experiment in (first, second):
+        trials.begin(IDENTITY, job(experiment), {})
+        records, report = ended(trials)
+        assert report["rounds"] == 3
+        assert {r for r, m in records if "train/loss" in m} == {1, 2, 3}
+        digests.append(report["model_sha256"])
+        pids.append(ray.get(trials._actors()[0].describe.remote())["pid"])
+    assert pids[0] == pids[1]
+    assert digests == [run(first).model_sha256, run(second).model_sha256]
+
+
+def test_a_trial_goes_on_from_its_checkpoint(execution, small, tmp_path):
+    """Another process goes on where one was stopped: same w, and records of every round once."""
+    small["checkpoint"] = {"every": 2}
+    small["federation"]["rounds"] = 5
+    experiment = load_config(small)
+    whole = execution(experiment)
+    whole.begin(IDENTITY, job(experiment), {})
+    expected, undisturbed = ended(whole)
+    stopped = execution(experiment, scheduler=every(4))
+    stopped.begin(IDENTITY, job(experiment, tmp_path), {})
+    assert stopped.step()["rounds"] == 4
+    resumed = execution(experiment)
+    resumed.begin(IDENTITY, job(experiment, tmp_path), {})
+    assert resumed._running.round == 4
+    records, report = ended(resumed)
+    assert report["model_sha256"] == undisturbed["model_sha256"]
+    rows = {(r, k): v for r, m in without_times(records) for k, v in m.items()}
+    assert rows == {(r, k): v for r, m in without_times(expected) for k, v in m.items()}
+
+
+def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
+    execution, small, tmp_path
+):
+    """Server state and client memories of the donor, then its own rho: as a server that is restored."""
+    small["federation"]["rounds"] = 6
+    experiment = load_config(small)
+    trials = execution(experiment, scheduler=every(3))
+    trials.begin(IDENTITY, job(experiment), {"algorithm.rho": 0.01})
+    assert trials.step()["rounds"] == 3
+    donor = trials._running.snapshot()
+    donor_memories = {i: m.fetch() for i, m in donor.memories.items()}
+    trials.save(str(tmp_path / "donor"))
+
+    trials.begin("fedcba9876543210", job(experiment), {"algorithm.rho": 0.3})
+    trials.step()  # something else, which the exploit takes the place of
+    trials.load(str(tmp_path / "donor"))
+    taken = trials._running.snapshot()
+    for name, value in donor.tensors.items():
+        assert np.array_equal(taken.tensors[name], value), name
+    assert donor_memories.keys() == taken.memories.keys()
+    for client, memory in donor_memories.items():
+        assert np.array_equal(taken.memories[client].fetch()["c_i"], memory["c_i"])
+    records, report = ended(trials)
+    assert [r for r, m in records if "train/loss" in m] == [4, 5, 6]
+    assert all(m[f"{MUTATED}algorithm.rho"] == 0.3 for r, m in records if "train/loss" in m)
+
+    reference = execution(load_config(small, ["algorithm.rho=0.3"]))
+    reference.begin(IDENTITY, job(load_config(small, ["algorithm.rho=0.3"])), {})
+    server = reference._running
+    server.restore(donor)
+    for _ in server.run():
+        pass
+    assert sha256(torch.tensor(server.parameters()[0])) == report["model_sha256"]
+
+
+def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small):
+    small["federation"] |= {"rounds": 7, "eval_every": 3}
+    experiment = load_config(small)
+    trials = execution(experiment, scheduler=every(3))
+    trials.begin(IDENTITY, job(experiment), {})
+    reports = [trials.step() for _ in range(3)]
+    assert [r["rounds"] for r in reports] == [3, 6, 7]
+    for report in reports:
+        evaluated = {r: m["test/accuracy"] for r, m in report["records"] if "test/accuracy" in m}
+        assert evaluated == {report["rounds"]: report["test/accuracy"]}
+
+
+def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, small):
+    small["federation"]["rounds"] = 30
+    experiment = load_config(small)
+    trials = execution(experiment, stop=Stop(accuracy=0.3))
+    trials.begin(IDENTITY, job(experiment), {})
+    records, report = ended(trials)
+    accuracies = {r: m["test/accuracy"] for r, m in records if "test/accuracy" in m}
+    first = min(r for r, value in accuracies.items() if value >= 0.3)
+    assert report["rounds"] == first == max(accuracies) < 30
+    assert report["stopped"].startswith(f"round {first}: test/accuracy ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sweep", "words"),
+    [
+        (
+            ["algorithm.name=failing:Explodes", "federation.max_norm=null"],
+            {},
+            "round 1, algorithm 'failing:Explodes': the loss",
+        ),
+        (["algorithm.name=failing:RaisesInRoundTwo"], {}, "ZeroDivisionError: momentum of nothing"),
+        (
+            [],
+            {"metric": "test/acuracy"},
+            "metric = 'test/acuracy': no round has it; there are client/",
+        ),
+    ],
+)
+def test_what_an_experiment_does_wrong_ends_its_trial_alone(
+    execution, small, overrides, sweep, words
+):
+    bad, good = load_config(small, overrides), load_config(small)
+    trials = execution(bad, good, **sweep)
+    trials.begin(IDENTITY, job(bad), {})
+    _, report = ended(trials)
+    assert words in report["failed"]
+    assert "Traceback" in report["traceback"]
+    if not sweep:
+        trials.begin(IDENTITY, job(good), {})
+        assert ended(trials)[1]["rounds"] == 3

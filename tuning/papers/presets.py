@@ -1,0 +1,145 @@
+"""Presets: the settings behind papers' tables as sweeps, and the numbers that the papers report.
+
+    configs/paper/NAME.yaml        the sweep, in the paper's setting
+    configs/small/NAME.yaml        the same axes on a setting that a laptop finishes in minutes; it extends
+                                   its namesake, and differs from it in `name` and `base` alone
+    configs/published/NAME.yaml    a `Published`: the paper's numbers, and what is not known of them
+
+Sweeps stay plain files of `rayfl sweep`; both scales share the published numbers. A preset exists if its
+published file does.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from rayfl.analysis import filters
+from rayfl.analysis.metrics import metric
+from rayfl.analysis.tables import shown as cell
+from rayfl.config import layers
+from rayfl.config.messages import config_error
+from rayfl.config.schema import Section
+from rayfl.errors import ConfigError
+from rayfl.text import nearest, shown
+from tuning.config import Sweep, load_sweep
+from tuning.space import Axis, Point, points
+
+Scale = Literal["small", "full"]
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+_FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
+
+
+class Value(Section):
+    """One published number."""
+
+    at: Annotated[
+        dict[str, Any],
+        Field(description="key of an axis: its value; a list stands for the best of these"),
+    ]
+    value: Annotated[float | None, Field(description="null: printed as not reached")]
+    metric: Annotated[str | None, Field(description="null: the file's")] = None
+    note: str = ""
+
+    def covers(self, point: Point) -> bool:
+        """Whether the number is about this point."""
+        return all(
+            key in point and point[key] in (value if isinstance(value, list) else [value])
+            for key, value in self.at.items()
+        )
+
+
+class Published(Section):
+    """The numbers of a table or figure."""
+
+    about: Annotated[str, Field(description="one line")]
+    source: str
+    metric: Annotated[str, Field(description="of the values, as in `rayfl results`")]
+    notes: Annotated[tuple[str, ...], Field(description="what is not known of them")] = ()
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A table of a paper at some scale, ready to run."""
+
+    name: str
+    scale: Scale
+    sweep: Sweep
+    published: Published
+
+
+def names() -> list[str]:
+    """The presets there are. ConfigError without the repository's configs."""
+    folder = CONFIGS / "published"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"presets: there is no directory {folder}; they are files of rayfl's repository: install from a "
+            "clone of it with `pip install -e .`"
+        )
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def scales(name: str) -> list[Scale]:
+    """The scales that a preset has."""
+    return [s for s, folder in _FOLDERS.items() if (CONFIGS / folder / f"{name}.yaml").is_file()]
+
+
+def load(
+    name: str, scale: Scale = "small", overrides: Sequence[str] = (), only: str | None = None
+) -> Preset:
+    """A preset with overrides of its sweep, and of its axes the values alone that a filter selects."""
+    known = names()
+    if "=" in name:
+        raise ConfigError(f"{shown(name)}: the preset's name comes first, then the overrides")
+    if name not in known:
+        raise ConfigError(
+            f"preset {shown(name)}: there is none{nearest(name, known)}; known: {', '.join(known)}"
+        )
+    if scale not in scales(name):
+        raise ConfigError(f"--scale = {scale}: {name} has only the scale {', '.join(scales(name))}")
+    sweep = load_sweep(CONFIGS / _FOLDERS[scale] / f"{name}.yaml", overrides)
+    published = _published(name)
+    return Preset(name, scale, restricted(sweep, only) if only else sweep, published)
+
+
+def restricted(sweep: Sweep, only: str) -> Sweep:
+    """The sweep with those values of its axes that a filter selects."""
+    space = dict(sweep.space)
+    for condition in filters.parse(only):
+        key = condition.key
+        if key not in space or not space[key].is_grid:
+            raise ConfigError(
+                f"--only: {key} is no grid axis of {sweep.name}{nearest(key, space)}; "
+                f"there are: {', '.join(k for k, axis in space.items() if axis.is_grid)}"
+            )
+        kept = tuple(v for v in space[key].values() if condition.holds(v))
+        if not kept:
+            values = ", ".join(map(cell, space[key].values()))
+            raise ConfigError(f"--only = {shown(only)}: selects no value of {key}: {values}")
+        space[key] = Axis(grid=kept, when=space[key].when)
+    return sweep.model_copy(update={"space": space})
+
+
+def size(sweep: Sweep) -> tuple[int, int, int]:
+    """Trials, rounds of the longest, and the client updates of all rounds of all trials."""
+    experiments = [sweep.experiment(p, sweep.seeds[0]) for p in points(sweep.space, None, 0)]
+    seeds = len(sweep.seeds)
+    updates = sum(e.federation.rounds * e.federation.cohort for e in experiments)
+    rounds = max(e.federation.rounds for e in experiments)
+    return len(experiments) * seeds, rounds, updates * seeds
+
+
+def _published(name: str) -> Published:
+    path = CONFIGS / "published" / f"{name}.yaml"
+    try:
+        published = Published.model_validate_json(json.dumps(layers.read(path, {})), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {config_error(error, Published)}") from None
+    for value in published.values:
+        metric(value.metric or published.metric)
+    return published
