@@ -26,8 +26,9 @@ def ray_session():
     import ray
 
     # Ray's workers find the driver's working directory, not what pytest puts on sys.path.
-    paths = [str(ROOT / "tests/runtime"), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    paths = [str(ROOT / "tests" / name) for name in ("runtime", "federation")]
+    given = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*paths, given]))
     ray.init(
         address="local",
         num_cpus=3,
