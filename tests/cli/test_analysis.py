@@ -117,8 +117,8 @@ def test_asking_needs_neither_torch_nor_ray(stored):
     """They would double the time of an answer."""
     code = (
         "import sys; from rayfl.analysis import runs, aggregate, tables, compare; import rayfl.cli.analysis;"
-        f"r = results.load('rayfl', {stored.uri!r}, metrics=['last10']);"
-        "tables.table_of(groups.summarize(r)); "
+        f"r = runs.load('rayfl', {stored.uri!r}, metrics=['last10']);"
+        "tables.table_of(aggregate.summarize(r)); "
         "print(*{'torch', 'ray', 'matplotlib'} & set(sys.modules))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
