@@ -116,9 +116,9 @@ def test_without_a_store(ask, tmp_path):
 def test_asking_needs_neither_torch_nor_ray(stored):
     """They would double the time of an answer."""
     code = (
-        "import sys; from tuning import results, groups, tables, compare, cli;"
-        f"r = results.load('rayfl', {stored.uri!r}, metrics=['last10']);"
-        "tables.table_of(groups.summarize(r)); "
+        "import sys; from rayfl.analysis import runs, aggregate, tables, compare; import rayfl.cli.analysis;"
+        f"r = runs.load('rayfl', {stored.uri!r}, metrics=['last10']);"
+        "tables.table_of(aggregate.summarize(r)); "
         "print(*{'torch', 'ray', 'matplotlib'} & set(sys.modules))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
