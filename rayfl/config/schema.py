@@ -356,7 +356,8 @@ class Experiment(Section):
         if self.resources.autoscale_timeout_s and self.ray.address is None:
             raise ConfigError(
                 f"resources.autoscale_timeout_s = {self.resources.autoscale_timeout_s:g}: the Ray that is "
-                "started for this run gets no new nodes; name a cluster by ray.address, or leave resources.autoscale_timeout_s at 0"
+                "started for this run gets no new nodes; name a cluster by ray.address, or leave "
+                "resources.autoscale_timeout_s at 0"
             )
         return self
 
