@@ -15,7 +15,8 @@ from typing import Any, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from rayfl.config.schema import Experiment, Resources
+from rayfl.config.schema import Experiment
+from rayfl.config.sections import Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
@@ -70,7 +71,7 @@ class Inputs:
     """By `data_key`."""
     _sources: dict[str, Dataset] = field(default_factory=dict)
     _units: dict[str, int] = field(default_factory=dict)
-    _problems: dict[str, str] = field(default_factory=dict)
+    _problems: dict[str, ConfigError] = field(default_factory=dict)
 
     def of(self, experiment: Experiment) -> tuple[Dataset, Partition]:
         return self.data[data_key(experiment)]
@@ -107,12 +108,12 @@ class Inputs:
 
     def _once(self, made: dict[str, Any], key: str, make: Any) -> Any:
         if key in self._problems:  # reading again what is missing would take as long each time
-            raise ConfigError(self._problems[key])
+            raise self._problems[key]
         if key not in made:
             try:
                 made[key] = make()
             except ConfigError as error:
-                self._problems[key] = str(error)
+                self._problems[key] = error
                 raise
         return made[key]
 
@@ -174,9 +175,10 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> Trial:
     except ConfigError as error:
         content = json.dumps(sweep.raw(point, seed), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Trial(point, seed, digest, None, sweep.worded(str(error)))
+        return Trial(point, seed, digest, None, str(error.rekeyed(sweep.key)))
     clash = _clash(sweep, experiment)
-    return Trial(point, seed, experiment.hash, experiment, clash and sweep.worded(clash))
+    problem = str(clash.rekeyed(sweep.key)) if clash else None
+    return Trial(point, seed, experiment.hash, experiment, problem)
 
 
 def checked(sweep: Sweep, trial: Trial, inputs: Inputs) -> Trial:
@@ -186,7 +188,7 @@ def checked(sweep: Sweep, trial: Trial, inputs: Inputs) -> Trial:
     try:
         inputs.units(trial.experiment)
     except ConfigError as error:
-        return replace(trial, problem=sweep.worded(str(error)))
+        return replace(trial, problem=str(error.rekeyed(sweep.key)))
     return trial
 
 
@@ -257,14 +259,16 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
     return None if experiment.checkpoint.every is None or "://" in location else location
 
 
-def _clash(sweep: Sweep, experiment: Experiment) -> str | None:
-    """What keeps the scheduler from deciding at its rounds."""
+def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
+    """Return the error of rounds at which the scheduler decides, but which are not evaluated."""
     interval, every = sweep.scheduler.interval, experiment.federation.eval_every
     if interval is None or interval % every == 0 or not sweep.metric.startswith("test/"):
         return None
-    return (
-        f"federation.eval_every = {every}: the scheduler decides every {interval} rounds, each of which "
-        "must be evaluated; let it divide that number"
+    return ConfigError(
+        f"the scheduler decides every {interval} rounds, each of which must be evaluated",
+        key="federation.eval_every",
+        value=every,
+        hint="let it divide that number",
     )
 
 

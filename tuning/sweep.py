@@ -86,7 +86,7 @@ def run(
     found, inputs = _feasible(sweep)
     base = _experiment(found)
     if not base.tracking.enabled:
-        raise ConfigError("base.tracking.enabled = false: MLflow is what a sweep goes on from")
+        raise ConfigError("MLflow is what a sweep goes on from", "base.tracking.enabled", False)
     with (
         _worded(sweep),
         ThreadPoolExecutor(1) as aside,
@@ -113,11 +113,11 @@ def run(
 
 @contextlib.contextmanager
 def _worded(sweep: Sweep) -> Iterator[None]:
-    """Input that is bad for all of its experiments is named by the keys of the sweep."""
+    """Name input that is bad for all of its experiments by the keys of the sweep."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(sweep.worded(str(error))) from error
+        raise error.rekeyed(sweep.key) from error
 
 
 def _feasible(sweep: Sweep) -> tuple[list[Trial], Inputs]:

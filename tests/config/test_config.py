@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rayfl.algorithms import ALGORITHMS
 from rayfl.config import layers
-from rayfl.config.schema import NAMED, Experiment, load_config
+from rayfl.config.named import NAMED
+from rayfl.config.schema import Experiment, load_config
 from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
@@ -253,7 +254,7 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         # Sections with a name.
         (
             "data.name=npz",
-            "data.path is missing; add it: text "
+            "data.path: is missing; add it: text "
             "(the .npz file; x: uint8 or float, [n, F] or images; or integer tokens, [n, L])",
         ),
     ],
@@ -370,8 +371,8 @@ def test_files_that_are_no_configs(write, content, message):
         ("seed: !!binary aGk=", "seed = \"b'hi'\": must be a number, text, true, false, null, a list "
          "or a section"),
         ("seed: 1\nfederation: {cohort: 1, local_steps: 1}\nalgorithm: {rho: 0.1}",
-         "algorithm.name is missing; add one of"),
-        ("seed: 1", "federation is missing; add it: a section with the keys clients, rounds, "),
+         "algorithm.name: is missing; add one of"),
+        ("seed: 1", "federation: is missing; add it: a section with the keys clients, rounds, "),
     ],
 )  # fmt: skip
 def test_files_with_odd_content(write, content, message):
