@@ -4,13 +4,14 @@ A name is the file's path in `configs/` without its suffix, and without `sweeps/
 `rho_beta_alpha`, `paper/fedwmsam/table6`.
 """
 
+import os
 import re
 from pathlib import Path
 
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 _REFERENCE = re.compile(r"^(extends|base): *(\S+\.yaml)", re.MULTILINE)
 
 
@@ -22,32 +23,31 @@ def folder() -> Path:
 
 def names() -> dict[str, Path]:
     """Return the file of each name. The published numbers are no configs and have none."""
-    files = sorted(folder().rglob("*.yaml"))
-    named = {_name(file): file for file in files}
-    return {name: named[name] for name in named if not name.startswith("published/")}
+    named = {_name(file): file for file in folder().rglob("*.yaml")}
+    return {name: named[name] for name in sorted(named) if not name.startswith("published/")}
 
 
 def find(given: str | Path, directory: Path = Path()) -> Path:
     """Return the file at a path, relative to `directory`, or else that of a name."""
     path = directory / given
-    if path.exists() and not path.is_dir():
-        return path
-    return names().get(str(given), path)
+    is_file = os.path.exists(path) and not os.path.isdir(path)  # no error, unlike Path's
+    return path if is_file else names().get(str(given), path)
 
 
 def similar(given: str | Path) -> str:
-    """Return a hint at the name closest to one that is not there, or nothing."""
-    return nearest(str(given), names(), cutoff=0.7)
+    """Return a hint at the name closest to one that is not there, or at the list of names."""
+    known = names()
+    words = (str(given), Path(given).stem)
+    hint = next(filter(None, (nearest(word, known, cutoff=0.7) for word in words)), "")
+    is_name = not Path(given).suffix
+    return hint or "; `rayfl configs` lists those that come with rayfl" * is_name
 
 
 def text(name: str) -> str:
     """Return a config as text that means the same in any directory; ConfigError without one."""
     file = names().get(name)
     if file is None:
-        raise ConfigError(
-            f"config {shown(name)}: rayfl comes with none of this name{similar(name)}; "
-            "`rayfl configs` lists them"
-        )
+        raise ConfigError(f"config {shown(name)}: there is none of this name{similar(name)}")
 
     def renamed(reference: re.Match[str]) -> str:
         return f"{reference[1]}: {_name((file.parent / reference[2]).resolve())}"
@@ -61,5 +61,4 @@ def about(file: Path) -> str:
 
 
 def _name(file: Path) -> str:
-    relative = file.relative_to(folder().resolve() if file.is_absolute() else folder())
-    return relative.with_suffix("").as_posix().removeprefix("sweeps/")
+    return file.relative_to(folder()).with_suffix("").as_posix().removeprefix("sweeps/")
