@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayfl.cli import main
-from rayfl.cli.run_display import Progress, _held
+from rayfl.cli.run_display import RunDisplay, _held
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
 from rayfl.experiment import prepare
@@ -419,7 +419,7 @@ def test_a_run_says_which_short_cuts_it_does_not_take(small):
     small["model"] = {"name": "zoo:views_maps_as_rows"}
     config = load_config(small)
     console = Console(file=io.StringIO(), width=300)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         start = SimpleNamespace(prepared=prepare(config), placement=Placement(), resumed_round=0)
         progress.start(start)
     said = console.file.getvalue()
@@ -439,7 +439,7 @@ def test_the_live_display_fits_the_terminal(width):
         ),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         progress.start(
             SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
         )

@@ -15,9 +15,9 @@ from rayfl.config import layers
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
 from tuning.papers import compare, presets
-from tuning.plan import Trial, trials
+from tuning.plan import PlannedTrial, trials
 from tuning.space import points
-from tuning.sweep import Row
+from tuning.sweep import TrialResult
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 EVERY = [(name, scale) for name in presets.names() for scale in presets.scales(name)]
@@ -27,9 +27,9 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 
 
 def row(point, seed, state="finished", **summary):
-    trial = Trial(point, seed, f"{point}{seed}", None)
+    trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return Row(trial, state, "", 3, None, "", None, None, summary)
+    return TrialResult(trial, state, "", 3, None, "", None, None, summary)
 
 
 def preset_of(values, space, metric="best", scale="full"):

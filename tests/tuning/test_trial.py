@@ -11,7 +11,7 @@ from rayfl.experiment import prepare, run
 from rayfl.runtime.placement import Placement
 from rayfl.training.engine import sha256
 from tuning.config import Stop, Sweep
-from tuning.inputs import Shared, data_key
+from tuning.inputs import SharedInputs, data_key
 from tuning.trial import MUTATED, Execution, Job
 
 IDENTITY = "0123456789abcdef"
@@ -38,7 +38,7 @@ def execution(group):
         placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
-        made.append(Execution(Shared(data, placement), config, group))
+        made.append(Execution(SharedInputs(data, placement), config, group))
         return made[-1]
 
     yield make
