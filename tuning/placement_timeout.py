@@ -25,5 +25,5 @@ class Waiting(tune.Callback):
         self._looked = now
         if any(trial.status == "RUNNING" for trial in trials) or could_hold(self._placement):
             self._last_room = now
-        elif now - self._last_room > self._placement.wait_s:
-            raise refusal(self._placement, self._placement.wait_s)
+        elif now - self._last_room > self._placement.autoscale_timeout_s:
+            raise refusal(self._placement, self._placement.autoscale_timeout_s)

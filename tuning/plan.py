@@ -84,7 +84,7 @@ class Inputs:
         )
         if ":" in experiment.algorithm_name:  # one's own method is checked, with its first values
             content["algorithm"] = experiment.algorithm_name
-        for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "max_norm"):
+        for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)
         if key not in self._units:
@@ -213,7 +213,9 @@ def share(
     units = max(inputs.units(experiment) for experiment in feasible)
     anyhow, maximum = _room(resources, cluster_file)
     if not anyhow.actors:  # nodes are to come: Ray Tune's demand for them stands until they do
-        resources = resources.model_copy(update={"wait_s": resources.wait_s or 1.0})
+        resources = resources.model_copy(
+            update={"autoscale_timeout_s": resources.autoscale_timeout_s or 1.0}
+        )
     actors = resources.num_actors
     if actors == "auto":
         actors = max(1, min(units, max(anyhow.actors, maximum or 0) // count))
@@ -240,10 +242,10 @@ def _room(resources: Resources, cluster_file: Path | None) -> tuple[Placement, i
     try:
         now = place(any_number, 10**6)
     except ConfigError:
-        one = replace(any_number, num_actors=1, wait_s=1.0)
+        one = replace(any_number, num_actors=1, autoscale_timeout_s=1.0)
         now = replace(place(one, 1), actors=0)
         maximum = _grown(now, cluster_file)
-        if maximum or (resources.wait_s and resources.num_actors != "auto"):
+        if maximum or (resources.autoscale_timeout_s and resources.num_actors != "auto"):
             return now, maximum
         raise
     return now, _grown(now, cluster_file)

@@ -115,7 +115,7 @@ class Driver:
     def _callbacks(self) -> list[tune.Callback]:
         reporter = Reporter(self.record, self.sweep, self.trials, self.plan.inputs, self.watch)
         placement = self.plan.placement
-        return [reporter, Waiting(placement)] if placement.wait_s else [reporter]
+        return [reporter, Waiting(placement)] if placement.autoscale_timeout_s else [reporter]
 
     def _shared(self) -> Shared:
         inputs, stored = self.plan.inputs, {}

@@ -110,7 +110,7 @@ class Algorithm:
     paper: ClassVar[str] = ""
     """Where the method comes from, one line."""
     clips_gradients: ClassVar[bool] = False
-    """What `federation.max_norm` clips: each gradient, or the direction d.
+    """What `federation.clip_norm` clips: each gradient, or the direction d.
 
     Set it where d is no sum of gradients: the norm of Adam's is about sqrt(P) whatever the gradient's.
     """

@@ -15,7 +15,7 @@ Deviations from the code released with FedAdamW: u is the largest v (there, v it
 of sqrt(u) (there, added to it), the two directions weigh alpha and 1 - alpha (there, 1 and a gamma), there is
 no bias correction (there, one whose count of steps goes on over the rounds), and weight decay is
 `federation.weight_decay`, which the local loop adds to the direction (there, to the gradient).
-`federation.max_norm` clips each gradient, as there.
+`federation.clip_norm` clips each gradient, as there.
 The adaptive part of a step moves every parameter by up to about alpha lr: choose `federation.lr` for that.
 """
 

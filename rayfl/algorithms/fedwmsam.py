@@ -35,7 +35,7 @@ Deviations from the released code, each with the option that undoes it:
 The released code is
     perturbation: scalars, perturb_sign: -1, momentum_factor: 0.998, nominal_steps: true, adapt_at_zero: true
 with this file's other defaults, and in `federation` local_epochs 5, batch_size 50, lr 0.1, lr_schedule
-exponential with lr_decay 0.998, weight_decay 0.001 and max_norm 10. Its cohorts vary in size, which these
+exponential with lr_decay 0.998, weight_decay 0.001 and clip_norm 10. Its cohorts vary in size, which these
 options leave out. Because its rho was tuned on that perturbation, tune it again for ours.
 
 The published formula is alpha^ = mean_i cos(g_i, Delta), which keeps less momentum where clients agree,

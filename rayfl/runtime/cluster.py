@@ -351,7 +351,7 @@ def launched(
     clients: list[Any] = []
     server: RemoteServer | None = None
     try:
-        waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
+        waited_s = max(PLACEMENT_TIMEOUT_S, placement.autoscale_timeout_s)
         if not group.wait(waited_s):
             raise refusal(placement, waited_s)
         arguments = actor_arguments(job, dataset)

@@ -213,12 +213,12 @@ class StackBatches:
         return torch.from_numpy(array).to(self._data.x.device, non_blocking=True)
 
 
-def client_steps(steps: int, stragglers: float, seed: int, round: int, client: int) -> int:
+def client_steps(steps: int, straggler_prob: float, seed: int, round: int, client: int) -> int:
     """K_i, given the steps of a full round: a straggler gets only to a step from 1 to `steps`.
 
-    A client is a straggler of a round with probability `stragglers`; any step is equally likely.
+    A client is a straggler of a round with probability `straggler_prob`; any step is equally likely.
     """
-    if not stragglers:
+    if not straggler_prob:
         return steps
     rng = seeds.generator(seed, "stragglers", round, client)
-    return int(rng.integers(1, steps + 1)) if rng.random() < stragglers else steps
+    return int(rng.integers(1, steps + 1)) if rng.random() < straggler_prob else steps

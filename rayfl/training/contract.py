@@ -96,7 +96,7 @@ def _train(
         start, shared = method.broadcast(w, server)
         first = method.init_client(start)
         memory = memory or {name: torch.stack([v] * len(STEPS)) for name, v in first.items()}
-        step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, max_norm=None), info)
+        step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, clip_norm=None), info)
         method.batches[:] = [problem.batch() for _ in range(max(STEPS))]
         trained = train_stack(step, method.batches.__getitem__, start, shared, memory, list(STEPS))
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")

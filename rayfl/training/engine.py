@@ -52,10 +52,10 @@ class LocalSettings:
     local_epochs: int | None
     local_steps: int | None
     weight_decay: float
-    max_norm: float | None
+    clip_norm: float | None
     precision: Precision
     augment: str
-    stragglers: float
+    straggler_prob: float
     """Probability that a client of a round takes fewer steps."""
     stack: int | None
     """Clients that train at once, at most; None: chosen by the engine."""
@@ -230,7 +230,7 @@ class Engine:
     def schedule(self, round: int, client: int) -> BatchSchedule:
         samples, s = self.partition.client(client), self.settings
         steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-        steps = client_steps(steps, s.stragglers, s.seed, round, client)
+        steps = client_steps(steps, s.straggler_prob, s.seed, round, client)
         padding = self.train_data.padding
         return batch_schedule(
             samples, s.batch_size, steps, s.seed, round, client, s.augment, padding
@@ -269,7 +269,7 @@ class Engine:
                 self.oracle.begin_step()
             return batches(k)
 
-        sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm)
+        sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, clip_norm=s.clip_norm)
         step = LocalStep(self.algorithm, self.oracle, sgd, self.experiment)
         if self.records and self.recorded is None:
             self.recorded = GraphedSteps(step, cuda_graphs())

@@ -31,7 +31,7 @@ class SGD:
     lr: float | Tensor
     """A number, or a scalar tensor of the parameters' dtype and device."""
     weight_decay: float
-    max_norm: float | None
+    clip_norm: float | None
     """Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping."""
 
     def step_(self, x: Tensor, direction: Tensor, active: Tensor | None) -> None:
@@ -44,8 +44,8 @@ class SGD:
         rate = lr if active is None else lr * active
         if self.weight_decay:
             x.mul_(1 - rate * self.weight_decay)
-        if self.max_norm is not None:
-            rate = rate * clip_factor(direction, self.max_norm)
+        if self.clip_norm is not None:
+            rate = rate * clip_factor(direction, self.clip_norm)
         x.addcmul_(direction, -rate)
 
 
@@ -113,7 +113,7 @@ class LocalStep:
         """
         sgd, max_gradient, calls = replace(self.sgd, lr=stack.lr), None, []
         if self.algorithm.clips_gradients:
-            sgd, max_gradient = replace(sgd, max_norm=None), sgd.max_norm
+            sgd, max_gradient = replace(sgd, clip_norm=None), sgd.clip_norm
 
         def grad(at: Tensor, penalty: Penalty | None = None) -> Tensor:
             gradient, losses = self.oracle(at, batch, penalty)
@@ -175,9 +175,9 @@ def train_stack(
     return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
 
 
-def clip_factor(v: Tensor, max_norm: float) -> Tensor:
-    """`[C, P] -> [C, 1]`: what brings each row's norm down to `max_norm`, 1 where it is smaller."""
-    return (max_norm / (norm(v) + 1e-6)).clamp_max(1.0)
+def clip_factor(v: Tensor, clip_norm: float) -> Tensor:
+    """`[C, P] -> [C, 1]`: what brings each row's norm down to `clip_norm`, 1 where it is smaller."""
+    return (clip_norm / (norm(v) + 1e-6)).clamp_max(1.0)
 
 
 def _apart(value: Tensor, x: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def train(
     ids, dtype = list(clients), start.dtype
     A, b = torch.tensor(f.A[ids], dtype=dtype), torch.tensor(f.b[r, ids], dtype=dtype)
     names = state.memories[ids[0]]
-    sgd = SGD(lr=f.eta[r], weight_decay=f.wd, max_norm=f.C)
+    sgd = SGD(lr=f.eta[r], weight_decay=f.wd, clip_norm=f.C)
     return train_stack(
         LocalStep(algorithm, Quadratic(), sgd, info(f)),
         lambda k: Minibatch(A, b[:, k]),

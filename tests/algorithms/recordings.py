@@ -165,7 +165,7 @@ def _local(
         "local_epochs": epochs,
         "local_steps": steps,
         "weight_decay": settings["weight_decay"],
-        "max_norm": settings["clip"],
+        "clip_norm": settings["clip"],
     }
 
 
@@ -205,7 +205,7 @@ class ReplayingEngine(Engine):
             seed=0,
             precision="float32",
             augment="none",
-            stragglers=0.0,
+            straggler_prob=0.0,
             stack=way.stack,
             cuda_graphs=False,
             shortcuts=Shortcuts(dense=way.oracle == "BatchedMLP"),
@@ -246,7 +246,7 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         participation=0.5,
         sampling="uniform",
         sizes=trace.sizes,
-        dropout=0.0,
+        client_dropout=0.0,
         rounds=rounds + 1,  # the last one is evaluated
         lrs=trace.lrs,
         clients_per_unit=way.stack,

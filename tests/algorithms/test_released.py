@@ -58,6 +58,6 @@ def test_each_of_the_released_options_shows(option):
 
 def test_a_clip_acts_where_it_was_recorded():
     trace = TRACES["F2 FedNSAM, clip acts"]
-    free = dataclasses.replace(trace, local=trace.local | {"max_norm": None})
+    free = dataclasses.replace(trace, local=trace.local | {"clip_norm": None})
     *_, (_, difference) = replay(free, STACKED)
     assert difference > 0.1

@@ -39,7 +39,7 @@ def config(algorithm: str, rho: float | None, alpha: float, seed: int) -> Experi
     base = {
         "partition": {"name": "dirichlet"},
         "model": {"name": "mlp", "hidden": [16]},
-        "federation": {"clients": 10, "cohort_size": 5, "rounds": ROUNDS, "local_epochs": 1},
+        "federation": {"clients": 10, "cohort": 5, "rounds": ROUNDS, "local_epochs": 1},
         "tracking": {"targets": TARGETS},
     }
     # The same in all runs, but no default: it must survive a change of the algorithm's name.

@@ -88,8 +88,8 @@ def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
         ([QUICKSTART, "seed"], "override 'seed': must look like algorithm.rho=0.05"),
         ([QUICKSTART, "seed=x"], "seed = 'x': must be an integer of at least 0"),
         (
-            [QUICKSTART, "federation.cohort_size=21"],
-            "federation.cohort_size = 21: must be at most federation.clients = 20",
+            [QUICKSTART, "federation.cohort=21"],
+            "federation.cohort = 21: must be at most federation.clients = 20",
         ),
         (
             [QUICKSTART, "federation.clients=9999"],
@@ -269,7 +269,7 @@ def test_the_partition_table_shows_names_as_they_are(rayfl, tmp_path, name, expe
             (tmp_path / "[bold]" / split / label).mkdir(parents=True)
             Image.new("L", (4, 4)).save(tmp_path / "[bold]" / split / label / "0.png")
     folder = ("data.name=image_folder", "data.path='[bold]'", "data.size=4", "federation.clients=1")
-    options = (*folder, "federation.cohort_size=1", "--plot", "a.svg")
+    options = (*folder, "federation.cohort=1", "--plot", "a.svg")
     code, out, err = rayfl("partition", QUICKSTART, "partition.name=iid", *options)
     assert (code, err) == (0, "")
     assert f" {expected} " in out.splitlines()[1]

@@ -155,7 +155,7 @@ def same(left: Trained, right: Trained) -> bool:
 )
 def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
     """Other minibatches, learning rates, memories and broadcasts than those of the recording."""
-    algorithm, options = ALGORITHMS[name](), {"weight_decay": 0.01, "max_norm": 1.0}
+    algorithm, options = ALGORITHMS[name](), {"weight_decay": 0.01, "clip_norm": 1.0}
     steps = [4] if kind == "client" else [4, 2, 3]
     recorded = recorder(algorithm, oracle(kind), **options)
     expected = three_rounds(algorithm, oracle(kind), steps, None, **options)
@@ -167,10 +167,10 @@ def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
 
 def test_stacks_of_two_shapes_keep_apart():
     algorithm = ALGORITHMS["fedwmsam"]()
-    recorded = recorder(algorithm, oracle("dense"), weight_decay=0.0, max_norm=None)
+    recorded = recorder(algorithm, oracle("dense"), weight_decay=0.0, clip_norm=None)
     for steps in ([4, 4, 4], [4, 2], [4, 4, 4], [3, 4], [1, 1, 1]):
         results, expected = (
-            three_rounds(algorithm, oracle("dense"), steps, r, weight_decay=0.0, max_norm=None)
+            three_rounds(algorithm, oracle("dense"), steps, r, weight_decay=0.0, clip_norm=None)
             for r in (recorded, None)
         )
         assert all(map(same, results, expected))
@@ -199,17 +199,17 @@ class Counts(Algorithm):
 
 
 def test_vectors_that_change_places():
-    recorded = recorder(Swaps(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    recorded = recorder(Swaps(), oracle("dense"), weight_decay=0.0, clip_norm=None)
     results, expected = (
-        three_rounds(Swaps(), oracle("dense"), [3, 3], r, weight_decay=0.0, max_norm=None)
+        three_rounds(Swaps(), oracle("dense"), [3, 3], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
     assert all(map(same, results, expected))
 
 
 def test_a_step_that_its_recording_does_not_repeat_is_taken_itself():
-    recorded = recorder(Counts(), oracle("dense"), weight_decay=0.0, max_norm=None)
-    three_rounds(Counts(), oracle("dense"), [3], recorded, weight_decay=0.0, max_norm=None)
+    recorded = recorder(Counts(), oracle("dense"), weight_decay=0.0, clip_norm=None)
+    three_rounds(Counts(), oracle("dense"), [3], recorded, weight_decay=0.0, clip_norm=None)
     assert recorded.refused == "step 0 and its recording do not do the same"
     assert recorded.replays == 0
 
@@ -224,9 +224,9 @@ class Draws(Algorithm):
 
 def test_a_step_that_draws_random_numbers_is_taken_itself():
     """A recording would have the numbers of its first round for ever; step 0 draws none."""
-    recorded = recorder(Draws(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    recorded = recorder(Draws(), oracle("dense"), weight_decay=0.0, clip_norm=None)
     results, expected = (
-        three_rounds(Draws(), oracle("dense"), [4, 2, 3], r, weight_decay=0.0, max_norm=None)
+        three_rounds(Draws(), oracle("dense"), [4, 2, 3], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
     assert all(map(same, results, expected))
@@ -239,9 +239,9 @@ def test_a_step_that_cannot_be_recorded_is_taken_itself():
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     algorithm = ALGORITHMS["scaffold"]()
-    recorded = recorder(algorithm, oracle("dense"), refuse, weight_decay=0.0, max_norm=None)
+    recorded = recorder(algorithm, oracle("dense"), refuse, weight_decay=0.0, clip_norm=None)
     results, expected = (
-        three_rounds(algorithm, oracle("dense"), [4, 2], r, weight_decay=0.0, max_norm=None)
+        three_rounds(algorithm, oracle("dense"), [4, 2], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
     assert recorded.refused is not None
@@ -265,7 +265,7 @@ def test_channels_stay_last_where_a_recording_reads_them():
             return super().__call__(x, batch, penalty)
 
     info = ExperimentInfo(3, 3.0, (layout.size,), torch.tensor([0]))
-    sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
+    sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
     step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, info)
     w, _ = layout.flatten(model)
     train_stack(step, lambda k: batch, w, {}, {}, [2, 2], GraphedSteps(step, tape))

@@ -38,7 +38,7 @@ def config(tmp_path, *overrides: str, **model):
         "algorithm": {"name": "fedavg"},
         "federation": {
             "clients": 4,
-            "cohort_size": 4,
+            "cohort": 4,
             "local_epochs": 2,
             "rounds": 1,
             "batch_size": 8,

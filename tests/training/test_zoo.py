@@ -30,7 +30,7 @@ def config(model, rho=0.0):
             "model": {"name": f"zoo:{model.__name__}"},
             "algorithm": {"name": "fedsam", "rho": rho} if rho else {"name": "fedavg"},
             "federation": {
-                **{"clients": CLIENTS, "cohort_size": CLIENTS, "rounds": 1, "lr": LR},
+                **{"clients": CLIENTS, "cohort": CLIENTS, "rounds": 1, "lr": LR},
                 **{"local_steps": STEPS, "batch_size": BATCH},
             },
             "tracking": {"enabled": False},
@@ -151,9 +151,7 @@ def test_short_cuts_are_taken_where_they_change_nothing():
     assert list(shortcuts(zoo.named_input).crops) == ["conv.weight"]
     assert shortcuts(zoo.batch_norm).channels_last
     assert shortcuts(zoo.dropout).shares_inputs
-    chain = load_config(
-        {"federation": {"cohort_size": 2, "local_steps": 1}, "model": {"name": "mlp"}}
-    )
+    chain = load_config({"federation": {"cohort": 2, "local_steps": 1}, "model": {"name": "mlp"}})
     assert prepare(chain).settings.shortcuts.dense
 
 

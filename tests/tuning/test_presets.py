@@ -54,7 +54,7 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
     assert count == len(planned)
     assert rounds == max(t.experiment.federation.rounds for t in planned)
     assert updates == sum(
-        t.experiment.federation.rounds * t.experiment.federation.cohort for t in planned
+        t.experiment.federation.rounds * t.experiment.federation.cohort_size for t in planned
     )
     everywhere = [t.point for t in planned if t.seed == preset.sweep.seeds[0]]
     seen = set()
@@ -135,7 +135,7 @@ def test_a_preset_is_a_file_of_rayfl_sweep():
         ("fig6_clients", {"algorithm.name": "mofedsam", "federation.clients": 20}, 0.216),
         (
             "fig6_participation",
-            {"algorithm.name": "fedavg", "federation.participation": 0.4},
+            {"algorithm.name": "fedavg", "federation.cohort": 0.4},
             0.747,
         ),
     ],
@@ -149,7 +149,7 @@ def test_the_paper_s_setting_is_the_paper_s():
     e = presets.load("fedwmsam/table6", "full").sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
     f = e.federation
     assert (f.clients, f.participation, f.rounds, f.local_epochs) == (100, 0.1, 500, 5)
-    assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.max_norm) == (
+    assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.clip_norm) == (
         50,
         0.1,
         0.998,

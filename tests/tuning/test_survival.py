@@ -120,13 +120,13 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
 def test_nodes_that_never_come_are_one_error(sweep_file, tmp_path):
     with head("--num-cpus=0") as address:
         command = [RAYFL, "sweep", sweep_file(), f"base.ray.address={address}"]
-        waits = ["base.resources.num_actors=2", "base.resources.wait_s=3"]
+        waits = ["base.resources.num_actors=2", "base.resources.autoscale_timeout_s=3"]
         done = subprocess.run(
             [*command, *waits], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
     assert done.returncode == 2, done.stderr
     assert "base.resources.num_actors = 2: the cluster did not grow" in done.stderr
-    assert "raise base.resources.wait_s = 3" in done.stderr
+    assert "raise base.resources.autoscale_timeout_s = 3" in done.stderr
     assert "Traceback" not in done.stderr
     assert {r.info.status for r in runs(tmp_path)} <= {"FAILED"}
 

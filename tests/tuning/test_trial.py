@@ -169,7 +169,7 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
     ("overrides", "sweep", "words"),
     [
         (
-            ["algorithm.name=failing:Explodes", "federation.max_norm=null"],
+            ["algorithm.name=failing:Explodes", "federation.clip_norm=null"],
             {},
             "round 1, algorithm 'failing:Explodes': the loss",
         ),
