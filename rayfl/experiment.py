@@ -34,8 +34,8 @@ from rayfl.storage import checkpoint
 from rayfl.storage.storage import Storage, below
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, sha256, shared_setup
-from rayfl.training.flat import Layout
+from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
+from rayfl.training.flat import Layout, sha256
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 
@@ -176,7 +176,7 @@ def prepare(
         contract.check(
             config.algorithm,
             config.algorithm_name,
-            shared_setup(Layout(model), partition, settings),
+            experiment_info(Layout(model), partition, settings),
             federation.cohort_size / federation.clients,
             federation.lrs,
         )
@@ -292,7 +292,7 @@ def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
     device_data = DeviceData(data, "train", torch.device("cpu"))
     indices = torch.linspace(0, len(device_data) - 1, 2 * COMPARED_SAMPLES).long()
     first, second = (
-        (device_data.looks(part, None, None), device_data.y[part])
+        (device_data.preprocess(part, None, None), device_data.y[part])
         for part in indices.split(COMPARED_SAMPLES)
     )
     return first, second

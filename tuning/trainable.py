@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 from ray.util import get_current_placement_group
 
-from rayfl.training.engine import configure_process
+from rayfl.training.process import configure_process
 from tuning.config import Sweep
 from tuning.inputs import SharedInputs
 from tuning.trial import Execution

@@ -24,7 +24,7 @@ from rayfl.runtime import cluster
 from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import CheckpointWriter, saved_in
 from rayfl.storage.storage import Storage, below
-from rayfl.training.engine import sha256
+from rayfl.training.flat import sha256
 from tuning.config import Sweep
 from tuning.inputs import SharedInputs, data_key
 from tuning.space import Point, layer

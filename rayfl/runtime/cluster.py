@@ -43,7 +43,8 @@ from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
 from rayfl.storage.checkpoint import CheckpointWriter
-from rayfl.training.engine import LocalSettings, configure_process
+from rayfl.training.engine import LocalSettings
+from rayfl.training.process import configure_process
 
 PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1

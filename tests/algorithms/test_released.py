@@ -13,9 +13,9 @@ from rayfl.algorithms import ALGORITHMS
 
 TRACES = traces()
 WITH_EPSILON = {"FedSAM", "MoFedSAM", "FedGamma", "FedSpeed", "FedSMOO"}
-ALONE, STACKED = Way("PerClient", 1), Way("ModuleStack", 4)
+ALONE, STACKED = Way("PerClientGradient", 1), Way("VmapGradient", 4)
 CONVOLUTIONAL = (ALONE, STACKED)
-DENSE = (*CONVOLUTIONAL, Way("DenseStack", 1), Way("DenseStack", 4))
+DENSE = (*CONVOLUTIONAL, Way("BatchedMLP", 1), Way("BatchedMLP", 4))
 CASES = {
     f"{name} {way.oracle} {way.stack}": (name, way)
     for name, trace in TRACES.items()

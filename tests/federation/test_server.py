@@ -452,10 +452,10 @@ def test_memory_must_keep_its_names(small):
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        ("scaffold", "DenseStack"),
-        ("fedwmsam", "DenseStack"),
-        pytest.param("fedwmsam", "PerClient", marks=pytest.mark.slow),
-        pytest.param("fedwmsam", "ModuleStack", marks=pytest.mark.slow),
+        ("scaffold", "BatchedMLP"),
+        ("fedwmsam", "BatchedMLP"),
+        pytest.param("fedwmsam", "PerClientGradient", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "VmapGradient", marks=pytest.mark.slow),
     ],
 )
 def test_killed_actors_change_nothing(name, engine, small, ray_session):

@@ -9,7 +9,7 @@ from ray.util import placement_group, remove_placement_group
 from rayfl.config.schema import load_config
 from rayfl.experiment import prepare, run
 from rayfl.runtime.placement import Placement
-from rayfl.training.engine import sha256
+from rayfl.training.flat import sha256
 from tuning.config import Stop, Sweep
 from tuning.inputs import SharedInputs, data_key
 from tuning.trial import MUTATED, Execution, Job
