@@ -63,7 +63,7 @@ def test_the_run_is_found_again_in_mlflow(tracked, client):
     assert found.info.status == "FINISHED"
     assert found.data.params["algorithm.rho"] == "0.1"
     assert found.data.params["data.name"] == "digits"
-    assert found.data.params["federation.participation"] == "null"
+    assert found.data.params["federation.local_steps"] == "null"
     assert found.data.tags["rayfl.config_hash"] == config.hash
     assert found.data.tags["rayfl.model_sha256"] == result.model_sha256
     assert found.data.tags["rayfl.device"] == "cpu"
@@ -188,7 +188,7 @@ def test_lenet_on_cifar10(small, cifar10):
     }
     small["federation"] |= {
         "clients": 1000,
-        "cohort_size": 4,
+        "cohort": 4,
         "clients_per_unit": None,
         "rounds": 2,
         "eval_every": 2,

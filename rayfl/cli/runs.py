@@ -27,9 +27,9 @@ def run(
     ] = None,
 ) -> None:
     """Run one experiment."""
-    from rayfl.cli.run_display import Progress
+    from rayfl.cli.run_display import RunDisplay
 
-    progress = Progress(console(stderr=True))
+    progress = RunDisplay(console(stderr=True))
     with showing(progress) as on_start:
         resolved = load(config, overrides)
         listen_locally(resolved.ray.address)

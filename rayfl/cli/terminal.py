@@ -15,8 +15,8 @@ from rich.markup import escape
 from rayfl.cli.signals import Interrupts
 
 if TYPE_CHECKING:
-    from rayfl.cli.run_display import Progress
-    from rayfl.cli.sweep_display import Progress as SweepProgress
+    from rayfl.cli.run_display import RunDisplay
+    from rayfl.cli.sweep_display import SweepDisplay
 
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
@@ -54,7 +54,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def showing(progress: "Progress | SweepProgress") -> "Iterator[Callable[[Any], None]]":
+def showing(progress: "RunDisplay | SweepDisplay") -> "Iterator[Callable[[Any], None]]":
     """Show progress while the context is entered; Ctrl-C ends the command with exit code 130.
 
     Yields the callback for the moment when Ray has started.

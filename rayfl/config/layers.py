@@ -25,7 +25,7 @@ Has = Callable[[Any, str], bool | None]
 Named = Mapping[str, Has]
 """Of each section with a `name`, by its dotted key."""
 
-ALTERNATIVES = (("cohort_size", "participation"), ("local_epochs", "local_steps"))
+ALTERNATIVES = (("local_epochs", "local_steps"),)
 
 _LARGEST_INTEGER = 2**63 - 1
 _DEEPEST = 20

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from rayfl.errors import CheckpointError, first_line
-from rayfl.storage.storage import Folder, below, split
+from rayfl.storage.storage import Storage, below, split
 
 FORMAT = 1
 AUTO_SECONDS = 30.0
@@ -58,7 +58,7 @@ FileName = Annotated[str, Field(pattern=r"^(state|history)-\d+\.(safetensors|jso
 MemoryName = Annotated[str, Field(pattern=r"^memories/\d+-\d+\.safetensors$")]
 
 
-class Written(BaseModel):
+class WrittenFile(BaseModel):
     """A file, as it was written."""
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -82,7 +82,7 @@ class Manifest(BaseModel):
     memories: dict[int, MemoryName]
     """By client id."""
     config: dict[str, Any]
-    files: dict[FileName | MemoryName, Written]
+    files: dict[FileName | MemoryName, WrittenFile]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -92,10 +92,10 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """A checkpoint as it was found; its files are read, and proven whole, when they are asked for."""
 
-    folder: Folder
+    folder: Storage
     manifest: Manifest
 
     @property
@@ -176,7 +176,7 @@ class Saved:
 
 
 @dataclass
-class Checkpoints:
+class CheckpointWriter:
     """Writes the checkpoints of one run, and tidies up."""
 
     location: str
@@ -188,12 +188,12 @@ class Checkpoints:
     every: int | None
     """Rounds; None: `AUTO_SECONDS` apart."""
     keep_last: int
-    _kept: list[Saved] = field(default_factory=list)
+    _kept: list[SavedCheckpoint] = field(default_factory=list)
     _written: float = field(default_factory=time.monotonic)
 
     def prepare(self) -> None:
         """Make the folder, and try to write there. Raises CheckpointError if that cannot be."""
-        folder = Folder(self.location)
+        folder = Storage(self.location)
         try:
             folder.make("memories")
             folder.write("trial", b"")
@@ -216,9 +216,9 @@ class Checkpoints:
         """Round of the newest checkpoint that was written or read here, or 0."""
         return self._kept[-1].round if self._kept else 0
 
-    def latest(self) -> Saved | None:
+    def latest(self) -> SavedCheckpoint | None:
         """The newest checkpoint of this run, None if there is none yet."""
-        found = saved_in(Folder(self.location))
+        found = saved_in(Storage(self.location))
         self._kept = found
         return found[-1] if found else None
 
@@ -227,7 +227,7 @@ class Checkpoints:
 
         Raises CheckpointError if the storage refuses.
         """
-        folder = Folder(self.location)
+        folder = Storage(self.location)
         try:
             self._save(folder, snapshot, history)
         except OSError as error:
@@ -239,14 +239,16 @@ class Checkpoints:
         self._written = time.monotonic()
 
     def _save(
-        self, folder: Folder, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]
+        self, folder: Storage, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]
     ) -> None:
         known = self._kept[-1].manifest.files if self._kept else {}
-        files: dict[str, Written] = {}
+        files: dict[str, WrittenFile] = {}
 
         def write(name: str, content: bytes) -> str:
             folder.write(name, content)
-            files[name] = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            files[name] = WrittenFile(
+                bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+            )
             return name
 
         names = {
@@ -273,10 +275,10 @@ class Checkpoints:
         )
         folder.write(_manifest_name(snapshot.round), manifest.model_dump_json().encode())
         self._kept = [s for s in self._kept if s.round != snapshot.round]
-        self._kept.append(Saved(folder, manifest))
+        self._kept.append(SavedCheckpoint(folder, manifest))
         self._tidy(folder)
 
-    def _tidy(self, folder: Folder) -> None:
+    def _tidy(self, folder: Storage) -> None:
         old, self._kept = self._kept[: -self.keep_last], self._kept[-self.keep_last :]
         needed = {name for saved in self._kept for name in saved.manifest.files}
         for saved in old:
@@ -285,7 +287,7 @@ class Checkpoints:
                 folder.delete(name)
 
 
-def saved_in(folder: Folder) -> list[Saved]:
+def saved_in(folder: Storage) -> list[SavedCheckpoint]:
     """The checkpoints in a run's folder, the oldest first. CheckpointError if the newest cannot be read.
 
     Older ones that cannot are left out: nothing is lost with them.
@@ -298,20 +300,20 @@ def saved_in(folder: Folder) -> list[Saved]:
     return [*found, newest] if newest else []
 
 
-def newest_in(folder: Folder) -> Saved | None:
+def newest_in(folder: Storage) -> SavedCheckpoint | None:
     """The newest checkpoint in a run's folder, None without any. CheckpointError if it cannot be read."""
     names = _manifests(folder)
     return open_saved(folder, names[-1]) if names else None
 
 
-def open_saved(folder: Folder, name: str) -> Saved:
+def open_saved(folder: Storage, name: str) -> SavedCheckpoint:
     """The checkpoint that the file `name` describes. CheckpointError if it is none of this version."""
     path = below(folder.location, name)
     try:
         content = json.loads(folder.read(name))
         version = content["format"]
         if version == FORMAT:
-            return Saved(folder, Manifest.model_validate_json(json.dumps(content)))
+            return SavedCheckpoint(folder, Manifest.model_validate_json(json.dumps(content)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error)
         if isinstance(error, ValidationError):
@@ -329,29 +331,29 @@ def open_saved(folder: Folder, name: str) -> Saved:
     )
 
 
-def find(directory: str, config_hash: str, which: str) -> Saved:
+def find(directory: str, config_hash: str, which: str) -> SavedCheckpoint:
     """The checkpoint to go on from. Raises CheckpointError if there is none.
 
     `which`: `latest` (the newest of any run with this config hash), the path or URI of a run's folder or
     of one checkpoint-*.json, or the id of an MLflow run.
     """
     if which == "latest":
-        runs = Folder(below(directory, config_hash)).folders()
-        newest = [newest_in(Folder(below(directory, config_hash, run))) for run in runs]
+        runs = Storage(below(directory, config_hash)).folders()
+        newest = [newest_in(Storage(below(directory, config_hash, run))) for run in runs]
         found = [saved for saved in newest if saved is not None]
         if not found:
             raise CheckpointError(
                 f"--resume latest: no checkpoint of this config (hash {config_hash}) in {directory}; "
-                f"configs with checkpoints there: {', '.join(Folder(directory).folders()) or 'none'}"
+                f"configs with checkpoints there: {', '.join(Storage(directory).folders()) or 'none'}"
             )
         return max(found, key=lambda saved: saved.manifest.written)
     path, options = split(which)
     if path.endswith(".json"):
         parent, _, name = path.rpartition("/")
-        return open_saved(Folder((parent or ".") + options), name)
-    places = [which, *(below(directory, run, which) for run in Folder(directory).folders())]
+        return open_saved(Storage((parent or ".") + options), name)
+    places = [which, *(below(directory, run, which) for run in Storage(directory).folders())]
     for place in places:
-        if found := newest_in(Folder(place)):
+        if found := newest_in(Storage(place)):
             return found
     raise CheckpointError(
         f"--resume {which!r}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
@@ -367,7 +369,7 @@ def _manifest_name(round: int) -> str:
     return f"checkpoint-{round:08d}.json"
 
 
-def _manifests(folder: Folder) -> list[str]:
+def _manifests(folder: Storage) -> list[str]:
     """The files that describe checkpoints, the oldest first."""
     names = (n for n in folder.sizes() if n.startswith("checkpoint-") and n.endswith(".json"))
     return sorted(names)

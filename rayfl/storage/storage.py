@@ -13,7 +13,7 @@ from rayfl.errors import CheckpointError, first_line
 GOOGLE_RETRY_SECONDS = 60
 
 
-class Folder:
+class Storage:
     """A directory of a file system, local or not."""
 
     def __init__(self, location: str):

@@ -14,9 +14,9 @@ from rayfl.algorithms import ALGORITHMS
 
 TRACES = traces()
 WITH_EPSILON = {"FedSAM", "MoFedSAM", "FedGamma", "FedSpeed", "FedSMOO"}
-ALONE, STACKED = Way("PerClient", 1), Way("ModuleStack", 4)
+ALONE, STACKED = Way("PerClientGradient", 1), Way("VmapGradient", 4)
 CONVOLUTIONAL = (ALONE, STACKED)
-DENSE = (*CONVOLUTIONAL, Way("DenseStack", 1), Way("DenseStack", 4))
+DENSE = (*CONVOLUTIONAL, Way("BatchedMLP", 1), Way("BatchedMLP", 4))
 CASES = {
     f"{name} {way.oracle} {way.stack}": (name, way)
     for name, trace in TRACES.items()
@@ -71,6 +71,6 @@ def test_each_of_the_released_options_shows(option):
 
 def test_a_clip_acts_where_it_was_recorded():
     trace = TRACES["F2 FedNSAM, clip acts"]
-    free = dataclasses.replace(trace, local=trace.local | {"max_norm": None})
+    free = dataclasses.replace(trace, local=trace.local | {"clip_norm": None})
     *_, (_, difference) = replay(free, STACKED)
     assert difference > 0.1

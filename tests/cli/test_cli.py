@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayfl.cli import main
-from rayfl.cli.run_display import Progress, _held
+from rayfl.cli.run_display import RunDisplay, _held
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
 from rayfl.experiment import prepare
@@ -89,8 +89,8 @@ def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
         ([QUICKSTART, "seed"], "override 'seed': must look like algorithm.rho=0.05"),
         ([QUICKSTART, "seed=x"], "seed = 'x': must be an integer of at least 0"),
         (
-            [QUICKSTART, "federation.cohort_size=21"],
-            "federation.cohort_size = 21: must be at most federation.clients = 20",
+            [QUICKSTART, "federation.cohort=21"],
+            "federation.cohort = 21: must be at most federation.clients = 20",
         ),
         (
             [QUICKSTART, "federation.clients=9999"],
@@ -272,7 +272,7 @@ def test_the_partition_table_shows_names_as_they_are(rayfl, tmp_path, name, expe
             (tmp_path / "[bold]" / split / label).mkdir(parents=True)
             Image.new("L", (4, 4)).save(tmp_path / "[bold]" / split / label / "0.png")
     folder = ("data.name=image_folder", "data.path='[bold]'", "data.size=4", "federation.clients=1")
-    options = (*folder, "federation.cohort_size=1", "--plot", "a.svg")
+    options = (*folder, "federation.cohort=1", "--plot", "a.svg")
     code, out, err = rayfl("partition", QUICKSTART, "partition.name=iid", *options)
     assert (code, err) == (0, "")
     assert f" {expected} " in out.splitlines()[1]
@@ -422,7 +422,7 @@ def test_a_run_says_which_short_cuts_it_does_not_take(small):
     small["model"] = {"name": "zoo:views_maps_as_rows"}
     config = load_config(small)
     console = Console(file=io.StringIO(), width=300)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         start = SimpleNamespace(prepared=prepare(config), placement=Placement(), resumed_round=0)
         progress.start(start)
     said = console.file.getvalue()
@@ -442,7 +442,7 @@ def test_the_live_display_fits_the_terminal(width):
         ),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         progress.start(
             SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
         )

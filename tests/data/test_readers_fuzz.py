@@ -26,7 +26,7 @@ from rayfl.data.sources import NPZ
 CONFIG = {
     "data": {"name": "digits"},
     "partition": {"name": "iid"},
-    "federation": {"clients": 1, "cohort_size": 1, "local_steps": 1},
+    "federation": {"clients": 1, "cohort": 1, "local_steps": 1},
 }
 HOSTILE = (
     "a b",

@@ -73,7 +73,7 @@ def assert_same_on_any_number(prepared, actors, reference, records):
 
 @each(name=["fedavg", "fedwmsam"])
 def test_any_number_of_actors_gives_the_same_bits(name, small, actors):
-    check_any_number_of_actors(name, "DenseStack", small, actors)
+    check_any_number_of_actors(name, "BatchedMLP", small, actors)
 
 
 @pytest.mark.slow
@@ -126,11 +126,11 @@ def metrics(records):
             for options in (
                 {"sampling": "bernoulli"},
                 {"sampling": "weighted"},
-                {"dropout": 0.4},
-                {"stragglers": 0.5},
+                {"client_dropout": 0.4},
+                {"straggler_prob": 0.5},
             )
         ),
-        {"sampling": "bernoulli", "dropout": 0.4, "stragglers": 0.5},
+        {"sampling": "bernoulli", "client_dropout": 0.4, "straggler_prob": 0.5},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -145,8 +145,8 @@ def test_the_same_bits_whoever_takes_part(options, small, actors):
 def test_a_stack_of_convolutions_equals_its_clients_whoever_computes_it(small, actors):
     """Five clients of unequal size in stacks of two at most, against one at a time."""
     small["model"] = {"name": "convolutions:plain"}
-    small["federation"] |= {"cohort_size": 5, "clients_per_unit": 3, "rounds": 2}
-    small["federation"] |= {"weight_decay": 0.01, "max_norm": 5.0}
+    small["federation"] |= {"cohort": 5, "clients_per_unit": 3, "rounds": 2}
+    small["federation"] |= {"weight_decay": 0.01, "clip_norm": 5.0}
     prepared = prepare(load_config(small))
     alone, _ = here(prepared, prepared.config.algorithm)
     prepared = prepare(load_config(small, ["federation.stack=2"]))
@@ -372,7 +372,7 @@ def test_an_exception_in_client_code_ends_the_run_with_its_traceback(small, acto
 
 
 def test_a_loss_that_is_not_finite_names_round_clients_and_remedies(small):
-    small["federation"]["max_norm"] = None
+    small["federation"]["clip_norm"] = None
     message = r"round 1, algorithm 'mine': .* clients \[\d.*\] is not finite; lower federation.lr"
     with pytest.raises(DivergedError, match=message):
         here(prepare(load_config(small)), Explodes(), name="mine")
@@ -459,10 +459,10 @@ def test_memory_must_keep_its_names(small):
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        ("scaffold", "DenseStack"),
-        pytest.param("fedwmsam", "DenseStack", marks=pytest.mark.slow),
-        pytest.param("fedwmsam", "PerClient", marks=pytest.mark.slow),
-        pytest.param("fedwmsam", "ModuleStack", marks=pytest.mark.slow),
+        ("scaffold", "BatchedMLP"),
+        pytest.param("fedwmsam", "BatchedMLP", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "PerClientGradient", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "VmapGradient", marks=pytest.mark.slow),
     ],
 )
 def test_killed_actors_change_nothing(name, engine, small, ray_session):

@@ -30,9 +30,11 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
 
 def test_nodes_that_never_come_are_an_error_after_the_wait(ray_session, monkeypatch):
     monkeypatch.setattr(cluster, "PLACEMENT_TIMEOUT_S", 1)
-    wanted = Demand(num_actors=50, cpus_per_actor=1, gpus_per_actor=None, wait_s=1.0)
+    wanted = Demand(num_actors=50, cpus_per_actor=1, gpus_per_actor=None, autoscale_timeout_s=1.0)
     with (
-        pytest.raises(ConfigError, match=r"= 50: the cluster did not grow .*\.wait_s = 1,"),
+        pytest.raises(
+            ConfigError, match=r"= 50: the cluster did not grow .*\.autoscale_timeout_s = 1,"
+        ),
         cluster.launched(None, place(wanted, 10)),
     ):
         pass

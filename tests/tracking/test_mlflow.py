@@ -10,9 +10,9 @@ from mlflow.tracking import MlflowClient
 from rayfl.analysis.runs import open_store
 from rayfl.config.schema import load_config
 from rayfl.experiment import storage
-from rayfl.storage.storage import Folder
+from rayfl.storage.storage import Storage
 from rayfl.tracking.defaults import database_file, default_uri
-from rayfl.tracking.mlflow import Store
+from rayfl.tracking.mlflow import TrackingStore
 
 NAMES = ["plain", "a b", "50%", "c%20d", "a?b", "e#f", "it's", 'x?y%25z#w ü&="@:', "日本"]
 
@@ -28,7 +28,7 @@ def test_records_are_in_the_working_directory_whatever_its_name(
     if not made_here:
         shutil.copy(empty_store, tmp_path / name)
     monkeypatch.chdir(tmp_path / name)
-    store = Store(None, "é/?%#")
+    store = TrackingStore(None, "é/?%#")
     run = store.client.create_run(store.experiment_id)
     store.client.log_text(run.info.run_id, "hello", "a/b.txt")
 
@@ -55,5 +55,5 @@ def test_a_home_that_nobody_knows_is_a_directory_of_that_name(small, tmp_path, m
     small["checkpoint"] = {"dir": "~nobody_at_all/runs"}
     place = storage(load_config(small))
     assert place == str(tmp_path / "~nobody_at_all/runs")
-    Folder("~nobody_at_all/runs").make()
+    Storage("~nobody_at_all/runs").make()
     assert Path(place).is_dir()

@@ -17,9 +17,9 @@ from rayfl.config import layers
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
 from tuning.papers import compare, presets
-from tuning.plan import Trial, trials
+from tuning.plan import PlannedTrial, trials
 from tuning.space import points
-from tuning.sweep import Row
+from tuning.sweep import TrialResult
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 EVERY = [(name, scale) for name in presets.names() for scale in presets.scales(name)]
@@ -29,9 +29,9 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 
 
 def row(point, seed, state="finished", **summary):
-    trial = Trial(point, seed, f"{point}{seed}", None)
+    trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return Row(trial, state, "", 3, None, "", None, None, summary)
+    return TrialResult(trial, state, "", 3, None, "", None, None, summary)
 
 
 def preset_of(values, space, metric="best", scale="full"):
@@ -56,7 +56,7 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
     assert count == len(planned)
     assert rounds == max(t.experiment.federation.rounds for t in planned)
     assert updates == sum(
-        t.experiment.federation.rounds * t.experiment.federation.cohort for t in planned
+        t.experiment.federation.rounds * t.experiment.federation.cohort_size for t in planned
     )
     everywhere = [t.point for t in planned if t.seed == preset.sweep.seeds[0]]
     seen = set()
@@ -137,7 +137,7 @@ def test_a_preset_is_a_file_of_rayfl_sweep():
         ("fig6_clients", {"algorithm.name": "mofedsam", "federation.clients": 20}, 0.216),
         (
             "fig6_participation",
-            {"algorithm.name": "fedavg", "federation.participation": 0.4},
+            {"algorithm.name": "fedavg", "federation.cohort": 0.4},
             0.747,
         ),
     ],
@@ -151,7 +151,7 @@ def test_the_paper_s_setting_is_the_paper_s():
     e = presets.load("fedwmsam/table6", "full").sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
     f = e.federation
     assert (f.clients, f.participation, f.rounds, f.local_epochs) == (100, 0.1, 500, 5)
-    assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.max_norm) == (
+    assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.clip_norm) == (
         50,
         0.1,
         0.998,

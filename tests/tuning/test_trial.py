@@ -9,9 +9,9 @@ from ray.util import placement_group, remove_placement_group
 from rayfl.config.schema import load_config
 from rayfl.experiment import prepare, run
 from rayfl.runtime.placement import Placement
-from rayfl.training.engine import sha256
+from rayfl.training.flat import sha256
 from tuning.config import Stop, Sweep
-from tuning.inputs import Shared, data_key
+from tuning.inputs import SharedInputs, data_key
 from tuning.trial import MUTATED, Execution, Job
 
 IDENTITY = "0123456789abcdef"
@@ -38,7 +38,7 @@ def execution(group):
         placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
-        made.append(Execution(Shared(data, placement), config, group))
+        made.append(Execution(SharedInputs(data, placement), config, group))
         return made[-1]
 
     yield make
@@ -174,7 +174,7 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
     ("overrides", "sweep", "words"),
     [
         (
-            ["algorithm.name=failing:Explodes", "federation.max_norm=null"],
+            ["algorithm.name=failing:Explodes", "federation.clip_norm=null"],
             {},
             "round 1, algorithm 'failing:Explodes': the loss",
         ),

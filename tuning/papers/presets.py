@@ -129,7 +129,7 @@ def size(sweep: Sweep) -> tuple[int, int, int]:
     """Trials, rounds of the longest, and the client updates of all rounds of all trials."""
     experiments = [sweep.experiment(p, sweep.seeds[0]) for p in points(sweep.space, None, 0)]
     seeds = len(sweep.seeds)
-    updates = sum(e.federation.rounds * e.federation.cohort for e in experiments)
+    updates = sum(e.federation.rounds * e.federation.cohort_size for e in experiments)
     rounds = max(e.federation.rounds for e in experiments)
     return len(experiments) * seeds, rounds, updates * seeds
 
