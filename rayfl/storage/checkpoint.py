@@ -133,8 +133,8 @@ class SavedCheckpoint:
 
     def _damaged(self, name: str, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint of round {self.round} in {self.storage}: {name} is damaged ({reason}); give the path "
-            "of another checkpoint-*.json, or start anew without --resume"
+            f"checkpoint of round {self.round} in {self.storage}: {name} is damaged ({reason}); give the "
+            "path of another checkpoint-*.json, or start anew without --resume"
         )
 
 
