@@ -31,6 +31,7 @@ from rayfl.federation.server import Federation, Record
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.storage import checkpoint
+from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
@@ -343,13 +344,13 @@ def _saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
 
 def _checkpoints(
     config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
-) -> checkpoint.CheckpointWriter | None:
+) -> CheckpointWriter | None:
     every = config.checkpoint.every
     if every is None:
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    checkpoints = checkpoint.CheckpointWriter(
-        location=str(saved.folder) if saved else below(storage(config), config.hash, run),
+    checkpoints = CheckpointWriter(
+        location=str(saved.storage) if saved else below(storage(config), config.hash, run),
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,

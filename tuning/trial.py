@@ -22,7 +22,8 @@ from rayfl.federation.history import History
 from rayfl.federation.server import Record, Server
 from rayfl.runtime import cluster
 from rayfl.runtime.pool import ActorPool
-from rayfl.storage.checkpoint import CheckpointWriter, saved_in
+from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from tuning.config import Sweep

@@ -42,7 +42,7 @@ from rayfl.federation.server import Federation, Record, Server
 from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
-from rayfl.storage.checkpoint import CheckpointWriter
+from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.training.engine import LocalSettings
 from rayfl.training.process import configure_process
 

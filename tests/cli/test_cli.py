@@ -66,6 +66,7 @@ def test_help_shows_every_command_on_one_line(rayfl):
     assert rayfl("run", "-h")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
     """It brings triton, which calls all leaked that Python did not tidy up at its end."""
     command = "from rayfl.cli.main import script; script()"
@@ -120,6 +121,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -147,6 +149,7 @@ def test_streams_that_are_not_unicode(arguments, code, tmp_path):
         assert re.search(r"\| +\. \|", text) or "data.\\xe9. = 'x': unknown key" in text
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home(tmp_path):
     """As with `docker run --user 12345`: no HOME, and no line in /etc/passwd."""
     (tmp_path / "homeless.py").write_text(

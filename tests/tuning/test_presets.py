@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
+from rayfl.cli.main import app
 from rayfl.config import layers, shipped
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
@@ -299,15 +301,15 @@ def test_a_broken_published_file_is_one_clear_line(monkeypatch, tmp_path):
 
 
 def test_the_list_of_presets():
-    done = subprocess.run([RAYFL, "reproduce"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
+    done = CliRunner().invoke(app, ["reproduce"])
+    assert done.exit_code == 0
     for name in presets.names():
         assert name in done.stdout
 
 
-def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
     """With real actors; the second call runs nothing and gives the same lines."""
-    monkeypatch.chdir(tmp_path)
     preset = presets.load("fedwmsam/table6", "small", TINY, "algorithm.name=fedwmsam")
     started = []
 
