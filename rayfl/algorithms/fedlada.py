@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 
 from rayfl.algorithms.fedavg import FedAvg
-from rayfl.algorithms.vectors import blended_
+from rayfl.algorithms.vectors import scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class FedLADA(FedAvg):
         v = self.beta2 * memory["v"] + (1 - self.beta2) * g.square()
         u = torch.maximum(memory["u"], v)
         momentum = (1 - self.alpha) * ctx.shared["Delta"]
-        return blended_(m / u.sqrt(), self.alpha, momentum), {"m": m, "v": v, "u": u}
+        return scale_add_(m / u.sqrt(), self.alpha, momentum), {"m": m, "v": v, "u": u}
 
     def upload(self, delta, memory, ctx):
         return {"delta": delta, "v": memory["u"]}, {}

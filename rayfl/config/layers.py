@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayfl.config import shipped
 from rayfl.config.values import parse_value, parse_yaml, plain
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, printable, shown
@@ -39,7 +40,8 @@ def read(path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
         content = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         similar = nearest(path.name, [f.name for f in path.parent.glob("*.y*ml")], cutoff=0.8)
-        raise ConfigError(f"{where}: there is no such file{similar}") from None
+        hint = similar or shipped.similar(path)
+        raise ConfigError(f"{where}: there is no such file{hint}") from None
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -55,7 +57,8 @@ def read(path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
     if not isinstance(base, str):
         allowed = f"the path of a config file, relative to '{path.name}'"
         raise ConfigError(key="extends", value=base, allowed=allowed)
-    return merge(read(path.parent / base, named, (*extended_by, path)), plain(content), named)
+    file = shipped.find(base, path.parent)
+    return merge(read(file, named, (*extended_by, path)), plain(content), named)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Layer:

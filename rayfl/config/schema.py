@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.config import layers
+from rayfl.config import layers, shipped
 from rayfl.config.identity import config_hash, identity
 from rayfl.config.messages import config_error
 from rayfl.config.named import ALGORITHM, DATA, MODEL, NAMED, PARTITION
@@ -136,12 +136,12 @@ class Experiment(Section):
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Experiment:
-    """Load a YAML file, or a mapping like one, with `section.key=value` overrides.
+    """Load a YAML file, a shipped config by its name, or a mapping, with `section.key=value` overrides.
 
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     is_file = isinstance(source, str | Path)
-    config = layers.read(Path(source), NAMED) if is_file else plain(source)
+    config = layers.read(shipped.find(source), NAMED) if is_file else plain(source)
     config = layers.merge(config, layers.parse_overrides(overrides), NAMED)
     try:
         # JSON's strict mode: no silent conversion ("true" is no number), but lists become tuples.

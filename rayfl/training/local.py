@@ -10,11 +10,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Penalty, Setup, Vectors, unseeded
+from rayfl.algorithms.base import (
+    Algorithm,
+    ClientContext,
+    ExperimentInfo,
+    Penalty,
+    Vectors,
+    unseeded,
+)
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.algorithms.vectors import norm
 from rayfl.training.batches import Minibatch
-from rayfl.training.gradient import Oracle
+from rayfl.training.gradients import Oracle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +72,14 @@ class Stack:
         self.x = self.start.expand(len(self.counts), -1).clone()
         self.total = self.start.new_zeros(len(self.counts))
 
-    def context(self, step: int, setup: Setup) -> ClientContext:
+    def context(self, step: int, info: ExperimentInfo) -> ClientContext:
         return ClientContext(
             start=self.start.expand_as(self.x),
             shared=self.shared,
             lr=self.lr,
             steps=self.counts.to(self.start.dtype),
             step=step,
-            setup=setup,
+            experiment=info,
             random=self.noise.at(step) if self.noise else unseeded,
         )
 
@@ -97,7 +104,7 @@ class LocalStep:
     oracle: Oracle
     sgd: SGD
     """Its `lr` is that of new stacks; a step takes its stack's."""
-    setup: Setup
+    experiment: ExperimentInfo
 
     def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
         """Take step k on `batch`, in place; returns the number of backward passes of each client.
@@ -116,7 +123,7 @@ class LocalStep:
             return gradient
 
         x = stack.x
-        ctx = stack.context(k, self.setup)
+        ctx = stack.context(k, self.experiment)
         direction, memory = self.algorithm.local_step(x, stack.memory, grad, ctx)
         memory = {name: _apart(value, x) for name, value in memory.items()}
         losses = calls[0] if calls else torch.zeros_like(stack.total)
@@ -163,7 +170,7 @@ def train_stack(
         passes += running * take(stack, minibatch(k), k, running == len(steps))
     if recorded is not None:
         stack = recorded.release(stack)
-    ctx = stack.context(max(steps), step.setup)
+    ctx = stack.context(max(steps), step.experiment)
     uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
     return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
 

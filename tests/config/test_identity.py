@@ -29,7 +29,12 @@ def test_free_sections_and_places_change_no_hash():
 
 def test_all_other_keys_change_it():
     one = load_config(BASE)
-    for override in ("seed=1", "algorithm.rho=0.3", "federation.cohort=0.4", "data.name=cifar10"):
+    for override in (
+        "seed=1",
+        "algorithm={name: fedsam, rho: 0.3}",
+        "federation.cohort=0.4",
+        "data.name=cifar10",
+    ):
         assert load_config(BASE, [override]).hash != one.hash
     assert all(map(is_identity, one.flat_identity()))
 

@@ -11,8 +11,8 @@ from rayfl.errors import ConfigError
 from rayfl.experiment import prepare
 from rayfl.models.lora import merged
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import Broadcast, Engine, WorkUnit, sha256
-from rayfl.training.flat import Layout
+from rayfl.training.engine import Broadcast, Engine, WorkUnit
+from rayfl.training.flat import Layout, sha256
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_adapters_and_head_alone_are_trained_and_travel(adapted, actors):
     plain = models.build(load_config(adapted).model, data.sample_shape, data.num_classes, 5)
     plain.load_state_dict(result.state_dict)
     test = DeviceData(data, "test", torch.device("cpu"))
-    looks = test.looks(torch.arange(len(test)), None, None)
+    looks = test.preprocess(torch.arange(len(test)), None, None)
     accuracy = (plain.eval()(looks).argmax(-1) == test.y).float().mean().item()
     assert accuracy == pytest.approx(result.history["test/accuracy"].iloc[-1], abs=0.003)
 
@@ -105,7 +105,7 @@ def test_batch_statistics_of_resnet_are_those_of_the_first_passes_averaged(batch
 
     expected = []
     for client in server.federation.cohort(1):
-        plan = engine._plan(1, client)
+        plan = engine.schedule(1, client)
         batches = engine.train_data.batches([plan])
         model, lr = prepared.model.train(), prepared.federation.lrs[0]
         layout.load(model, start, fresh)

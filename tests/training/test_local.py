@@ -9,12 +9,12 @@ from noisy import Noisy
 from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import Setup
+from rayfl.algorithms.base import ExperimentInfo
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
-SETUP = Setup(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
+INFO = ExperimentInfo(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
 PLAIN = SGD(lr=0.5, weight_decay=0.0, clip_norm=None)
 
 
@@ -55,7 +55,7 @@ def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
     first = algorithm.init_client(start)
     memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
     targets = TARGETS[: len(steps)]
-    step = LocalStep(algorithm, Distance(), sgd, SETUP)
+    step = LocalStep(algorithm, Distance(), sgd, INFO)
     return train_stack(step, lambda k: targets, start, {}, memory, steps)
 
 
@@ -165,7 +165,7 @@ def test_a_client_rounds_alike_beside_one_that_has_stopped(clip_norm):
 
 def test_a_client_draws_in_a_stack_what_it_draws_alone():
     """Steps and uploads, though the stack has clients that go on for longer."""
-    clients, steps, step = [7, 3, 5], [3, 1, 2], LocalStep(Noisy(), Distance(), PLAIN, SETUP)
+    clients, steps, step = [7, 3, 5], [3, 1, 2], LocalStep(Noisy(), Distance(), PLAIN, INFO)
 
     def trained(rows: slice) -> Trained:
         noise = ClientNoise(0, 1, clients[rows], steps[rows])
@@ -194,7 +194,7 @@ class Hoards(Algorithm):
 def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
     start = torch.tensor([2.0, 4.0])
     sgd = SGD(lr=0.5, weight_decay=0.5, clip_norm=None)
-    step = LocalStep(Hoards(), Distance(), sgd, SETUP)
+    step = LocalStep(Hoards(), Distance(), sgd, INFO)
     trained = train_stack(step, lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2])
     # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
     assert trained.memory["x"].tolist() == [[0.5, 1.0]]
