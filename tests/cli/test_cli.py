@@ -216,6 +216,20 @@ def test_lists(rayfl, command, expected):
     assert re.search(expected, out, re.MULTILINE)
 
 
+def test_configs_are_listed_and_printed(rayfl, tmp_path):
+    code, out, _ = rayfl("configs")
+    assert code == 0
+    assert re.search(r"^ +quickstart +rayfl run +FedWMSAM on .*$", out, re.MULTILINE)
+    assert re.search(r"^ +rho_beta_alpha +rayfl sweep +Which rho ", out, re.MULTILINE)
+    code, out, err = rayfl("configs", "quickstart")
+    assert (code, err) == (0, "")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert load_config(tmp_path / "mine.yaml") == load_config(QUICKSTART)
+    code, out, err = rayfl("configs", "quikstart")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "did you mean 'quickstart'" in err
+
+
 def test_the_partition_table_adds_up(rayfl, tmp_path):
     code, out, _ = rayfl("partition", QUICKSTART, "--plot", "heat map.png")
     rows = [re.findall(r"\d+|·", line) for line in out.splitlines() if re.match(r"│ +\d+", line)]
