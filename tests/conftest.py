@@ -57,10 +57,17 @@ def each(**cases: Mapping[str, Any] | Iterable[Any]) -> Callable:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the session's Ray, so that `-m "not ray"` leaves them out."""
+    """Mark the tests that use the session's Ray: `-m "not ray"` leaves them out.
+
+    With `-n 2 --dist loadgroup` one process has all of them, and one has those that ask the store `stored`.
+    """
     for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "ray_session" in fixtures:
             item.add_marker("ray")
+        for shared in ("ray_session", "stored"):
+            if shared in fixtures:
+                item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")

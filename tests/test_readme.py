@@ -52,7 +52,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def shell(command, folder, timeout=240):
+def shell(command, folder, timeout=600):
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
