@@ -1,4 +1,4 @@
-"""What a sweep shows on terminals of different sizes, and what it says of the time that is left."""
+"""Display of a sweep on terminals of different sizes, and its estimate of the time that is left."""
 
 import io
 import re

@@ -110,7 +110,7 @@ def test_every_method_learns(name, small):
 
 
 def metrics(records):
-    """What is measured, without how long it took; evaluations may come later, not differently."""
+    """Metrics by round, without times; evaluations may come later, not differently."""
     rows = {}
     for record in records:
         kept = {k: v for k, v in record.metrics.items() if not k.startswith("time/")}
