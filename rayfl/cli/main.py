@@ -10,6 +10,7 @@ import tempfile
 
 import typer
 
+import tuning  # noqa: F401  # this one, whatever the working directory holds
 from rayfl.cli import analysis, listings, runs, sweeps
 from rayfl.cli.terminal import fail, write_any_character
 from rayfl.errors import ClientError, ConfigError, RunError
@@ -24,7 +25,13 @@ app = typer.Typer(
 for _command in (
     *(runs.run, sweeps.sweep, sweeps.plan, sweeps.reproduce, runs.config, listings.partition),
     *(analysis.results, analysis.compare, analysis.plot, analysis.report),
-    *(listings.algorithms, listings.datasets, listings.partitions, listings.models),
+    *(
+        listings.algorithms,
+        listings.datasets,
+        listings.partitions,
+        listings.models,
+        listings.configs,
+    ),
 ):
     app.command()(_command)
 

@@ -46,6 +46,12 @@ def write_any_character() -> None:
             stream.reconfigure(errors="plain")
 
 
+def write_utf8() -> None:
+    """Make stdout UTF-8, as config files are read."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
 def _plain(error: UnicodeError) -> tuple[str, int]:
     """Return ASCII for characters of a path or a table, as a codec's error handler does."""
     assert isinstance(error, UnicodeEncodeError)

@@ -1,4 +1,4 @@
-"""Display of a sweep on terminals of different sizes, and the estimate of the time that is left."""
+"""Display of a sweep on terminals of different sizes, and its estimate of the time that is left."""
 
 import io
 import re

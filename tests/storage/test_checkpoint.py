@@ -65,9 +65,10 @@ def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory, ray_session):
-    """What a run leaves that was interrupted after the checkpoint of round 2: a folder and its config."""
+def interrupted(tmp_path_factory, ray_session, empty_store):
+    """Folder and config of a run that was interrupted after the checkpoint of round 2."""
     folder = tmp_path_factory.mktemp("interrupted")
+    shutil.copy(empty_store, folder)
     config = small_config() | {"tracking": {"enabled": True}, "checkpoint": {"every": 2}}
     config["federation"]["rounds"] = 80
 

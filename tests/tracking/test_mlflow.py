@@ -1,6 +1,7 @@
-"""Where records are: in directories of any name."""
+"""Records are in the working directory, whatever its name."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,16 @@ from rayfl.tracking.mlflow import TrackingStore
 NAMES = ["plain", "a b", "50%", "c%20d", "a?b", "e#f", "it's", 'x?y%25z#w ü&="@:', "日本"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_records_are_in_the_working_directory_whatever_its_name(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "made_here"), [*((name, False) for name in NAMES), (NAMES[-2], True)]
+)
+def test_records_are_in_the_working_directory_whatever_its_name(
+    name, made_here, tmp_path, monkeypatch, empty_store
+):
+    """The database is MLflow's own work in the worst of them, and a copy elsewhere."""
     (tmp_path / name).mkdir()
+    if not made_here:
+        shutil.copy(empty_store, tmp_path / name)
     monkeypatch.chdir(tmp_path / name)
     store = TrackingStore(None, "é/?%#")
     run = store.client.create_run(store.experiment_id)
