@@ -92,9 +92,10 @@ def ray_session():
 
 
 @pytest.fixture(scope="session")
-def empty_store(request):
+def empty_store(request, tmp_path_factory):
     """An MLflow database without runs; to copy it is seconds faster than to have MLflow make one."""
-    folder = request.config.cache.mkdir(f"mlflow-{version('mlflow')}")
+    cache, name = getattr(request.config, "cache", None), f"mlflow-{version('mlflow')}"
+    folder = cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)
     if not (folder / "mlflow.db").exists():
         from mlflow.tracking import MlflowClient
 

@@ -554,7 +554,7 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
 
 @pytest.mark.parametrize("case", CORRECTIONS)
 def test_a_correction_changes_the_direction(case):
-    """Direction where the gradient is 2: released code adds corrections to the loss as numbers, to no effect."""
+    """Direction where the gradient is 2: released code adds corrections to the loss, to no effect."""
     algorithm, shared, memory, expected = CORRECTIONS[case]
     start = torch.zeros(1, 3)
     ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, experiment=INFO)

@@ -15,7 +15,7 @@ from rayfl.algorithms import Algorithm
 
 
 def in_a_run() -> bool:
-    """Return True while a client trains or a server aggregates: the check before a run must see no failure."""
+    """Return True while a client trains or a server aggregates: the check before a run sees no failure."""
     frame = sys._getframe()
     while frame is not None:
         if Path(frame.f_code.co_filename).name in ("engine.py", "server.py"):
