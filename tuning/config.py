@@ -123,6 +123,10 @@ class Sweep(Section):
         """Return the resolved sweep as a file that gives it again."""
         return to_yaml(self.model_dump(mode="json", exclude_none=True))
 
+    def rounds(self, experiment: Experiment) -> int:
+        """Return the largest number of rounds that a trial of this experiment runs."""
+        return min(experiment.federation.rounds, self.stop.rounds or experiment.federation.rounds)
+
     def experiment(self, point: Point, seed: int) -> Experiment:
         """Return the experiment at a point; ConfigError if there is none."""
         return load_config(self.raw(point, seed))
