@@ -87,14 +87,19 @@ class TrackingStore:
             )
         except Exception as error:  # MLflow lets through whatever its backend raises
             raise ConfigError(
-                f"tracking.uri = {self.uri!r}: MLflow cannot use it ({first_line(error)}); give a "
+                f"MLflow cannot use it ({first_line(error)}); give a "
                 "sqlite:/// file or the http address of a running MLflow server, or set "
-                "tracking.enabled=false"
+                "tracking.enabled=false",
+                key="tracking.uri",
+                value=self.uri,
+                keys=("tracking.enabled",),
             ) from error
         if found and found.lifecycle_stage != "active":
             raise ConfigError(
-                f"tracking.experiment = {experiment!r}: was deleted in {self.uri}; restore it with "
-                "`mlflow experiments restore`, or choose another name"
+                f"was deleted in {self.uri}; restore it with "
+                "`mlflow experiments restore`, or choose another name",
+                key="tracking.experiment",
+                value=experiment,
             )
 
     @property
@@ -159,7 +164,8 @@ class RunTracker:
         except MlflowException as error:
             raise ConfigError(
                 f"--resume: MLflow run {run_id}, to which the checkpoint belongs, is not in {store.uri} "
-                f"({first_line(error)}); set tracking.uri to its store, or tracking.enabled=false"
+                f"({first_line(error)}); set tracking.uri to its store, or tracking.enabled=false",
+                keys=("tracking.uri", "tracking.enabled"),
             ) from error
         self._client.update_run(run_id, status="RUNNING")
         self._recorded = {
