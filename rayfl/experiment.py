@@ -31,16 +31,17 @@ from rayfl.federation.server import Federation, Record
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.storage import checkpoint
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, sha256, shared_setup
-from rayfl.training.flat import Layout
+from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
+from rayfl.training.flat import Layout, sha256
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 
 if TYPE_CHECKING:
-    from rayfl.tracking.mlflow import Store, Tracker
+    from rayfl.tracking.mlflow import RunTracker, TrackingStore
 
 # What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
 # server handles on the cores that train.
@@ -137,17 +138,17 @@ def prepare(
     federation = Federation(
         seed=config.seed,
         clients=fed.clients,
-        participation=fed.participation or fed.cohort / fed.clients,
+        participation=fed.participation,
         sampling=fed.sampling,
         sizes=partition.sizes,
-        dropout=fed.dropout,
+        client_dropout=fed.client_dropout,
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
         or clients_per_unit(
             Layout(model).size,
             shortcuts.dense,
-            fed.cohort,
+            fed.cohort_size,
             fed.batch_size,
             _samples(config, data),
             fed.stack,
@@ -164,10 +165,10 @@ def prepare(
         local_epochs=fed.local_epochs,
         local_steps=fed.local_steps,
         weight_decay=fed.weight_decay,
-        max_norm=fed.max_norm,
+        clip_norm=fed.clip_norm,
         precision=fed.precision,
         augment=config.data.augment,
-        stragglers=fed.stragglers,
+        straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
         shortcuts=shortcuts,
@@ -176,7 +177,7 @@ def prepare(
         contract.check(
             config.algorithm,
             config.algorithm_name,
-            shared_setup(Layout(model), partition, settings),
+            experiment_info(Layout(model), partition, settings),
             federation.cohort_size / federation.clients,
             federation.lrs,
         )
@@ -292,7 +293,7 @@ def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
     device_data = DeviceData(data, "train", torch.device("cpu"))
     indices = torch.linspace(0, len(device_data) - 1, 2 * COMPARED_SAMPLES).long()
     first, second = (
-        (device_data.looks(part, None, None), device_data.y[part])
+        (device_data.preprocess(part, None, None), device_data.y[part])
         for part in indices.split(COMPARED_SAMPLES)
     )
     return first, second
@@ -321,15 +322,17 @@ def wanted(resources: Resources) -> Demand:
     return Demand(**given)
 
 
-def _open_store(config: Experiment) -> "Store | None":
+def _open_store(config: Experiment) -> "TrackingStore | None":
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking.mlflow import Store  # mlflow takes seconds to import: not without tracking
+    from rayfl.tracking.mlflow import (
+        TrackingStore,  # mlflow takes seconds to import: not without tracking
+    )
 
-    return Store(config.tracking.uri, config.tracking.experiment)
+    return TrackingStore(config.tracking.uri, config.tracking.experiment)
 
 
-def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
+def _saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
     try:
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
@@ -340,14 +343,14 @@ def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
 
 
 def _checkpoints(
-    config: Experiment, run_id: str | None, saved: checkpoint.Saved | None
-) -> checkpoint.Checkpoints | None:
+    config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
+) -> CheckpointWriter | None:
     every = config.checkpoint.every
     if every is None:
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else below(storage(config), config.hash, run),
+    checkpoints = CheckpointWriter(
+        location=str(saved.storage) if saved else below(storage(config), config.hash, run),
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,
@@ -365,7 +368,7 @@ def _checkpoints(
 
 def _check_storage(config: Experiment) -> None:
     try:
-        Folder(storage(config))
+        Storage(storage(config))
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
 
@@ -378,16 +381,19 @@ def storage(config: Experiment) -> str:
 
 @contextlib.contextmanager
 def _tracked(
-    store: "Store | None", prepared: Prepared, history: History, saved: checkpoint.Saved | None
-) -> Iterator["Tracker | None"]:
+    store: "TrackingStore | None",
+    prepared: Prepared,
+    history: History,
+    saved: checkpoint.SavedCheckpoint | None,
+) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done."""
     if store is None:
         yield None
         return
-    from rayfl.tracking.mlflow import Tracker
+    from rayfl.tracking.mlflow import RunTracker
 
     run_id = saved.run_id if saved else None
-    tracker = Tracker(store, prepared.config, prepared.data.name, run_id)
+    tracker = RunTracker(store, prepared.config, prepared.data.name, run_id)
     status = "FAILED"
     try:
         if run_id is None:

@@ -17,10 +17,10 @@ from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
-    from tuning.sweep import Result, Row
+    from tuning.sweep import SweepResult, TrialResult
 
 
-def summary_table(result: "Result", sweep: "Sweep") -> Table:
+def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
     """Make a row for every point: its values, and the metric's mean and spread over the finished seeds."""
     m, keys = Metric(sweep.metric, sweep.metric), list(sweep.space)
     names = [short(key, keys) for key in keys]
@@ -37,7 +37,7 @@ def summary_table(result: "Result", sweep: "Sweep") -> Table:
     return table
 
 
-def best_points(result: "Result", sweep: "Sweep") -> list[Point]:
+def best_points(result: "SweepResult", sweep: "Sweep") -> list[Point]:
     """Return the best point of each task, by the rule of `rayfl.analysis.aggregate.ranked`."""
     tasks: dict[Hashable, list[tuple[Point, Aggregate]]] = {}
     for rows in _by_point(result):
@@ -50,7 +50,7 @@ def best_points(result: "Result", sweep: "Sweep") -> list[Point]:
     return [found[ranking[0]][0] for found, ranking in rankings if ranking]
 
 
-def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
+def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
     """Build the object that `rayfl sweep --json` prints at its end."""
     return {
         "sweep": sweep.name,
@@ -77,15 +77,15 @@ def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
     }
 
 
-def _by_point(result: "Result") -> list[list["Row"]]:
+def _by_point(result: "SweepResult") -> list[list["TrialResult"]]:
     """Group the rows by point."""
-    points: dict[str, list[Row]] = {}
+    points: dict[str, list[TrialResult]] = {}
     for row in result.rows:
         points.setdefault(text(row.trial.point), []).append(row)
     return list(points.values())
 
 
-def _aggregate(rows: "list[Row]") -> Aggregate:
+def _aggregate(rows: "list[TrialResult]") -> Aggregate:
     """Aggregate the sweep's metric over the seeds of a point."""
     frame = pd.DataFrame({"state": [r.state for r in rows], "value": [r.value for r in rows]})
     return aggregate(frame, "value")

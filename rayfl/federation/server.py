@@ -45,7 +45,7 @@ class Federation:
     sampling: Sampling
     sizes: np.ndarray
     """Training samples of each client, int64 `[N]`."""
-    dropout: float
+    client_dropout: float
     """Probability that a client of a cohort is lost, and its update with it."""
     rounds: int
     lrs: tuple[float, ...]
@@ -196,7 +196,7 @@ class Server:
             evaluated = handle
         sampled = f.cohort(round)
         # A client that will be lost need not be trained: nothing of it comes back.
-        cohort = survivors(sampled, f.dropout, f.seed, round)
+        cohort = survivors(sampled, f.client_dropout, f.seed, round)
         units = [
             WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
@@ -280,7 +280,7 @@ class Server:
     def _diverged(self, round: int, what: str) -> DivergedError:
         return DivergedError(
             f"round {round}, algorithm '{self.name}': {what} is not finite; lower federation.lr (now "
-            f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.max_norm"
+            f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.clip_norm"
         )
 
     def _metrics(

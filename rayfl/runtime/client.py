@@ -18,9 +18,9 @@ from rayfl.training.engine import (
     EvaluationResult,
     LocalSettings,
     WorkUnit,
-    configure_process,
 )
 from rayfl.training.precision import in_effect
+from rayfl.training.process import configure_process
 from rayfl.training.travel import unpacked
 
 

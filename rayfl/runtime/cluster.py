@@ -42,8 +42,9 @@ from rayfl.federation.server import Federation, Record, Server
 from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
-from rayfl.storage.checkpoint import Checkpoints
-from rayfl.training.engine import LocalSettings, configure_process
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.training.engine import LocalSettings
+from rayfl.training.process import configure_process
 
 PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
@@ -161,7 +162,7 @@ class ServerActor:
         placement: Placement,
         group: Any,
         started: Sequence[Any],
-        checkpoints: Checkpoints | None,
+        checkpoints: CheckpointWriter | None,
         time_limit: float | None,
     ):
         configure_process(threads=1)
@@ -337,7 +338,7 @@ class RemoteServer:
 def launched(
     job: Job,
     placement: Placement,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointWriter | None = None,
     time_limit: float | None = None,
     dataset: Any = None,
 ) -> Iterator[RemoteServer]:
@@ -350,7 +351,7 @@ def launched(
     clients: list[Any] = []
     server: RemoteServer | None = None
     try:
-        waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
+        waited_s = max(PLACEMENT_TIMEOUT_S, placement.autoscale_timeout_s)
         if not group.wait(waited_s):
             raise refusal(placement, waited_s)
         arguments = actor_arguments(job, dataset)

@@ -8,8 +8,8 @@ from rayfl.experiment import Prepared, prepare
 from rayfl.federation.server import Server
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import Ticket
-from rayfl.training.engine import Broadcast, WorkUnit, sha256
-from rayfl.training.flat import Layout
+from rayfl.training.engine import Broadcast, WorkUnit
+from rayfl.training.flat import Layout, sha256
 from rayfl.training.travel import packed
 
 

@@ -18,7 +18,7 @@ from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import Watch
-    from tuning.sweep import Result, Row, Start
+    from tuning.sweep import SweepResult, SweepStart, TrialResult
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Replication:
 
 def reproduce(
     preset: Preset,
-    on_start: "Callable[[Start], None]" = lambda start: None,
+    on_start: "Callable[[SweepStart], None]" = lambda start: None,
     watch: "Watch" = lambda *_: None,
-) -> "tuple[Replication, Result]":
+) -> "tuple[Replication, SweepResult]":
     """Run the missing trials of the preset's sweep, as `tuning.sweep.run` does, and compare."""
     from tuning import sweep as sweeps
 
@@ -74,12 +74,12 @@ def reproduce(
     return compare(preset, result.rows), result
 
 
-def compare(preset: Preset, rows: "Sequence[Row]") -> Replication:
+def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
     """Put the rows of a sweep beside the published numbers; other points follow without one.
 
     A published number about points that the sweep does not have is left out.
     """
-    of_point: dict[str, list[Row]] = {}
+    of_point: dict[str, list[TrialResult]] = {}
     for row in rows:
         of_point.setdefault(repr(row.trial.point), []).append(row)
     groups = list(of_point.values())
@@ -152,7 +152,7 @@ def remarks(replication: Replication, overrides: Sequence[str] = ()) -> list[str
     return said
 
 
-def _line(group: "Sequence[Row]", name: str, value: PublishedValue | None) -> Line:
+def _line(group: "Sequence[TrialResult]", name: str, value: PublishedValue | None) -> Line:
     ours = _aggregate(group, name)
     missed = ours.finished - ours.n
     words = [counted(row.state for row in group if row.state != "finished")]
@@ -168,7 +168,7 @@ def _line(group: "Sequence[Row]", name: str, value: PublishedValue | None) -> Li
     )
 
 
-def _aggregate(group: "Sequence[Row]", name: str) -> Aggregate:
+def _aggregate(group: "Sequence[TrialResult]", name: str) -> Aggregate:
     """Aggregate a metric over the trials of a point."""
     runs = pd.DataFrame([{**row.summary, "state": row.state} for row in group])
     finished = runs.loc[runs["state"] == "finished"]

@@ -1,0 +1,63 @@
+"""The commands of one experiment: `rayfl run` and `rayfl config`."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayfl.cli.arguments import AsJson, ConfigFile, Overrides, listen_locally, load
+from rayfl.cli.terminal import console, showing, write_utf8
+
+if TYPE_CHECKING:
+    from rayfl.config.schema import Experiment
+    from rayfl.experiment import Result
+
+
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="latest|PATH|RUN_ID", help="Go on from a checkpoint of the same config."
+        ),
+    ] = None,
+) -> None:
+    """Run one experiment."""
+    from rayfl.cli.run_display import RunDisplay
+
+    progress = RunDisplay(console(stderr=True))
+    with showing(progress) as on_start:
+        resolved = load(config, overrides)
+        listen_locally(resolved.ray.address)
+        from rayfl import experiment
+
+        result = experiment.run(resolved, on_start, progress.record, resume)
+    if as_json:
+        print(json.dumps(_as_json(resolved, result)))
+    else:
+        progress.conclude(result)
+
+
+def config(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved config and its hash."""
+    resolved = load(config, overrides)
+    write_utf8()
+    print(resolved.to_yaml() + f"# config hash: {resolved.hash}")
+
+
+def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
+    s = result.summary
+    return {
+        "accuracy": {kind: s[f"accuracy_{kind}"] for kind in ("final", "best", "last10")},
+        "loss": s["loss_final"],
+        "rounds": int(s["rounds"]),
+        "seconds_per_round": s["seconds_per_round"],
+        "backward_passes": int(s["backward_passes"]),
+        "bytes_up": int(s["bytes_up"]),
+        "bytes_down": int(s["bytes_down"]),
+        "run_id": result.run_id,
+        "config_hash": config.hash,
+        "model_sha256": result.model_sha256,
+    }
