@@ -31,7 +31,8 @@ from rayfl.federation.server import Federation, Record
 from rayfl.runtime import cluster
 from rayfl.runtime.placement import Demand, Placement, place
 from rayfl.storage import checkpoint
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
@@ -40,7 +41,7 @@ from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 
 if TYPE_CHECKING:
-    from rayfl.tracking.mlflow import Store, Tracker
+    from rayfl.tracking.mlflow import RunTracker, TrackingStore
 
 # What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
 # server handles on the cores that train.
@@ -321,15 +322,17 @@ def wanted(resources: Resources) -> Demand:
     return Demand(**given)
 
 
-def _open_store(config: Experiment) -> "Store | None":
+def _open_store(config: Experiment) -> "TrackingStore | None":
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking.mlflow import Store  # mlflow takes seconds to import: not without tracking
+    from rayfl.tracking.mlflow import (
+        TrackingStore,  # mlflow takes seconds to import: not without tracking
+    )
 
-    return Store(config.tracking.uri, config.tracking.experiment)
+    return TrackingStore(config.tracking.uri, config.tracking.experiment)
 
 
-def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
+def _saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
     try:
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
@@ -340,14 +343,14 @@ def _saved(config: Experiment, resume: str) -> checkpoint.Saved:
 
 
 def _checkpoints(
-    config: Experiment, run_id: str | None, saved: checkpoint.Saved | None
-) -> checkpoint.Checkpoints | None:
+    config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
+) -> CheckpointWriter | None:
     every = config.checkpoint.every
     if every is None:
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else below(storage(config), config.hash, run),
+    checkpoints = CheckpointWriter(
+        location=str(saved.storage) if saved else below(storage(config), config.hash, run),
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,
@@ -365,7 +368,7 @@ def _checkpoints(
 
 def _check_storage(config: Experiment) -> None:
     try:
-        Folder(storage(config))
+        Storage(storage(config))
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
 
@@ -378,16 +381,19 @@ def storage(config: Experiment) -> str:
 
 @contextlib.contextmanager
 def _tracked(
-    store: "Store | None", prepared: Prepared, history: History, saved: checkpoint.Saved | None
-) -> Iterator["Tracker | None"]:
+    store: "TrackingStore | None",
+    prepared: Prepared,
+    history: History,
+    saved: checkpoint.SavedCheckpoint | None,
+) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done."""
     if store is None:
         yield None
         return
-    from rayfl.tracking.mlflow import Tracker
+    from rayfl.tracking.mlflow import RunTracker
 
     run_id = saved.run_id if saved else None
-    tracker = Tracker(store, prepared.config, prepared.data.name, run_id)
+    tracker = RunTracker(store, prepared.config, prepared.data.name, run_id)
     status = "FAILED"
     try:
         if run_id is None:

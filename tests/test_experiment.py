@@ -20,9 +20,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture
-def tracked(small, tmp_path, monkeypatch):
+def tracked(small, store_here):
     """The small experiment, recorded in MLflow's default place: the working directory."""
-    monkeypatch.chdir(tmp_path)
     small["tracking"] = {"targets": [0.1, 1.0]}
     return small
 
@@ -181,6 +180,7 @@ def test_units_depend_on_the_work_and_never_on_the_actors(small):
     assert units({"name": "convolutions:with_batch_norm"}, 10, stack=50) == 1
 
 
+@pytest.mark.slow
 def test_lenet_on_cifar10(small, cifar10):
     small |= {
         "data": {"name": "parquet", "path": str(cifar10), "augment": "flip_crop"},

@@ -10,7 +10,7 @@ from rayfl.runtime.placement import Placement, could_hold, refusal
 LOOK_SECONDS = 1.0
 
 
-class Waiting(tune.Callback):
+class PlacementTimeout(tune.Callback):
     """Ends a sweep if nothing runs, and its nodes do not come, for as long as an experiment would wait."""
 
     def __init__(self, placement: Placement):

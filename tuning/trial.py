@@ -22,11 +22,12 @@ from rayfl.federation.history import History
 from rayfl.federation.server import Record, Server
 from rayfl.runtime import cluster
 from rayfl.runtime.pool import ActorPool
-from rayfl.storage.checkpoint import Checkpoints, saved_in
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from tuning.config import Sweep
-from tuning.inputs import Shared, data_key
+from tuning.inputs import SharedInputs, data_key
 from tuning.space import Point, layer
 from tuning.stopping import needs_metrics, reason
 
@@ -47,7 +48,7 @@ class Job:
 class Execution:
     """Executes one trial at a time; a plain class, which Tune's trainable holds."""
 
-    def __init__(self, shared: Shared, sweep: Sweep, group: Any):
+    def __init__(self, shared: SharedInputs, sweep: Sweep, group: Any):
         """`group`: the placement group, with a bundle for each client actor."""
         self._shared, self._sweep, self._group = shared, sweep, group
         self._server: Server | None = None
@@ -87,7 +88,7 @@ class Execution:
 
     def load(self, directory: str) -> None:
         """Go on from what was saved, with this trial's hyper-parameters."""
-        saved = saved_in(Folder(directory))[-1]
+        saved = saved_in(Storage(directory))[-1]
         self._running.restore(saved.snapshot())
         self._history = History()
         for round, metrics in saved.history().items():
@@ -215,8 +216,8 @@ class Execution:
         self._is_described = True
         return {"actors": self._running.pool.describe()}
 
-    def _checkpoints_in(self, location: str, every: Any) -> Checkpoints:
-        return Checkpoints(
+    def _checkpoints_in(self, location: str, every: Any) -> CheckpointWriter:
+        return CheckpointWriter(
             location=location,
             config_hash=self._experiment.hash,
             config=self._experiment.flat_identity(),

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.config import layers
+from rayfl.config import layers, shipped
 from rayfl.config.choice import Choice, import_path
 from rayfl.config.messages import config_error
 from rayfl.data.datasets import Source
@@ -433,12 +433,12 @@ class Experiment(Section):
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Experiment:
-    """The experiment of a YAML file (or a mapping like one), with `section.key=value` overrides.
+    """Return the experiment of a YAML file, a shipped config's name or a mapping, with overrides.
 
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     is_file = isinstance(source, str | Path)
-    config = layers.read(Path(source), NAMED) if is_file else layers.plain(source)
+    config = layers.read(shipped.find(source), NAMED) if is_file else layers.plain(source)
     config = layers.merge(config, layers.parse_overrides(overrides), NAMED)
     try:
         # JSON's strict mode: no silent conversion ("true" is no number), but lists become tuples.

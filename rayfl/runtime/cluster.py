@@ -42,7 +42,7 @@ from rayfl.federation.server import Federation, Record, Server
 from rayfl.runtime.client import Client
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
-from rayfl.storage.checkpoint import Checkpoints
+from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.training.engine import LocalSettings
 from rayfl.training.process import configure_process
 
@@ -162,7 +162,7 @@ class ServerActor:
         placement: Placement,
         group: Any,
         started: Sequence[Any],
-        checkpoints: Checkpoints | None,
+        checkpoints: CheckpointWriter | None,
         time_limit: float | None,
     ):
         configure_process(threads=1)
@@ -338,7 +338,7 @@ class RemoteServer:
 def launched(
     job: Job,
     placement: Placement,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointWriter | None = None,
     time_limit: float | None = None,
     dataset: Any = None,
 ) -> Iterator[RemoteServer]:

@@ -7,6 +7,7 @@ fedwmsam.npz divides by a norm + 1e-7.
 import dataclasses
 
 import pytest
+from conftest import each
 from numpy_reference import PAPER
 from recordings import Way, replay, traces
 
@@ -19,6 +20,9 @@ CASES = {
     f"{name} {way.oracle} {way.stack}": (name, way)
     for name, trace in TRACES.items()
     for way in (DENSE if trace.x.ndim == 2 else CONVOLUTIONAL)
+}
+EACH_RECORDING_ONCE = {
+    name: (name, DENSE[-1] if trace.x.ndim == 2 else STACKED) for name, trace in TRACES.items()
 }
 WMSAM = "ragged/FedWMSAM"
 WMSAM_OPTIONS = [n for n in TRACES[WMSAM].options if n != "server_lr"]
@@ -34,9 +38,18 @@ def test_there_are_26_recordings():
     assert [n for n, t in TRACES.items() if t.alpha is not None] == ["equal/FedWMSAM", WMSAM]
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=EACH_RECORDING_ONCE)
 def test_every_round_equals_the_recording(case):
-    name, way = CASES[case]
+    check(*case)
+
+
+@pytest.mark.slow
+@each(case=CASES)
+def test_every_round_equals_the_recording_whoever_computes_it(case):
+    check(*case)
+
+
+def check(name: str, way: Way) -> None:
     trace, apart, alpha = TRACES[name], [], []
     for server, difference in replay(trace, way):
         apart.append(difference)
@@ -51,8 +64,8 @@ def test_every_round_equals_the_recording(case):
 def test_each_of_the_released_options_shows(option):
     """With another value in its place, the parameters are others."""
     other = (PAPER | {"alpha": 0.1, "rho": 0.1})[option]
-    *_, (_, difference) = replay(TRACES[WMSAM], STACKED, **{option: other})
-    assert difference > 1e-4
+    rounds = replay(TRACES[WMSAM], STACKED, **{option: other})
+    assert any(difference > 1e-4 for _, difference in rounds)
 
 
 def test_a_clip_acts_where_it_was_recorded():

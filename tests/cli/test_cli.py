@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayfl.cli import main
-from rayfl.cli.run_display import Progress, _held
+from rayfl.cli.run_display import RunDisplay, _held
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
 from rayfl.experiment import prepare
@@ -66,6 +66,7 @@ def test_help_shows_every_command_on_one_line(rayfl):
     assert rayfl("run", "-h")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
     """It brings triton, which calls all leaked that Python did not tidy up at its end."""
     command = "from rayfl.cli.main import script; script()"
@@ -120,6 +121,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -147,6 +149,7 @@ def test_streams_that_are_not_unicode(arguments, code, tmp_path):
         assert re.search(r"\| +\. \|", text) or "data.\\xe9. = 'x': unknown key" in text
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home(tmp_path):
     """As with `docker run --user 12345`: no HOME, and no line in /etc/passwd."""
     (tmp_path / "homeless.py").write_text(
@@ -211,6 +214,20 @@ def test_lists(rayfl, command, expected):
     code, out, _ = rayfl(command)
     assert code == 0
     assert re.search(expected, out, re.MULTILINE)
+
+
+def test_configs_are_listed_and_printed(rayfl, tmp_path):
+    code, out, _ = rayfl("configs")
+    assert code == 0
+    assert re.search(r"^ +quickstart +rayfl run +FedWMSAM on .*$", out, re.MULTILINE)
+    assert re.search(r"^ +rho_beta_alpha +rayfl sweep +Which rho ", out, re.MULTILINE)
+    code, out, err = rayfl("configs", "quickstart")
+    assert (code, err) == (0, "")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert load_config(tmp_path / "mine.yaml") == load_config(QUICKSTART)
+    code, out, err = rayfl("configs", "quikstart")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "did you mean 'quickstart'" in err
 
 
 def test_the_partition_table_adds_up(rayfl, tmp_path):
@@ -419,7 +436,7 @@ def test_a_run_says_which_short_cuts_it_does_not_take(small):
     small["model"] = {"name": "zoo:views_maps_as_rows"}
     config = load_config(small)
     console = Console(file=io.StringIO(), width=300)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         start = SimpleNamespace(prepared=prepare(config), placement=Placement(), resumed_round=0)
         progress.start(start)
     said = console.file.getvalue()
@@ -439,7 +456,7 @@ def test_the_live_display_fits_the_terminal(width):
         ),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         progress.start(
             SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
         )

@@ -322,7 +322,7 @@ def test_good_overrides(override, key, value):
     assert load_config(BASE, [override]).flat()[key] == value
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     key=st.sampled_from(sorted(load_config(BASE).flat())) | st.text(max_size=10),
     value=st.text(max_size=12) | st.sampled_from(["~", "[", "{a: 1}", "&a [*a]", "!!set {a}", "|"]),
@@ -636,7 +636,7 @@ def test_every_config_loads_and_comes_back(path, write):
     assert again.hash == config.hash
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
     rho=st.floats(0, 2.0**127, width=32),

@@ -406,6 +406,7 @@ def test_parquet_in_the_wrong_place(tmp_path, monkeypatch):
         Parquet(path=".").load()
 
 
+@pytest.mark.slow
 def test_real_cifar10():
     default = REPOSITORY.parent / "shared" / "data" / "cifar10"
     path = Path(os.environ.get("RAYFL_CIFAR10_PARQUET", default))

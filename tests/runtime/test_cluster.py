@@ -53,6 +53,8 @@ def test_nobody_at_the_address_is_an_error_within_seconds(monkeypatch):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_an_object_store_larger_than_the_machine_is_an_error():
     code = "from rayfl.runtime import cluster\nwith cluster.connected(None, 1000.0): pass"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

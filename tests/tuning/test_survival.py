@@ -15,7 +15,7 @@ from sweeps import runs
 
 from rayfl.experiment import run as run_one
 from rayfl.storage.checkpoint import saved_in
-from rayfl.storage.storage import Folder
+from rayfl.storage.storage import Storage
 from tuning.config import load_sweep
 from tuning.sweep import run
 
@@ -253,6 +253,6 @@ def saved(folder):
     """The round of the last checkpoint, by config hash, of the trials that have one."""
     found = {}
     for path in folder.glob("checkpoints/*/t"):
-        if rounds := [one.round for one in saved_in(Folder(str(path)))]:
+        if rounds := [one.round for one in saved_in(Storage(str(path)))]:
             found[path.parent.name] = max(rounds)
     return found
