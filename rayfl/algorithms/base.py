@@ -93,7 +93,7 @@ class TensorInfo(NamedTuple):
         if len(self.shape) == 4:
             out, into, height, width = self.shape
             return part.view(*stack, out, height, width, into).movedim(-1, -3)
-        return part.view(*stack, *self.shape)
+        return part.view((*stack, *self.shape))
 
 
 class ExperimentInfo(NamedTuple):
