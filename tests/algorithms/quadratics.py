@@ -50,7 +50,7 @@ class State(NamedTuple):
     w: Tensor
     server: Vectors
     memories: tuple[Vectors, ...]
-    """Of each of the N clients."""
+    """One entry for each of the N clients."""
 
 
 def federation(
@@ -113,7 +113,7 @@ def train(
 
 
 def info(f: Federation) -> ExperimentInfo:
-    """Facts about `f`, with n_0 = 2 E n_0 / B, E = 1 and B = 2."""
+    """Return the facts that all clients of `f` know: one epoch of batches of two samples."""
     offsets = np.cumsum(f.sizes) - f.sizes
     tensors = (
         TensorInfo(str(i), torch.Size([1, 2, 1, 2] if n == 4 else [n]), int(offset))
@@ -123,7 +123,7 @@ def info(f: Federation) -> ExperimentInfo:
 
 
 def aggregate(algorithm: Algorithm, f: Federation, r: int, state: State, trained: Trained) -> State:
-    """What the server makes of a cohort that was trained as one stack."""
+    """Return the state after the server has aggregated a cohort that was trained as one stack."""
     cohort = f.cohorts[r]
     mean = {name: value.sum(0) / len(cohort) for name, value in trained.uploads.items()}
     steps = sum(f.K[i] for i in cohort) / len(cohort)
