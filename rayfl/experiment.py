@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from rayfl import models
-from rayfl.config.schema import Experiment, Resources
+from rayfl.config.schema import Experiment
+from rayfl.config.sections import Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition

@@ -21,7 +21,8 @@ from mlflow.entities import Dataset as MLflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from rayfl.config.schema import LONGEST_RUN_NAME, Experiment
+from rayfl.config.schema import Experiment
+from rayfl.config.sections import LONGEST_RUN_NAME
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, first_line
