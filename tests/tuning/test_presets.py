@@ -64,7 +64,9 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
     for value in preset.published.values:
         about = [repr(point) for point in everywhere if value.covers(point)]
         lists = [v for v in value.at.values() if isinstance(v, list)]
-        assert len(about) == (len(lists[0]) if lists else 1), value.at
+        # The released code stands for its method where somebody runs it; the presets do not.
+        own = [v for v in lists[0] if v != "fedwmsam_released"] if lists else [None]
+        assert len(about) == len(own), value.at
         metric = value.metric or preset.published.metric
         assert not seen & {(point, metric) for point in about}, f"{value.at} twice"
         seen |= {(point, metric) for point in about}
