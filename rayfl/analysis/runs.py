@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rayfl.analysis import filters as filters
+from rayfl.analysis import filters
 from rayfl.analysis.metrics import Metric, metric, numbers
+from rayfl.config.identity import is_identity
 from rayfl.errors import ConfigError, first_line
 from rayfl.text import nearest, shown
 from rayfl.tracking.defaults import database_file, default_uri
@@ -34,15 +35,10 @@ ABOUT = {
     "config_hash": "identity of the experiment",
     "started": "milliseconds since 1970",
 }
-STATES = ("finished", "stopped_early", "failed", "infeasible", "interrupted", "running")
+ENDED = ("finished", "stopped_early", "failed", "infeasible")
+STATES = (*ENDED, "interrupted", "running")
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
-# No result depends on these, so nothing is grouped by them. As in `rayfl.config.schema`, which takes
-# seconds to import.
-NOT_IN_IDENTITY = (
-    *("resources.", "ray.", "tracking.", "checkpoint.", "evaluation."),
-    *("data.root", "data.download", "model.download"),
-)
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
 _RUNS_PER_PAGE = 1000
 _READERS = 4  # threads
@@ -92,7 +88,7 @@ def axes(runs: pd.DataFrame) -> list[str]:
 
 def is_config_key(column: str) -> bool:
     """Whether the column is a key of the config that the result depends on."""
-    return _KEY.fullmatch(column) is not None and not column.startswith(NOT_IN_IDENTITY)
+    return _KEY.fullmatch(column) is not None and is_identity(column)
 
 
 def values(runs: pd.DataFrame, key: str) -> list[Any]:
@@ -208,7 +204,7 @@ def _state(status: str, tag: str | None) -> str:
     """The tag knows more than MLflow's status, but not that the run was taken up again."""
     if status in ("RUNNING", "SCHEDULED"):
         return "running"
-    return tag if tag in STATES[:4] else _STATE_BY_STATUS.get(status, "failed")
+    return tag if tag in ENDED else _STATE_BY_STATUS.get(status, "failed")
 
 
 def _once_each(runs: pd.DataFrame) -> pd.DataFrame:
