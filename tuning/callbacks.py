@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import tune
 
-from rayfl.experiment import storage
+from rayfl.prepare import storage
 from rayfl.storage.storage import Folder, below
 from tuning.config import Sweep
 from tuning.plan import Inputs, Trial

@@ -20,7 +20,8 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare, storage, wanted
+from rayfl.launch import resource_request
+from rayfl.prepare import prepare, storage
 from rayfl.runtime.placement import Placement, place, room_on
 from tuning.config import Sweep
 from tuning.inputs import data_key, source_key
@@ -88,7 +89,9 @@ class Inputs:
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)
         if key not in self._units:
-            self._units[key] = prepare(experiment, *self._made(experiment)).units_per_round
+            self._units[key] = prepare(
+                experiment, *self._made(experiment)
+            ).federation.units_per_round
         return self._units[key]
 
     def _made(self, experiment: Experiment) -> tuple[Dataset, Partition]:
@@ -217,7 +220,7 @@ def share(
     actors = resources.num_actors
     if actors == "auto":
         actors = max(1, min(units, max(anyhow.actors, maximum or 0) // count))
-    placement = place(wanted(resources.model_copy(update={"num_actors": actors})), units)
+    placement = place(resource_request(resources.model_copy(update={"num_actors": actors})), units)
     if placement.cpus < anyhow.cpus or placement.gpus != anyhow.gpus:
         given = resources.model_copy(
             update={"num_actors": "auto", "cpus_per_actor": placement.cpus}
@@ -236,7 +239,7 @@ def _room(resources: Resources, cluster_file: Path | None) -> tuple[Placement, i
 
     None of them need fit yet if nodes are to come: the cluster's file says so, or somebody waits for them.
     """
-    any_number = wanted(resources.model_copy(update={"num_actors": "auto"}))
+    any_number = resource_request(resources.model_copy(update={"num_actors": "auto"}))
     try:
         now = place(any_number, 10**6)
     except ConfigError:

@@ -127,17 +127,21 @@ def run(
             metavar="latest|PATH|RUN_ID", help="Go on from a checkpoint of the same config."
         ),
     ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray: for a debugger.")
+    ] = False,
 ) -> None:
     """Run one experiment."""
     from rayfl.cli.run_display import Progress
 
-    progress = Progress(Console(stderr=True, highlight=False, emoji=False, soft_wrap=True))
-    with _showing(progress) as on_start:
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    progress = Progress(console, live=not local)
+    with _showing(progress, redirect=not local) as on_start:
         resolved = _load(config, overrides)
         _keep_to_this_machine(resolved.ray.address)
         from rayfl import experiment
 
-        result = experiment.run(resolved, on_start, progress.record, resume)
+        result = experiment.run(resolved, on_start, progress.metrics, resume, local)
     if as_json:
         print(json.dumps(_as_json(resolved, result)))
     else:
@@ -354,10 +358,13 @@ def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepP
 
 
 @contextlib.contextmanager
-def _showing(progress: "Progress | SweepProgress") -> "Iterator[Callable[[Any], None]]":
+def _showing(
+    progress: "Progress | SweepProgress", redirect: bool = True
+) -> "Iterator[Callable[[Any], None]]":
     """While it is entered, `progress` shows what runs, and Ctrl-C ends the command.
 
-    Gives what is to be called once Ray has started.
+    Gives the function to call once Ray has started. `redirect`: keep what libraries print off stdout, which
+    a debugger needs.
     """
     interrupts = Interrupts(progress.say)
 
@@ -366,7 +373,7 @@ def _showing(progress: "Progress | SweepProgress") -> "Iterator[Callable[[Any], 
         progress.start(start)
 
     try:
-        with interrupts, progress, _stdout_for_results():
+        with interrupts, progress, _stdout_for_results() if redirect else contextlib.nullcontext():
             yield on_start
     except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
         progress.interrupted()

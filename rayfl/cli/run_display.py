@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rayfl.experiment import Result, Start
-    from rayfl.federation.server import Record
+    from rayfl.federation.metrics import Metrics
 
 _PLAIN_SECONDS = 5.0
 
@@ -24,8 +24,9 @@ _PLAIN_SECONDS = 5.0
 class Progress:
     """A live display on a terminal; plain lines elsewhere."""
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, live: bool = True):
+        """`live`: redraw on a terminal, which would get into a debugger's way."""
+        self._console, self._is_live = console, live and console.is_terminal
         columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
         self._bar = Bar(*columns, TextColumn("left"), expand=True)
         self._text = Text("preparing", no_wrap=True, overflow="ellipsis")
@@ -36,7 +37,7 @@ class Progress:
         self._start: Start | None = None
 
     def __enter__(self) -> "Progress":
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         return self
 
@@ -47,7 +48,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show what is going on. Fit for a signal handler."""
-        if self._console.is_terminal:
+        if self._is_live:
             self._text.plain = text
         else:
             os.write(2, f"{text}\n".encode())
@@ -72,15 +73,15 @@ class Progress:
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
         self._text.plain = "starting the actors"
 
-    def record(self, record: "Record") -> None:
+    def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""
-        self._latest |= record.metrics
-        self._round = max(self._round, record.round)
+        self._latest |= metrics.values
+        self._round = max(self._round, metrics.round)
         self._bar.update(self._task, completed=self._round)
         self._text.plain = self._metrics()
         now = time.monotonic()
-        last = record.round == self._rounds and "test/accuracy" in record.metrics
-        if not self._console.is_terminal and (last or now - self._printed >= _PLAIN_SECONDS):
+        last = metrics.round == self._rounds and "test/accuracy" in metrics.values
+        if not self._is_live and (last or now - self._printed >= _PLAIN_SECONDS):
             self._printed = now
             self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
 

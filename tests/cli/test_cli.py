@@ -21,7 +21,7 @@ from rayfl.cli import main
 from rayfl.cli.run_display import Progress, _held
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.training.shortcuts import Shortcuts
 
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
@@ -324,8 +324,8 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_record, resume):
-            from rayfl.experiment import prepare
+        def run(config, on_start, on_metrics, resume):
+            from rayfl.prepare import prepare
 
             on_start(SimpleNamespace(
                 prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui",
@@ -333,9 +333,9 @@ def fake_run(monkeypatch):
             ))  # fmt: skip
             for round in (1, 2, 3):
                 metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
-                on_record(SimpleNamespace(round=round, metrics=metrics))
+                on_metrics(SimpleNamespace(round=round, metrics=metrics))
             for round in (1, 2, 3):
-                on_record(SimpleNamespace(round=round, metrics={"test/accuracy": round / 10}))
+                on_metrics(SimpleNamespace(round=round, metrics={"test/accuracy": round / 10}))
             then()
             history = pd.DataFrame({"test/accuracy": [0.91]})
             return SimpleNamespace(

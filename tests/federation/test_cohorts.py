@@ -9,9 +9,9 @@ from local_pool import LocalPool, client_arguments
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
-from rayfl.experiment import prepare
 from rayfl.federation.sampling import survivors
 from rayfl.federation.server import Server
+from rayfl.prepare import prepare
 from rayfl.runtime.client import Client
 from rayfl.training.flat import Layout
 

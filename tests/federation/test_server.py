@@ -19,9 +19,9 @@ from local_pool import LocalPool, client_arguments
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
-from rayfl.experiment import prepare
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.server import Server
+from rayfl.prepare import prepare
 from rayfl.runtime.client import Client
 from rayfl.runtime.pool import ActorPool
 from rayfl.training.flat import Layout

@@ -4,10 +4,10 @@ from typing import Any
 
 from rayfl.algorithms import Algorithm
 from rayfl.config.schema import Experiment
-from rayfl.experiment import Prepared, prepare
 from rayfl.federation.server import Server
+from rayfl.prepare import Prepared, prepare
 from rayfl.runtime.client import Client
-from rayfl.runtime.pool import Ticket
+from rayfl.runtime.pool import Future
 from rayfl.training.engine import Broadcast, WorkUnit, sha256
 from rayfl.training.flat import Layout
 from rayfl.training.travel import packed
@@ -29,20 +29,20 @@ class LocalPool:
     def fetch(self, handle: Any) -> Any:
         return handle
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
+    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
         given = memories if memories is not None else [None] * len(unit.clients)
-        ticket = Ticket(("train", (), 0), "", done=True)
-        ticket.result = self.client.train(unit, broadcast, *given)
+        future = Future(("train", (), 0), "", done=True)
+        future.result = self.client.train(unit, broadcast, *given)
         if memories is not None:
-            ticket.result, *ticket.memories = ticket.result
-        return ticket
+            future.result, *future.memories = future.result
+        return future
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Ticket:
+    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
         result = self.client.evaluate(round, broadcast, first, last)
-        return Ticket(("evaluate", (), 0), "", result=result, done=True)
+        return Future(("evaluate", (), 0), "", result=result, done=True)
 
-    def wait(self, ticket: Ticket) -> Any:
-        return ticket.result
+    def wait(self, future: Future) -> Any:
+        return future.result
 
     def poll(self) -> None:
         pass

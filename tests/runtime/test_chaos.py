@@ -71,7 +71,7 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
             threading.Timer(moments.uniform(0, 0.2), kill).start()
 
     try:
-        result = run(config, on_record=later)
+        result = run(config, on_metrics=later)
     finally:
         ended.set()
     assert result.model_sha256 == undisturbed(config)
@@ -92,7 +92,7 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
             server.kill()
             killed.append(record.round)
 
-    result = run(load_config(thirty_rounds), on_record=kill)
+    result = run(load_config(thirty_rounds), on_metrics=kill)
     assert killed == [7, 8, 21]
     assert result.model_sha256 == reference.model_sha256
     accuracy = result.history["test/accuracy"]

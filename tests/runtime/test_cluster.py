@@ -10,7 +10,7 @@ from ray.util.placement_group import placement_group_table
 
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
-from rayfl.runtime.placement import Demand, place
+from rayfl.runtime.placement import ResourceRequest, place
 
 
 def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypatch):
@@ -18,7 +18,9 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
     group = ray.util.placement_group([{"CPU": 3}])
     assert group.wait(20)
     try:
-        placement = place(Demand(num_actors=1, cpus_per_actor=None, gpus_per_actor=None), 10)
+        placement = place(
+            ResourceRequest(num_actors=1, cpus_per_actor=None, gpus_per_actor=None), 10
+        )
         with (
             pytest.raises(ConfigError, match=r"its resources are in use \(free: 0 CPU"),
             cluster.launched(None, placement),
@@ -30,7 +32,7 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
 
 def test_nodes_that_never_come_are_an_error_after_the_wait(ray_session, monkeypatch):
     monkeypatch.setattr(cluster, "PLACEMENT_TIMEOUT_S", 1)
-    wanted = Demand(num_actors=50, cpus_per_actor=1, gpus_per_actor=None, wait_s=1.0)
+    wanted = ResourceRequest(num_actors=50, cpus_per_actor=1, gpus_per_actor=None, wait_s=1.0)
     with (
         pytest.raises(ConfigError, match=r"= 50: the cluster did not grow .*\.wait_s = 1,"),
         cluster.launched(None, place(wanted, 10)),

@@ -5,11 +5,13 @@ import time
 import pytest
 
 from rayfl.errors import ConfigError
-from rayfl.runtime.placement import Demand, place, room_on
+from rayfl.runtime.placement import ResourceRequest, place, room_on
 
 
 def demand(actors=None, cpus=None, gpus=None, wait_s=0.0):
-    return Demand(num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=gpus, wait_s=wait_s)
+    return ResourceRequest(
+        num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=gpus, wait_s=wait_s
+    )
 
 
 def test_auto_takes_what_fits_and_has_work(ray_session):

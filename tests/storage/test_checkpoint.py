@@ -17,8 +17,8 @@ from pyarrow.fs import FileSystem
 
 from rayfl import load_config, run
 from rayfl.errors import CheckpointError, ConfigError
-from rayfl.experiment import prepare
 from rayfl.federation.history import History
+from rayfl.prepare import prepare
 from rayfl.storage.checkpoint import Checkpoints, Memory, Snapshot, find, saved_in
 from rayfl.storage.storage import Folder, below
 
@@ -74,7 +74,7 @@ def interrupted(tmp_path_factory, ray_session):
             raise KeyboardInterrupt
 
     with contextlib.chdir(folder), pytest.raises(KeyboardInterrupt):
-        run(load_config(config), on_record=stop)
+        run(load_config(config), on_metrics=stop)
     return folder, config
 
 

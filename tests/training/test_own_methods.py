@@ -12,7 +12,7 @@ from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import Setup
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.training import contract
 
 SMALL = Setup(10, 3.5, (16 * 64, 16 * 4, 10), torch.tensor([0, 4, 8]))

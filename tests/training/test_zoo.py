@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rayfl import load_config, seeds
 from rayfl.data.federated import federate
 from rayfl.errors import ConfigError
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.training.batches import DeviceData, plan
 from rayfl.training.engine import Broadcast
 from rayfl.training.flat import Layout
