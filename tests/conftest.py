@@ -1,6 +1,8 @@
 """Shared fixtures: one Ray instance for the whole session, small real data, small experiments."""
 
 import contextlib
+import inspect
+import itertools
 import json
 import os
 import shutil
@@ -13,11 +15,42 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+def each(**cases: Mapping[str, Any] | Iterable[Any]) -> Callable:
+    """Run the decorated test once for every combination of these values, each as a subtest.
+
+    `each(algorithm={"fedavg": FedAvg()}, dtype=[float32])` calls `test(algorithm=..., dtype=...)`. One test
+    instead of hundreds: the names that failed are listed all the same. Fixtures are shared by the subtests.
+    """
+    named = [
+        c.items() if isinstance(c, Mapping) else [(str(v), v) for v in c] for c in cases.values()
+    ]
+    combinations = [tuple(zip(*chosen, strict=True)) for chosen in itertools.product(*named)]
+
+    def decorate(test: Callable) -> Callable:
+        def all_of_them(subtests: pytest.Subtests, **fixtures: Any) -> None:
+            for names, values in combinations:
+                with subtests.test(" ".join(names)):
+                    test(**dict(zip(cases, values, strict=True)), **fixtures)
+
+        signature = inspect.signature(test)
+        fixtures = [p for name, p in signature.parameters.items() if name not in cases]
+        subtests = inspect.Parameter("subtests", inspect.Parameter.KEYWORD_ONLY)
+        fixtures = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fixtures]
+        all_of_them.__signature__ = signature.replace(parameters=[subtests, *fixtures])
+        all_of_them.__name__, all_of_them.__doc__ = test.__name__, test.__doc__
+        all_of_them.__module__ = test.__module__
+        return all_of_them
+
+    return decorate
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, each
 
 # From the top to the bottom: a module imports only from layers below its own, or from its own package.
 LAYERS = [
@@ -22,7 +22,11 @@ LAYERS = [
     {"seeds", "errors", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SOURCES = sorted([*(ROOT / "rayfl").rglob("*.py"), *(ROOT / "tuning").rglob("*.py")])
+SOURCES = {
+    str(path.relative_to(ROOT)): path
+    for package in ("rayfl", "tuning")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
 MAY_IMPORT_RAY = ("rayfl/runtime/", "tuning/")
 
 
@@ -48,7 +52,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
+@each(path=SOURCES)
 def test_imports_go_one_way_and_only_the_command_prints(path):
     tree = ast.parse(path.read_text())
     imported = imports(tree)

@@ -10,7 +10,8 @@ from rayfl.prepare import storage
 from rayfl.storage.storage import Folder, below
 from tuning.config import Sweep
 from tuning.plan import Inputs, Trial
-from tuning.tracking import Record, State
+from tuning.states import SUCCEEDED, State
+from tuning.tracking import Record
 
 Watch = Callable[[Trial, State, int, float | None, str], None]
 """(trial, state, rounds, value, reason), when something happens to a trial."""
@@ -87,7 +88,7 @@ class Reporter(tune.Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         self._record.end(hash, state, reason, text, tags)
-        if state in ("finished", "stopped_early"):
+        if state in SUCCEEDED:
             self._forget(hash)
         rounds, value = self._rounds(trial), self._value(trial)
         self._watch(self._trials[hash], state, rounds, value, reason)

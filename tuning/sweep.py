@@ -18,7 +18,8 @@ from tuning.callbacks import Watch, log_path
 from tuning.config import Sweep
 from tuning.plan import Inputs, Plan, Trial
 from tuning.searchers import Optuna
-from tuning.tracking import Record, State
+from tuning.states import SUCCEEDED, State
+from tuning.tracking import Record
 from tuning.tuner import Driver
 
 
@@ -60,7 +61,7 @@ class Result:
 
     @property
     def succeeded(self) -> bool:
-        return all(row.state in ("finished", "stopped_early") for row in self.rows)
+        return all(row.state in SUCCEEDED for row in self.rows)
 
 
 def plan(sweep: Sweep, cluster_file: Path | None = None) -> Plan:

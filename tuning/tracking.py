@@ -24,8 +24,7 @@ from rayfl.federation.history import History
 from rayfl.tracking.mlflow import OutageError, Store, Tracker, patiently
 from tuning.config import Sweep
 from tuning.plan import Trial
-
-State = Literal["running", "finished", "stopped_early", "failed", "infeasible"]
+from tuning.states import SUCCEEDED, State
 
 _LONGEST_TAG = 5000  # characters; MLflow's limit, and room for its count
 
@@ -134,7 +133,7 @@ class Record:
                 return
             if traceback:
                 live.tracker.attach("traceback.txt", traceback)
-            live.finish("FINISHED" if state in ("finished", "stopped_early") else "FAILED")
+            live.finish("FINISHED" if state in SUCCEEDED else "FAILED")
             # The state comes last: it says that everything else is there.
             for key, value in {
                 **(tags or {}),

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tuning.states import ENDED, SUCCEEDED, counted
+
 if TYPE_CHECKING:
     from tuning.config import Sweep
     from tuning.plan import Plan, Trial
@@ -25,7 +27,6 @@ _PLAIN_SECONDS_LONG = 60.0
 _NEVER_CUT = 10_000  # columns: a terminal may wrap the table, but it must not be shortened
 _MOST_RUNNING = 12  # rows of the live table
 _MOST_LISTED = 10  # trials with the same problem
-ENDED = ("finished", "stopped_early", "failed", "infeasible")
 _OTHER_LINES = 6
 """Of the live display: below a terminal's height, or it could not be drawn over."""
 
@@ -107,13 +108,14 @@ class Progress:
 
     def conclude(self, result: "Result", sweep: "Sweep", took: float) -> None:
         """The table at the end, and what tells more."""
-        from rayfl.cli.sweep_summary import best_points, counted, summary_table
+        from rayfl.cli.sweep_summary import best_points, summary_table
 
         console = Console(highlight=False, soft_wrap=True)
         Console(highlight=False, width=_NEVER_CUT).print(summary_table(result, sweep))
         if len(best_points(result, sweep)) > 1:
             console.print("best: of the points with the same data, partition and number of clients")
-        console.print(f"{counted(result)}, in {_duration(took)}; MLflow run {result.parent_id}")
+        ended = counted(row.state for row in result.rows)
+        console.print(f"{ended}, in {_duration(took)}; MLflow run {result.parent_id}")
         logs = {row.trial.hash: row.log for row in result.rows if row.log is not None}
         for state in ("failed", "infeasible"):
             ended = [(row.trial, row.reason) for row in result.rows if row.state == state]
@@ -165,7 +167,7 @@ class Progress:
 
     def _line(self) -> str:
         states = Counter(seen.state for seen in self._trials)
-        shown = ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in ENDED if states[s])
+        shown = counted(seen.state for seen in self._trials)
         done = sum(states[s] for s in ENDED)
         parts = [f"{done} of {self._count} trials done"]
         parts += [f"({shown})"] if shown else []
@@ -173,7 +175,7 @@ class Progress:
 
     def _best(self) -> str:
         """The best trial so far."""
-        good = ("running", "finished", "stopped_early")
+        good = ("running", *SUCCEEDED)
         values = {
             seen.value: seen
             for seen in self._trials

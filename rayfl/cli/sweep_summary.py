@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayfl.analysis.tables import short
-from rayfl.cli.sweep_display import ENDED
 from tuning.space import Point, shown_value, task, text
+from tuning.states import SUCCEEDED, counted
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
@@ -28,8 +28,7 @@ def summary_table(result: "Result", sweep: "Sweep") -> Table:
         values = [row.value for row in rows if row.value is not None and _is_good(row)]
         mean = f"{fmean(values):.4f}" if values else ""
         spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-        states = Counter(row.state for row in rows if row.state != "finished")
-        notes = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items())
+        notes = counted(row.state for row in rows if row.state != "finished")
         point = rows[0].trial.point
         is_best = point in best
         cells = [escape(shown_value(point[key])) if key in point else "" for key in keys]
@@ -78,12 +77,6 @@ def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
     }
 
 
-def counted(result: "Result") -> str:
-    """How many trials ended how."""
-    states = Counter(row.state for row in result.rows)
-    return ", ".join(f"{states[s]} {s.replace('_', ' ')}" for s in ENDED if states[s])
-
-
 def _by_point(result: "Result") -> Iterable[list["Row"]]:
     """The rows of each point."""
     points: dict[str, list[Row]] = {}
@@ -93,4 +86,4 @@ def _by_point(result: "Result") -> Iterable[list["Row"]]:
 
 
 def _is_good(row: "Row") -> bool:
-    return row.state in ("finished", "stopped_early")
+    return row.state in SUCCEEDED

@@ -5,11 +5,13 @@ All start from a state that some rounds have filled, because zeros hide most mis
 
 import dataclasses
 import pickle
+from itertools import product
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from conftest import each
 from numpy_reference import Federation
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -54,11 +56,11 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
 }
-HYPER_PARAMETERS = [
-    (name, field.name)
+HYPER_PARAMETERS = {
+    f"{name}.{field.name}": (name, field.name)
     for name, method in ALGORITHMS.items()
     for field in dataclasses.fields(method)
-]
+}
 # A value that differs from the default, where 0.45 is none.
 OTHERS = {
     ("fedwmsam", "adaptive"): False,
@@ -76,9 +78,7 @@ OTHERS = {
 }
 # Where an option shows only beside another than the default of these.
 BESIDE = {("fedwmsam", "adapt_at_zero"): {"alpha": 0.5}}
-each_algorithm = pytest.mark.parametrize("algorithm", INSTANCES.values(), ids=INSTANCES)
-each_class = pytest.mark.parametrize("name", ALGORITHMS)
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+DTYPES = [torch.float32, torch.float64]
 
 # Odd, and longer than a vector register: a reduction's tail counts.
 SIZE = 37
@@ -107,8 +107,7 @@ def shapes(vectors: Vectors) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (value.shape, value.dtype) for name, value in vectors.items()}
 
 
-@each_dtype
-@each_algorithm
+@each(algorithm=INSTANCES, dtype=DTYPES)
 def test_a_stack_equals_its_clients_one_at_a_time(algorithm, dtype):
     """Bit for bit, with 4, 2 and 3 local steps: a finished client is not touched by the others' steps."""
     state, f, r = warm(algorithm, dtype)
@@ -121,14 +120,14 @@ def test_a_stack_equals_its_clients_one_at_a_time(algorithm, dtype):
     assert stack.backward_passes == sum(one.backward_passes for one in alone)
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_the_order_of_the_clients_in_a_stack_is_no_matter(algorithm):
     state, f, r = warm(algorithm, torch.float64)
     forth, back = (train(algorithm, f, r, state, ids) for ids in ((0, 1, 2), (2, 1, 0)))
     assert same(forth.uploads, {name: value.flip(0) for name, value in back.uploads.items()})
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_no_method_changes_an_input_in_place(algorithm):
     state, f, r = warm(algorithm, torch.float64)
     start, shared = algorithm.broadcast(state.w, state.server)
@@ -166,7 +165,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
     assert all(map(same, watched, kept))
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_the_same_input_gives_the_same_bits_and_draws_no_random_number(algorithm):
     f = federation(size=SIZE)
     torch_random, numpy_random = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -178,8 +177,7 @@ def test_the_same_input_gives_the_same_bits_and_draws_no_random_number(algorithm
     assert (np.random.get_state()[1] == numpy_random).all()  # noqa: NPY002
 
 
-@each_dtype
-@each_algorithm
+@each(algorithm=INSTANCES, dtype=DTYPES)
 def test_dtype_and_shapes_stay_from_round_to_round(algorithm, dtype):
     f = federation(size=SIZE)
     state = begin(algorithm, f, dtype)
@@ -201,7 +199,7 @@ def test_dtype_and_shapes_stay_from_round_to_round(algorithm, dtype):
         assert all(shapes(memory) == expected[1] for memory in state.memories)
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_memories_outside_the_cohort_are_untouched(algorithm):
     """Clients that were never sampled share one first memory, as they do in the engine."""
     f = federation(rounds=4, cohorts=((0,), (0, 1), (0,), (1,)))
@@ -214,7 +212,7 @@ def test_memories_outside_the_cohort_are_untouched(algorithm):
     assert same(before.memories[2], first)
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_finite_and_descending_on_a_quadratic(algorithm):
     f = federation(rounds=30, noise=0.0)
     A, b = f.A, f.b[0, :, 0]
@@ -228,7 +226,7 @@ def test_finite_and_descending_on_a_quadratic(algorithm):
     assert loss(state.w.double().numpy()) - best < 0.5 * (loss(f.x0) - best)
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_finite_where_nothing_moves(algorithm):
     """At a stationary point every direction is 0, and no formula may divide by its norm."""
     f = federation(noise=0.0)
@@ -238,7 +236,7 @@ def test_finite_where_nothing_moves(algorithm):
         assert not state.w.any()
 
 
-@each_algorithm
+@each(algorithm=INSTANCES)
 def test_instances_are_frozen_and_travel_by_pickle(algorithm):
     copy = pickle.loads(pickle.dumps(algorithm))
     assert copy == algorithm
@@ -248,16 +246,19 @@ def test_instances_are_frozen_and_travel_by_pickle(algorithm):
             setattr(algorithm, field.name, getattr(algorithm, field.name))
 
 
-@each_class
-def test_names_its_paper_and_is_documented(name):
-    method = ALGORITHMS[name]
-    assert name == name.lower()
+def test_the_names_are_lower_case():
+    assert list(ALGORITHMS) == [name.lower() for name in ALGORITHMS]
+
+
+@each(method=ALGORITHMS)
+def test_names_its_paper_and_is_documented(method):
     assert issubclass(method, Algorithm)
     assert "arXiv:" in method.paper
 
 
-@pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
-def test_every_hyper_parameter_is_described_and_has_a_default(name, parameter):
+@each(which=HYPER_PARAMETERS)
+def test_every_hyper_parameter_is_described_and_has_a_default(which):
+    name, parameter = which
     hint = get_type_hints(ALGORITHMS[name], include_extras=True)[parameter]
     assert get_origin(hint) is Annotated
     assert any(isinstance(m, FieldInfo) and m.description for m in get_args(hint)[1:])
@@ -265,24 +266,25 @@ def test_every_hyper_parameter_is_described_and_has_a_default(name, parameter):
     assert fields[parameter].default is not dataclasses.MISSING
 
 
-@each_class
-def test_the_defaults_are_allowed(name):
-    method = ALGORITHMS[name]
+@each(method=ALGORITHMS)
+def test_the_defaults_are_allowed(method):
     validated = TypeAdapter(method).validate_python(dataclasses.asdict(method()))
     assert validated == method()
 
 
-@pytest.mark.parametrize("value", [-5, float("nan"), None])
-@pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
-def test_every_hyper_parameter_is_bounded(name, parameter, value):
-    with pytest.raises(ValidationError, match=parameter):
-        TypeAdapter(ALGORITHMS[name]).validate_python({parameter: value})
+@each(method=ALGORITHMS)
+def test_every_hyper_parameter_is_bounded(method):
+    adapter = TypeAdapter(method)
+    for field, value in product(dataclasses.fields(method), [-5, float("nan"), None]):
+        with pytest.raises(ValidationError, match=field.name):
+            adapter.validate_python({field.name: value})
 
 
-@pytest.mark.parametrize(("name", "parameter"), HYPER_PARAMETERS)
-def test_every_hyper_parameter_counts(name, parameter):
+@each(which=HYPER_PARAMETERS)
+def test_every_hyper_parameter_counts(which):
     """Another value of it leads elsewhere: none is read by nobody, or overwritten in the code."""
-    f, method = federation(), ALGORITHMS[name]
+    (name, parameter), f = which, federation()
+    method = ALGORITHMS[name]
     defaults = dataclasses.asdict(method(**BESIDE.get((name, parameter), {})))
     other = OTHERS.get((name, parameter), 0.45)
     assert other != defaults[parameter]

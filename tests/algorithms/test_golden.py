@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from conftest import each
 from numpy_reference import METHODS, Federation, Outcome, fedavg
 from quadratics import State, begin, federation, states, train
 
@@ -132,14 +133,13 @@ def test_every_method_has_a_reference():
     assert METHODS.keys() == ALGORITHMS.keys() == {name for name, _ in CASES.values()}
 
 
-@pytest.mark.parametrize("local", LOCAL)
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES, local=LOCAL)
 def test_equals_the_numpy_reference_after_every_round(case, local):
-    (name, options), f = CASES[case], federation(**LOCAL[local])
+    (name, options), f = case, federation(**local)
     compare(ALGORITHMS[name](**options), f, METHODS[name](f, **options))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@each(name=ALGORITHMS.keys())
 def test_the_defaults_equal_the_numpy_reference(name):
     default, f = ALGORITHMS[name](), federation(wd=1e-3, C=10.0)
     compare(default, f, METHODS[name](f, **dataclasses.asdict(default)))
@@ -183,10 +183,10 @@ def test_the_reference_itself_equals_a_closed_form():
     assert last(fedavg(f)).x == pytest.approx(b + (1 - eta * a) ** (4 * K) * (x - b), abs=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES)
 def test_backward_passes_are_those_of_the_paper(case):
     """SAM takes two a step; the momentum-guided perturbations take one, which is their headline claim."""
-    (name, options), f = CASES[case], federation()
+    (name, options), f = case, federation()
     method = ALGORITHMS[name](**options)
     trained = train(method, f, 0, begin(method, f, torch.float64), (0, 1, 2))
     assert trained.backward_passes == sum(f.K) * (2 if name in TWO_PASSES else 1)

@@ -29,8 +29,7 @@ def checkpoints(location, keep_last=2, every=1):
 
 def untimed(records):
     return [
-        (r.round, {k: v for k, v in r.metrics.items() if not k.startswith("time/")})
-        for r in records
+        (r.round, {k: v for k, v in r.values.items() if not k.startswith("time/")}) for r in records
     ]
 
 

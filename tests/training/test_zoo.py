@@ -116,8 +116,8 @@ def test_what_is_trained_is_what_a_plain_loop_trains(model, rho):
         logits = plain(images)
     loss = float(F.cross_entropy(logits, data.y))
     accuracy = float((logits.argmax(1) == data.y).float().mean())
-    assert records[-1].metrics["test/loss"] == pytest.approx(loss, rel=1e-5)
-    assert records[-1].metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert records[-1].values["test/loss"] == pytest.approx(loss, rel=1e-5)
+    assert records[-1].values["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
 @pytest.mark.parametrize("model", zoo.REFUSED, ids=lambda model: model.__name__)

@@ -7,7 +7,8 @@ import torch
 from ray.util import placement_group, remove_placement_group
 
 from rayfl.config.schema import load_config
-from rayfl.prepare import prepare, run
+from rayfl.experiment import run
+from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
 from rayfl.training.engine import sha256
 from tuning.config import Stop, Sweep

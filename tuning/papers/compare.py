@@ -14,6 +14,7 @@ from rayfl.analysis.tables import shown as cell
 from rayfl.errors import ConfigError
 from tuning.papers.presets import Preset, Value
 from tuning.space import Point, is_task
+from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import Watch
@@ -159,11 +160,7 @@ def remarks(comparison: Comparison, overrides: Sequence[str] = ()) -> list[str]:
 def _line(group: "Sequence[Row]", name: str, value: Value | None) -> Line:
     finished = [row for row in group if row.state == "finished"]
     found = _numbers([row.summary for row in finished], name)
-    states: dict[str, int] = {}
-    for row in group:
-        if row.state != "finished":
-            states[row.state] = states.get(row.state, 0) + 1
-    words = [f"{n} {state.replace('_', ' ')}" for state, n in states.items()]
+    words = [counted(row.state for row in group if row.state != "finished")]
     if len(found) < len(finished):
         words.append(f"{len(finished) - len(found)} not reached")
     return Line(
@@ -174,7 +171,7 @@ def _line(group: "Sequence[Row]", name: str, value: Value | None) -> Line:
         std=stdev(found) if len(found) > 1 else None,
         n=len(found),
         seeds=len(group),
-        states=", ".join(words),
+        states=", ".join(filter(None, words)),
         note=value.note if value else "",
     )
 

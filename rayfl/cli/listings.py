@@ -1,0 +1,141 @@
+"""The commands that list what there is: algorithms, datasets, partitions, models, a partition."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rayfl.cli.arguments import ConfigFile, Overrides, load
+from rayfl.cli.terminal import console, table_console
+from rayfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rayfl.data.datasets import Dataset
+    from rayfl.data.partition import Partition
+
+
+def algorithms() -> None:
+    """List the algorithms with their papers and hyper-parameters."""
+    from rayfl.algorithms import ALGORITHMS
+
+    _list_registry("algorithm", ALGORITHMS, lambda cls: cls.paper)
+
+
+def datasets() -> None:
+    """List the data sources with their options."""
+    from rayfl.data.sources import SOURCES
+
+    _list_registry("data", SOURCES, _first_doc_line)
+
+
+def partitions() -> None:
+    """List the partition schemes with their options."""
+    from rayfl.data.schemes import SCHEMES
+
+    _list_registry("partition", SCHEMES, _first_doc_line)
+
+
+def models() -> None:
+    """List the models with their options."""
+    from rayfl.models import MODELS
+
+    _list_registry("model", MODELS, _first_doc_line)
+
+
+def partition(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a heatmap here (.png or .svg).")] = None,
+) -> None:
+    """Show the samples of each client by label."""
+    from rayfl.data.federated import federate
+
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
+    c = load(config, overrides)
+    data, parts = federate(c.data, c.partition, c.heterogeneity, c.federation.clients, c.seed)
+    histogram = parts.histogram(data.y_train, data.num_classes)
+    table_console().print(_partition_table(data, parts, histogram))
+    sizes = histogram.sum(1)
+    lines = [
+        *data.read,
+        f"{len(histogram)} clients, {sizes.sum()} samples, {sizes.min()} to {sizes.max()} each; "
+        f"digest {parts.digest()[:16]}",
+    ]
+    if plot is not None:
+        _save_heatmap(histogram, data.classes, plot)
+        lines.append(f"wrote {plot}")
+    for line in lines:
+        console().print(line, markup=False)
+
+
+def _partition_table(data: "Dataset", parts: "Partition", histogram: "NDArray[Any]") -> Table:
+    from rayfl.text import brief
+
+    groups = _groups_held(data, parts)
+    names = (brief(name) for name in data.classes)
+    table = Table(header_style="bold")
+    for column in ("client", *(["group"] if groups else []), "samples", "classes", *names):
+        table.add_column(Text(column), justify="right")  # no string: rich reads [these] as styles
+    for client, counts in enumerate(histogram):
+        shown = [str(count) if count else "·" for count in counts]
+        held = [*groups[client : client + 1], str(counts.sum()), str((counts > 0).sum())]
+        table.add_row(*(Text(cell) for cell in (str(client), *held, *shown)))
+    return table
+
+
+def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
+    """Return each client's writer or domain, or their number; nothing if the data know none."""
+    if data.group_train is None:
+        return []
+    held = [set(data.group_train[parts.client(i)]) for i in range(len(parts.sizes))]
+    return [data.groups[min(one)] if len(one) == 1 else f"{len(one)} groups" for one in held]
+
+
+def _save_heatmap(histogram: "NDArray[Any]", classes: tuple[str, ...], path: Path) -> None:
+    from rayfl.data.picture import heatmap
+
+    try:
+        heatmap(histogram, classes, path)
+    except OSError as error:
+        raise ConfigError(f"--plot = '{path}': cannot be written ({error.strerror})") from error
+
+
+def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> None:
+    out = console()
+    listed: dict[tuple[Any, ...], str] = {}
+    for name, cls in sorted(registry.items()):
+        out.print(f"[bold]{name}[/]  {escape(describe(cls))}")
+        options = tuple(_options(cls))
+        if len(options) > 3 and options in listed:
+            out.print(f"    the options of {listed[options]}")
+            continue
+        listed[options] = name
+        for key, default, text in options:
+            out.print(f"    {section}.{key} = {escape(default)}  [dim]{escape(text)}[/]")
+
+
+def _options(cls: type) -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and description of each option of a config dataclass."""
+    from rayfl.config.messages import allowed, keys_of, schema_of
+
+    schema = schema_of(cls)
+    for field in dataclasses.fields(cls):
+        option = schema["properties"][field.name]
+        inner = {f"{field.name}.{key}": value for key, value in keys_of(option, schema).items()}
+        for key, value in {field.name: option, **inner}.items():
+            default = json.dumps(value["default"]) if "default" in value else "(required)"
+            words = [value.get("description", ""), allowed(value, schema)]
+            yield key, default, "; ".join(filter(None, words))
+
+
+def _first_doc_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]

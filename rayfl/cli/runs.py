@@ -1,0 +1,69 @@
+"""The commands of one experiment: `rayfl run` and `rayfl config`."""
+
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayfl.cli.arguments import AsJson, ConfigFile, Overrides, listen_locally, load
+from rayfl.cli.terminal import console, showing
+
+if TYPE_CHECKING:
+    from rayfl.config.schema import Experiment
+    from rayfl.experiment import Result
+
+
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="latest|PATH|RUN_ID", help="Go on from a checkpoint of the same config."
+        ),
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray: for a debugger.")
+    ] = False,
+) -> None:
+    """Run one experiment."""
+    from rayfl.cli.run_display import Progress
+
+    progress = Progress(console(stderr=True), live=not local)
+    with showing(progress, redirect=not local) as on_start:
+        resolved = load(config, overrides)
+        listen_locally(resolved.ray.address)
+        from rayfl import experiment
+
+        result = experiment.run(resolved, on_start, progress.metrics, resume, local)
+    if as_json:
+        print(json.dumps(_as_json(resolved, result)))
+    else:
+        progress.conclude(result)
+
+
+def config(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved config and its hash."""
+    resolved = load(config, overrides)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as config files are read
+    print(resolved.to_yaml() + f"# config hash: {resolved.hash}")
+
+
+def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
+    s = result.summary
+    return {
+        "accuracy": {kind: s[f"accuracy_{kind}"] for kind in ("final", "best", "last10")},
+        "loss": s["loss_final"],
+        "rounds": int(s["rounds"]),
+        "seconds_per_round": s["seconds_per_round"],
+        "backward_passes": int(s["backward_passes"]),
+        "bytes_up": int(s["bytes_up"]),
+        "bytes_down": int(s["bytes_down"]),
+        "run_id": result.run_id,
+        "config_hash": config.hash,
+        "model_sha256": result.model_sha256,
+    }
