@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.processes import pss
 from rayfl.data.datasets import Dataset
 from rayfl.prepare import Prepared
-from rayfl.training.batches import plan, steps_per_round
+from rayfl.training.batches import batch_schedule, steps_per_round
 from rayfl.training.flat import Layout
 
 PROCESSES = 2
@@ -74,7 +74,7 @@ def minibatches(prepared: Prepared, round: int, client: int) -> Iterator[Tensor]
     """The samples of each step of a client's round: those that rayfl takes."""
     s, samples = prepared.settings, prepared.partition.client(client)
     steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-    batches = plan(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
+    batches = batch_schedule(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
     for indices, size in zip(batches.indices, batches.sizes, strict=True):
         yield torch.from_numpy(indices[:size])
 

@@ -72,7 +72,7 @@ def _prepared(method: str, clients: int, rounds: int) -> Prepared:
         "algorithm": {"name": method},
         "federation": {
             "clients": clients,
-            "cohort_size": 10,
+            "cohort": 10,
             "local_steps": 5,
             "batch_size": SAMPLES,
             "lr": 0.05,

@@ -28,7 +28,7 @@ def measure(workload: Workload) -> list[Finding]:
 
 
 def _run(workload: Workload, method: str) -> list[Finding]:
-    options = {"cohort_size": 10, "local_steps": 2, "rounds": ROUNDS, "eval_every": ROUNDS}
+    options = {"cohort": 10, "local_steps": 2, "rounds": ROUNDS, "eval_every": ROUNDS}
     experiment = workload.experiment({"name": method}, **options)
     prepared = prepare(experiment)
     f = prepared.federation

@@ -46,12 +46,12 @@ def configs(scratch: Path) -> dict[str, dict[str, Any]]:
         "memories": common
         | {
             "algorithm": {"name": "scaffold"},
-            "federation": {"clients": 2000, "cohort_size": 100, "rounds": 100, **once},
+            "federation": {"clients": 2000, "cohort": 100, "rounds": 100, **once},
         },
         "growth": common
         | {
             "algorithm": {"name": "fedwmsam"},
-            "federation": {"clients": 20, "cohort_size": 10, "rounds": 300, **once},
+            "federation": {"clients": 20, "cohort": 10, "rounds": 300, **once},
         },
     }
 

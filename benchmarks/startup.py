@@ -37,13 +37,13 @@ def measure(repeats: int) -> list[Finding]:
 
 def _first_round() -> float:
     # Here, for it takes seconds and starts threads, and the bare loop is forked from this process.
-    from rayfl.tracking.mlflow import Store
+    from rayfl.tracking.mlflow import TrackingStore
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
         options = ["federation.rounds=5", "checkpoint.every=null"]
         _output([str(RAYFL), "run", str(QUICKSTART), *options], folder)
-        store = Store(f"sqlite:///{folder}/mlflow.db", "rayfl")
+        store = TrackingStore(f"sqlite:///{folder}/mlflow.db", "rayfl")
         client = store.client
         (run,) = client.search_runs([store.experiment_id])
         loss = client.get_metric_history(run.info.run_id, "train/loss")

@@ -20,9 +20,9 @@ from benchmarks.findings import Finding, median
 from benchmarks.startup import QUICKSTART
 from rayfl.experiment import run
 from rayfl.runtime import cluster
-from rayfl.tracking.mlflow import Store
+from rayfl.tracking.mlflow import TrackingStore
 from tuning.config import Sweep, load_sweep
-from tuning.plan import Trial
+from tuning.plan import PlannedTrial
 from tuning.space import Point
 from tuning.sweep import run as run_sweep
 
@@ -49,7 +49,7 @@ def _compare(sweep: Sweep) -> list[Finding]:
     first: list[float] = []
     at_once: list[int] = []
 
-    def watch(trial: Trial, state: str, done: int, value: float | None, reason: str) -> None:
+    def watch(trial: PlannedTrial, state: str, done: int, value: float | None, reason: str) -> None:
         if done and not first:
             first.append(time.monotonic())
 
@@ -61,7 +61,7 @@ def _compare(sweep: Sweep) -> list[Finding]:
         training += _alone(sweep, points[half:])
     assert all(row.state == "finished" for row in finished.rows)
     tracking = sweep.experiment(points[0], 0).tracking
-    store = Store(tracking.uri, tracking.experiment)
+    store = TrackingStore(tracking.uri, tracking.experiment)
     later = sum(
         metric.value
         for row in finished.rows

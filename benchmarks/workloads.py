@@ -52,7 +52,7 @@ def workloads(cifar10: Path | None) -> dict[str, Workload]:
         else random_data("images", 50_000, (32, 32, 3), np.uint8)
     )
     hundred = {"clients": 100, "batch_size": 50, "lr": 0.05}
-    thousand = {"clients": 1000, "cohort_size": 100, "local_steps": 5, "batch_size": 10, "lr": 0.05}
+    thousand = {"clients": 1000, "cohort": 100, "local_steps": 5, "batch_size": 10, "lr": 0.05}
     return {
         "lenet5": Workload(
             title="LeNet-5, CIFAR-10, 10 of 100 clients x 10 steps x 50",
@@ -60,7 +60,7 @@ def workloads(cifar10: Path | None) -> dict[str, Workload]:
             config={
                 "data": images,
                 "model": {"name": "lenet5"},
-                "federation": hundred | {"cohort_size": 10, "local_steps": 10},
+                "federation": hundred | {"cohort": 10, "local_steps": 10},
             },
             target=0.80,
             overhead_target_ms=8,
@@ -71,7 +71,7 @@ def workloads(cifar10: Path | None) -> dict[str, Workload]:
             config={
                 "data": images,
                 "model": {"name": "resnet18"},
-                "federation": hundred | {"cohort_size": 4, "local_steps": 5, "lr": 0.02},
+                "federation": hundred | {"cohort": 4, "local_steps": 5, "lr": 0.02},
             },
             target=0.60,
             overhead_target_ms=60,

@@ -19,8 +19,7 @@ from rayfl.federation.metrics import Metrics
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import Prepared, checkpoints_of, client_accuracies, find_saved, prepare
 from rayfl.tracking.run import open_store, tracked
-from rayfl.training.engine import sha256
-from rayfl.training.flat import Layout
+from rayfl.training.flat import Layout, sha256
 
 if TYPE_CHECKING:
     from rayfl.runtime.placement import Placement

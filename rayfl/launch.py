@@ -14,14 +14,16 @@ from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.federation.session import Session
 from rayfl.prepare import Prepared
-from rayfl.storage.checkpoint import Checkpoints
-from rayfl.training.engine import configure_process
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.training.process import configure_process
 
 if TYPE_CHECKING:
     from rayfl.runtime.actors import RemoteServer
     from rayfl.runtime.placement import Placement, ResourceRequest
 
-Launch = Callable[[Checkpoints | None], contextlib.AbstractContextManager["RemoteServer | Session"]]
+Launch = Callable[
+    [CheckpointWriter | None], contextlib.AbstractContextManager["RemoteServer | Session"]
+]
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def on_cluster(prepared: Prepared) -> Iterator[tuple[Prepared, "Placement", Laun
         prepared = replace(prepared, data=data)  # this process needs no copy of its own
 
         def launch(
-            checkpoints: Checkpoints | None,
+            checkpoints: CheckpointWriter | None,
         ) -> contextlib.AbstractContextManager["RemoteServer"]:
             server, client = prepared.specs()
             limit = config.resources.time_limit_s
@@ -60,7 +62,7 @@ def in_this_process(prepared: Prepared) -> Iterator[tuple[Prepared, str, Launch]
     threads_before = torch.get_num_threads()
     configure_process(max(1, math.floor(cpus)))
 
-    def launch(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManager[Session]:
+    def launch(checkpoints: CheckpointWriter | None) -> contextlib.AbstractContextManager[Session]:
         server, client = prepared.specs()
         pool = LocalPool(Client(client, "cuda" if on_gpu else "cpu"))
         return contextlib.nullcontext(Session(Server(server, pool), checkpoints))
@@ -79,5 +81,5 @@ def resource_request(resources: Resources) -> "ResourceRequest":
         num_actors=None if resources.num_actors == "auto" else resources.num_actors,
         cpus_per_actor=None if resources.cpus_per_actor == "auto" else resources.cpus_per_actor,
         gpus_per_actor=None if resources.gpus_per_actor == "auto" else resources.gpus_per_actor,
-        wait_s=resources.wait_s,
+        autoscale_timeout_s=resources.autoscale_timeout_s,
     )

@@ -21,10 +21,11 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.specs import ClientSpec, FederationSpec, ServerSpec
 from rayfl.storage import checkpoint
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, shared_setup
+from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
 from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
@@ -85,17 +86,17 @@ def prepare(
     federation = FederationSpec(
         seed=config.seed,
         clients=fed.clients,
-        participation=fed.participation or fed.cohort / fed.clients,
+        participation=fed.participation,
         sampling=fed.sampling,
         sizes=partition.sizes,
-        dropout=fed.dropout,
+        client_dropout=fed.client_dropout,
         rounds=fed.rounds,
         lrs=fed.lrs,
         clients_per_unit=fed.clients_per_unit
         or clients_per_unit(
             Layout(model).size,
             shortcuts.dense,
-            fed.cohort,
+            fed.cohort_size,
             fed.batch_size,
             _samples(config, data),
             fed.stack,
@@ -112,10 +113,10 @@ def prepare(
         local_epochs=fed.local_epochs,
         local_steps=fed.local_steps,
         weight_decay=fed.weight_decay,
-        max_norm=fed.max_norm,
+        clip_norm=fed.clip_norm,
         precision=fed.precision,
         augment=config.data.augment,
-        stragglers=fed.stragglers,
+        straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
         shortcuts=shortcuts,
@@ -124,7 +125,7 @@ def prepare(
         contract.check(
             config.algorithm,
             config.algorithm_name,
-            shared_setup(Layout(model), partition, settings),
+            experiment_info(Layout(model), partition, settings),
             federation.cohort_size / federation.clients,
             federation.lrs,
         )
@@ -179,7 +180,7 @@ def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
     device_data = DeviceData(data, "train", torch.device("cpu"))
     indices = torch.linspace(0, len(device_data) - 1, 2 * COMPARED_SAMPLES).long()
     first, second = (
-        (device_data.looks(part, None, None), device_data.y[part])
+        (device_data.preprocess(part, None, None), device_data.y[part])
         for part in indices.split(COMPARED_SAMPLES)
     )
     return first, second
@@ -201,7 +202,7 @@ def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> 
     return {mode for mode, meets in modes if meets}
 
 
-def find_saved(config: Experiment, resume: str) -> checkpoint.Saved:
+def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
     try:
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
@@ -212,14 +213,14 @@ def find_saved(config: Experiment, resume: str) -> checkpoint.Saved:
 
 
 def checkpoints_of(
-    config: Experiment, run_id: str | None, saved: checkpoint.Saved | None
-) -> checkpoint.Checkpoints | None:
+    config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
+) -> CheckpointWriter | None:
     every = config.checkpoint.every
     if every is None:
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    checkpoints = checkpoint.Checkpoints(
-        location=str(saved.folder) if saved else below(storage(config), config.hash, run),
+    checkpoints = CheckpointWriter(
+        location=str(saved.storage) if saved else below(storage(config), config.hash, run),
         config_hash=config.hash,
         config=config.flat_identity(),
         run_id=run_id,
@@ -237,7 +238,7 @@ def checkpoints_of(
 
 def _check_storage(config: Experiment) -> None:
     try:
-        Folder(storage(config))
+        Storage(storage(config))
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
 

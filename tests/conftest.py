@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 # Before anything imports ray or mlflow.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,6 +17,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,14 @@ def each(**cases: Mapping[str, Any] | Iterable[Any]) -> Callable:
     return decorate
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the session's Ray, so that `-m "not ray"` leaves them out."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """A Ray instance with room for three client actors, whatever the machine has."""
@@ -74,6 +84,19 @@ def ray_session():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def empty_store(request):
+    """An MLflow database without runs; to copy it is seconds faster than to have MLflow make one."""
+    folder = request.config.cache.mkdir(f"mlflow-{version('mlflow')}")
+    if not (folder / "mlflow.db").exists():
+        from mlflow.tracking import MlflowClient
+
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            MlflowClient(f"sqlite:///{made}/mlflow.db").search_experiments()
+            os.replace(f"{made}/mlflow.db", folder / "mlflow.db")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
 def small():
     """A small experiment on digits as a mapping for `load_config`; change it freely."""
@@ -81,7 +104,7 @@ def small():
 
 
 def small_config():
-    """What the fixture `small` gives."""
+    """Return the mapping of the fixture `small`."""
     return {
         "seed": 1,
         "data": {"name": "digits"},
@@ -90,14 +113,14 @@ def small_config():
         "algorithm": {"name": "fedwmsam"},
         "federation": {
             "clients": 10,
-            "cohort_size": 5,
+            "cohort": 5,
             "clients_per_unit": 2,
             "rounds": 3,
             "local_epochs": 1,
             "batch_size": 16,
             "lr": 0.1,
             "weight_decay": 0.001,
-            "max_norm": 10,
+            "clip_norm": 10,
         },
         "tracking": {"enabled": False},
         "checkpoint": {"every": None},
@@ -189,11 +212,20 @@ def head(*options):
 
 
 @pytest.fixture(scope="session")
-def stored(tmp_path_factory):
-    """An MLflow store of runs whose numbers are known; see tests/tuning/stored.py."""
+def stored(tmp_path_factory, empty_store):
+    """An MLflow store of runs whose numbers are known; see tests/analysis/stored.py."""
     from stored import fill
 
-    return fill(tmp_path_factory.mktemp("stored"))
+    folder = tmp_path_factory.mktemp("stored")
+    shutil.copy(empty_store, folder)
+    return fill(folder)
+
+
+@pytest.fixture
+def store_here(tmp_path, monkeypatch, empty_store):
+    """Make an empty directory with an empty MLflow store in it the working directory."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path)
 
 
 @pytest.fixture

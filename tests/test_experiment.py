@@ -20,9 +20,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture
-def tracked(small, tmp_path, monkeypatch):
+def tracked(small, store_here):
     """The small experiment, recorded in MLflow's default place: the working directory."""
-    monkeypatch.chdir(tmp_path)
     small["tracking"] = {"targets": [0.1, 1.0]}
     return small
 
@@ -64,7 +63,7 @@ def test_the_run_is_found_again_in_mlflow(tracked, client):
     assert found.info.status == "FINISHED"
     assert found.data.params["algorithm.rho"] == "0.1"
     assert found.data.params["data.name"] == "digits"
-    assert found.data.params["federation.participation"] == "null"
+    assert found.data.params["federation.local_steps"] == "null"
     assert found.data.tags["rayfl.config_hash"] == config.hash
     assert found.data.tags["rayfl.model_sha256"] == result.model_sha256
     assert found.data.tags["rayfl.device"] == "cpu"
@@ -181,6 +180,7 @@ def test_units_depend_on_the_work_and_never_on_the_actors(small):
     assert units({"name": "convolutions:with_batch_norm"}, 10, stack=50) == 1
 
 
+@pytest.mark.slow
 def test_lenet_on_cifar10(small, cifar10):
     small |= {
         "data": {"name": "parquet", "path": str(cifar10), "augment": "flip_crop"},
@@ -188,7 +188,7 @@ def test_lenet_on_cifar10(small, cifar10):
     }
     small["federation"] |= {
         "clients": 1000,
-        "cohort_size": 4,
+        "cohort": 4,
         "clients_per_unit": None,
         "rounds": 2,
         "eval_every": 2,

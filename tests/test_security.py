@@ -36,10 +36,10 @@ def test_a_python_tag_is_refused_and_does_nothing(tag, tmp_path):
     touched = tmp_path / "touched"
     value = tag.format(touched)
     config = tmp_path / "config.yaml"
-    config.write_text(f"seed: {value}\nfederation: {{cohort_size: 5, local_epochs: 1}}\n")
+    config.write_text(f"seed: {value}\nfederation: {{cohort: 5, local_epochs: 1}}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml'.* is not valid YAML .*tag"):
         load_config(config)
-    config.write_text("federation: {cohort_size: 5, local_epochs: 1}\n")
+    config.write_text("federation: {cohort: 5, local_epochs: 1}\n")
     with pytest.raises(ConfigError, match=r"seed"):
         load_config(config, [f"seed={value}"])
     assert not touched.exists()

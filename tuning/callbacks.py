@@ -7,23 +7,28 @@ from typing import Any
 from ray import tune
 
 from rayfl.prepare import storage
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
-from tuning.plan import Inputs, Trial
+from tuning.plan import Inputs, PlannedTrial
 from tuning.states import SUCCEEDED, State
-from tuning.tracking import Record
+from tuning.tracking import SweepTracker
 
-Watch = Callable[[Trial, State, int, float | None, str], None]
+Watch = Callable[[PlannedTrial, State, int, float | None, str], None]
 """(trial, state, rounds, value, reason), when something happens to a trial."""
 
 
-class Reporter(tune.Callback):
+class ReportingCallback(tune.Callback):
     """Hands every report on, and says how each trial ended."""
 
     def __init__(
-        self, record: Record, sweep: Sweep, trials: dict[str, Trial], inputs: Inputs, watch: Watch
+        self,
+        tracker: SweepTracker,
+        sweep: Sweep,
+        trials: dict[str, PlannedTrial],
+        inputs: Inputs,
+        watch: Watch,
     ):
-        self._record, self._sweep, self._trials = record, sweep, trials
+        self._tracker, self._sweep, self._trials = tracker, sweep, trials
         self._inputs, self._watch = inputs, watch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -32,7 +37,7 @@ class Reporter(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self._trials[str(trial)]
         assert planned.experiment is not None
-        self._record.start(planned, *self._inputs.of(planned.experiment))
+        self._tracker.start(planned, *self._inputs.of(planned.experiment))
         self._watch(planned, "running", self._rounds(trial), self._value(trial), "")
 
     def on_trial_result(
@@ -40,8 +45,8 @@ class Reporter(tune.Callback):
     ) -> None:
         hash = str(trial)
         if "actors" in result:
-            self._record.actors(hash, result["actors"])
-        self._record.log(hash, result["records"])
+            self._tracker.actors(hash, result["actors"])
+        self._tracker.log(hash, result["records"])
         planned, value = self._trials[hash], result.get(self._sweep.metric)
         if resumed := result["resumed"]:
             self._watch(planned, "running", resumed, None, f"goes on after round {resumed}")
@@ -51,7 +56,7 @@ class Reporter(tune.Callback):
         result = trial.last_result
         state, reason = self._ending(str(trial), result)
         if result.get("clients") is not None:
-            self._record.clients(str(trial), result["clients"])
+            self._tracker.clients(str(trial), result["clients"])
         digest = result.get("model_sha256")
         tags = {"rayfl.model_sha256": digest} if digest else {}
         self._end(trial, state, reason, result.get("traceback", ""), tags)
@@ -87,7 +92,7 @@ class Reporter(tune.Callback):
             path = log_path(self._sweep, hash)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        self._record.end(hash, state, reason, text, tags)
+        self._tracker.end(hash, state, reason, text, tags)
         if state in SUCCEEDED:
             self._forget(hash)
         rounds, value = self._rounds(trial), self._value(trial)
@@ -97,7 +102,7 @@ class Reporter(tune.Callback):
         """Delete the checkpoints of a trial that needs them no more: client memories take much room."""
         experiment = self._trials[hash].experiment
         assert experiment is not None
-        Folder(below(storage(experiment), hash)).remove(self._sweep.name)
+        Storage(below(storage(experiment), hash)).remove(self._sweep.name)
 
     def _rounds(self, trial: Any) -> int:
         return int((trial.last_result or {}).get("rounds", 0))

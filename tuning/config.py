@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from rayfl.config import layers
+from rayfl.config import layers, shipped
 from rayfl.config.choice import Choice
 from rayfl.config.layers import Layer
 from rayfl.config.messages import config_error
@@ -151,17 +151,17 @@ class Sweep(Section):
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep of a YAML file, with `section.key=value` overrides.
+    """Return the sweep of a YAML file or a shipped config's name, with `section.key=value` overrides.
 
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
-    path = Path(path)
+    path = shipped.find(path)
     content = layers.read(path, _NAMED)
     given = layers.parse_overrides([_NAME_ALONE.sub(r"\1.name=\2", text) for text in overrides])
     if isinstance(given.get("base"), str):  # another file, relative to the working directory
-        content["base"] = layers.read(Path(given.pop("base")), NAMED)
+        content["base"] = layers.read(shipped.find(given.pop("base")), NAMED)
     elif isinstance(content.get("base"), str):
-        content["base"] = layers.read(path.parent / content["base"], NAMED)
+        content["base"] = layers.read(shipped.find(content["base"], path.parent), NAMED)
     for section in ("search", "scheduler"):
         if isinstance(content.get(section), str):
             content[section] = {"name": content[section]}

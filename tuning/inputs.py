@@ -9,7 +9,7 @@ from rayfl.runtime.placement import Placement
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedInputs:
     """Made by the driver, which owns the objects: they outlive every trial."""
 
     data: dict[str, tuple[Any, Any]]

@@ -6,7 +6,7 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 
-class GroupedScheduler(TrialScheduler):
+class PerTaskScheduler(TrialScheduler):
     """Hands each trial to its group's scheduler, which sees no other trials."""
 
     def __init__(self, make: Callable[[], Any], group_of: Callable[[Any], Hashable]):

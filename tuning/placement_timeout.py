@@ -10,7 +10,7 @@ from rayfl.runtime.placement import Placement, could_hold, refusal
 LOOK_SECONDS = 1.0
 
 
-class Waiting(tune.Callback):
+class PlacementTimeout(tune.Callback):
     """Ends a sweep if nothing runs, and its nodes do not come, for as long as an experiment would wait."""
 
     def __init__(self, placement: Placement):
@@ -25,5 +25,5 @@ class Waiting(tune.Callback):
         self._looked = now
         if any(trial.status == "RUNNING" for trial in trials) or could_hold(self._placement):
             self._last_room = now
-        elif now - self._last_room > self._placement.wait_s:
-            raise refusal(self._placement, self._placement.wait_s)
+        elif now - self._last_room > self._placement.autoscale_timeout_s:
+            raise refusal(self._placement, self._placement.autoscale_timeout_s)

@@ -33,7 +33,7 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 
 @dataclass(frozen=True)
-class Trial:
+class PlannedTrial:
     """One point with one seed."""
 
     point: Point
@@ -85,7 +85,7 @@ class Inputs:
         )
         if ":" in experiment.algorithm_name:  # one's own method is checked, with its first values
             content["algorithm"] = experiment.algorithm_name
-        for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "max_norm"):
+        for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)
         if key not in self._units:
@@ -121,11 +121,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep's trials and what each takes."""
 
     sweep: Sweep
-    trials: tuple[Trial, ...]
+    trials: tuple[PlannedTrial, ...]
     """None yet where a searcher suggests them."""
     count: int
     """Of the trials, with those that are suggested later."""
@@ -141,7 +141,7 @@ class Plan:
     """The same of the directory through which population-based training copies trials."""
 
     @property
-    def feasible(self) -> list[Trial]:
+    def feasible(self) -> list[PlannedTrial]:
         return [trial for trial in self.trials if trial.problem is None]
 
     @property
@@ -160,9 +160,9 @@ class Plan:
         return min(count, self.sweep.max_concurrent or count, max(self.count, 1))
 
 
-def trials(sweep: Sweep, points: Iterable[Point]) -> list[Trial]:
+def trials(sweep: Sweep, points: Iterable[Point]) -> list[PlannedTrial]:
     """Every point with every seed; points that give the same experiment count once."""
-    found: dict[str, Trial] = {}
+    found: dict[str, PlannedTrial] = {}
     for point in points:
         for seed in sweep.seeds:
             trial = resolve(sweep, point, seed)
@@ -170,19 +170,19 @@ def trials(sweep: Sweep, points: Iterable[Point]) -> list[Trial]:
     return list(found.values())
 
 
-def resolve(sweep: Sweep, point: Point, seed: int) -> Trial:
+def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
     """The trial at a point; one that has a `problem` if there is no such experiment."""
     try:
         experiment = sweep.experiment(point, seed)
     except ConfigError as error:
         content = json.dumps(sweep.raw(point, seed), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Trial(point, seed, digest, None, sweep.worded(str(error)))
+        return PlannedTrial(point, seed, digest, None, sweep.worded(str(error)))
     clash = _clash(sweep, experiment)
-    return Trial(point, seed, experiment.hash, experiment, clash and sweep.worded(clash))
+    return PlannedTrial(point, seed, experiment.hash, experiment, clash and sweep.worded(clash))
 
 
-def checked(sweep: Sweep, trial: Trial, inputs: Inputs) -> Trial:
+def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
     """The trial, with its data loaded; with a `problem` if that cannot be."""
     if trial.experiment is None or trial.problem is not None:
         return trial
@@ -193,15 +193,15 @@ def checked(sweep: Sweep, trial: Trial, inputs: Inputs) -> Trial:
     return trial
 
 
-def check_any(found: list[Trial]) -> None:
+def check_any(found: list[PlannedTrial]) -> None:
     """ConfigError, with the first one's problem, if no trial can run."""
     if found and all(trial.problem for trial in found):
         raise ConfigError(f"none of the {len(found)} trials can run: {found[0].problem}")
 
 
 def share(
-    sweep: Sweep, found: list[Trial], inputs: Inputs, cluster_file: Path | None = None
-) -> Plan:
+    sweep: Sweep, found: list[PlannedTrial], inputs: Inputs, cluster_file: Path | None = None
+) -> SweepPlan:
     """The plan for these trials on the connected cluster. Raises ConfigError if not one of them fits.
 
     Unless `resources.num_actors` says otherwise, a trial gets so many client actors that as many trials
@@ -216,7 +216,9 @@ def share(
     units = max(inputs.units(experiment) for experiment in feasible)
     anyhow, maximum = _room(resources, cluster_file)
     if not anyhow.actors:  # nodes are to come: Ray Tune's demand for them stands until they do
-        resources = resources.model_copy(update={"wait_s": resources.wait_s or 1.0})
+        resources = resources.model_copy(
+            update={"autoscale_timeout_s": resources.autoscale_timeout_s or 1.0}
+        )
     actors = resources.num_actors
     if actors == "auto":
         actors = max(1, min(units, max(anyhow.actors, maximum or 0) // count))
@@ -231,7 +233,9 @@ def share(
     unshared = _local_checkpoints(feasible[0]) if is_several else None
     copies = is_several and isinstance(sweep.scheduler, PBT) and "://" not in sweep.directory
     copied = sweep.directory if copies else None
-    return Plan(sweep, known, count, inputs, placement, anyhow.actors, maximum, unshared, copied)
+    return SweepPlan(
+        sweep, known, count, inputs, placement, anyhow.actors, maximum, unshared, copied
+    )
 
 
 def _room(resources: Resources, cluster_file: Path | None) -> tuple[Placement, int | None]:
@@ -243,10 +247,10 @@ def _room(resources: Resources, cluster_file: Path | None) -> tuple[Placement, i
     try:
         now = place(any_number, 10**6)
     except ConfigError:
-        one = replace(any_number, num_actors=1, wait_s=1.0)
+        one = replace(any_number, num_actors=1, autoscale_timeout_s=1.0)
         now = replace(place(one, 1), actors=0)
         maximum = _grown(now, cluster_file)
-        if maximum or (resources.wait_s and resources.num_actors != "auto"):
+        if maximum or (resources.autoscale_timeout_s and resources.num_actors != "auto"):
             return now, maximum
         raise
     return now, _grown(now, cluster_file)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from tuning.plan import Trial
+from tuning.plan import PlannedTrial
 from tuning.space import Point
 
 
@@ -20,7 +20,7 @@ class _Suggestion:
     values: list[float] = field(default_factory=list)
 
 
-class PairedSearcher(Searcher):
+class SeedAveragedSearcher(Searcher):
     """Asks another searcher for points, and tells it the mean over the seeds.
 
     What earlier commands have run is told at once: with the same seed the same points are suggested, and
@@ -31,9 +31,9 @@ class PairedSearcher(Searcher):
         self,
         inner: Any,
         num_samples: int,
-        trials_of: Callable[[Point], list[Trial]],
+        trials_of: Callable[[Point], list[PlannedTrial]],
         value_of: Callable[[str], float | None],
-        config_of: Callable[[Trial], dict[str, Any]],
+        config_of: Callable[[PlannedTrial], dict[str, Any]],
         metric: str,
         mode: str,
     ):
@@ -43,7 +43,7 @@ class PairedSearcher(Searcher):
         self._inner, self._left = inner, num_samples
         self._trials_of, self._value_of, self._config_of = trials_of, value_of, config_of
         self._suggested = 0
-        self._waiting: list[tuple[str, Trial]] = []
+        self._waiting: list[tuple[str, PlannedTrial]] = []
         self._suggestions: dict[str, _Suggestion] = {}
         self._suggestion_of: dict[str, str] = {}
         self._seen: set[str] = set()

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from rayfl.config.layers import Layer, join
+from rayfl.config.messages import RENAMED
 from rayfl.config.schema import Section
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
@@ -94,7 +95,10 @@ class Axis(Section):
         assert self.range is not None
         # In decimals: 0.1 + 0.2 must be 0.3, which is part of an experiment's identity.
         first, last, step = (Decimal(repr(number)) for number in self.range)
-        return tuple(_number(first + i * step) for i in range(int((last - first) / step) + 1))
+        numbers = [first + i * step for i in range(int((last - first) / step) + 1)]
+        # All of one type: among fractions, the cohort 1.0 is all clients, and 1 would be one.
+        are_integers = all(number == number.to_integral_value() for number in numbers)
+        return tuple(map(int if are_integers else float, numbers))
 
     def draw(self, rng: np.random.Generator) -> Value:
         """One value of a sampled axis."""
@@ -154,6 +158,8 @@ def check(space: Space) -> None:
     """Raise ConfigError for axes that cannot be."""
     for key, axis in space.items():
         section = key.partition(".")[0]
+        if key in RENAMED:
+            raise ConfigError(f"space.{key}: is now called space.{' '.join(RENAMED[key])}".strip())
         if section in _NO_AXES:
             raise ConfigError(f"space.{key}: {section} changes no result and can be no axis")
         if section == "seed":
@@ -228,7 +234,3 @@ def _ordered(space: Space) -> dict[str, Axis]:
             raise ConfigError(f"space: the 'when' of {', '.join(waiting)} go in a circle")
         ordered[ready[0]] = waiting.pop(ready[0])
     return ordered
-
-
-def _number(value: Decimal) -> int | float:
-    return int(value) if value == value.to_integral_value() else float(value)

@@ -16,18 +16,18 @@ from rayfl.runtime import cluster
 from tuning import plan as planning
 from tuning.callbacks import Watch, log_path
 from tuning.config import Sweep
-from tuning.plan import Inputs, Plan, Trial
+from tuning.plan import Inputs, PlannedTrial, SweepPlan
 from tuning.searchers import Optuna
 from tuning.states import SUCCEEDED, State
-from tuning.tracking import Record
-from tuning.tuner import Driver
+from tuning.tracking import SweepTracker
+from tuning.tuner import SweepRunner
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialResult:
     """What became of a trial."""
 
-    trial: Trial
+    trial: PlannedTrial
     state: State
     reason: str
     rounds: int
@@ -42,10 +42,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Start:
+class SweepStart:
     """What is known before the trials start."""
 
-    plan: Plan
+    plan: SweepPlan
     ended: int
     """Trials that earlier commands have done."""
     parent_id: str
@@ -53,10 +53,10 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Result:
+class SweepResult:
     """What a sweep leaves."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TrialResult, ...]
     parent_id: str
 
     @property
@@ -64,7 +64,7 @@ class Result:
         return all(row.state in SUCCEEDED for row in self.rows)
 
 
-def plan(sweep: Sweep, cluster_file: Path | None = None) -> Plan:
+def plan(sweep: Sweep, cluster_file: Path | None = None) -> SweepPlan:
     """What the sweep would do on the cluster of `base.ray.address`, or on this machine."""
     found, inputs = _feasible(sweep)
     with _worded(sweep), cluster.connected(**_experiment(found).ray.model_dump()):
@@ -73,15 +73,15 @@ def plan(sweep: Sweep, cluster_file: Path | None = None) -> Plan:
 
 def run(
     sweep: Sweep,
-    on_start: Callable[[Start], None] = lambda start: None,
+    on_start: Callable[[SweepStart], None] = lambda start: None,
     watch: Watch = lambda *_: None,
-) -> Result:
+) -> SweepResult:
     """Run what is missing of the sweep, and return a row for every trial.
 
     `watch`: called with (trial, state, rounds, value, reason) when something happens to a trial. Raises
     ConfigError before any actor starts. Interrupted, it leaves a sweep that the same call goes on with.
     """
-    from rayfl.tracking.mlflow import Store
+    from rayfl.tracking.mlflow import TrackingStore
 
     found, inputs = _feasible(sweep)
     base = _experiment(found)
@@ -92,23 +92,23 @@ def run(
         ThreadPoolExecutor(1) as aside,
         cluster.connected(**base.ray.model_dump()),
     ):
-        opening = aside.submit(Store, base.tracking.uri, base.tracking.experiment)
+        opening = aside.submit(TrackingStore, base.tracking.uri, base.tracking.experiment)
         planned = planning.share(sweep, found, inputs)
         store = opening.result()
-        record = Record(store, sweep)
+        tracker = SweepTracker(store, sweep)
         status = "FAILED"
-        driver = Driver(planned, record, watch)
+        driver = SweepRunner(planned, tracker, watch)
         try:
-            on_start(Start(planned, driver.begin(), record.parent_id, store.ui_command))
+            on_start(SweepStart(planned, driver.begin(), tracker.parent_id, store.ui_command))
             driver.run()
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
-            record.finish(status)
-        rows = tuple(_rows(sweep, driver.trials, record))
-    return Result(rows, record.parent_id)
+            tracker.finish(status)
+        rows = tuple(_rows(sweep, driver.trials, tracker))
+    return SweepResult(rows, tracker.parent_id)
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def _worded(sweep: Sweep) -> Iterator[None]:
         raise ConfigError(sweep.worded(str(error))) from error
 
 
-def _feasible(sweep: Sweep) -> tuple[list[Trial], Inputs]:
+def _feasible(sweep: Sweep) -> tuple[list[PlannedTrial], Inputs]:
     """The trials that are known beforehand, checked; ConfigError if none can run."""
     inputs, search = Inputs(), sweep.search
     # The points that a searcher will ask for have the same data.
@@ -134,17 +134,19 @@ def _feasible(sweep: Sweep) -> tuple[list[Trial], Inputs]:
     return found, inputs
 
 
-def _experiment(found: list[Trial]) -> Experiment:
+def _experiment(found: list[PlannedTrial]) -> Experiment:
     return next(t.experiment for t in found if t.experiment is not None and t.problem is None)
 
 
-def _rows(sweep: Sweep, trials: dict[str, Trial], record: Record) -> Iterator[Row]:
+def _rows(
+    sweep: Sweep, trials: dict[str, PlannedTrial], tracker: SweepTracker
+) -> Iterator[TrialResult]:
     """What MLflow says of the trials, whichever command ran them."""
-    runs = record.results()
+    runs = tracker.results()
     for trial in trials.values():
         run = runs[trial.hash]
         metrics, tags = run.data.metrics, run.data.tags
-        yield Row(
+        yield TrialResult(
             trial=trial,
             state=tags["rayfl.state"],  # type: ignore[arg-type]
             reason=tags.get("rayfl.reason", ""),

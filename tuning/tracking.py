@@ -21,16 +21,16 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import RunError, first_line
 from rayfl.federation.history import History
-from rayfl.tracking.mlflow import OutageError, Store, Tracker, patiently
+from rayfl.tracking.mlflow import OutageError, RunTracker, TrackingStore, retry_during_outage
 from tuning.config import Sweep
-from tuning.plan import Trial
+from tuning.plan import PlannedTrial
 from tuning.states import SUCCEEDED, State
 
 _LONGEST_TAG = 5000  # characters; MLflow's limit, and room for its count
 
 
 @dataclass(frozen=True)
-class Known:
+class PreviousRun:
     """A trial's run, as an earlier command left it."""
 
     run_id: str
@@ -44,10 +44,10 @@ class Known:
 
 
 @dataclass
-class _Live:
+class _ActiveRun:
     """A trial's run while it is written."""
 
-    tracker: Tracker
+    tracker: RunTracker
     targets: tuple[float, ...]
     history: History = field(default_factory=History)
 
@@ -55,10 +55,10 @@ class _Live:
         self.tracker.finish(status, self.history.summary(self.targets))
 
 
-class Record:
+class SweepTracker:
     """The runs of one sweep."""
 
-    def __init__(self, store: Store, sweep: Sweep):
+    def __init__(self, store: TrackingStore, sweep: Sweep):
         """Open the sweep's parent run; a sweep that was begun before goes on in its own."""
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
@@ -67,10 +67,10 @@ class Record:
         }
         """By config hash."""
         self.parent_id = self._parent()
-        self._live: dict[str, _Live] = {}
-        self._writer = Writer(store.uri)
+        self._live: dict[str, _ActiveRun] = {}
+        self._writer = BackgroundWriter(store.uri)
 
-    def ended(self, hash: str) -> Known | None:
+    def ended(self, hash: str) -> PreviousRun | None:
         """What is known of a trial that need not run again."""
         known = self.known.get(hash)
         if known is None:
@@ -78,7 +78,7 @@ class Record:
         by_rules = known.state == "stopped_early" and known.rules == self.rules
         return known if known.state == "finished" or by_rules else None
 
-    def start(self, trial: Trial, data: Dataset, partition: Partition) -> None:
+    def start(self, trial: PlannedTrial, data: Dataset, partition: Partition) -> None:
         """Begin a trial's run, or go on with the one that it has. Again: nothing."""
 
         def write() -> None:
@@ -88,13 +88,13 @@ class Record:
             tags = self._tags(trial.point) | {"rayfl.state": "running", "rayfl.reason": ""}
             assert trial.experiment is not None
             run_id = known.run_id if known else self._find(trial.hash)
-            tracker = Tracker(self._store, trial.experiment, data.name, run_id, tags)
+            tracker = RunTracker(self._store, trial.experiment, data.name, run_id, tags)
             if run_id is not None:
                 for key, value in tags.items():
                     tracker.tag(key, value)
             tracker.describe_config()
             tracker.describe_data(data, partition)
-            self._live[trial.hash] = _Live(tracker, trial.experiment.tracking.targets)
+            self._live[trial.hash] = _ActiveRun(tracker, trial.experiment.tracking.targets)
 
         self._writer.put(write)
 
@@ -145,7 +145,7 @@ class Record:
 
         self._writer.put(write)
 
-    def infeasible(self, trial: Trial) -> None:
+    def infeasible(self, trial: PlannedTrial) -> None:
         """Record a trial that cannot be: a run that failed before it began."""
 
         def write() -> None:
@@ -168,7 +168,7 @@ class Record:
                 self._client.set_tag(run_id, key, value)
             self._client.set_terminated(run_id, "FAILED")
 
-        self._writer.put(lambda: patiently(self._store.uri, write))
+        self._writer.put(lambda: retry_during_outage(self._store.uri, write))
 
     def finish(self, status: str) -> None:
         """Write all that is left, end what still runs as KILLED, and end the parent run."""
@@ -238,9 +238,9 @@ class Record:
             "rayfl.rules": self.rules[:_LONGEST_TAG],
         }
 
-    def _known(self, run: Run) -> Known:
+    def _known(self, run: Run) -> PreviousRun:
         tags, metrics = run.data.tags, run.data.metrics
-        return Known(
+        return PreviousRun(
             run_id=run.info.run_id,
             state=tags.get("rayfl.state", "running"),  # type: ignore[arg-type]
             reason=tags.get("rayfl.reason", ""),
@@ -250,7 +250,7 @@ class Record:
         )
 
 
-class Writer:
+class BackgroundWriter:
     """A thread that makes calls in order, each again and again while the tracking store is away."""
 
     def __init__(self, uri: str):
@@ -289,7 +289,7 @@ class Writer:
     def _make(self, call: Callable[[], None]) -> None:
         while True:
             try:
-                return patiently(self._uri, call)
+                return retry_during_outage(self._uri, call)
             except OutageError:
                 if self._closing.is_set():
                     raise

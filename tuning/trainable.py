@@ -9,16 +9,16 @@ from typing import Any
 from ray import tune
 from ray.util import get_current_placement_group
 
-from rayfl.training.engine import configure_process
+from rayfl.training.process import configure_process
 from tuning.config import Sweep
-from tuning.inputs import Shared
+from tuning.inputs import SharedInputs
 from tuning.trial import Execution
 
 
 class Trainable(tune.Trainable):
     """Executes one trial after the other."""
 
-    def setup(self, config: dict[str, Any], shared: Shared, sweep: Sweep) -> None:
+    def setup(self, config: dict[str, Any], shared: SharedInputs, sweep: Sweep) -> None:
         configure_process(threads=1)
         self.execution = Execution(shared, sweep, get_current_placement_group())
         self.reset_config(config)

@@ -21,11 +21,12 @@ from rayfl.federation.session import Session
 from rayfl.prepare import client_accuracies, prepare
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
-from rayfl.storage.checkpoint import Checkpoints, saved_in
-from rayfl.storage.storage import Folder, below
-from rayfl.training.engine import sha256
+from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
+from rayfl.training.flat import sha256
 from tuning.config import Sweep
-from tuning.inputs import Shared, data_key
+from tuning.inputs import SharedInputs, data_key
 from tuning.space import Point, layer
 from tuning.stopping import needs_metrics, reason
 
@@ -46,7 +47,7 @@ class TrialSpec:
 class Execution:
     """Executes one trial at a time; a plain class, which Tune's trainable holds."""
 
-    def __init__(self, shared: Shared, sweep: Sweep, group: Any):
+    def __init__(self, shared: SharedInputs, sweep: Sweep, group: Any):
         """`group`: the placement group, with a bundle for each client actor."""
         self._shared, self._sweep, self._group = shared, sweep, group
         self._session: Session | None = None
@@ -86,7 +87,7 @@ class Execution:
 
     def load(self, directory: str) -> None:
         """Go on from what was saved, with this trial's hyper-parameters."""
-        self._running.go_on(saved_in(Folder(directory))[-1])
+        self._running.go_on(saved_in(Storage(directory))[-1])
         self._rounds = self._running.rounds(self._last)
 
     def close(self) -> None:
@@ -197,8 +198,8 @@ class Execution:
         self._is_described = True
         return {"actors": self._running.describe()}
 
-    def _checkpoints_in(self, location: str, every: Any) -> Checkpoints:
-        return Checkpoints(
+    def _checkpoints_in(self, location: str, every: Any) -> CheckpointWriter:
+        return CheckpointWriter(
             location=location,
             config_hash=self._experiment.hash,
             config=self._experiment.flat_identity(),

@@ -24,27 +24,27 @@ from ray import tune
 
 from rayfl.prepare import storage
 from rayfl.storage.checkpoint import saved_in
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
-from tuning.callbacks import Reporter, Watch
-from tuning.inputs import Shared
-from tuning.per_task_scheduler import GroupedScheduler
-from tuning.placement_timeout import Waiting
-from tuning.plan import Plan, Trial
+from tuning.callbacks import ReportingCallback, Watch
+from tuning.inputs import SharedInputs
+from tuning.per_task_scheduler import PerTaskScheduler
+from tuning.placement_timeout import PlacementTimeout
+from tuning.plan import PlannedTrial, SweepPlan
 from tuning.schedulers import PBT
 from tuning.searchers import Optuna
-from tuning.seed_averaged_searcher import PairedSearcher
+from tuning.seed_averaged_searcher import SeedAveragedSearcher
 from tuning.space import Point, applicable
-from tuning.tracking import Record
+from tuning.tracking import SweepTracker
 from tuning.trainable import Trainable
 from tuning.trial import MUTATED, TrialSpec
 
 
-class Driver:
+class SweepRunner:
     """Runs the trials that are missing."""
 
-    def __init__(self, planned: Plan, record: Record, watch: Watch):
-        self.plan, self.sweep, self.record, self.watch = planned, planned.sweep, record, watch
+    def __init__(self, planned: SweepPlan, tracker: SweepTracker, watch: Watch):
+        self.plan, self.sweep, self.tracker, self.watch = planned, planned.sweep, tracker, watch
         self.trials = {trial.hash: trial for trial in planned.trials}
         """By hash; a searcher adds to them."""
 
@@ -52,26 +52,26 @@ class Driver:
         """Tell of the trials that will not run; how many of them earlier commands have done."""
         for trial in self.plan.trials:
             self._note(trial)
-        return sum(self.record.ended(trial.hash) is not None for trial in self.plan.trials)
+        return sum(self.tracker.ended(trial.hash) is not None for trial in self.plan.trials)
 
     def run(self) -> None:
         """Run the others."""
-        missing = [t for t in self.plan.feasible if self.record.ended(t.hash) is None]
+        missing = [t for t in self.plan.feasible if self.tracker.ended(t.hash) is None]
         if missing or isinstance(self.sweep.search, Optuna):
             # Ray Tune's schedulers draw from the global generators.
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002
             self._tuner(missing).fit()
 
-    def _note(self, trial: Trial) -> None:
+    def _note(self, trial: PlannedTrial) -> None:
         """Tell of a trial that will not run."""
         if trial.problem is not None:
-            self.record.infeasible(trial)
+            self.tracker.infeasible(trial)
             self.watch(trial, "infeasible", 0, None, trial.problem)
-        elif known := self.record.ended(trial.hash):
+        elif known := self.tracker.ended(trial.hash):
             self.watch(trial, known.state, known.rounds, known.value, known.reason)
 
-    def _tuner(self, missing: list[Trial]) -> tune.Tuner:
+    def _tuner(self, missing: list[PlannedTrial]) -> tune.Tuner:
         shared = self._shared()
         bundles: list[dict[str, float]] = [{}, *[shared.placement.bundle] * shared.placement.actors]
         trainable = tune.with_resources(
@@ -113,11 +113,15 @@ class Driver:
         )
 
     def _callbacks(self) -> list[tune.Callback]:
-        reporter = Reporter(self.record, self.sweep, self.trials, self.plan.inputs, self.watch)
+        reporter = ReportingCallback(
+            self.tracker, self.sweep, self.trials, self.plan.inputs, self.watch
+        )
         placement = self.plan.placement
-        return [reporter, Waiting(placement)] if placement.wait_s else [reporter]
+        return (
+            [reporter, PlacementTimeout(placement)] if placement.autoscale_timeout_s else [reporter]
+        )
 
-    def _shared(self) -> Shared:
+    def _shared(self) -> SharedInputs:
         inputs, stored = self.plan.inputs, {}
         for dataset, _ in inputs.data.values():
             if id(dataset) not in stored:  # partitions of the same data share them
@@ -126,9 +130,9 @@ class Driver:
             key: (stored[id(dataset)], ray.put(partition))
             for key, (dataset, partition) in inputs.data.items()
         }
-        return Shared(data, self.plan.placement)
+        return SharedInputs(data, self.plan.placement)
 
-    def _config(self, trial: Trial) -> dict[str, Any]:
+    def _config(self, trial: PlannedTrial) -> dict[str, Any]:
         """Tune's config of a trial."""
         assert trial.experiment is not None
         scheduler = self.sweep.scheduler
@@ -155,16 +159,16 @@ class Driver:
             planned = self.trials[str(trial)]
             return scheduler.group(planned.point, planned.seed)
 
-        return GroupedScheduler(
+        return PerTaskScheduler(
             lambda: scheduler.build(sweep.space, sweep.metric, sweep.mode, rounds), group
         )
 
-    def _searcher(self) -> PairedSearcher | None:
+    def _searcher(self) -> SeedAveragedSearcher | None:
         search, sweep = self.sweep.search, self.sweep
         if not isinstance(search, Optuna):
             return None
 
-        def trials_of(point: Point) -> list[Trial]:
+        def trials_of(point: Point) -> list[PlannedTrial]:
             resolved = [
                 planning.checked(
                     sweep,
@@ -180,11 +184,11 @@ class Driver:
             return resolved
 
         def value_of(hash: str) -> float | None:
-            known = self.record.ended(hash)
+            known = self.tracker.ended(hash)
             return known.value if known else None
 
         inner = search.searcher(sweep.space, sweep.metric, sweep.mode)
-        return PairedSearcher(
+        return SeedAveragedSearcher(
             inner,
             search.num_samples,
             trials_of,
@@ -197,7 +201,7 @@ class Driver:
 
 def _reached(location: str) -> Point:
     """The values that population-based training had reached at the last checkpoint."""
-    saved = saved_in(Folder(location))
+    saved = saved_in(Storage(location))
     if not saved:
         return {}
     rows = saved[-1].history()

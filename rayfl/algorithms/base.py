@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from rayfl.algorithms.vectors import scaled_to, stepped_
+from rayfl.algorithms.vectors import perturb_, scaled_to
 
 Vectors = dict[str, Tensor]
 Penalty = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -56,7 +56,7 @@ def unseeded(like: Tensor, fill: Fill = Tensor.normal_) -> Tensor:
     raise RuntimeError("this context has no random numbers: it was made without a seed")
 
 
-class Setup(NamedTuple):
+class ExperimentInfo(NamedTuple):
     """What is the same for all clients and rounds of an experiment."""
 
     clients: int
@@ -85,7 +85,7 @@ class ClientContext(NamedTuple):
     """K_i, local steps that the client takes in this round, `[..., 1]`."""
     step: int
     """k, number of the current local step, from 0."""
-    setup: Setup
+    experiment: ExperimentInfo
     random: Random = unseeded
     """Seeded random numbers; `upload` has others than any step."""
 
@@ -110,7 +110,7 @@ class Algorithm:
     paper: ClassVar[str] = ""
     """Where the method comes from, one line."""
     clips_gradients: ClassVar[bool] = False
-    """What `federation.max_norm` clips: each gradient, or the direction d.
+    """What `federation.clip_norm` clips: each gradient, or the direction d.
 
     Set it where d is no sum of gradients: the norm of Adam's is about sqrt(P) whatever the gradient's.
     """
@@ -159,7 +159,7 @@ def sam(grad: Grad, rho: float) -> Grad:
     """
 
     def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
-        return grad(stepped_(grad(x, penalty), x, rho), penalty)
+        return grad(perturb_(grad(x, penalty), x, rho), penalty)
 
     return perturbed
 

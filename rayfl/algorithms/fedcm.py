@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from rayfl.algorithms.base import Algorithm
-from rayfl.algorithms.vectors import blended_
+from rayfl.algorithms.vectors import scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FedCM(Algorithm):
         return w, {"Delta": server["Delta"]}
 
     def local_step(self, x, memory, grad, ctx):
-        return blended_(grad(x), self.alpha, (1 - self.alpha) * ctx.shared["Delta"]), memory
+        return scale_add_(grad(x), self.alpha, (1 - self.alpha) * ctx.shared["Delta"]), memory
 
     def server_step(self, w, server, mean, ctx):
         Delta = mean["delta"] / (-ctx.steps * ctx.lr)

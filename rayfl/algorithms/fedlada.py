@@ -15,7 +15,7 @@ Deviations from the code released with FedAdamW: u is the largest v (there, v it
 of sqrt(u) (there, added to it), the two directions weigh alpha and 1 - alpha (there, 1 and a gamma), there is
 no bias correction (there, one whose count of steps goes on over the rounds), and weight decay is
 `federation.weight_decay`, which the local loop adds to the direction (there, to the gradient).
-`federation.max_norm` clips each gradient, as there.
+`federation.clip_norm` clips each gradient, as there.
 The adaptive part of a step moves every parameter by up to about alpha lr: choose `federation.lr` for that.
 """
 
@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 
 from rayfl.algorithms.fedavg import FedAvg
-from rayfl.algorithms.vectors import blended_
+from rayfl.algorithms.vectors import scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class FedLADA(FedAvg):
         v = self.beta2 * memory["v"] + (1 - self.beta2) * g.square()
         u = torch.maximum(memory["u"], v)
         momentum = (1 - self.alpha) * ctx.shared["Delta"]
-        return blended_(m / u.sqrt(), self.alpha, momentum), {"m": m, "v": v, "u": u}
+        return scale_add_(m / u.sqrt(), self.alpha, momentum), {"m": m, "v": v, "u": u}
 
     def upload(self, delta, memory, ctx):
         return {"delta": delta, "v": memory["u"]}, {}

@@ -35,7 +35,7 @@ Deviations from the released code, each with the option that undoes it:
 The released code is
     perturbation: scalars, perturb_sign: -1, momentum_factor: 0.998, nominal_steps: true, adapt_at_zero: true
 with this file's other defaults, and in `federation` local_epochs 5, batch_size 50, lr 0.1, lr_schedule
-exponential with lr_decay 0.998, weight_decay 0.001 and max_norm 10. Its cohorts vary in size, which these
+exponential with lr_decay 0.998, weight_decay 0.001 and clip_norm 10. Its cohorts vary in size, which these
 options leave out. Because its rho was tuned on that perturbation, tune it again for ours.
 
 The published formula is alpha^ = mean_i cos(g_i, Delta), which keeps less momentum where clients agree,
@@ -49,8 +49,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Setup, Vectors
-from rayfl.algorithms.vectors import TINY, blended_, cosine, moved_, norm, stepped_
+from rayfl.algorithms.base import Algorithm, ClientContext, ExperimentInfo, Vectors
+from rayfl.algorithms.vectors import TINY, axpy_, cosine, norm, perturb_, scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,9 @@ class FedWMSAM(Algorithm):
         if self.rho > 0 and ctx.step > 0:
             s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
-            ahead = moved_((ctx.start - x).mul_(1 - alpha), ctx.step * s, momentum)
-            at = self.perturbed(x, ahead, alpha, ctx.setup)
-        return blended_(grad(at), alpha, momentum), memory
+            ahead = axpy_((ctx.start - x).mul_(1 - alpha), ctx.step * s, momentum)
+            at = self.perturbed(x, ahead, alpha, ctx.experiment)
+        return scale_add_(grad(at), alpha, momentum), memory
 
     def momentum(self, memory: Vectors, ctx: ClientContext) -> Tensor:
         """(1 - alpha) Delta_i, written without the division, so that alpha = 1 stays finite."""
@@ -123,24 +123,24 @@ class FedWMSAM(Algorithm):
             return momentum
         return momentum + alpha * (ctx.shared["c"] - memory["c_i"])
 
-    def perturbed(self, x: Tensor, ahead: Tensor, alpha: Tensor, setup: Setup) -> Tensor:
+    def perturbed(self, x: Tensor, ahead: Tensor, alpha: Tensor, info: ExperimentInfo) -> Tensor:
         """x + e_b, given `ahead` = (1 - alpha) delta_b, whose memory it may take."""
         radius = self.perturb_sign * self.rho
         if self.perturbation == "vector":
-            return stepped_(ahead, x, radius)
+            return perturb_(ahead, x, radius)
         if self.perturbation == "sum_of_norms":
-            norms = torch.cat([norm(part) for part in ahead.split(setup.sizes, dim=-1)], dim=-1)
+            norms = torch.cat([norm(part) for part in ahead.split(info.sizes, dim=-1)], dim=-1)
             total = norms.sum(-1, keepdim=True)
             return x + torch.where(total < TINY, 0.0, ahead * (radius / total.clamp_min(TINY)))
-        entries = ahead[..., setup.first]  # [..., T]
+        entries = ahead[..., info.first]  # [..., T]
         total = entries.abs().sum(-1, keepdim=True) + 1e-7 * (1 - alpha)
         numbers = entries * (radius / total.clamp_min(TINY))
-        sizes = torch.tensor(setup.sizes, device=numbers.device)
+        sizes = torch.tensor(info.sizes, device=numbers.device)
         return x + numbers.repeat_interleave(sizes, dim=-1, output_size=ahead.shape[-1])
 
     def steps(self, ctx: ClientContext) -> Tensor:
         """K_i of the client's formulas, `[..., 1]`."""
-        nominal = ctx.setup.nominal_steps
+        nominal = ctx.experiment.nominal_steps
         return torch.full_like(ctx.steps, nominal) if self.nominal_steps else ctx.steps
 
     def upload(self, delta, memory, ctx):

@@ -40,7 +40,7 @@ class IGFL(FedAvg):
 
     def local_step(self, x, memory, grad, ctx):
         g = grad(x)
-        renewed = ctx.shared["c"] - (memory["c_i"] - g) / ctx.setup.clients
+        renewed = ctx.shared["c"] - (memory["c_i"] - g) / ctx.experiment.clients
         return (1 - self.gamma) * g + self.gamma * renewed, memory
 
     def upload(self, delta, memory, ctx):

@@ -10,7 +10,7 @@ Legend: m, v = first and second moment of the gradients of this round; k counts 
 
 A step moves every parameter by up to about lr, so `federation.lr` is to be some 100 times smaller than for
 SGD: the code released with FedAdamW has 3e-4. AdamW's decoupled weight decay is `federation.weight_decay`,
-which the local loop adds to any direction (0.01 there). `federation.max_norm` clips each gradient before the
+which the local loop adds to any direction (0.01 there). `federation.clip_norm` clips each gradient before the
 moments see it, as there.
 """
 

@@ -26,17 +26,17 @@ def scaled_to(v: Tensor, radius: float) -> Tensor:
     return v * (radius * _inverse_norm(v))
 
 
-def stepped_(v: Tensor, x: Tensor, radius: float) -> Tensor:
+def perturb_(v: Tensor, x: Tensor, radius: float) -> Tensor:
     """`v <- x + scaled_to(v, radius)` in place; `[..., P]`."""
     return torch.addcmul(x, v, radius * _inverse_norm(v), out=v)
 
 
-def blended_(g: Tensor, weight: float | Tensor, v: Tensor) -> Tensor:
+def scale_add_(g: Tensor, weight: float | Tensor, v: Tensor) -> Tensor:
     """`g <- weight * g + v` in place; `weight` is a number or `[..., 1]`."""
     return torch.addcmul(v, g, _factor(weight, g), out=g)
 
 
-def moved_(v: Tensor, weight: float | Tensor, g: Tensor) -> Tensor:
+def axpy_(v: Tensor, weight: float | Tensor, g: Tensor) -> Tensor:
     """`v <- v + weight * g` in place; `weight` is a number or `[..., 1]`."""
     return v.addcmul_(g, _factor(weight, g))
 

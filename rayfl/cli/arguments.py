@@ -37,7 +37,7 @@ def load(config: Path, overrides: Sequence[str] | None) -> "Experiment":
     """Return the experiment of a file or name with overrides; ConfigError if there is none."""
     from rayfl.config.schema import load_config
 
-    if "=" in config.name and not config.exists():
+    if "=" in config.name and not os.path.exists(config):
         raise ConfigError(f"'{config}': the config file comes first, then the overrides")
     return load_config(config, overrides or [])
 
@@ -46,7 +46,7 @@ def load_sweep(file: Path, overrides: Sequence[str] | None) -> "Sweep":
     """Return the sweep of a file or name with overrides; ConfigError if there is none."""
     from tuning import config
 
-    if "=" in file.name and not file.exists():
+    if "=" in file.name and not os.path.exists(file):
         raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
     sweep = config.load_sweep(file, overrides or [])
     listen_locally_for_sweep(sweep)

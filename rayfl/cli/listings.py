@@ -1,4 +1,4 @@
-"""The commands that list what there is: algorithms, datasets, partitions, models, a partition."""
+"""The commands that list what there is: algorithms, datasets, partitions, models, configs, a partition."""
 
 import dataclasses
 import json
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from rayfl.cli.arguments import ConfigFile, Overrides, load
-from rayfl.cli.terminal import console, table_console
+from rayfl.cli.terminal import console, table_console, write_utf8
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ def partition(
         lines.append(f"wrote {plot}")
     for line in lines:
         console().print(line, markup=False)
+
+
+def configs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this one, as a file of your own.")
+    ] = None,
+) -> None:
+    """List the configs that come with rayfl, or print one of them."""
+    from rayfl.config import layers, shipped
+
+    if name is not None:
+        write_utf8()
+        print(shipped.text(name), end="")
+        return
+    table = Table("name", "for", "", header_style="bold", box=box.SIMPLE_HEAD)
+    for known, file in shipped.names().items():
+        kind = "sweep" if "space" in layers.read(file, {}) else "run"
+        table.add_row(known, f"rayfl {kind}", escape(shipped.about(file)))
+    table_console().print(table)
 
 
 def _partition_table(data: "Dataset", parts: "Partition", histogram: "NDArray[Any]") -> Table:

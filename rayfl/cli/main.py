@@ -24,7 +24,13 @@ app = typer.Typer(
 for _command in (
     *(runs.run, sweeps.sweep, sweeps.plan, sweeps.reproduce, runs.config, listings.partition),
     *(analysis.results, analysis.compare, analysis.plot, analysis.report),
-    *(listings.algorithms, listings.datasets, listings.partitions, listings.models),
+    *(
+        listings.algorithms,
+        listings.datasets,
+        listings.partitions,
+        listings.models,
+        listings.configs,
+    ),
 ):
     app.command()(_command)
 

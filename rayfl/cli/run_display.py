@@ -8,8 +8,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 5.0
 
 
-class Progress:
+class RunDisplay:
     """A live display on a terminal; plain lines elsewhere."""
 
     def __init__(self, console: Console, live: bool = True):
         """`live`: redraw on a terminal, which would get into a debugger's way."""
         self._console, self._is_live = console, live and console.is_terminal
         columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
-        self._bar = Bar(*columns, TextColumn("left"), expand=True)
+        self._bar = Progress(*columns, TextColumn("left"), expand=True)
         self._text = Text("preparing", no_wrap=True, overflow="ellipsis")
         self._live = Live(Group(self._bar, self._text), console=console)
         self._latest: dict[str, float] = {}
@@ -36,7 +35,7 @@ class Progress:
         self._printed = time.monotonic()
         self._start: Start | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "RunDisplay":
         if self._is_live:
             self._live.start()
         return self

@@ -1,14 +1,12 @@
 """The commands of one experiment: `rayfl run` and `rayfl config`."""
 
-import io
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rayfl.cli.arguments import AsJson, ConfigFile, Overrides, listen_locally, load
-from rayfl.cli.terminal import console, showing
+from rayfl.cli.terminal import console, showing, write_utf8
 
 if TYPE_CHECKING:
     from rayfl.config.schema import Experiment
@@ -30,9 +28,9 @@ def run(
     ] = False,
 ) -> None:
     """Run one experiment."""
-    from rayfl.cli.run_display import Progress
+    from rayfl.cli.run_display import RunDisplay
 
-    progress = Progress(console(stderr=True), live=not local)
+    progress = RunDisplay(console(stderr=True), live=not local)
     with showing(progress, redirect=not local) as on_start:
         resolved = load(config, overrides)
         listen_locally(resolved.ray.address)
@@ -48,8 +46,7 @@ def run(
 def config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved config and its hash."""
     resolved = load(config, overrides)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as config files are read
+    write_utf8()
     print(resolved.to_yaml() + f"# config hash: {resolved.hash}")
 
 

@@ -18,8 +18,8 @@ from tuning.states import ENDED, SUCCEEDED, counted
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
-    from tuning.plan import Plan, Trial
-    from tuning.sweep import Result, Start
+    from tuning.plan import PlannedTrial, SweepPlan
+    from tuning.sweep import SweepResult, SweepStart
 
 _PLAIN_SECONDS = 10.0
 _PLAIN_SECONDS_LONG = 60.0
@@ -32,10 +32,10 @@ _OTHER_LINES = 6
 
 
 @dataclass
-class _Seen:
+class _TrialStatus:
     """What is known of a trial."""
 
-    trial: "Trial"
+    trial: "PlannedTrial"
     state: str
     rounds: int
     value: float | None
@@ -45,20 +45,20 @@ class _Seen:
     """Whether this command ran it."""
 
 
-class Progress:
+class SweepDisplay:
     """A live table on a terminal; plain lines elsewhere."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _TrialStatus] = {}
         self._text = "preparing"
-        self._start: Start | None = None
+        self._start: SweepStart | None = None
         self._began: tuple[float, float] | None = None
         """When the first rounds were there, and how many trials these were."""
         self._printed = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._display)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "SweepDisplay":
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -73,7 +73,7 @@ class Progress:
         if not self._console.is_terminal:
             os.write(2, f"{text}\n".encode())
 
-    def start(self, start: "Start") -> None:
+    def start(self, start: "SweepStart") -> None:
         """Show the plan, before the trials start."""
         self._start, self._text = start, "starting the actors"
         self._console.print(escape(describe(start.plan)))
@@ -81,12 +81,15 @@ class Progress:
             self._console.print(f"{_number(start.ended, 'trial')} done before")
 
     def watch(
-        self, trial: "Trial", state: str, rounds: int, value: float | None, reason: str
+        self, trial: "PlannedTrial", state: str, rounds: int, value: float | None, reason: str
     ) -> None:
         """Something happened to a trial."""
         before = self._seen.get(trial.hash)
         seen = self._seen[trial.hash] = replace(
-            before or _Seen(trial, state, rounds, value), state=state, rounds=rounds, value=value
+            before or _TrialStatus(trial, state, rounds, value),
+            state=state,
+            rounds=rounds,
+            value=value,
         )
         changed = before is None or before.state != state
         if state == "running":
@@ -106,7 +109,7 @@ class Progress:
             return
         self._console.print(f"stopped: {self._line()}; the same command goes on")
 
-    def conclude(self, result: "Result", sweep: "Sweep", took: float) -> None:
+    def conclude(self, result: "SweepResult", sweep: "Sweep", took: float) -> None:
         """The table at the end, and what tells more."""
         from rayfl.cli.sweep_summary import best_points, summary_table
 
@@ -148,7 +151,7 @@ class Progress:
         running = [seen for seen in self._trials if seen.state == "running"]
         return Group(*heading, *([self._table(running)] if running else []))
 
-    def _table(self, running: list[_Seen]) -> Table:
+    def _table(self, running: list[_TrialStatus]) -> Table:
         most = max(1, min(_MOST_RUNNING, self._console.height - _OTHER_LINES))
         rows = [("trial", "round", self._plan.sweep.metric)]
         for seen in running[:most]:
@@ -206,24 +209,24 @@ class Progress:
             for seen, rounds in ran
         )
 
-    def _brief(self, seen: _Seen) -> str:
+    def _brief(self, seen: _TrialStatus) -> str:
         """A trial's settings, shorter than as overrides."""
         from rayfl.analysis.tables import setting
 
         return " ".join([*setting(seen.trial.point), f"seed={seen.trial.seed}"])
 
-    def _rounds(self, seen: _Seen) -> int:
+    def _rounds(self, seen: _TrialStatus) -> int:
         assert seen.trial.experiment is not None
         rounds = seen.trial.experiment.federation.rounds
         return min(rounds, self._plan.sweep.stop.rounds or rounds)
 
     @property
-    def _trials(self) -> list[_Seen]:
+    def _trials(self) -> list[_TrialStatus]:
         """A copy: the display is drawn by a thread of its own."""
         return list(self._seen.values())
 
     @property
-    def _plan(self) -> "Plan":
+    def _plan(self) -> "SweepPlan":
         assert self._start is not None
         return self._start.plan
 
@@ -234,7 +237,7 @@ class Progress:
         return max(self._plan.count + impossible, len(self._seen))
 
 
-def describe(plan: "Plan") -> str:
+def describe(plan: "SweepPlan") -> str:
     """The plan in some lines."""
     sweep, placement = plan.sweep, plan.placement
     impossible = [trial for trial in plan.trials if trial.problem]
@@ -266,9 +269,9 @@ def describe(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def _by_reason(reasons: "Iterable[tuple[Trial, str]]") -> "dict[str, list[Trial]]":
+def _by_reason(reasons: "Iterable[tuple[PlannedTrial, str]]") -> "dict[str, list[PlannedTrial]]":
     """The trials of each reason."""
-    found: dict[str, list[Trial]] = {}
+    found: dict[str, list[PlannedTrial]] = {}
     for trial, reason in reasons:
         found.setdefault(reason, []).append(trial)
     return found

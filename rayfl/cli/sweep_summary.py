@@ -15,10 +15,10 @@ from tuning.states import SUCCEEDED, counted
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
-    from tuning.sweep import Result, Row
+    from tuning.sweep import SweepResult, TrialResult
 
 
-def summary_table(result: "Result", sweep: "Sweep") -> Table:
+def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
     """A row for every point: its values, and mean and spread of the metric over the seeds."""
     keys = list(sweep.space)
     names = [short(key, keys) for key in keys]
@@ -38,7 +38,7 @@ def summary_table(result: "Result", sweep: "Sweep") -> Table:
     return table
 
 
-def best_points(result: "Result", sweep: "Sweep") -> list[Point]:
+def best_points(result: "SweepResult", sweep: "Sweep") -> list[Point]:
     """The best point of each task, by the mean of the metric over all of its seeds."""
     sign = 1 if sweep.mode == "max" else -1
     means: dict[Hashable, list[tuple[float, Point]]] = {}
@@ -50,7 +50,7 @@ def best_points(result: "Result", sweep: "Sweep") -> list[Point]:
     return [max(found, key=lambda pair: pair[0])[1] for found in means.values()]
 
 
-def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
+def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
     """The object that `rayfl sweep --json` ends with."""
     return {
         "sweep": sweep.name,
@@ -77,13 +77,13 @@ def as_json(result: "Result", sweep: "Sweep", took: float) -> dict:
     }
 
 
-def _by_point(result: "Result") -> Iterable[list["Row"]]:
+def _by_point(result: "SweepResult") -> Iterable[list["TrialResult"]]:
     """The rows of each point."""
-    points: dict[str, list[Row]] = {}
+    points: dict[str, list[TrialResult]] = {}
     for row in result.rows:
         points.setdefault(text(row.trial.point), []).append(row)
     return points.values()
 
 
-def _is_good(row: "Row") -> bool:
+def _is_good(row: "TrialResult") -> bool:
     return row.state in SUCCEEDED

@@ -23,9 +23,9 @@ from rayfl.cli.arguments import (
 from rayfl.cli.terminal import console, showing, table_console
 
 if TYPE_CHECKING:
-    from rayfl.cli.sweep_display import Progress
+    from rayfl.cli.sweep_display import SweepDisplay
     from tuning.config import Sweep
-    from tuning.sweep import Result
+    from tuning.sweep import SweepResult
 
 
 def sweep(
@@ -101,11 +101,11 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, Result, Progress]":
+def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepDisplay]":
     """Run the trials of a sweep that have not run yet, and show them."""
-    from rayfl.cli.sweep_display import Progress
+    from rayfl.cli.sweep_display import SweepDisplay
 
-    progress = Progress(console(stderr=True))
+    progress = SweepDisplay(console(stderr=True))
     with showing(progress) as on_start:
         resolved = load()
         from tuning import sweep as sweeps

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rayfl.cli.signals import Interrupts
 
 if TYPE_CHECKING:
-    from rayfl.cli.run_display import Progress
-    from rayfl.cli.sweep_display import Progress as SweepProgress
+    from rayfl.cli.run_display import RunDisplay
+    from rayfl.cli.sweep_display import SweepDisplay
 
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
@@ -46,6 +46,12 @@ def write_any_character() -> None:
             stream.reconfigure(errors="plain")
 
 
+def write_utf8() -> None:
+    """Make stdout UTF-8, as config files are read."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
 def _plain(error: UnicodeError) -> tuple[str, int]:
     """Return ASCII for characters of a path or a table, as a codec's error handler does."""
     assert isinstance(error, UnicodeEncodeError)
@@ -55,7 +61,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def showing(
-    progress: "Progress | SweepProgress", redirect: bool = True
+    progress: "RunDisplay | SweepDisplay", redirect: bool = True
 ) -> "Iterator[Callable[[Any], None]]":
     """Show progress while the context is entered; Ctrl-C ends the command with exit code 130.
 

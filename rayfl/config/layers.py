@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from rayfl.config import shipped
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, one_line, printable, shown
 
@@ -25,7 +26,7 @@ Has = Callable[[Any, str], bool | None]
 Named = Mapping[str, Has]
 """Of each section with a `name`, by its dotted key."""
 
-ALTERNATIVES = (("cohort_size", "participation"), ("local_epochs", "local_steps"))
+ALTERNATIVES = (("local_epochs", "local_steps"),)
 
 _LARGEST_INTEGER = 2**63 - 1
 _DEEPEST = 20
@@ -52,7 +53,8 @@ def read(path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
         content = _parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         similar = nearest(path.name, [f.name for f in path.parent.glob("*.y*ml")], cutoff=0.8)
-        raise ConfigError(f"{where}: there is no such file{similar}") from None
+        hint = similar or shipped.similar(path)
+        raise ConfigError(f"{where}: there is no such file{hint}") from None
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -69,7 +71,8 @@ def read(path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
         raise ConfigError(
             f"extends = {shown(base)}: must be the path of a config file, relative to '{path.name}'"
         )
-    return merge(read(path.parent / base, named, (*extended_by, path)), plain(content), named)
+    file = shipped.find(base, path.parent)
+    return merge(read(file, named, (*extended_by, path)), plain(content), named)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Layer:

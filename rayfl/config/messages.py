@@ -30,6 +30,35 @@ _BOUNDS = {
 }
 
 
+# Keys of before: key -> what it is called now, and how its value is written.
+RENAMED = {
+    "federation.dropout": ("federation.client_dropout", ""),
+    "federation.stragglers": ("federation.straggler_prob", ""),
+    "federation.max_norm": ("federation.clip_norm", ""),
+    "federation.cohort_size": ("federation.cohort", "(an integer: clients of a round)"),
+    "federation.participation": (
+        "federation.cohort",
+        "(a fraction of the clients, with a decimal point: 1.0 is all of them)",
+    ),
+    "resources.wait_s": ("resources.autoscale_timeout_s", ""),
+}
+
+
+def renamed(key: str, value: Any) -> ConfigError | None:
+    """The error that tells the new name of a key of before; None if `key` is none of them."""
+    if key not in RENAMED:
+        return None
+    name, note = RENAMED[key]
+    if note and value is None:
+        write = f"leave {key} out"
+    else:
+        is_share = key == "federation.participation" and isinstance(value, int | float)
+        write = f"write {name}={shown(float(value) if is_share else value)}"
+    return ConfigError(
+        f"{key} = {shown(value)}: is now called {' '.join((name, note)).strip()}; {write}"
+    )
+
+
 def unknown_key(
     section: str, name: object, value: Any, known: Iterable[str], elsewhere: Mapping[str, str]
 ) -> ConfigError:
@@ -90,7 +119,12 @@ def schema_of(model: Any) -> Schema:
 def config_error(error: ValidationError, model: Any, section: str = "") -> ConfigError:
     """The first thing that pydantic found in a `model`, as one line with the dotted key."""
     root = schema_of(model)
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    for unknown in found:  # a key of before goes first, or the new one would be said to be missing
+        key = ".".join(map(str, unknown["loc"]))
+        if unknown["type"] in _UNKNOWN and (old := renamed(key, unknown["input"])):
+            return old
+    first = found[0]
     kind, value, location = first["type"], first["input"], first["loc"]
     if kind in _UNKNOWN:
         path, parent = _locate(root, location[:-1], section)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.config import layers
+from rayfl.config import layers, shipped
 from rayfl.config.choice import Choice, import_path
 from rayfl.config.messages import config_error
 from rayfl.data.datasets import Source
@@ -38,7 +38,7 @@ from rayfl.training.precision import Precision
 _NOT_IN_HASH = {"resources", "ray", "tracking", "checkpoint", "evaluation"}
 LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250  # characters; MLflow's limits
 # What local steps multiply vectors with, or compare their norm to.
-_COMPUTED_WITH = ("lr", "weight_decay", "max_norm")
+_COMPUTED_WITH = ("lr", "weight_decay", "clip_norm")
 _PLACES = {"data": {"root", "download"}, "model": {"download"}}
 # Options that came later, by section: null means what held before there was a choice.
 _NULLABLE = {"data": {"layout"}}
@@ -95,11 +95,13 @@ class Federation(Section):
 
     clients: Annotated[Positive, Field(description="N, clients in all")] = 20
     rounds: Annotated[Positive, Field(le=10**6, description="R, rounds")] = 50
-    cohort_size: Annotated[Positive | None, Field(description="S, clients of a round")] = None
-    participation: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | None,
-        Field(description="S / N, instead of cohort_size"),
-    ] = None
+    cohort: Annotated[
+        Positive | Annotated[float, Field(gt=0, le=1)],
+        Field(
+            description="clients of a round: an integer is S, a number with a decimal point S / N; "
+            "1: one client, 1.0: all"
+        ),
+    ]
     sampling: Annotated[
         Sampling,
         Field(
@@ -107,7 +109,7 @@ class Federation(Section):
             "client with probability S / N"
         ),
     ] = "uniform"
-    dropout: Annotated[
+    client_dropout: Annotated[
         float,
         Field(
             ge=0, lt=1, description="probability that a client of a cohort is lost with its update"
@@ -121,7 +123,7 @@ class Federation(Section):
         Annotated[int, Field(gt=0, le=10**6)] | None,
         Field(description="K, minibatches a round, instead of epochs"),
     ] = None
-    stragglers: Annotated[
+    straggler_prob: Annotated[
         float,
         Field(
             ge=0, le=1, description="probability that a client stops early, after any of its steps"
@@ -146,7 +148,7 @@ class Federation(Section):
             "bfloat16: slow on CPUs without such units"
         ),
     ] = "float32"
-    max_norm: Annotated[
+    clip_norm: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Field(description="clips each local direction, or gradient (Adam's methods); null: never"),
     ] = None
@@ -176,24 +178,26 @@ class Federation(Section):
                     f"federation.{first} = {getattr(self, first)} and federation.{second} = "
                     f"{getattr(self, second)}: give only one of the two"
                 )
-        if self.cohort_size is not None and self.cohort_size > self.clients:
+        if self.cohort > self.clients:
             raise ConfigError(
-                f"federation.cohort_size = {self.cohort_size}: must be at most "
+                f"federation.cohort = {self.cohort}: must be at most "
                 f"federation.clients = {self.clients}"
             )
-        if self.dropout and self.cohort == 1 and self.sampling != "bernoulli":
+        if self.client_dropout and self.cohort_size == 1 and self.sampling != "bernoulli":
             raise ConfigError(
-                f"federation.dropout = {self.dropout}: must be 0 in cohorts of one client, for one always "
-                "comes back; raise federation.cohort_size or federation.participation"
+                f"federation.client_dropout = {self.client_dropout}: must be 0 in cohorts of one "
+                "client, for one always comes back; raise federation.cohort"
             )
         return self
 
     @property
-    def cohort(self) -> int:
+    def participation(self) -> float:
+        """S / N; under bernoulli sampling the probability of each client."""
+        return self.cohort if isinstance(self.cohort, float) else self.cohort / self.clients
+
+    @property
+    def cohort_size(self) -> int:
         """S, clients of a round; under bernoulli sampling their mean."""
-        if self.cohort_size is not None:
-            return self.cohort_size
-        assert self.participation is not None
         return cohort_size(self.participation, self.clients)
 
     @property
@@ -240,7 +244,7 @@ class Resources(Section):
             description="on GPUs, record local steps and launch each as one, if that gives the same bits"
         ),
     ] = True
-    wait_s: Annotated[
+    autoscale_timeout_s: Annotated[
         float,
         Field(ge=0, description="seconds for an autoscaler to add nodes for num_actors; 0: none"),
     ] = 0.0
@@ -349,10 +353,11 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _can_grow(self) -> Self:
-        if self.resources.wait_s and self.ray.address is None:
+        if self.resources.autoscale_timeout_s and self.ray.address is None:
             raise ConfigError(
-                f"resources.wait_s = {self.resources.wait_s:g}: the Ray that is started for this run gets "
-                "no new nodes; name a cluster by ray.address, or leave resources.wait_s at 0"
+                f"resources.autoscale_timeout_s = {self.resources.autoscale_timeout_s:g}: the Ray that is "
+                "started for this run gets no new nodes; name a cluster by ray.address, or leave "
+                "resources.autoscale_timeout_s at 0"
             )
         return self
 
@@ -428,12 +433,12 @@ class Experiment(Section):
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Experiment:
-    """The experiment of a YAML file (or a mapping like one), with `section.key=value` overrides.
+    """Return the experiment of a YAML file, a shipped config's name or a mapping, with overrides.
 
     Raises ConfigError: one line that names the dotted key, the value and what is allowed.
     """
     is_file = isinstance(source, str | Path)
-    config = layers.read(Path(source), NAMED) if is_file else layers.plain(source)
+    config = layers.read(shipped.find(source), NAMED) if is_file else layers.plain(source)
     config = layers.merge(config, layers.parse_overrides(overrides), NAMED)
     try:
         # JSON's strict mode: no silent conversion ("true" is no number), but lists become tuples.

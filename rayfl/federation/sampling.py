@@ -45,13 +45,13 @@ def cohort_size(participation: float, clients: int) -> int:
     return max(1, round(participation * clients))
 
 
-def survivors(cohort: list[int], dropout: float, seed: int, round: int) -> list[int]:
-    """The clients of a cohort that come back: each is lost with probability `dropout`.
+def survivors(cohort: list[int], client_dropout: float, seed: int, round: int) -> list[int]:
+    """The clients of a cohort that come back: each is lost with probability `client_dropout`.
 
     If all of them were, the one that was last to be lost comes back.
     """
-    if not dropout:
+    if not client_dropout:
         return cohort
     luck = [seeds.generator(seed, "dropout", round, client).random() for client in cohort]
-    back = [client for client, u in zip(cohort, luck, strict=True) if u >= dropout]
+    back = [client for client, u in zip(cohort, luck, strict=True) if u >= client_dropout]
     return back or [cohort[int(np.argmax(luck))]]

@@ -134,7 +134,7 @@ class Server:
             evaluated = handle
         sampled = f.cohort(round)
         # A client that will be lost need not be trained: nothing of it comes back.
-        cohort = survivors(sampled, f.dropout, f.seed, round)
+        cohort = survivors(sampled, f.client_dropout, f.seed, round)
         units = [
             WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
@@ -222,7 +222,7 @@ class Server:
     def _diverged(self, round: int, what: str) -> DivergedError:
         return DivergedError(
             f"round {round}, algorithm '{self.name}': {what} is not finite; lower federation.lr (now "
-            f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.max_norm"
+            f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.clip_norm"
         )
 
     def _evaluate(self, handle: Any) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from rayfl.federation.history import History
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.server import Server
-from rayfl.storage.checkpoint import Checkpoints, Saved
+from rayfl.storage.checkpoint import SavedCheckpoint
+from rayfl.storage.checkpoint_writer import CheckpointWriter
 
 M = TypeVar("M", bound=Metrics)
 
@@ -19,7 +20,7 @@ class Session:
     def __init__(
         self,
         server: Server,
-        checkpoints: Checkpoints | None = None,
+        checkpoints: CheckpointWriter | None = None,
         constants: Mapping[str, float] | None = None,
     ):
         """`constants`: metrics to add to every round that is run here."""
@@ -49,7 +50,7 @@ class Session:
         saved = self.checkpoints.latest() if self.checkpoints else None
         return self.go_on(saved) if saved else []
 
-    def go_on(self, saved: Saved) -> list[RoundMetrics]:
+    def go_on(self, saved: SavedCheckpoint) -> list[RoundMetrics]:
         """Take over the state and the history of a checkpoint; the metrics of its rounds."""
         self.server.restore(saved.snapshot())
         self.history = History()

@@ -24,7 +24,7 @@ class FederationSpec:
     sampling: Sampling
     sizes: np.ndarray
     """Training samples of each client, int64 `[N]`."""
-    dropout: float
+    client_dropout: float
     """Probability that a client of a cohort is lost, and its update with it."""
     rounds: int
     lrs: tuple[float, ...]

@@ -21,8 +21,8 @@ from rayfl.federation.specs import ClientSpec, ServerSpec
 from rayfl.runtime.client import ClientActor
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
-from rayfl.storage.checkpoint import Checkpoints
-from rayfl.training.engine import configure_process
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.training.process import configure_process
 
 PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
@@ -42,7 +42,7 @@ class ServerActor:
         placement: Placement,
         group: Any,
         started: Sequence[Any],
-        checkpoints: Checkpoints | None,
+        checkpoints: CheckpointWriter | None,
         time_limit: float | None,
     ):
         configure_process(threads=1)
@@ -190,7 +190,7 @@ def server_actor(
     server: ServerSpec,
     client: ClientSpec,
     placement: Placement,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointWriter | None = None,
     time_limit: float | None = None,
 ) -> Iterator[RemoteServer]:
     """A server actor and its client actors; all gone, and their resources free, at the end.
@@ -202,7 +202,7 @@ def server_actor(
     clients: list[Any] = []
     remote_server: RemoteServer | None = None
     try:
-        waited_s = max(PLACEMENT_TIMEOUT_S, placement.wait_s)
+        waited_s = max(PLACEMENT_TIMEOUT_S, placement.autoscale_timeout_s)
         if not group.wait(waited_s):
             raise refusal(placement, waited_s)
         # Where the driver is: a local directory of checkpoints is one that both of them see.

@@ -7,7 +7,8 @@ import torch
 
 from rayfl.federation.client import Client
 from rayfl.federation.specs import ClientSpec
-from rayfl.training.engine import Arrays, Broadcast, EvaluationResult, WorkUnit, configure_process
+from rayfl.training.engine import Arrays, Broadcast, EvaluationResult, WorkUnit
+from rayfl.training.process import configure_process
 
 
 class ClientActor:

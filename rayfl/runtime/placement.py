@@ -19,7 +19,7 @@ class ResourceRequest:
     threads, which kernels may take as a reason to round differently; nothing else here changes a result."""
     gpus_per_actor: float | None
     """None: a quarter of a GPU where the cluster has any, else none."""
-    wait_s: float = 0
+    autoscale_timeout_s: float = 0
     """Seconds for an autoscaler to add the nodes that are missing. 0: what does not fit is an error."""
 
 
@@ -32,7 +32,7 @@ class Placement:
     gpus: float
     nodes: int
     """0: they do not fit on the nodes that there are, and wait for new ones."""
-    wait_s: float = 0
+    autoscale_timeout_s: float = 0
     most: int = 0
     """Actors that would have work, if the cluster grows; 0: no more than `actors`."""
 
@@ -47,7 +47,7 @@ class Placement:
     def __str__(self) -> str:
         on = f"on {self.nodes} node" + ("s" if self.nodes > 1 else "")
         if not self.nodes:
-            on = f"on nodes that the cluster has to add (waiting up to {self.wait_s:g} s)"
+            on = f"on nodes that the cluster has to add (waiting up to {self.autoscale_timeout_s:g} s)"
         actors = f"{self.actors} client actors with {self.share} each"
         if self.actors == 1:
             actors = f"1 client actor with {self.share}"
@@ -59,7 +59,7 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
 
     What its nodes have no room for may wait for an autoscaler, which adds nodes for a request that is
     made. How far a cluster can grow is nothing that Ray tells, so this needs a number of actors (and
-    their share of a GPU) and a time: `request.wait_s`.
+    their share of a GPU) and a time: `request.autoscale_timeout_s`.
 
     Raises ConfigError if not even one actor fits, or if fewer fit than `num_actors` asks for, and
     there is nothing to wait for.
@@ -68,7 +68,7 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
     gpus = request.gpus_per_actor
     if gpus is None:
         gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
-    waits = request.wait_s > 0 and request.num_actors is not None
+    waits = request.autoscale_timeout_s > 0 and request.num_actors is not None
     # Rather a new node than a part of a CPU.
     shares = [request.cpus_per_actor or 1.0]
     if request.cpus_per_actor is None and not waits:
@@ -81,14 +81,23 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
             actors = request.num_actors or min(room, units_per_round)
             used = min(sum(1 for count in slots if count), actors) if fits else 0
             most = 0 if request.num_actors else units_per_round
-            wait_s = request.wait_s
+            autoscale_timeout_s = request.autoscale_timeout_s
             return Placement(
-                actors=actors, cpus=cpus, gpus=gpus, nodes=used, wait_s=wait_s, most=most
+                actors=actors,
+                cpus=cpus,
+                gpus=gpus,
+                nodes=used,
+                autoscale_timeout_s=autoscale_timeout_s,
+                most=most,
             )
     asked = f"{request.num_actors or 1} client actors with {cpus:g} CPU"
     asked += f" and {gpus:g} GPU each" if gpus else " each"
     has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-    how = "resources.num_actors must be a number" if request.wait_s else "resources.wait_s"
+    how = (
+        "resources.num_actors must be a number"
+        if request.autoscale_timeout_s
+        else "resources.autoscale_timeout_s"
+    )
     advice = (
         "lower resources.num_actors, cpus_per_actor or gpus_per_actor, or add nodes (to wait for those "
         f"of an autoscaler: {how})"
@@ -124,7 +133,8 @@ def refusal(placement: Placement, waited_s: float) -> ConfigError:
         )
     return ConfigError(
         f"{asked}the cluster did not grow to hold {placement.actors} client actors with "
-        f"{placement.share} each {has}; ask for less, raise resources.wait_s = {placement.wait_s:g}, "
+        f"{placement.share} each {has}; ask for less, raise "
+        f"resources.autoscale_timeout_s = {placement.autoscale_timeout_s:g}, "
         "or see `ray status` for what the autoscaler says"
     )
 

@@ -1,6 +1,6 @@
-"""A directory, or a place at any URI that pyarrow or fsspec knows, for checkpoints.
+"""Storage for checkpoints: a local directory, or any URI that pyarrow or fsspec supports.
 
-Options of a URI stand at its end: `s3://bucket/path?region=eu-central-1`.
+Options of a URI are at its end: `s3://bucket/path?region=eu-central-1`.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from rayfl.errors import CheckpointError, first_line
 GOOGLE_RETRY_SECONDS = 60
 
 
-class Folder:
-    """A directory of a file system, local or not."""
+class Storage:
+    """Directory of a local or remote file system."""
 
     def __init__(self, location: str):
-        """CheckpointError if nothing knows the location's scheme."""
+        """Open the location. Raises CheckpointError if its URI scheme is unknown."""
         self.location = location
         self._system, self._root = _file_system(location)
         self._is_local = self._system.type_name == "local"
@@ -30,9 +30,9 @@ class Folder:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file that is there in full or not at all."""
+        """Write a file atomically."""
         path = f"{self._root}/{name}"
-        # Object stores show an object once it is complete; in a directory a rename makes it so.
+        # Object stores show only complete objects; in a local directory the rename has this effect.
         part = f"{path}.part" if self._is_local else path
         with self._system.open_output_stream(part) as stream:
             stream.write(content)
@@ -43,11 +43,11 @@ class Folder:
         self._system.create_dir(f"{self._root}/{name}".rstrip("/"), recursive=True)
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # somebody tidied up
+        with contextlib.suppress(FileNotFoundError):  # deleted by another process
             self._system.delete_file(f"{self._root}/{name}")
 
     def remove(self, name: str) -> None:
-        """Delete a folder with all that is in it, if it is there; then this directory, if it is empty."""
+        """Delete a subfolder with its content, if it exists, and then this directory if it is empty."""
         with contextlib.suppress(FileNotFoundError):
             self._system.delete_dir(f"{self._root}/{name}")
         if self._is_local:  # an object store has no directories
@@ -55,7 +55,7 @@ class Folder:
                 Path(self._root).rmdir()
 
     def sizes(self, name: str = "") -> dict[str, int]:
-        """Bytes of each file below, by its path from here."""
+        """Return the size in bytes of each file in a subfolder, by its path relative to this directory."""
         return {path: info.size for path, info in self._list(name) if info.is_file}
 
     def folders(self) -> list[str]:
@@ -76,13 +76,13 @@ class Folder:
 
 
 def below(location: str, *names: str) -> str:
-    """A place inside another: `s3://bucket/a?region=r` and `b` give `s3://bucket/a/b?region=r`."""
+    """Return the location of a subfolder: `s3://b/a?region=r` and `x` give `s3://b/a/x?region=r`."""
     path, options = split(location)
     return "/".join([path, *names]) + options
 
 
 def split(location: str) -> tuple[str, str]:
-    """A URI without its options, and those from `?` on; a path in a directory has none."""
+    """Split a URI into the part before its options and the options, from `?` on; a local path has none."""
     path, mark, options = location.partition("?") if "://" in location else (location, "", "")
     return path, mark + options
 
@@ -93,13 +93,13 @@ def _file_system(location: str) -> tuple[Any, str]:
     if "://" not in location:
         return fs.LocalFileSystem(), str(Path(os.path.expanduser(location)).absolute())
     if location.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in location:
-        # Google's client tries for 15 minutes, which looks as if the command hung.
+        # The default of Google's client is 15 minutes, in which the command seems to hang.
         location += f"{'&' if '?' in location else '?'}retry_limit_seconds={GOOGLE_RETRY_SECONDS}"
     try:
         return fs.FileSystem.from_uri(location)
     except ArrowInvalid:
-        pass  # a scheme that only fsspec knows
-    except OSError as error:  # of S3, it asks where the bucket is
+        pass  # a scheme that only fsspec supports
+    except OSError as error:  # S3: from_uri asks the service for the bucket's region
         raise CheckpointError(
             f"checkpoint.dir (or --resume) = {location!r}: cannot be reached ({first_line(error)}); "
             "check the name, the network and the credentials"
@@ -107,7 +107,9 @@ def _file_system(location: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        fsspec.get_filesystem_class(location.partition("://")[0])  # else it would mean a directory
+        fsspec.get_filesystem_class(
+            location.partition("://")[0]
+        )  # url_to_fs treats an unknown scheme as a local path
         system, root = fsspec.url_to_fs(location)
     except (ImportError, ValueError) as error:
         raise CheckpointError(

@@ -70,7 +70,7 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError)  # of its http library too
 
 
-class Store:
+class TrackingStore:
     """An MLflow tracking store and the experiment in it."""
 
     def __init__(self, uri: str | None, experiment: str):
@@ -114,12 +114,12 @@ class Store:
             raise
 
 
-class Tracker:
+class RunTracker:
     """One MLflow run."""
 
     def __init__(
         self,
-        store: Store,
+        store: TrackingStore,
         experiment: Experiment,
         dataset: str,
         run_id: str | None = None,
@@ -140,7 +140,7 @@ class Tracker:
             self._go_on(store, run_id) if run_id else self._start(store, dataset, tags or {})
         )
 
-    def _start(self, store: Store, dataset: str, tags: Mapping[str, str]) -> str:
+    def _start(self, store: TrackingStore, dataset: str, tags: Mapping[str, str]) -> str:
         experiment = self._experiment
         name = experiment.tracking.run_name or (
             f"{experiment.algorithm_name}-{dataset}-seed{experiment.seed}"
@@ -152,7 +152,7 @@ class Tracker:
         )
         return run.info.run_id
 
-    def _go_on(self, store: Store, run_id: str) -> str:
+    def _go_on(self, store: TrackingStore, run_id: str) -> str:
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
@@ -261,14 +261,14 @@ class Tracker:
     ) -> None:
         """Write what is left and the summary, and end the run."""
         self.log(int(summary.get("rounds", 0)), summary)
-        patiently(self._store.uri, self._flush)
+        retry_during_outage(self._store.uri, self._flush)
         self._write(self._client.set_terminated, status)
 
     def _write(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        patiently(self._store.uri, lambda: call(self.run_id, *arguments, **named))
+        retry_during_outage(self._store.uri, lambda: call(self.run_id, *arguments, **named))
 
 
-def patiently(uri: str, call: Callable[[], Any]) -> Any:
+def retry_during_outage(uri: str, call: Callable[[], Any]) -> Any:
     """What `call` returns, once the store is there. OutageError if it stays away for minutes."""
     began, pause = time.monotonic(), 1.0
     while True:

@@ -8,22 +8,28 @@ from rayfl.config.schema import Experiment
 from rayfl.federation.history import History
 
 if TYPE_CHECKING:
-    from rayfl.tracking.mlflow import Store, Tracker
+    from rayfl.tracking.mlflow import RunTracker, TrackingStore
 
 
-def open_store(config: Experiment) -> "Store | None":
+def open_store(config: Experiment) -> "TrackingStore | None":
     """The store that the config names; None without tracking."""
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking.mlflow import Store  # mlflow takes seconds to import: not without tracking
+    from rayfl.tracking.mlflow import (
+        TrackingStore,  # mlflow takes seconds to import: not without tracking
+    )
 
-    return Store(config.tracking.uri, config.tracking.experiment)
+    return TrackingStore(config.tracking.uri, config.tracking.experiment)
 
 
 @contextlib.contextmanager
 def tracked(
-    store: "Store | None", config: Experiment, dataset: str, history: History, run_id: str | None
-) -> Iterator["Tracker | None"]:
+    store: "TrackingStore | None",
+    config: Experiment,
+    dataset: str,
+    history: History,
+    run_id: str | None,
+) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
 
     `dataset`: its name; `run_id`: the run to go on with, if not None.
@@ -31,9 +37,9 @@ def tracked(
     if store is None:
         yield None
         return
-    from rayfl.tracking.mlflow import Tracker
+    from rayfl.tracking.mlflow import RunTracker
 
-    tracker = Tracker(store, config, dataset, run_id)
+    tracker = RunTracker(store, config, dataset, run_id)
     status = "FAILED"
     try:
         if run_id is None:

@@ -22,7 +22,7 @@ from rayfl.data.datasets import Dataset
 FETCHED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
-class Plan(NamedTuple):
+class BatchSchedule(NamedTuple):
     """What one client's round consists of; drawn on the CPU, equal on every device."""
 
     indices: np.ndarray
@@ -56,7 +56,7 @@ def steps_per_round(
     return local_epochs * math.ceil(samples / batch_size)
 
 
-def plan(
+def batch_schedule(
     samples: np.ndarray,
     batch_size: int,
     steps: int,
@@ -65,7 +65,7 @@ def plan(
     client: int,
     augment: str,
     padding: int,
-) -> Plan:
+) -> BatchSchedule:
     """Draw a client's batches: reshuffled epochs over `samples`, the last batch smaller if need be."""
     n, width = len(samples), min(batch_size, len(samples))
     per_epoch = math.ceil(n / batch_size)
@@ -81,7 +81,9 @@ def plan(
         flips = rng.random((steps, width)) < 0.5
         if augment == "flip_crop":
             shifts = rng.integers(0, 2 * padding + 1, (steps, width, 2))
-    return Plan(epochs.reshape(-1, width)[:steps], sizes.reshape(-1)[:steps], flips, shifts)
+    return BatchSchedule(
+        epochs.reshape(-1, width)[:steps], sizes.reshape(-1)[:steps], flips, shifts
+    )
 
 
 class DeviceData:
@@ -115,11 +117,11 @@ class DeviceData:
         rows = rows.to(torch.float32)
         return rows.mul_(self.scale).add_(self.shift).view(-1, *self.shape)
 
-    def batches(self, plans: list[Plan]) -> "StackBatches":
+    def batches(self, schedules: list[BatchSchedule]) -> "StackBatches":
         """The minibatches of a stack of clients, by step."""
-        return StackBatches(self, plans)
+        return StackBatches(self, schedules)
 
-    def looks(self, indices: Tensor, flips: Tensor | None, shifts: Tensor | None) -> Tensor:
+    def preprocess(self, indices: Tensor, flips: Tensor | None, shifts: Tensor | None) -> Tensor:
         """Normalised and augmented samples, `[m] -> [m, *sample_shape]`."""
         inputs = self.inputs(indices)
         if flips is not None:
@@ -158,18 +160,18 @@ class StackBatches:
     Samples are fetched for several steps at once. A client that has finished repeats its last step.
     """
 
-    def __init__(self, data: DeviceData, plans: list[Plan]):
+    def __init__(self, data: DeviceData, schedules: list[BatchSchedule]):
         self._data = data
-        steps = max(len(p.sizes) for p in plans)
-        width = max(p.indices.shape[1] for p in plans)
+        steps = max(len(p.sizes) for p in schedules)
+        width = max(p.indices.shape[1] for p in schedules)
         self._sizes = np.stack(  # [C, K]
-            [p.sizes[np.minimum(np.arange(steps), len(p.sizes) - 1)] for p in plans]
+            [p.sizes[np.minimum(np.arange(steps), len(p.sizes) - 1)] for p in schedules]
         )
-        self._indices = self._stack([p.indices for p in plans], steps, width)  # [C, K, B]
-        self._flips = self._drawn([p.flips for p in plans], steps, width)
-        self._shifts = self._drawn([p.shifts for p in plans], steps, width)
+        self._indices = self._stack([p.indices for p in schedules], steps, width)  # [C, K, B]
+        self._flips = self._drawn([p.flips for p in schedules], steps, width)
+        self._shifts = self._drawn([p.shifts for p in schedules], steps, width)
         self._targets = data.y[self._indices]
-        bytes_per_step = len(plans) * width * data.x.shape[1] * max(4, data.x.element_size())
+        bytes_per_step = len(schedules) * width * data.x.shape[1] * max(4, data.x.element_size())
         self._at_once = max(1, FETCHED_BYTES[data.x.device.type] // bytes_per_step)
         self._fetched, self._inputs = range(0), torch.empty(0)
 
@@ -190,7 +192,7 @@ class StackBatches:
         indices = self._indices[:, part].flatten()
         flips = self._flips[:, part].flatten() if self._flips is not None else None
         shifts = self._shifts[:, part].flatten(0, 2) if self._shifts is not None else None
-        inputs = self._data.looks(indices, flips, shifts)
+        inputs = self._data.preprocess(indices, flips, shifts)
         shape = (len(self._sizes), len(steps), -1)
         self._inputs = inputs.unflatten(0, shape)  # [C, steps, B, *sample_shape]
         self._fetched = steps
@@ -211,12 +213,12 @@ class StackBatches:
         return torch.from_numpy(array).to(self._data.x.device, non_blocking=True)
 
 
-def client_steps(steps: int, stragglers: float, seed: int, round: int, client: int) -> int:
+def client_steps(steps: int, straggler_prob: float, seed: int, round: int, client: int) -> int:
     """K_i, given the steps of a full round: a straggler gets only to a step from 1 to `steps`.
 
-    A client is a straggler of a round with probability `stragglers`; any step is equally likely.
+    A client is a straggler of a round with probability `straggler_prob`; any step is equally likely.
     """
-    if not stragglers:
+    if not straggler_prob:
         return steps
     rng = seeds.generator(seed, "stragglers", round, client)
-    return int(rng.integers(1, steps + 1)) if rng.random() < stragglers else steps
+    return int(rng.integers(1, steps + 1)) if rng.random() < straggler_prob else steps

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Grad, ServerContext, Setup, Vectors
+from rayfl.algorithms.base import (
+    Algorithm,
+    ClientContext,
+    ExperimentInfo,
+    Grad,
+    ServerContext,
+    Vectors,
+)
 from rayfl.algorithms.noise import ClientNoise, server_noise
 from rayfl.errors import ConfigError
 from rayfl.text import shown
@@ -37,43 +44,51 @@ TOLERANCE = 1e-4
 
 
 def check(
-    algorithm: Algorithm, name: str, setup: Setup, participation: float, lrs: Sequence[float]
+    algorithm: Algorithm,
+    name: str,
+    info: ExperimentInfo,
+    participation: float,
+    lrs: Sequence[float],
 ) -> None:
     """ConfigError for the first rule that the method breaks; `lrs` has the rounds' learning rates."""
-    shorter = _shorter(setup)
+    shorter = _shorter(info)
     rates = [min(lr, LARGEST_LR) for lr in [*lrs, *[lrs[-1]] * ROUNDS][:ROUNDS]]
 
-    def broken(setup: Setup, dtype: torch.dtype) -> Broken | None:
+    def broken(info: ExperimentInfo, dtype: torch.dtype) -> Broken | None:
         try:
-            _train(algorithm, setup, participation, rates, dtype)
+            _train(algorithm, info, participation, rates, dtype)
         except Broken as found:
             return found
         return None
 
     found = broken(shorter, torch.float32)
-    if found is not None and found.doubt == "size" and shorter is not setup:
-        found = broken(setup, torch.float32)
+    if found is not None and found.doubt == "size" and shorter is not info:
+        found = broken(info, torch.float32)
     elif found is not None and found.doubt == "rounding" and not broken(shorter, torch.float64):
         return
     if found is not None:
         raise ConfigError(f"algorithm.name = {shown(name)}: {found}") from found
 
 
-def _shorter(setup: Setup) -> Setup:
-    """As many tensors with about `MOST_PARAMETERS` in all; `setup` itself if it has no more."""
-    size = sum(setup.sizes)
+def _shorter(info: ExperimentInfo) -> ExperimentInfo:
+    """As many tensors with about `MOST_PARAMETERS` in all; `info` itself if it has no more."""
+    size = sum(info.sizes)
     if size <= MOST_PARAMETERS:
-        return setup
-    sizes = tuple(max(1, n * MOST_PARAMETERS // size) for n in setup.sizes)
-    return setup._replace(sizes=sizes, first=torch.arange(len(sizes)))
+        return info
+    sizes = tuple(max(1, n * MOST_PARAMETERS // size) for n in info.sizes)
+    return info._replace(sizes=sizes, first=torch.arange(len(sizes)))
 
 
 @torch.no_grad()
 def _train(
-    algorithm: Algorithm, setup: Setup, participation: float, lrs: list[float], dtype: torch.dtype
+    algorithm: Algorithm,
+    info: ExperimentInfo,
+    participation: float,
+    lrs: list[float],
+    dtype: torch.dtype,
 ) -> None:
     """A round for each learning rate; raises `Broken`."""
-    problem = Quadratics(sum(setup.sizes), len(STEPS), dtype)
+    problem = Quadratics(sum(info.sizes), len(STEPS), dtype)
     method = Watched(method=algorithm, oracle=problem, watch=Watch(algorithm))
     w, memory = problem.point(), {}
     server = method.init_server(w)
@@ -81,7 +96,7 @@ def _train(
         start, shared = method.broadcast(w, server)
         first = method.init_client(start)
         memory = memory or {name: torch.stack([v] * len(STEPS)) for name, v in first.items()}
-        step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, max_norm=None), setup)
+        step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, clip_norm=None), info)
         method.batches[:] = [problem.batch() for _ in range(max(STEPS))]
         trained = train_stack(step, method.batches.__getitem__, start, shared, memory, list(STEPS))
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")
@@ -229,7 +244,7 @@ class Watched(Algorithm):
 
 def _given(ctx: ClientContext) -> Given:
     own: Given = {"ctx.start": ctx.start, "ctx.shared": ctx.shared, "ctx.steps": ctx.steps}
-    return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.setup.first": ctx.setup.first}
+    return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.experiment.first": ctx.experiment.first}
 
 
 def _seeded(ctx: ClientContext, clients: Sequence[int]) -> ClientContext:

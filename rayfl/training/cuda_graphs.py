@@ -25,7 +25,7 @@ Record = Callable[[Work], Work]
 MOST = 1024
 
 
-class Held(NamedTuple):
+class StaticBuffers(NamedTuple):
     """The memory that the recordings of one shape of stack read and write."""
 
     stack: Stack
@@ -57,7 +57,7 @@ class Recording(NamedTuple):
     backward_passes: int
 
 
-class RecordedSteps:
+class GraphedSteps:
     """Takes local steps by recordings, each of which it has seen to do what the step itself does."""
 
     def __init__(self, step: LocalStep, record: Record):
@@ -66,7 +66,7 @@ class RecordedSteps:
         """Why steps are not recorded any more; None: they are."""
         self.replays = 0
         """Steps that were taken by a recording."""
-        self._held: dict[object, Held] = {}
+        self._held: dict[object, StaticBuffers] = {}
         self._slots: dict[object, Minibatch] = {}
         """Where recordings read minibatches of each shape."""
         self._recordings: dict[object, Recording] = {}
@@ -83,7 +83,7 @@ class RecordedSteps:
                 counts=stack.counts.clone(),
                 noise=stack.noise,
             )
-            self._held[shape] = Held(own, {n: v.clone() for n, v in stack.memory.items()})
+            self._held[shape] = StaticBuffers(own, {n: v.clone() for n, v in stack.memory.items()})
         held = self._held[shape]
         held.fill({"/x": stack.x, "/total": stack.total} | stack.memory)
         for name, value in stack.shared.items():
@@ -158,7 +158,7 @@ class RecordedSteps:
             slot.weights.copy_(batch.weights)
         return slot
 
-    def _take(self, held: Held, batch: Minibatch, k: int, all_active: bool) -> int:
+    def _take(self, held: StaticBuffers, batch: Minibatch, k: int, all_active: bool) -> int:
         """Take the step itself, and put the memory that it leaves where it is held."""
         passes = self._step(held.stack, batch, k, all_active)
         names = tuple(held.stack.memory)

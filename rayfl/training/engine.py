@@ -4,10 +4,6 @@ It holds what every unit needs (model, data, algorithm) and nothing that a resul
 unit gives the same bits in any process of one device type.
 """
 
-import ctypes
-import hashlib
-import os
-import platform
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,24 +14,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl import seeds
-from rayfl.algorithms.base import Algorithm, Setup, Vectors
+from rayfl.algorithms.base import Algorithm, ExperimentInfo, Vectors
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.training.batches import (
+    BatchSchedule,
     DeviceData,
     Minibatch,
-    Plan,
     as_tensor,
+    batch_schedule,
     client_steps,
-    plan,
     steps_per_round,
 )
-from rayfl.training.cuda_graphs import RecordedSteps, cuda_graphs
+from rayfl.training.cuda_graphs import GraphedSteps, cuda_graphs
 from rayfl.training.flat import Layout
-from rayfl.training.gradient import DenseStack, ModuleStack, PerClient
+from rayfl.training.gradients import BatchedMLP, PerClientGradient, VmapGradient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
-from rayfl.training.precision import Precision, local_steps, round_inputs
+from rayfl.training.precision import Precision, local_steps
 from rayfl.training.shortcuts import Shortcuts
 
 Arrays = dict[str, np.ndarray]
@@ -56,10 +52,10 @@ class LocalSettings:
     local_epochs: int | None
     local_steps: int | None
     weight_decay: float
-    max_norm: float | None
+    clip_norm: float | None
     precision: Precision
     augment: str
-    stragglers: float
+    straggler_prob: float
     """Probability that a client of a round takes fewer steps."""
     stack: int | None
     """Clients that train at once, at most; None: chosen by the engine."""
@@ -134,9 +130,9 @@ class Engine:
         self.oracle = self._oracle()
         on_gpu = self.device.type == "cuda"
         self.records = settings.cuda_graphs and on_gpu and self.oracle.recordable
-        self.recorded: RecordedSteps | None = None
-        setup = shared_setup(self.layout, partition, settings)
-        self.setup = setup._replace(first=setup.first.to(self.device))
+        self.recorded: GraphedSteps | None = None
+        info = experiment_info(self.layout, partition, settings)
+        self.experiment = info._replace(first=info.first.to(self.device))
 
     @torch.no_grad()
     def train(
@@ -155,8 +151,8 @@ class Engine:
             clients = unit.clients[first : first + size]
             memory = self._memory(memories[first : first + size], start)
             buffers = torch.tensor(broadcast.buffers, device=self.device)
-            plans = [self._plan(unit.round, client) for client in clients]
-            trained = self._train_stack(unit, clients, plans, start, shared, memory, buffers)
+            schedules = [self.schedule(unit.round, client) for client in clients]
+            trained = self._train_stack(unit, clients, schedules, start, shared, memory, buffers)
             if trained.memory.keys() != memory.keys():
                 raise ValueError(
                     f"upload returned the memory {sorted(trained.memory)}, "
@@ -172,7 +168,7 @@ class Engine:
                 {name: _to_numpy(value[c]) for name, value in trained.memory.items()}
                 for c in range(len(clients))
             ]
-            steps += sum(len(p.sizes) for p in plans)
+            steps += sum(len(p.sizes) for p in schedules)
             passes += trained.backward_passes
         result = UnitResult(
             sums={name: _to_numpy(value) for name, value in sums.items()},
@@ -197,23 +193,23 @@ class Engine:
         size = EVALUATION_BATCH[self.device.type]
         for begin in range(first, last, size):
             indices = torch.arange(begin, min(begin + size, last), device=self.device)
-            inputs = self.function.inputs(self.test_data.looks(indices, None, None))
+            inputs = self.function.inputs(self.test_data.preprocess(indices, None, None))
             outputs = self.function(tensors, inputs).to(start.dtype)
             targets = self.test_data.y[indices]
             loss += F.cross_entropy(outputs, targets, reduction="sum").item()
             correct.append(_to_numpy(outputs.argmax(-1) == targets))
         return EvaluationResult(loss, np.concatenate(correct))
 
-    def _oracle(self) -> DenseStack | ModuleStack | PerClient:
+    def _oracle(self) -> BatchedMLP | VmapGradient | PerClientGradient:
         precision = self.settings.precision
         # Autocast has no say over the hand-written backward pass.
         if self.settings.shortcuts.dense and precision != "bfloat16":
-            return DenseStack(self.function)
-        kind = ModuleStack if (self.settings.stack or 1) > 1 else PerClient
+            return BatchedMLP(self.function)
+        kind = VmapGradient if (self.settings.stack or 1) > 1 else PerClientGradient
         return kind(self.function, precision)
 
     def __str__(self) -> str:
-        """How local steps are computed: "PerClient, CUDA graphs", "DenseStack of at most 4"."""
+        """How local steps are computed: "PerClientGradient, CUDA graphs", "BatchedMLP of at most 4"."""
         kind = type(self.oracle).__name__
         size = f" of at most {self._most}" if self.oracle.stacks else ""
         return kind + size + (", CUDA graphs" if self.records else "")
@@ -231,12 +227,14 @@ class Engine:
         """Clients that are trained at once, in stacks as equal as can be."""
         return -(-clients // -(-clients // self._most))
 
-    def _plan(self, round: int, client: int) -> Plan:
+    def schedule(self, round: int, client: int) -> BatchSchedule:
         samples, s = self.partition.client(client), self.settings
         steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-        steps = client_steps(steps, s.stragglers, s.seed, round, client)
+        steps = client_steps(steps, s.straggler_prob, s.seed, round, client)
         padding = self.train_data.padding
-        return plan(samples, s.batch_size, steps, s.seed, round, client, s.augment, padding)
+        return batch_schedule(
+            samples, s.batch_size, steps, s.seed, round, client, s.augment, padding
+        )
 
     def _memory(self, memories: list[Arrays | None], w: Tensor) -> Vectors:
         """The clients' memories as one stack, `[C, P]` each."""
@@ -251,7 +249,7 @@ class Engine:
         self,
         unit: WorkUnit,
         clients: tuple[int, ...],
-        plans: list[Plan],
+        schedules: list[BatchSchedule],
         start: Tensor,
         shared: Vectors,
         memory: Vectors,
@@ -259,67 +257,42 @@ class Engine:
     ) -> Trained:
         """Train one stack; `buffers` is updated in place."""
         s = self.settings
-        if isinstance(self.oracle, PerClient):
+        if isinstance(self.oracle, PerClientGradient):
             self.oracle.begin_client(buffers)
             # Layers that draw random numbers (dropout) use torch's global generator.
             torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
 
-        batches = self.train_data.batches(plans)
+        batches = self.train_data.batches(schedules)
 
         def minibatch(k: int) -> Minibatch:
-            if isinstance(self.oracle, PerClient):
+            if isinstance(self.oracle, PerClientGradient):
                 self.oracle.begin_step()
             return batches(k)
 
-        sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, max_norm=s.max_norm)
-        step = LocalStep(self.algorithm, self.oracle, sgd, self.setup)
+        sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, clip_norm=s.clip_norm)
+        step = LocalStep(self.algorithm, self.oracle, sgd, self.experiment)
         if self.records and self.recorded is None:
-            self.recorded = RecordedSteps(step, cuda_graphs())
-        steps = [len(p.sizes) for p in plans]
+            self.recorded = GraphedSteps(step, cuda_graphs())
+        steps = [len(p.sizes) for p in schedules]
         noise = ClientNoise(s.seed, unit.round, clients, steps)
         with local_steps(s.precision):
             return train_stack(step, minibatch, start, shared, memory, steps, self.recorded, noise)
 
 
-def shared_setup(layout: Layout, partition: Partition, settings: LocalSettings) -> Setup:
+def experiment_info(
+    layout: Layout, partition: Partition, settings: LocalSettings
+) -> ExperimentInfo:
     """What is the same for all clients and rounds."""
     nominal = settings.local_steps
     if nominal is None:
         assert settings.local_epochs is not None
         nominal = settings.local_epochs * len(partition.client(0)) / settings.batch_size
-    return Setup(
+    return ExperimentInfo(
         clients=len(partition.sizes),
         nominal_steps=float(nominal),
         sizes=tuple(slot.shape.numel() for slot in layout.parameters),
         first=layout.first_entries(),
     )
-
-
-def configure_process(threads: int) -> None:
-    """Settings of a process that trains: deterministic kernels, and memory that is kept, not returned."""
-    torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in any order
-    round_inputs("ieee", "ieee")  # cuDNN rounds to TF32 unasked
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    if torch.cuda.is_available():
-        # Where PyTorch has a deterministic kernel beside a faster one; it warns where it has none.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    if platform.libc_ver()[0] == "glibc":
-        # By default glibc hands every large tensor back to the kernel and faults it in again at the
-        # next step: 15 to 25 % of a small convnet's time, two thirds of FedWMSAM's on ResNet-18.
-        libc = ctypes.CDLL(None)
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
-        libc.mallopt(top_pad, 64 << 20)
-        # Never mmap: the threshold for it has a limit of 32 MB, less than a vector of ResNet-18.
-        libc.mallopt(mmap_max, 0)
-
-
-def sha256(w: Tensor) -> str:
-    """SHA-256 over the bytes of a flat vector, little-endian float32."""
-    return hashlib.sha256(w.detach().cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
 def _to_numpy(value: Tensor) -> np.ndarray:

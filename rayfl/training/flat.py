@@ -5,6 +5,7 @@ of 2-d convolutions lie in the flat vector in channels-last order, so that their
 convolutions run channels-last.
 """
 
+import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -65,6 +66,11 @@ class Layout:
 def views(slots: list[Slot], flat: Tensor) -> dict[str, Tensor]:
     """Every tensor of `slots` as a view of `flat`."""
     return {slot.name: slot.view(flat) for slot in slots}
+
+
+def sha256(w: Tensor) -> str:
+    """SHA-256 over the bytes of a flat vector, little-endian float32."""
+    return hashlib.sha256(w.detach().cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
 def _slots(tensors: Iterable[tuple[str, Tensor]]) -> list[Slot]:

@@ -10,11 +10,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Penalty, Setup, Vectors, unseeded
+from rayfl.algorithms.base import (
+    Algorithm,
+    ClientContext,
+    ExperimentInfo,
+    Penalty,
+    Vectors,
+    unseeded,
+)
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.algorithms.vectors import norm
 from rayfl.training.batches import Minibatch
-from rayfl.training.gradient import Oracle
+from rayfl.training.gradients import Oracle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class SGD:
     lr: float | Tensor
     """A number, or a scalar tensor of the parameters' dtype and device."""
     weight_decay: float
-    max_norm: float | None
+    clip_norm: float | None
     """Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping."""
 
     def step_(self, x: Tensor, direction: Tensor, active: Tensor | None) -> None:
@@ -37,8 +44,8 @@ class SGD:
         rate = lr if active is None else lr * active
         if self.weight_decay:
             x.mul_(1 - rate * self.weight_decay)
-        if self.max_norm is not None:
-            rate = rate * clip_factor(direction, self.max_norm)
+        if self.clip_norm is not None:
+            rate = rate * clip_factor(direction, self.clip_norm)
         x.addcmul_(direction, -rate)
 
 
@@ -65,14 +72,14 @@ class Stack:
         self.x = self.start.expand(len(self.counts), -1).clone()
         self.total = self.start.new_zeros(len(self.counts))
 
-    def context(self, step: int, setup: Setup) -> ClientContext:
+    def context(self, step: int, info: ExperimentInfo) -> ClientContext:
         return ClientContext(
             start=self.start.expand_as(self.x),
             shared=self.shared,
             lr=self.lr,
             steps=self.counts.to(self.start.dtype),
             step=step,
-            setup=setup,
+            experiment=info,
             random=self.noise.at(step) if self.noise else unseeded,
         )
 
@@ -97,7 +104,7 @@ class LocalStep:
     oracle: Oracle
     sgd: SGD
     """Its `lr` is that of new stacks; a step takes its stack's."""
-    setup: Setup
+    experiment: ExperimentInfo
 
     def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
         """Take step k on `batch`, in place; returns the number of backward passes of each client.
@@ -106,7 +113,7 @@ class LocalStep:
         """
         sgd, max_gradient, calls = replace(self.sgd, lr=stack.lr), None, []
         if self.algorithm.clips_gradients:
-            sgd, max_gradient = replace(sgd, max_norm=None), sgd.max_norm
+            sgd, max_gradient = replace(sgd, clip_norm=None), sgd.clip_norm
 
         def grad(at: Tensor, penalty: Penalty | None = None) -> Tensor:
             gradient, losses = self.oracle(at, batch, penalty)
@@ -116,7 +123,7 @@ class LocalStep:
             return gradient
 
         x = stack.x
-        ctx = stack.context(k, self.setup)
+        ctx = stack.context(k, self.experiment)
         direction, memory = self.algorithm.local_step(x, stack.memory, grad, ctx)
         memory = {name: _apart(value, x) for name, value in memory.items()}
         losses = calls[0] if calls else torch.zeros_like(stack.total)
@@ -163,14 +170,14 @@ def train_stack(
         passes += running * take(stack, minibatch(k), k, running == len(steps))
     if recorded is not None:
         stack = recorded.release(stack)
-    ctx = stack.context(max(steps), step.setup)
+    ctx = stack.context(max(steps), step.experiment)
     uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
     return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
 
 
-def clip_factor(v: Tensor, max_norm: float) -> Tensor:
-    """`[C, P] -> [C, 1]`: what brings each row's norm down to `max_norm`, 1 where it is smaller."""
-    return (max_norm / (norm(v) + 1e-6)).clamp_max(1.0)
+def clip_factor(v: Tensor, clip_norm: float) -> Tensor:
+    """`[C, P] -> [C, 1]`: what brings each row's norm down to `clip_norm`, 1 where it is smaller."""
+    return (clip_norm / (norm(v) + 1e-6)).clamp_max(1.0)
 
 
 def _apart(value: Tensor, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from rayfl.training.batches import Minibatch
 from rayfl.training.conv_crop import Crops, cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function, GradientHooks, channels_first, gradient_hooks
-from rayfl.training.gradient import DenseStack, ModuleStack, Oracle, PerClient, dense_chain
+from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient, mlp_layers
 from rayfl.training.plain import (
     Mode,
     Outcome,
@@ -116,8 +116,8 @@ class Comparison:
                 dropped.append(f"kernels are not cropped to what meets the maps: cropped, {why}")
             else:
                 taken = replace(taken, crops=crops)
-        if dense_chain(self.model) is not None:
-            if why := self._why_no_rows(DenseStack(Function(self.model, self.layout))):
+        if mlp_layers(self.model) is not None:
+            if why := self._why_no_rows(BatchedMLP(Function(self.model, self.layout))):
                 dropped.append(f"clients train one at a time: as a stack, {why}")
             else:
                 taken = replace(taken, dense=True)
@@ -130,7 +130,7 @@ class Comparison:
         else:
             function = shortcuts.function(self._arrived())
             function.model.train()
-            why = self._why_no_rows(ModuleStack(function))
+            why = self._why_no_rows(VmapGradient(function))
         if why:
             raise ConfigError(
                 f"federation.stack = {stack}: clients of this model train one at a time, because in a stack "
@@ -172,7 +172,7 @@ class Comparison:
         plain, (x, y) = self.plain, self.plain.batches[0]
         w, buffers = plain.w.clone(), plain.buffers.clone()
         function.model.train()
-        oracle = PerClient(function)
+        oracle = PerClientGradient(function)
         oracle.begin_client(buffers)
         seed()
         gradient, loss = oracle(w[None], Minibatch(x.clone()[None], y[None], None))

@@ -15,7 +15,7 @@ from torch import Tensor
 import rayfl
 from rayfl.algorithms.base import Algorithm, Vectors
 from rayfl.text import one_line
-from rayfl.training.looks import Looks
+from rayfl.training.value_reads import ValueReads
 
 Doubt = Literal["size", "rounding"]
 Given = dict[str, Tensor | Vectors]
@@ -64,8 +64,8 @@ class Watch:
         process, before = _process_generators(), _flat(given)
         # The version tells of writes that leave the values as they are, such as half of 0.
         copies = {name: (value._version, value.clone()) for name, value in before.items()}
-        looks = Looks(_of_several(function, before), LIBRARIES)
-        with looks:
+        reads = ValueReads(_of_several(function, before), LIBRARIES)
+        with reads:
             result = self.returned(function, call)
         self._must_be_untouched(function, before, copies, _flat(given))
         first = self.named(function, result)
@@ -85,11 +85,11 @@ class Watch:
                 "else; keep what has to last in the client's memory or the server's state, and draw random "
                 "numbers with ctx.random(like)",
             )
-        if looks.places:
+        if reads.places:
             self.refuse(
                 function,
                 "looks at the value of a tensor (if, float() or .item()): in a stack it is one number for "
-                f"several clients; choose with torch.where, at {looks.places[0]}",
+                f"several clients; choose with torch.where, at {reads.places[0]}",
             )
         return result
 

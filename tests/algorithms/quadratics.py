@@ -12,7 +12,7 @@ from numpy_reference import Federation
 from torch import Tensor
 
 from rayfl.algorithms import Algorithm
-from rayfl.algorithms.base import Penalty, ServerContext, Setup, Vectors
+from rayfl.algorithms.base import ExperimentInfo, Penalty, ServerContext, Vectors
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 
@@ -101,9 +101,9 @@ def train(
     ids, dtype = list(clients), start.dtype
     A, b = torch.tensor(f.A[ids], dtype=dtype), torch.tensor(f.b[r, ids], dtype=dtype)
     names = state.memories[ids[0]]
-    sgd = SGD(lr=f.eta[r], weight_decay=f.wd, max_norm=f.C)
+    sgd = SGD(lr=f.eta[r], weight_decay=f.wd, clip_norm=f.C)
     return train_stack(
-        LocalStep(algorithm, Quadratic(), sgd, setup(f)),
+        LocalStep(algorithm, Quadratic(), sgd, info(f)),
         lambda k: Minibatch(A, b[:, k]),
         start,
         shared,
@@ -112,9 +112,9 @@ def train(
     )
 
 
-def setup(f: Federation) -> Setup:
+def info(f: Federation) -> ExperimentInfo:
     """What the clients of `f` share."""
-    return Setup(f.N, f.nominal, f.sizes, torch.tensor(f.first))
+    return ExperimentInfo(f.N, f.nominal, f.sizes, torch.tensor(f.first))
 
 
 def aggregate(algorithm: Algorithm, f: Federation, r: int, state: State, trained: Trained) -> State:

@@ -22,7 +22,7 @@ from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.federation.specs import FederationSpec, ServerSpec
-from rayfl.training.batches import DeviceData, Minibatch, Plan, StackBatches
+from rayfl.training.batches import BatchSchedule, DeviceData, Minibatch, StackBatches
 from rayfl.training.engine import Engine, LocalSettings
 from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Shortcuts
@@ -50,7 +50,7 @@ class Trace:
     y: np.ndarray
     sizes: np.ndarray
     """Samples of each client."""
-    plans: dict[tuple[int, int], Plan]
+    schedules: dict[tuple[int, int], BatchSchedule]
     """The minibatches of client i in round r, from 1, at (r, i)."""
     local: dict[str, Any]
     """Batch size, steps or epochs, weight decay and clip, as `LocalSettings` names them."""
@@ -110,7 +110,7 @@ def _federation(
         "x": x.transpose(0, 2, 3, 1),
         "y": y.astype(np.int64),
         "sizes": sizes,
-        "plans": {
+        "schedules": {
             (t + 1, i): _cut(begins[i] + z[f"{problem}/order{t}_{i}"], batch_size)
             for t, cohort in enumerate(cohorts)
             for i in cohort
@@ -119,13 +119,13 @@ def _federation(
     }
 
 
-def _cut(epochs: np.ndarray, batch_size: int) -> Plan:
+def _cut(epochs: np.ndarray, batch_size: int) -> BatchSchedule:
     """The samples of each epoch `[E, n]`, cut into minibatches."""
     cut = [e[i : i + batch_size] for e in epochs for i in range(0, len(e), batch_size)]
     indices = np.zeros((len(cut), max(map(len, cut))), np.int64)
     for row, batch in zip(indices, cut, strict=True):
         row[: len(batch)] = batch
-    return Plan(indices, np.array([len(batch) for batch in cut]), None, None)
+    return BatchSchedule(indices, np.array([len(batch) for batch in cut]), None, None)
 
 
 def _dense(z: Mapping[str, np.ndarray]) -> dict[str, Trace]:
@@ -149,8 +149,8 @@ def _fresh(z: Mapping[str, np.ndarray], name: str, settings: dict[str, Any]) -> 
         x=x.reshape(-1, x.shape[-1]),
         y=y.reshape(-1).astype(np.int64),
         sizes=np.full(clients, rounds * steps * batch_size),
-        plans={
-            (r + 1, i): Plan(indices[i, r], sizes, None, None)
+        schedules={
+            (r + 1, i): BatchSchedule(indices[i, r], sizes, None, None)
             for r in range(rounds)
             for i in range(clients)
         },
@@ -166,7 +166,7 @@ def _local(
         "local_epochs": epochs,
         "local_steps": steps,
         "weight_decay": settings["weight_decay"],
-        "max_norm": settings["clip"],
+        "clip_norm": settings["clip"],
     }
 
 
@@ -184,8 +184,8 @@ class Doubles(DeviceData):
     def inputs(self, indices: Tensor) -> Tensor:
         return self.x[indices].double().view(-1, *self.shape)
 
-    def batches(self, plans: list[Plan]) -> StackBatches:
-        return DoubleBatches(self, plans)
+    def batches(self, schedules: list[BatchSchedule]) -> StackBatches:
+        return DoubleBatches(self, schedules)
 
 
 class DoubleBatches(StackBatches):
@@ -206,10 +206,10 @@ class ReplayingEngine(Engine):
             seed=0,
             precision="float32",
             augment="none",
-            stragglers=0.0,
+            straggler_prob=0.0,
             stack=way.stack,
             cuda_graphs=False,
-            shortcuts=Shortcuts(dense=way.oracle == "DenseStack"),
+            shortcuts=Shortcuts(dense=way.oracle == "BatchedMLP"),
             **trace.local,
         )
         model = trace.model()
@@ -218,8 +218,8 @@ class ReplayingEngine(Engine):
         self.trace, self.train_data = trace, Doubles(trace.dataset(), "train", self.device)
         assert type(self.oracle).__name__ == way.oracle
 
-    def _plan(self, round: int, client: int) -> Plan:
-        return self.trace.plans[round, client]
+    def schedule(self, round: int, client: int) -> BatchSchedule:
+        return self.trace.schedules[round, client]
 
 
 class ReplayingClient(Client):
@@ -247,7 +247,7 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         participation=0.5,
         sampling="uniform",
         sizes=trace.sizes,
-        dropout=0.0,
+        client_dropout=0.0,
         rounds=rounds + 1,  # the last one is evaluated
         lrs=trace.lrs,
         clients_per_unit=way.stack,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayfl import models
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ClientContext, ServerContext, Setup, Vectors
+from rayfl.algorithms.base import ClientContext, ExperimentInfo, ServerContext, Vectors
 from rayfl.data.partition import split
 from rayfl.data.schemes import Dirichlet
 from rayfl.data.sources import Digits
@@ -24,7 +24,7 @@ from rayfl.training.engine import Broadcast, Engine, LocalSettings, WorkUnit
 from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Shortcuts
 
-SETUP = Setup(clients=4, nominal_steps=2.0, sizes=(3,), first=torch.tensor([0]))
+INFO = ExperimentInfo(clients=4, nominal_steps=2.0, sizes=(3,), first=torch.tensor([0]))
 FEDCM_LIKE = {"rho": 0.0, "control_variates": False, "adaptive": False}
 
 
@@ -117,9 +117,9 @@ def digits() -> Engine:
         local_steps=None,
         weight_decay=1e-3,
         precision="float32",
-        max_norm=1.0,
+        clip_norm=1.0,
         augment="none",
-        stragglers=0.0,
+        straggler_prob=0.0,
         stack=None,
         cuda_graphs=True,
         shortcuts=Shortcuts(dense=True),
@@ -246,8 +246,8 @@ def test_igfl_of_one_client_is_fedavg():
 
 def test_igfl_among_many_clients_takes_the_direction_of_fedcm():
     """A client's own part of c is then nothing."""
-    many, start = SETUP._replace(clients=10**18), torch.zeros(2, 3, dtype=torch.float64)
-    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]] * 2), step=0, setup=many)
+    many, start = INFO._replace(clients=10**18), torch.zeros(2, 3, dtype=torch.float64)
+    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]] * 2), step=0, experiment=many)
     c = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     igfl, fedcm = method("igfl", gamma=0.75), method("fedcm", alpha=0.25)
     memory = {"c_i": torch.full_like(start, 5.0)}
@@ -462,7 +462,7 @@ def test_alpha_falls_where_clients_agree_with_the_momentum_and_rises_where_not(a
     server = adaptive.init_server(w) | {"Delta": torch.tensor([3.0, 0.0], dtype=torch.float64)}
     g_i = torch.tensor([[agreement, (1 - agreement**2) ** 0.5]], dtype=torch.float64)
     steps, lr = torch.tensor([[4.0]]), 0.1
-    ctx = ClientContext(w.expand(1, -1), adaptive.broadcast(w, server)[1], lr, steps, 4, SETUP)
+    ctx = ClientContext(w.expand(1, -1), adaptive.broadcast(w, server)[1], lr, steps, 4, INFO)
     uploads, _ = adaptive.upload(-4 * lr * g_i, {}, ctx)
     mean = {name: value.mean(0) for name, value in uploads.items()}
     _, after = adaptive.server_step(w, server, mean, ServerContext(lr, 4.0, 1.0))
@@ -557,7 +557,7 @@ def test_a_correction_changes_the_direction(case):
     """Where the gradient is 2: released code adds corrections to the loss as numbers, to no effect."""
     algorithm, shared, memory, expected = CORRECTIONS[case]
     start = torch.zeros(1, 3)
-    ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, setup=SETUP)
+    ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, experiment=INFO)
     stack = {name: value.unsqueeze(0) for name, value in memory.items()}
     direction, _ = algorithm.local_step(start, stack, lambda x, penalty=None: x + 2, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), expected))
@@ -574,7 +574,7 @@ def test_a_correction_changes_the_direction(case):
 def test_a_proximal_term_pulls_back_to_the_start(algorithm):
     """Where the gradient is 2, at 3 from the start."""
     start, memory = torch.ones(1, 3), algorithm.init_client(torch.ones(1, 3))
-    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1, setup=SETUP)
+    ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1, experiment=INFO)
     direction, _ = algorithm.local_step(start + 3, memory, lambda x: 2 + 0 * x, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), 2 + 0.5 * 3))
 
@@ -582,7 +582,7 @@ def test_a_proximal_term_pulls_back_to_the_start(algorithm):
 def test_the_learning_rate_of_fedswa_falls_by_the_same_amount_in_every_step():
     """From 1 towards rho, over each client's own number of steps."""
     steps = torch.tensor([[4.0], [2.0]])
-    ctx = ClientContext(torch.zeros(2, 3), {}, lr=0.1, steps=steps, step=0, setup=SETUP)
+    ctx = ClientContext(torch.zeros(2, 3), {}, lr=0.1, steps=steps, step=0, experiment=INFO)
     falling = method("fedswa", rho=0.2).local_step
     directions = [falling(ctx.start, {}, torch.ones_like, ctx._replace(step=k))[0] for k in (0, 1)]
     factors = torch.stack([direction[:, 0] for direction in directions])

@@ -7,19 +7,23 @@ fedwmsam.npz divides by a norm + 1e-7.
 import dataclasses
 
 import pytest
+from conftest import each
 from recordings import Way, replay, traces
 
 from rayfl.algorithms import ALGORITHMS
 
 TRACES = traces()
 WITH_EPSILON = {"FedSAM", "MoFedSAM", "FedGamma", "FedSpeed", "FedSMOO"}
-ALONE, STACKED = Way("PerClient", 1), Way("ModuleStack", 4)
+ALONE, STACKED = Way("PerClientGradient", 1), Way("VmapGradient", 4)
 CONVOLUTIONAL = (ALONE, STACKED)
-DENSE = (*CONVOLUTIONAL, Way("DenseStack", 1), Way("DenseStack", 4))
+DENSE = (*CONVOLUTIONAL, Way("BatchedMLP", 1), Way("BatchedMLP", 4))
 CASES = {
     f"{name} {way.oracle} {way.stack}": (name, way)
     for name, trace in TRACES.items()
     for way in (DENSE if trace.x.ndim == 2 else CONVOLUTIONAL)
+}
+EACH_RECORDING_ONCE = {
+    name: (name, DENSE[-1] if trace.x.ndim == 2 else STACKED) for name, trace in TRACES.items()
 }
 WMSAM = "ragged/FedWMSAM"
 WMSAM_OPTIONS = [n for n in TRACES[WMSAM].options if n != "server_lr"]
@@ -35,9 +39,18 @@ def test_there_are_26_recordings():
     assert [n for n, t in TRACES.items() if t.alpha is not None] == ["equal/FedWMSAM", WMSAM]
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=EACH_RECORDING_ONCE)
 def test_every_round_equals_the_recording(case):
-    name, way = CASES[case]
+    check(*case)
+
+
+@pytest.mark.slow
+@each(case=CASES)
+def test_every_round_equals_the_recording_whoever_computes_it(case):
+    check(*case)
+
+
+def check(name: str, way: Way) -> None:
     trace, apart, alpha = TRACES[name], [], []
     for server, difference in replay(trace, way):
         apart.append(difference)
@@ -52,12 +65,12 @@ def test_every_round_equals_the_recording(case):
 def test_each_of_the_released_options_shows(option):
     """With FedWMSAM's default in its place, the parameters are others."""
     default = getattr(ALGORITHMS["fedwmsam"](), option)
-    *_, (_, difference) = replay(TRACES[WMSAM], STACKED, **{option: default})
-    assert difference > 1e-4
+    rounds = replay(TRACES[WMSAM], STACKED, **{option: default})
+    assert any(difference > 1e-4 for _, difference in rounds)
 
 
 def test_a_clip_acts_where_it_was_recorded():
     trace = TRACES["F2 FedNSAM, clip acts"]
-    free = dataclasses.replace(trace, local=trace.local | {"max_norm": None})
+    free = dataclasses.replace(trace, local=trace.local | {"clip_norm": None})
     *_, (_, difference) = replay(free, STACKED)
     assert difference > 0.1

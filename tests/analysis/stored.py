@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from rayfl.config.schema import Experiment, load_config
 from rayfl.federation.history import History
-from rayfl.tracking.mlflow import Store, Tracker
+from rayfl.tracking.mlflow import RunTracker, TrackingStore
 
 ROUNDS = 12
 TARGETS = [0.5, 0.7, 0.8]
@@ -39,7 +39,7 @@ def config(algorithm: str, rho: float | None, alpha: float, seed: int) -> Experi
     base = {
         "partition": {"name": "dirichlet"},
         "model": {"name": "mlp", "hidden": [16]},
-        "federation": {"clients": 10, "cohort_size": 5, "rounds": ROUNDS, "local_epochs": 1},
+        "federation": {"clients": 10, "cohort": 5, "rounds": ROUNDS, "local_epochs": 1},
         "tracking": {"targets": TARGETS},
     }
     # The same in all runs, but no default: it must survive a change of the algorithm's name.
@@ -68,10 +68,10 @@ def rounds(tops: float, seed: int, last: int = ROUNDS) -> dict[int, dict[str, fl
 
 
 def record(
-    store: Store, run: Experiment, history: dict, status: str = "FINISHED", **tags: str
+    store: TrackingStore, run: Experiment, history: dict, status: str = "FINISHED", **tags: str
 ) -> str:
     """One run; a status of RUNNING leaves it open."""
-    tracker = Tracker(store, run, "digits")
+    tracker = RunTracker(store, run, "digits")
     tracker.describe_config()
     for key, value in tags.items():
         tracker.tag(f"rayfl.{key}", value)
@@ -91,7 +91,7 @@ def fill(folder: Path) -> Stored:
     client = MlflowClient(uri)
     for name in ("rayfl", "other", "empty"):
         client.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
-    store, known, hashes = Store(uri, "rayfl"), [], {}
+    store, known, hashes = TrackingStore(uri, "rayfl"), [], {}
     for (algorithm, rho), alpha, seed in itertools.product(SETTINGS, ALPHAS, SEEDS):
         run = config(algorithm, rho, alpha, seed)
         if (algorithm, alpha, seed) == ("fedavg", 0.5, 1):
@@ -116,7 +116,7 @@ def fill(folder: Path) -> Stored:
     return Stored(uri, pd.DataFrame(known), hashes)
 
 
-def _others(store: Store, client: MlflowClient) -> None:
+def _others(store: TrackingStore, client: MlflowClient) -> None:
     wmsam = ("fedwmsam", 0.1, 0.5)
     sweep = client.create_run(
         store.experiment_id, run_name="sweep", tags={"rayfl.kind": "sweep", "rayfl.sweep": "grid"}
@@ -139,4 +139,4 @@ def _others(store: Store, client: MlflowClient) -> None:
     client.set_terminated(sweep.info.run_id)
     # Somebody else's run in the same experiment, and one of rayfl's in another.
     client.set_terminated(client.create_run(store.experiment_id).info.run_id)
-    record(Store(store.uri, "other"), config("fedcm", None, 0.1, 0), rounds(0.6, 0))
+    record(TrackingStore(store.uri, "other"), config("fedcm", None, 0.1, 0), rounds(0.6, 0))

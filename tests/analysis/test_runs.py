@@ -39,7 +39,7 @@ def test_what_counts(runs, stored):
 
 def test_config_values_have_their_types(runs):
     run = runs.iloc[0]
-    assert (run["model.hidden"], run["federation.max_norm"], run["seed"]) == ((16,), None, 0)
+    assert (run["model.hidden"], run["federation.clip_norm"], run["seed"]) == ((16,), None, 0)
     assert run["tracking.enabled"] is True
     assert run["algorithm.name"] == "fedavg"
     assert np.isnan(run["algorithm.rho"])  # fedavg has none

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayfl.cli import main
-from rayfl.cli.run_display import Progress, _held
+from rayfl.cli.run_display import RunDisplay, _held
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
 from rayfl.federation.metrics import EvaluationMetrics, RoundMetrics
@@ -67,6 +67,7 @@ def test_help_shows_every_command_on_one_line(rayfl):
     assert rayfl("run", "-h")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
     """It brings triton, which calls all leaked that Python did not tidy up at its end."""
     command = "from rayfl.cli.main import script; script()"
@@ -89,8 +90,8 @@ def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
         ([QUICKSTART, "seed"], "override 'seed': must look like algorithm.rho=0.05"),
         ([QUICKSTART, "seed=x"], "seed = 'x': must be an integer of at least 0"),
         (
-            [QUICKSTART, "federation.cohort_size=21"],
-            "federation.cohort_size = 21: must be at most federation.clients = 20",
+            [QUICKSTART, "federation.cohort=21"],
+            "federation.cohort = 21: must be at most federation.clients = 20",
         ),
         (
             [QUICKSTART, "federation.clients=9999"],
@@ -121,6 +122,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -148,6 +150,7 @@ def test_streams_that_are_not_unicode(arguments, code, tmp_path):
         assert re.search(r"\| +\. \|", text) or "data.\\xe9. = 'x': unknown key" in text
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home(tmp_path):
     """As with `docker run --user 12345`: no HOME, and no line in /etc/passwd."""
     (tmp_path / "homeless.py").write_text(
@@ -214,6 +217,20 @@ def test_lists(rayfl, command, expected):
     assert re.search(expected, out, re.MULTILINE)
 
 
+def test_configs_are_listed_and_printed(rayfl, tmp_path):
+    code, out, _ = rayfl("configs")
+    assert code == 0
+    assert re.search(r"^ +quickstart +rayfl run +FedWMSAM on .*$", out, re.MULTILINE)
+    assert re.search(r"^ +rho_beta_alpha +rayfl sweep +Which rho ", out, re.MULTILINE)
+    code, out, err = rayfl("configs", "quickstart")
+    assert (code, err) == (0, "")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert load_config(tmp_path / "mine.yaml") == load_config(QUICKSTART)
+    code, out, err = rayfl("configs", "quikstart")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "did you mean 'quickstart'" in err
+
+
 def test_the_partition_table_adds_up(rayfl, tmp_path):
     code, out, _ = rayfl("partition", QUICKSTART, "--plot", "heat map.png")
     rows = [re.findall(r"\d+|·", line) for line in out.splitlines() if re.match(r"│ +\d+", line)]
@@ -270,7 +287,7 @@ def test_the_partition_table_shows_names_as_they_are(rayfl, tmp_path, name, expe
             (tmp_path / "[bold]" / split / label).mkdir(parents=True)
             Image.new("L", (4, 4)).save(tmp_path / "[bold]" / split / label / "0.png")
     folder = ("data.name=image_folder", "data.path='[bold]'", "data.size=4", "federation.clients=1")
-    options = (*folder, "federation.cohort_size=1", "--plot", "a.svg")
+    options = (*folder, "federation.cohort=1", "--plot", "a.svg")
     code, out, err = rayfl("partition", QUICKSTART, "partition.name=iid", *options)
     assert (code, err) == (0, "")
     assert f" {expected} " in out.splitlines()[1]
@@ -420,7 +437,7 @@ def test_a_run_says_which_short_cuts_it_does_not_take(small):
     small["model"] = {"name": "zoo:views_maps_as_rows"}
     config = load_config(small)
     console = Console(file=io.StringIO(), width=300)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         start = SimpleNamespace(prepared=prepare(config), placement=Placement(), resumed_round=0)
         progress.start(start)
     said = console.file.getvalue()
@@ -440,7 +457,7 @@ def test_the_live_display_fits_the_terminal(width):
         ),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    with Progress(console) as progress:
+    with RunDisplay(console) as progress:
         progress.start(
             SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
         )

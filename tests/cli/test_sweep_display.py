@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from rayfl.cli.sweep_display import Progress, describe
+from rayfl.cli.sweep_display import SweepDisplay, describe
 from rayfl.runtime.placement import Placement
 from tuning.config import Sweep
-from tuning.plan import Inputs, Plan, Trial
+from tuning.plan import Inputs, PlannedTrial, SweepPlan
 
 SPACE = {"algorithm.rho": {"grid": [0.05, 0.1]}, "partition.alpha": {"grid": [0.1, 1.0]}}
 MANY = {"algorithm.rho": {"grid": [i / 100 for i in range(1, 41)]}}
@@ -29,9 +29,9 @@ def planned(small, space=SPACE, **changes):
     sweep = Sweep.model_validate({"name": "t", "base": small, "space": space, "seeds": (0,)})
     points = list(sweep.search.points(sweep.space))
     experiments = [sweep.experiment(point, 0) for point in points]
-    trials = tuple(Trial(p, 0, e.hash, e) for p, e in zip(points, experiments, strict=True))
+    trials = tuple(PlannedTrial(p, 0, e.hash, e) for p, e in zip(points, experiments, strict=True))
     placement = Placement(actors=1, cpus=1, gpus=0, nodes=1)
-    plan = Plan(sweep, trials, len(trials), Inputs(), placement, room=2, maximum=None)
+    plan = SweepPlan(sweep, trials, len(trials), Inputs(), placement, room=2, maximum=None)
     return replace(plan, **changes)
 
 
@@ -40,7 +40,7 @@ def begun(plan, width, height):
     console = Console(
         file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None
     )
-    progress = Progress(console)
+    progress = SweepDisplay(console)
     progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u"))
 
     def lines():

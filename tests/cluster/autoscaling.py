@@ -77,7 +77,7 @@ def experiment(file):
     except ConfigError as error:
         refused = str(error)
     began, during = time.monotonic(), []
-    waiting = load_config(file, [*on_cluster, "resources.wait_s=120"])
+    waiting = load_config(file, [*on_cluster, "resources.autoscale_timeout_s=120"])
     done = run(
         waiting, on_metrics=lambda record: during.append((nodes(), time.monotonic() - began))
     )
@@ -96,7 +96,9 @@ def sweep(file):
     on_cluster = [f"base.{key}" for key in ("ray.address=auto", "resources.num_actors=1")]
     began, most = time.monotonic(), 0
     process = subprocess.Popen(
-        [*command, *on_cluster, "base.resources.wait_s=120"], stdout=subprocess.PIPE, text=True
+        [*command, *on_cluster, "base.resources.autoscale_timeout_s=120"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     while process.poll() is None:
         most = max(most, nodes())

@@ -152,7 +152,7 @@ def test_models_are_any_function(own):
         "{\"depth\": 4} (got an unexpected keyword argument 'depth')"
     )
     assert "is not a callable object" in refusal(MODEL, {"name": "math:pi"})
-    federation = {"cohort_size": 1, "local_steps": 1}
+    federation = {"cohort": 1, "local_steps": 1}
     config = load_config(
         {"model": {"name": "own:model", "width": 4}, "federation": federation},
         ["model.width=5"],

@@ -406,6 +406,7 @@ def test_parquet_in_the_wrong_place(tmp_path, monkeypatch):
         Parquet(path=".").load()
 
 
+@pytest.mark.slow
 def test_real_cifar10():
     default = REPOSITORY.parent / "shared" / "data" / "cifar10"
     path = Path(os.environ.get("RAYFL_CIFAR10_PARQUET", default))
@@ -562,7 +563,7 @@ def test_npz_layout_is_no_part_of_what_older_configs_are():
     assert identity(layout="channels_first")["data.layout"] == "channels_first"
 
 
-TINY = {"clients": 2, "cohort_size": 2, "local_steps": 2, "rounds": 1}
+TINY = {"clients": 2, "cohort": 2, "local_steps": 2, "rounds": 1}
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16, np.int8])

@@ -26,7 +26,7 @@ from rayfl.data.sources import NPZ
 CONFIG = {
     "data": {"name": "digits"},
     "partition": {"name": "iid"},
-    "federation": {"clients": 1, "cohort_size": 1, "local_steps": 1},
+    "federation": {"clients": 1, "cohort": 1, "local_steps": 1},
 }
 HOSTILE = (
     "a b",
@@ -44,7 +44,7 @@ HOSTILE = (
 NAMES = st.sampled_from(
     [*HOSTILE, "\udcff", "x" * 200, "\\", "'\"", "~", "-", "{}", "a,b", "train"]
 )
-many = settings(deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
+many = settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
 few = settings(many, max_examples=25, derandomize=True, database=None)
 
 

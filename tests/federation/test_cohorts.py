@@ -17,9 +17,9 @@ from rayfl.prepare import prepare
 OPTIONS = [
     {"sampling": "bernoulli"},
     {"sampling": "weighted"},
-    {"dropout": 0.4},
-    {"stragglers": 0.5},
-    {"sampling": "bernoulli", "dropout": 0.4, "stragglers": 0.5},
+    {"client_dropout": 0.4},
+    {"straggler_prob": 0.5},
+    {"sampling": "bernoulli", "client_dropout": 0.4, "straggler_prob": 0.5},
 ]
 
 
@@ -99,7 +99,7 @@ def test_memories_change_only_where_a_client_came_back(options, small):
 
 
 def test_the_mean_is_over_those_who_came_back(small):
-    small["federation"] |= {"sampling": "bernoulli", "dropout": 0.4, "rounds": 12}
+    small["federation"] |= {"sampling": "bernoulli", "client_dropout": 0.4, "rounds": 12}
     prepared = prepare(load_config(small))
     server, pool, metrics = here(prepared, Counts())
     sizes, lost = set(), 0.0
@@ -125,22 +125,27 @@ def test_the_mean_is_over_those_who_came_back(small):
 
 
 def test_stragglers_take_fewer_steps_of_the_same_batches(small):
-    small["federation"] |= {"local_epochs": None, "local_steps": 6, "stragglers": 0.5, "rounds": 8}
+    small["federation"] |= {
+        "local_epochs": None,
+        "local_steps": 6,
+        "straggler_prob": 0.5,
+        "rounds": 8,
+    }
     prepared = prepare(load_config(small))
     _, pool, metrics = here(prepared, ALGORITHMS["fedavg"]())
     engine = pool.client.engine
     steps = [
-        [len(engine._plan(round, client).sizes) for client in clients_of(pool, round)]
+        [len(engine.schedule(round, client).sizes) for client in clients_of(pool, round)]
         for round in range(1, 9)
     ]
     for round, taken in enumerate(steps, start=1):
         assert metrics[round]["cost/backward_passes"] == sum(taken)
     assert {step for taken in steps for step in taken} == set(range(1, 7))
 
-    small["federation"]["stragglers"] = 0
+    small["federation"]["straggler_prob"] = 0
     whole = a_server(prepare(load_config(small)), ALGORITHMS["fedavg"]()).pool.client.engine
     for client in range(10):
-        cut, full = engine._plan(1, client), whole._plan(1, client)
+        cut, full = engine.schedule(1, client), whole.schedule(1, client)
         assert len(full.sizes) == 6
         np.testing.assert_array_equal(cut.indices, full.indices[: len(cut.indices)])
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from conftest import each
 from convolutions import ENGINES, METHODS_AND_ENGINES
 from failing import Dies, EndsOn, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
 from local_pool import a_server, specs
+from reusable import ReusableClient
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
@@ -26,19 +28,7 @@ from rayfl.federation.server import Server
 from rayfl.prepare import prepare
 from rayfl.runtime.client import ClientActor
 from rayfl.runtime.pool import ActorPool
-from rayfl.training.engine import configure_process
 from rayfl.training.flat import Layout
-
-
-class ReusableClient(ClientActor):
-    """A client that can change its experiment: starting a process costs seconds, a test does not."""
-
-    def __init__(self):
-        configure_process(1)
-        self.device = "cpu"
-
-    def pid(self):
-        return os.getpid()
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +76,19 @@ def assert_same_on_any_number(prepared, actors, reference, records):
     return engines
 
 
-@pytest.mark.parametrize(("name", "engine"), METHODS_AND_ENGINES)
-def test_any_number_of_actors_gives_the_same_bits(name, engine, small, actors):
-    small["algorithm"] = {"name": name}
-    prepared = prepare(load_config(small, ENGINES[engine]))
+@each(name=["fedavg", "fedwmsam"])
+def test_any_number_of_actors_gives_the_same_bits(name, small, actors):
+    check_any_number_of_actors(name, "BatchedMLP", small, actors)
+
+
+@pytest.mark.slow
+@each(case=METHODS_AND_ENGINES)
+def test_any_number_of_actors_gives_the_same_bits_for_every_method(case, small, actors):
+    check_any_number_of_actors(*case, small, actors)
+
+
+def check_any_number_of_actors(name, engine, small, actors):
+    prepared = prepare(load_config(small | {"algorithm": {"name": name}}, ENGINES[engine]))
     reference, records = here(prepared, prepared.config.algorithm)
 
     assert assert_same_on_any_number(prepared, actors, reference, records) == {engine}
@@ -127,11 +126,16 @@ def metrics(records):
 @pytest.mark.parametrize(
     "options",
     [
-        {"sampling": "bernoulli"},
-        {"sampling": "weighted"},
-        {"dropout": 0.4},
-        {"stragglers": 0.5},
-        {"sampling": "bernoulli", "dropout": 0.4, "stragglers": 0.5},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"sampling": "bernoulli"},
+                {"sampling": "weighted"},
+                {"client_dropout": 0.4},
+                {"straggler_prob": 0.5},
+            )
+        ),
+        {"sampling": "bernoulli", "client_dropout": 0.4, "straggler_prob": 0.5},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -142,11 +146,12 @@ def test_the_same_bits_whoever_takes_part(options, small, actors):
     assert_same_on_any_number(prepared, actors, reference, records)
 
 
+@pytest.mark.slow
 def test_a_stack_of_convolutions_equals_its_clients_whoever_computes_it(small, actors):
     """Five clients of unequal size in stacks of two at most, against one at a time."""
     small["model"] = {"name": "convolutions:plain"}
-    small["federation"] |= {"cohort_size": 5, "clients_per_unit": 3, "rounds": 2}
-    small["federation"] |= {"weight_decay": 0.01, "max_norm": 5.0}
+    small["federation"] |= {"cohort": 5, "clients_per_unit": 3, "rounds": 2}
+    small["federation"] |= {"weight_decay": 0.01, "clip_norm": 5.0}
     prepared = prepare(load_config(small))
     alone, _ = here(prepared, prepared.config.algorithm)
     prepared = prepare(load_config(small, ["federation.stack=2"]))
@@ -211,6 +216,7 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
         assert found[0][name] == pytest.approx(value, rel=1e-9), name
 
 
+@pytest.mark.slow
 def test_a_convolutional_model_with_batch_norm_too(small, actors):
     small["model"] = {"name": "convolutions:with_batch_norm"}
     small["federation"] |= {"rounds": 2}
@@ -224,15 +230,15 @@ def test_a_convolutional_model_with_batch_norm_too(small, actors):
     assert not torch.equal(server.buffers, first)
 
 
-def test_memories_follow_the_client_and_start_with_its_first_cohort(small, actors):
+def test_memories_follow_the_client_and_start_with_its_first_cohort(small):
     small["algorithm"] = {"name": "scaffold"}
     small["federation"] |= {"rounds": 4}
     prepared = prepare(load_config(small))
-    server, _ = on_actors(prepared, prepared.config.algorithm, actors)
+    server, _ = here(prepared, prepared.config.algorithm)
 
     seen = {client for round in range(1, 5) for client in server.federation.cohort(round)}
     assert set(server.memories) == seen
-    controls = [ray.get(kept.handle)["c_i"] for kept in server.memories.values()]
+    controls = [server.pool.fetch(kept.handle)["c_i"] for kept in server.memories.values()]
     mean = np.sum(controls, axis=0) / prepared.federation.clients
     np.testing.assert_allclose(mean, server.state["c"], atol=1e-6)
 
@@ -250,7 +256,8 @@ def test_cohorts_depend_on_seed_and_round_only(small):
     assert all(cohort == sorted(set(cohort)) and len(cohort) == 5 for cohort in first)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedacg"])  # the second starts its clients beside w
+# FedACG starts its clients beside w.
+@pytest.mark.parametrize("name", [pytest.param("fedavg", marks=pytest.mark.slow), "fedacg"])
 def test_evaluation_overlaps_but_is_of_its_own_round(name, small, actors):
     small["algorithm"] = {"name": name}
     small["federation"] |= {"rounds": 4, "eval_every": 1}
@@ -309,6 +316,7 @@ def test_what_a_unit_brought_back_is_let_go_once_it_is_added(small):
     assert len(brought) == 15 * 5
 
 
+@pytest.mark.slow
 def test_the_overhead_is_the_round_beside_its_busiest_actor(small, actors):
     small["federation"]["eval_every"] = 3
     prepared = prepare(load_config(small))
@@ -369,7 +377,7 @@ def test_an_exception_in_client_code_ends_the_run_with_its_traceback(small, acto
 
 
 def test_a_loss_that_is_not_finite_names_round_clients_and_remedies(small):
-    small["federation"]["max_norm"] = None
+    small["federation"]["clip_norm"] = None
     message = r"round 1, algorithm 'mine': .* clients \[\d.*\] is not finite; lower federation.lr"
     with pytest.raises(DivergedError, match=message):
         here(prepare(load_config(small)), Explodes(), name="mine")
@@ -453,24 +461,24 @@ def test_memory_must_keep_its_names(small):
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        ("scaffold", "DenseStack"),
-        ("fedwmsam", "DenseStack"),
-        pytest.param("fedwmsam", "PerClient", marks=pytest.mark.slow),
-        pytest.param("fedwmsam", "ModuleStack", marks=pytest.mark.slow),
+        ("scaffold", "BatchedMLP"),
+        pytest.param("fedwmsam", "BatchedMLP", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "PerClientGradient", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "VmapGradient", marks=pytest.mark.slow),
     ],
 )
 def test_killed_actors_change_nothing(name, engine, small, ray_session):
     """kill -9 of an actor every few rounds, and of all at once: the same bits as undisturbed."""
     small["algorithm"] = {"name": name}
-    small["federation"] |= {"rounds": 60}
+    small["federation"] |= {"rounds": 24}
     prepared = prepare(load_config(small, ENGINES[engine]))
     reference, _ = here(prepared, prepared.config.algorithm)
 
     server = on_own_actors(prepared, prepared.config.algorithm, 2)
     pool = server.pool
     for record in server.run():
-        if isinstance(record, RoundMetrics) and record.round in (10, 25, 40):
-            victims = pool.actors if record.round == 40 else pool.actors[:1]
+        if isinstance(record, RoundMetrics) and record.round in (5, 10, 15):
+            victims = pool.actors if record.round == 15 else pool.actors[:1]
             for pid in [ray.get(actor.describe.remote())["pid"] for actor in victims]:
                 os.kill(pid, signal.SIGKILL)
 
@@ -478,11 +486,12 @@ def test_killed_actors_change_nothing(name, engine, small, ray_session):
     assert same_bits(server, reference)
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_is_killed_and_runs_again(small, tmp_path, ray_session):
     prepared = prepare(load_config(small))
     reference, _ = here(prepared, ALGORITHMS["fedavg"]())
     hangs = HangsOnce(marker=str(tmp_path / "hung"))
-    server = on_own_actors(prepared, hangs, 2, time_limit=3)
+    server = on_own_actors(prepared, hangs, 2, time_limit=20)
     pool = server.pool
     list(server.run())
 
@@ -491,6 +500,7 @@ def test_a_client_that_hangs_is_killed_and_runs_again(small, tmp_path, ray_sessi
     assert torch.equal(server.w, reference.w)
 
 
+@pytest.mark.slow
 def test_the_pool_grows_while_another_actor_fits(small, ray_session):
     small["federation"]["rounds"] = 300
     prepared = prepare(load_config(small))
@@ -507,6 +517,7 @@ def test_the_pool_grows_while_another_actor_fits(small, ray_session):
     assert same_bits(server, reference)
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_start_is_an_error(small, ray_session):
     prepared = prepare(load_config(small))
     _, client = specs(prepared, ALGORITHMS["fedavg"]())
@@ -516,6 +527,7 @@ def test_an_actor_that_cannot_start_is_an_error(small, ray_session):
         pool.describe()
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(small, ray_session):
     prepared = prepare(load_config(small))
     server = on_own_actors(prepared, Dies(), 1)

@@ -255,6 +255,7 @@ def test_torchvision_models_work_by_import_path():
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_a_plain_model_imports_nothing_that_takes_seconds():
     """In any process that knows the client actor and the whole experiment."""
     code = """if True:

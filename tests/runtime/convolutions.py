@@ -6,16 +6,16 @@ from rayfl.algorithms import ALGORITHMS
 
 # Overrides of the small experiment that have its local steps computed in each of the ways that there are.
 ENGINES = {
-    "DenseStack": [],
-    "PerClient": ["model.name=convolutions:with_batch_norm"],
-    "ModuleStack": [
+    "BatchedMLP": [],
+    "PerClientGradient": ["model.name=convolutions:with_batch_norm"],
+    "VmapGradient": [
         "model.name=convolutions:plain",
         "federation.stack=2",
         "federation.clients_per_unit=3",
     ],
 }
-METHODS_AND_ENGINES = [(name, "DenseStack") for name in ALGORITHMS] + [
-    ("fedwmsam", engine) for engine in ENGINES if engine != "DenseStack"
+METHODS_AND_ENGINES = [(name, "BatchedMLP") for name in ALGORITHMS] + [
+    ("fedwmsam", engine) for engine in ENGINES if engine != "BatchedMLP"
 ]
 METHODS_AND_ENGINES += [("noisy:Noisy", engine) for engine in ENGINES]
 

@@ -11,8 +11,8 @@ from rayfl.errors import ConfigError
 from rayfl.models.lora import merged
 from rayfl.prepare import prepare
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import Broadcast, Engine, WorkUnit, sha256
-from rayfl.training.flat import Layout
+from rayfl.training.engine import Broadcast, Engine, WorkUnit
+from rayfl.training.flat import Layout, sha256
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def adapted(small):
         "lora": {"r": 2, "alpha": 4.0, "dropout": 0.1},
     }
     small["algorithm"] = {"name": "mofedsam"}
-    small["federation"] |= {"rounds": 2, "cohort_size": 3, "clients_per_unit": 1, "local_steps": 2}
+    small["federation"] |= {"rounds": 2, "cohort": 3, "clients_per_unit": 1, "local_steps": 2}
     small["federation"] |= {"local_epochs": None, "precision": "bfloat16"}
     return small
 
@@ -65,7 +65,7 @@ def test_adapters_and_head_alone_are_trained_and_travel(adapted, actors):
     plain = models.build(load_config(adapted).model, data.sample_shape, data.num_classes, 5)
     plain.load_state_dict(result.state_dict)
     test = DeviceData(data, "test", torch.device("cpu"))
-    looks = test.looks(torch.arange(len(test)), None, None)
+    looks = test.preprocess(torch.arange(len(test)), None, None)
     accuracy = (plain.eval()(looks).argmax(-1) == test.y).float().mean().item()
     assert accuracy == pytest.approx(result.history["test/accuracy"].iloc[-1], abs=0.003)
 
@@ -83,7 +83,7 @@ def test_frozen_weights_keep_their_bits(adapted):
 @pytest.fixture
 def batch_norm(small):
     small["model"] = {"name": "resnet18", "norm": "batch", "stem": "cifar"}
-    small["federation"] |= {"clients": 3, "cohort_size": 2, "clients_per_unit": 1, "rounds": 1}
+    small["federation"] |= {"clients": 3, "cohort": 2, "clients_per_unit": 1, "rounds": 1}
     small["federation"] |= {"local_steps": 1, "local_epochs": None, "batch_size": 4}
     small["partition"] = {"name": "iid"}
     return small
@@ -97,7 +97,7 @@ def test_batch_statistics_of_resnet_are_those_of_the_first_passes_averaged(batch
     """
     rho = 0.1 if algorithm == "fedsam" else 0.0
     batch_norm["algorithm"] = {"name": algorithm, **({"rho": rho} if rho else {})}
-    batch_norm["federation"] |= {"weight_decay": 0.0, "max_norm": None, "lr": 0.001}
+    batch_norm["federation"] |= {"weight_decay": 0.0, "clip_norm": None, "lr": 0.001}
     prepared = prepare(load_config(batch_norm))
     layout, engine = Layout(prepared.model), engine_of(prepared)
     start, fresh = layout.flatten(prepared.model)
@@ -105,7 +105,7 @@ def test_batch_statistics_of_resnet_are_those_of_the_first_passes_averaged(batch
 
     expected = []
     for client in server.federation.cohort(1):
-        plan = engine._plan(1, client)
+        plan = engine.schedule(1, client)
         batches = engine.train_data.batches([plan])
         model, lr = prepared.model.train(), prepared.federation.lrs[0]
         layout.load(model, start, fresh)

@@ -32,9 +32,13 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
 
 def test_nodes_that_never_come_are_an_error_after_the_wait(ray_session, monkeypatch):
     monkeypatch.setattr(actors, "PLACEMENT_TIMEOUT_S", 1)
-    wanted = ResourceRequest(num_actors=50, cpus_per_actor=1, gpus_per_actor=None, wait_s=1.0)
+    wanted = ResourceRequest(
+        num_actors=50, cpus_per_actor=1, gpus_per_actor=None, autoscale_timeout_s=1.0
+    )
     with (
-        pytest.raises(ConfigError, match=r"= 50: the cluster did not grow .*\.wait_s = 1,"),
+        pytest.raises(
+            ConfigError, match=r"= 50: the cluster did not grow .*\.autoscale_timeout_s = 1,"
+        ),
         actors.server_actor(None, None, place(wanted, 10)),
     ):
         pass
@@ -53,6 +57,8 @@ def test_nobody_at_the_address_is_an_error_within_seconds(monkeypatch):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_an_object_store_larger_than_the_machine_is_an_error():
     code = "from rayfl.runtime import actors, cluster\nwith cluster.connected(None, 1000.0): pass"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

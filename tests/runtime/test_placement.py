@@ -8,9 +8,12 @@ from rayfl.errors import ConfigError
 from rayfl.runtime.placement import ResourceRequest, place, room_on
 
 
-def demand(actors=None, cpus=None, gpus=None, wait_s=0.0):
+def demand(actors=None, cpus=None, gpus=None, autoscale_timeout_s=0.0):
     return ResourceRequest(
-        num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=gpus, wait_s=wait_s
+        num_actors=actors,
+        cpus_per_actor=cpus,
+        gpus_per_actor=gpus,
+        autoscale_timeout_s=autoscale_timeout_s,
     )
 
 
@@ -57,26 +60,26 @@ def test_slots_of_a_node(node, cpus, gpus, expected):
 
 
 def test_without_a_time_to_wait_the_error_says_how_to_wait(ray_session):
-    with pytest.raises(ConfigError, match=r"autoscaler: resources\.wait_s\)"):
+    with pytest.raises(ConfigError, match=r"autoscaler: resources\.autoscale_timeout_s\)"):
         place(demand(actors=20), 10)
 
 
 def test_what_does_not_fit_may_wait_for_nodes(ray_session):
-    placement = place(demand(actors=20, gpus=0.5, wait_s=60.0), 10)
+    placement = place(demand(actors=20, gpus=0.5, autoscale_timeout_s=60.0), 10)
     assert (placement.actors, placement.cpus, placement.gpus) == (20, 1, 0.5)
     assert "on nodes that the cluster has to add (waiting up to 60 s)" in str(placement)
 
 
 def test_what_fits_takes_the_nodes_there_are(ray_session):
-    assert place(demand(actors=3, wait_s=60.0), 10).nodes == 1
-    assert place(demand(wait_s=60.0), 10).actors == 3
+    assert place(demand(actors=3, autoscale_timeout_s=60.0), 10).nodes == 1
+    assert place(demand(autoscale_timeout_s=60.0), 10).actors == 3
 
 
 def test_a_new_node_is_better_than_a_part_of_a_cpu(ray_session):
-    placement = place(demand(actors=4, wait_s=60.0), 10)
+    placement = place(demand(actors=4, autoscale_timeout_s=60.0), 10)
     assert (placement.cpus, placement.nodes) == (1, 0)
 
 
 def test_only_a_number_of_actors_can_wait(ray_session):
     with pytest.raises(ConfigError, match=r"resources\.num_actors must be a number"):
-        place(demand(cpus=4.0, wait_s=60.0), 10)
+        place(demand(cpus=4.0, autoscale_timeout_s=60.0), 10)

@@ -5,6 +5,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +14,19 @@ from conftest import small_config
 from convolutions import ENGINES, METHODS_AND_ENGINES
 from local_pool import a_server
 from mlflow.tracking import MlflowClient
-from pyarrow.fs import FileSystem
+from pyarrow import fs
 
 from rayfl import load_config, run
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.history import History
 from rayfl.prepare import prepare
-from rayfl.storage.checkpoint import Checkpoints, Memory, Snapshot, find, saved_in
-from rayfl.storage.storage import Folder, below
+from rayfl.storage.checkpoint import Memory, Snapshot, find, saved_in
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
 
 
 def checkpoints(location, keep_last=2, every=1):
-    return Checkpoints(str(location), "hash", {"seed": 0}, "a-run", every, keep_last)
+    return CheckpointWriter(str(location), "hash", {"seed": 0}, "a-run", every, keep_last)
 
 
 def untimed(records):
@@ -62,9 +64,10 @@ def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory, ray_session):
-    """What a run leaves that was interrupted after the checkpoint of round 2: a folder and its config."""
+def interrupted(tmp_path_factory, ray_session, empty_store):
+    """Folder and config of a run that was interrupted after the checkpoint of round 2."""
     folder = tmp_path_factory.mktemp("interrupted")
+    shutil.copy(empty_store, folder)
     config = small_config() | {"tracking": {"enabled": True}, "checkpoint": {"every": 2}}
     config["federation"]["rounds"] = 80
 
@@ -180,7 +183,7 @@ def test_one_that_cannot_be_read_stands_in_nobodys_way_but_its_own(tmp_path):
         writer.save(a_snapshot(round, {0: round}), {})
     first, second, third = sorted((tmp_path / "hash/run").glob("checkpoint-*.json"))
     first.write_text("{")
-    assert [saved.round for saved in saved_in(Folder(str(first.parent)))] == [2, 3]
+    assert [saved.round for saved in saved_in(Storage(str(first.parent)))] == [2, 3]
     assert find(str(tmp_path), "hash", "latest").round == 3
     third.write_text("[]")
     assert find(str(tmp_path), "hash", str(second)).round == 2
@@ -262,7 +265,7 @@ def test_a_memory_is_written_once_and_deleted_when_nothing_holds_it(place, tmp_p
     location = {"directory": str(tmp_path), "file": tmp_path.as_uri()}.get(place, place)
     writer = checkpoints(f"{location}/run")
     writer.prepare()
-    folder = Folder(f"{location}/run")
+    folder = Storage(f"{location}/run")
     for round in range(1, 5):  # client 0 is in every cohort, client 1 only in the first
         writer.save(a_snapshot(round, {0: round, 1: 1}), {})
     assert sorted(folder.sizes("memories")) == [
@@ -285,17 +288,24 @@ def test_a_memory_is_written_once_and_deleted_when_nothing_holds_it(place, tmp_p
         ("gs://lab/runs?retry_limit_seconds=7", "gs://lab/runs?retry_limit_seconds=7"),
     ],
 )
-def test_google_storage_is_given_up_within_a_minute(given, meant):
-    """Unless the URI says otherwise: its own limit is 15 minutes."""
-    assert Folder(given)._system == FileSystem.from_uri(meant)[0]
-    assert Folder(given)._system != FileSystem.from_uri("gs://lab/runs")[0]
+def test_google_storage_is_given_up_within_a_minute(given, meant, monkeypatch):
+    """Unless the URI says otherwise: the client's own limit is 15 minutes."""
+    opened = []
+
+    def from_uri(uri):
+        opened.append(uri)
+        return fs.LocalFileSystem(), "lab/runs"
+
+    monkeypatch.setattr("pyarrow.fs.FileSystem", SimpleNamespace(from_uri=from_uri))
+    Storage(given)
+    assert opened == [meant]
 
 
 def test_a_write_that_was_cut_off_leaves_the_checkpoint_before_it(tmp_path):
     writer = checkpoints(tmp_path)
     writer.prepare()
     writer.save(a_snapshot(1, {0: 1}), {1: {"train/loss": 1.0}})
-    write, left = Folder.write, 2
+    write, left = Storage.write, 2
 
     def full(self, name, content):
         nonlocal left
@@ -305,7 +315,7 @@ def test_a_write_that_was_cut_off_leaves_the_checkpoint_before_it(tmp_path):
         write(self, name, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Folder, "write", full)
+        patch.setattr(Storage, "write", full)
         with pytest.raises(CheckpointError, match=r"round 2 cannot be written .*no space left"):
             writer.save(a_snapshot(2, {0: 2}), {})
     found = checkpoints(tmp_path).latest()

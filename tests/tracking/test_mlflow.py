@@ -1,6 +1,7 @@
-"""Where records are: in directories of any name."""
+"""Records are in the working directory, whatever its name."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,25 @@ from mlflow.tracking import MlflowClient
 from rayfl.analysis.runs import open_store
 from rayfl.config.schema import load_config
 from rayfl.prepare import storage
-from rayfl.storage.storage import Folder
+from rayfl.storage.storage import Storage
 from rayfl.tracking.defaults import database_file, default_uri
-from rayfl.tracking.mlflow import Store
+from rayfl.tracking.mlflow import TrackingStore
 
 NAMES = ["plain", "a b", "50%", "c%20d", "a?b", "e#f", "it's", 'x?y%25z#w ü&="@:', "日本"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_records_are_in_the_working_directory_whatever_its_name(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "made_here"), [*((name, False) for name in NAMES), (NAMES[-2], True)]
+)
+def test_records_are_in_the_working_directory_whatever_its_name(
+    name, made_here, tmp_path, monkeypatch, empty_store
+):
+    """The database is MLflow's own work in the worst of them, and a copy elsewhere."""
     (tmp_path / name).mkdir()
+    if not made_here:
+        shutil.copy(empty_store, tmp_path / name)
     monkeypatch.chdir(tmp_path / name)
-    store = Store(None, "é/?%#")
+    store = TrackingStore(None, "é/?%#")
     run = store.client.create_run(store.experiment_id)
     store.client.log_text(run.info.run_id, "hello", "a/b.txt")
 
@@ -47,5 +55,5 @@ def test_a_home_that_nobody_knows_is_a_directory_of_that_name(small, tmp_path, m
     small["checkpoint"] = {"dir": "~nobody_at_all/runs"}
     place = storage(load_config(small))
     assert place == str(tmp_path / "~nobody_at_all/runs")
-    Folder("~nobody_at_all/runs").make()
+    Storage("~nobody_at_all/runs").make()
     assert Path(place).is_dir()

@@ -7,23 +7,29 @@ import pytest
 import torch
 
 from rayfl.data.datasets import Dataset, from_arrays
-from rayfl.training.batches import DeviceData, Minibatch, Plan, plan, steps_per_round
+from rayfl.training.batches import (
+    BatchSchedule,
+    DeviceData,
+    Minibatch,
+    batch_schedule,
+    steps_per_round,
+)
 
 SAMPLES = np.arange(100, 110)
 
 
 def draw(
     samples=SAMPLES, batch_size=4, steps=6, seed=0, round=1, client=2, augment="none", padding=1
-) -> Plan:
-    return plan(samples, batch_size, steps, seed, round, client, augment, padding)
+) -> BatchSchedule:
+    return batch_schedule(samples, batch_size, steps, seed, round, client, augment, padding)
 
 
-def seen(p: Plan) -> list[list[int]]:
+def seen(p: BatchSchedule) -> list[list[int]]:
     """The samples of each step, without padding."""
     return [row[:size].tolist() for row, size in zip(p.indices, p.sizes, strict=True)]
 
 
-def same(left: Plan, right: Plan) -> bool:
+def same(left: BatchSchedule, right: BatchSchedule) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
@@ -167,7 +173,7 @@ def test_arrays_of_the_object_store_are_read_without_a_warning():
     assert batch.inputs.isfinite().all()
 
 
-def expected_image(data: Dataset, p: Plan, k: int, b: int, padding: int) -> np.ndarray:
+def expected_image(data: Dataset, p: BatchSchedule, k: int, b: int, padding: int) -> np.ndarray:
     """Pad with zeros, crop, mirror: one image, pixel by pixel, [H, W, channels]."""
     image = normalised(data, data.x_train[p.indices[k, b]])
     height, width, channels = image.shape
@@ -189,13 +195,13 @@ def test_augmentation_equals_a_loop_over_images_and_pixels(augment, side):
     padding = device_data.padding
     assert padding == max(1, side[0] // 8)
     clients = [np.arange(0, 11), np.arange(11, 13), np.arange(13, 40)]
-    plans = [
+    schedules = [
         draw(samples, batch_size=8, steps=2, client=c, augment=augment, padding=padding)
         for c, samples in enumerate(clients)
     ]
     for k in range(2):
-        batch = device_data.batches(plans)(k)
-        for c, p in enumerate(plans):
+        batch = device_data.batches(schedules)(k)
+        for c, p in enumerate(schedules):
             for b in range(p.sizes[k]):
                 image = batch.inputs[c, b].permute(1, 2, 0).numpy()
                 expected = expected_image(data, p, k, b, padding)
@@ -220,8 +226,8 @@ def test_the_crop_moves_by_up_to_the_padding_in_all_four_directions():
 
 
 def test_padding_has_weight_0_and_each_client_weight_1():
-    plans = [draw(np.arange(n), batch_size=4, steps=3, client=n) for n in (12, 10, 1)]
-    batch = on_cpu(images()).batches(plans)(2)  # 4, 2 and 1 samples
+    schedules = [draw(np.arange(n), batch_size=4, steps=3, client=n) for n in (12, 10, 1)]
+    batch = on_cpu(images()).batches(schedules)(2)  # 4, 2 and 1 samples
     expected = [[1 / 4] * 4, [1 / 2, 1 / 2, 0, 0], [1, 0, 0, 0]]
     assert batch.weights.dtype == torch.float32
     assert batch.weights.tolist() == expected
@@ -230,9 +236,9 @@ def test_padding_has_weight_0_and_each_client_weight_1():
 
 
 def test_equal_batches_need_no_weights_however_small():
-    plans = [draw(np.arange(10), batch_size=4, steps=3, client=c) for c in range(2)]
+    schedules = [draw(np.arange(10), batch_size=4, steps=3, client=c) for c in range(2)]
     data = on_cpu(images())
-    full, smaller = data.batches(plans)(0), data.batches(plans)(2)
+    full, smaller = data.batches(schedules)(0), data.batches(schedules)(2)
     assert full.weights is None
     assert smaller.weights is None
     assert full.inputs.shape[:2] == (2, 4)
@@ -242,13 +248,13 @@ def test_equal_batches_need_no_weights_however_small():
 @pytest.mark.parametrize("augment", ["none", "flip", "flip_crop"])
 def test_a_stack_shows_each_client_what_it_sees_alone(augment):
     data = on_cpu(images())
-    plans = [
+    schedules = [
         draw(np.arange(n), batch_size=4, steps=math.ceil(n / 4), client=n, augment=augment)
         for n in (11, 5, 2)
     ]
     for k in range(3):
-        stack = data.batches(plans)(k)
-        for c, p in enumerate(plans):
+        stack = data.batches(schedules)(k)
+        for c, p in enumerate(schedules):
             step = min(k, len(p.sizes) - 1)  # a client that has finished repeats its last batch
             one, size = data.batches([p])(step), p.sizes[step]
             assert one.weights is None

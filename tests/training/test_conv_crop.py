@@ -13,7 +13,7 @@ from rayfl.training.batches import Minibatch
 from rayfl.training.conv_crop import crop, cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
-from rayfl.training.gradient import PerClient
+from rayfl.training.gradients import PerClientGradient
 
 AXIS = st.tuples(
     st.integers(1, 6),  # size of the map
@@ -132,8 +132,8 @@ def test_the_gradient_and_the_statistics_are_those_of_the_whole_model(norm):
     crops = find_crops(model.float(), torch.zeros(1, 3, 32, 32), names(model))
     smaller = cropped(model, crops)
     whole, live = (
-        PerClient(Function(model.double(), layout)),
-        PerClient(Function(smaller.double(), layout, crops)),
+        PerClientGradient(Function(model.double(), layout)),
+        PerClientGradient(Function(smaller.double(), layout, crops)),
     )
     x = torch.rand(1, 4, 3, 32, 32, dtype=torch.float64)
     batch = Minibatch(inputs=x, targets=torch.randint(10, (1, 4)), weights=None)

@@ -10,15 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ServerContext, Setup
+from rayfl.algorithms.base import ExperimentInfo, ServerContext
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.training.batches import Minibatch
-from rayfl.training.cuda_graphs import RecordedSteps, Work
+from rayfl.training.cuda_graphs import GraphedSteps, Work
 from rayfl.training.flat import Layout
 from rayfl.training.function import Function
-from rayfl.training.gradient import DenseStack, ModuleStack, Oracle, PerClient
+from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 
@@ -89,7 +89,7 @@ def three_rounds(
     algorithm: Algorithm,
     oracle: Oracle,
     steps: list[int],
-    recorded: RecordedSteps | None,
+    recorded: GraphedSteps | None,
     **sgd: Any,
 ) -> list[Trained]:
     """Three rounds of the same clients, whose memories and server go on."""
@@ -97,12 +97,14 @@ def three_rounds(
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
     layout = Layout(model)
     w, _ = layout.flatten(model)
-    setup = Setup(3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries())
+    info = ExperimentInfo(
+        3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries()
+    )
     server, first = algorithm.init_server(w), algorithm.init_client(w)
     memory = {name: value.repeat(len(steps), 1) for name, value in first.items()}
     results = []
     for round, lr in enumerate(LRS):
-        step = LocalStep(algorithm, oracle, SGD(lr=lr, **sgd), setup)
+        step = LocalStep(algorithm, oracle, SGD(lr=lr, **sgd), info)
         start, shared = algorithm.broadcast(w, server)
         minibatches = batches(round, len(steps), ragged=len(steps) > 1)
         noise = ClientNoise(0, round, range(len(steps)), steps)
@@ -119,15 +121,17 @@ def three_rounds(
 
 def oracle(kind: str) -> Oracle:
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
-    kinds = {"dense": DenseStack, "module": ModuleStack, "client": PerClient}
+    kinds = {"dense": BatchedMLP, "module": VmapGradient, "client": PerClientGradient}
     return kinds[kind](Function(model, Layout(model)))
 
 
-def recorder(algorithm: Algorithm, oracle: Oracle, record=tape, **sgd: Any) -> RecordedSteps:
+def recorder(algorithm: Algorithm, oracle: Oracle, record=tape, **sgd: Any) -> GraphedSteps:
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
     layout = Layout(model)
-    setup = Setup(3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries())
-    return RecordedSteps(LocalStep(algorithm, oracle, SGD(lr=99.0, **sgd), setup), record)
+    info = ExperimentInfo(
+        3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries()
+    )
+    return GraphedSteps(LocalStep(algorithm, oracle, SGD(lr=99.0, **sgd), info), record)
 
 
 def same(left: Trained, right: Trained) -> bool:
@@ -151,7 +155,7 @@ def same(left: Trained, right: Trained) -> bool:
 )
 def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
     """Other minibatches, learning rates, memories and broadcasts than those of the recording."""
-    algorithm, options = ALGORITHMS[name](), {"weight_decay": 0.01, "max_norm": 1.0}
+    algorithm, options = ALGORITHMS[name](), {"weight_decay": 0.01, "clip_norm": 1.0}
     steps = [4] if kind == "client" else [4, 2, 3]
     recorded = recorder(algorithm, oracle(kind), **options)
     expected = three_rounds(algorithm, oracle(kind), steps, None, **options)
@@ -163,10 +167,10 @@ def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
 
 def test_stacks_of_two_shapes_keep_apart():
     algorithm = ALGORITHMS["fedwmsam"]()
-    recorded = recorder(algorithm, oracle("dense"), weight_decay=0.0, max_norm=None)
+    recorded = recorder(algorithm, oracle("dense"), weight_decay=0.0, clip_norm=None)
     for steps in ([4, 4, 4], [4, 2], [4, 4, 4], [3, 4], [1, 1, 1]):
         results, expected = (
-            three_rounds(algorithm, oracle("dense"), steps, r, weight_decay=0.0, max_norm=None)
+            three_rounds(algorithm, oracle("dense"), steps, r, weight_decay=0.0, clip_norm=None)
             for r in (recorded, None)
         )
         assert all(map(same, results, expected))
@@ -195,17 +199,17 @@ class Counts(Algorithm):
 
 
 def test_vectors_that_change_places():
-    recorded = recorder(Swaps(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    recorded = recorder(Swaps(), oracle("dense"), weight_decay=0.0, clip_norm=None)
     results, expected = (
-        three_rounds(Swaps(), oracle("dense"), [3, 3], r, weight_decay=0.0, max_norm=None)
+        three_rounds(Swaps(), oracle("dense"), [3, 3], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
     assert all(map(same, results, expected))
 
 
 def test_a_step_that_its_recording_does_not_repeat_is_taken_itself():
-    recorded = recorder(Counts(), oracle("dense"), weight_decay=0.0, max_norm=None)
-    three_rounds(Counts(), oracle("dense"), [3], recorded, weight_decay=0.0, max_norm=None)
+    recorded = recorder(Counts(), oracle("dense"), weight_decay=0.0, clip_norm=None)
+    three_rounds(Counts(), oracle("dense"), [3], recorded, weight_decay=0.0, clip_norm=None)
     assert recorded.refused == "step 0 and its recording do not do the same"
     assert recorded.replays == 0
 
@@ -220,9 +224,9 @@ class Draws(Algorithm):
 
 def test_a_step_that_draws_random_numbers_is_taken_itself():
     """A recording would have the numbers of its first round for ever; step 0 draws none."""
-    recorded = recorder(Draws(), oracle("dense"), weight_decay=0.0, max_norm=None)
+    recorded = recorder(Draws(), oracle("dense"), weight_decay=0.0, clip_norm=None)
     results, expected = (
-        three_rounds(Draws(), oracle("dense"), [4, 2, 3], r, weight_decay=0.0, max_norm=None)
+        three_rounds(Draws(), oracle("dense"), [4, 2, 3], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
     assert all(map(same, results, expected))
@@ -235,9 +239,9 @@ def test_a_step_that_cannot_be_recorded_is_taken_itself():
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     algorithm = ALGORITHMS["scaffold"]()
-    recorded = recorder(algorithm, oracle("dense"), refuse, weight_decay=0.0, max_norm=None)
+    recorded = recorder(algorithm, oracle("dense"), refuse, weight_decay=0.0, clip_norm=None)
     results, expected = (
-        three_rounds(algorithm, oracle("dense"), [4, 2], r, weight_decay=0.0, max_norm=None)
+        three_rounds(algorithm, oracle("dense"), [4, 2], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
     assert recorded.refused is not None
@@ -255,15 +259,15 @@ def test_channels_stay_last_where_a_recording_reads_them():
     algorithm, layout = ALGORITHMS["fedavg"](), Layout(model)
     seen = []
 
-    class Looks(ModuleStack):
+    class Looks(VmapGradient):
         def __call__(self, x, batch, penalty=None):
             seen.append(batch.inputs)
             return super().__call__(x, batch, penalty)
 
-    setup = Setup(3, 3.0, (layout.size,), torch.tensor([0]))
-    sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
-    step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, setup)
+    info = ExperimentInfo(3, 3.0, (layout.size,), torch.tensor([0]))
+    sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
+    step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, info)
     w, _ = layout.flatten(model)
-    train_stack(step, lambda k: batch, w, {}, {}, [2, 2], RecordedSteps(step, tape))
+    train_stack(step, lambda k: batch, w, {}, {}, [2, 2], GraphedSteps(step, tape))
     assert torch.equal(seen[0], images)
     assert seen[0][0].is_contiguous(memory_format=torch.channels_last)

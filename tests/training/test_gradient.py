@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl.algorithms import ALGORITHMS
-from rayfl.algorithms.base import Setup, adaptive_sam, sam
+from rayfl.algorithms.base import ExperimentInfo, adaptive_sam, sam
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
@@ -18,7 +18,7 @@ from rayfl.training.batches import Minibatch
 from rayfl.training.conv_crop import cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
-from rayfl.training.gradient import DenseStack, ModuleStack, PerClient, dense_chain
+from rayfl.training.gradients import BatchedMLP, PerClientGradient, VmapGradient, mlp_layers
 from rayfl.training.local import SGD, LocalStep, train_stack
 
 CLASSES = 5
@@ -74,15 +74,15 @@ def alone(batch: Minibatch, client: int, size: int) -> Minibatch:
 @pytest.mark.parametrize("clients", [1, 3])
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("name", MLPS)
-def test_all_oracles_equal_autograd_on_dense_chains(name, kind, clients):
+def test_all_oracles_equal_autograd_on_mlp_layerss(name, kind, clients):
     torch.manual_seed(0)
     model = MLPS[name]().double()
     layout = Layout(model)
     sizes = SIZES[kind][-clients:]
     batch = stack_of(sizes, (3, 4, 4) if name == "images" else (12,), torch.float64)
     x = 0.3 * torch.randn(clients, layout.size, dtype=torch.float64)
-    gradients, losses = DenseStack(Function(model, layout))(x, batch)
-    others, their_losses = ModuleStack(Function(model, layout))(x, batch)
+    gradients, losses = BatchedMLP(Function(model, layout))(x, batch)
+    others, their_losses = VmapGradient(Function(model, layout))(x, batch)
     torch.testing.assert_close(others, gradients, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(their_losses, losses, rtol=1e-10, atol=1e-13)
     for client, size in enumerate(sizes):
@@ -90,7 +90,7 @@ def test_all_oracles_equal_autograd_on_dense_chains(name, kind, clients):
         expected, loss = autograd(model, layout, w, one.inputs[0], one.targets[0])
         torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(losses[client], loss, rtol=1e-10, atol=1e-13)
-        mine, my_loss = PerClient(Function(model, layout))(w.unsqueeze(0), one)
+        mine, my_loss = PerClientGradient(Function(model, layout))(w.unsqueeze(0), one)
         torch.testing.assert_close(mine, expected.unsqueeze(0), rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(my_loss, loss.view(1), rtol=1e-10, atol=1e-13)
 
@@ -104,7 +104,7 @@ def test_dense_stack_changes_neither_parameters_nor_minibatch(name):
     x = torch.randn(2, layout.size)
     given = [x, *batch]
     before = [tensor.clone() for tensor in given]
-    DenseStack(Function(model, layout))(x, batch)
+    BatchedMLP(Function(model, layout))(x, batch)
     assert all(map(torch.equal, given, before))
 
 
@@ -129,7 +129,7 @@ def test_per_client_equals_backward_of_the_module(spec, dtype, tolerance):
     batch = stack_of([3], (3, 16, 16), dtype)
     expected, loss = autograd(plain, layout, w, batch.inputs[0], batch.targets[0])
     inputs = batch.inputs[0].contiguous(memory_format=torch.channels_last).unsqueeze(0)
-    gradient, losses = PerClient(Function(model, layout))(
+    gradient, losses = PerClientGradient(Function(model, layout))(
         w.unsqueeze(0), batch._replace(inputs=inputs)
     )
     assert (gradient[0] - expected).norm() < tolerance * expected.norm()
@@ -150,9 +150,9 @@ def test_a_stack_of_modules_equals_its_clients_one_at_a_time(spec):
     batch = stack_of(sizes, shape, torch.float64)
     w, _ = layout.flatten(model)
     x = w + 0.01 * torch.randn(2, layout.size, dtype=torch.float64)
-    gradients, losses = ModuleStack(smaller)(x, batch)
+    gradients, losses = VmapGradient(smaller)(x, batch)
     for client, size in enumerate(sizes):
-        expected, loss = PerClient(Function(model, layout))(
+        expected, loss = PerClientGradient(Function(model, layout))(
             x[client, None], alone(batch, client, size)
         )
         torch.testing.assert_close(gradients[client, None], expected, rtol=1e-8, atol=1e-11)
@@ -164,7 +164,11 @@ def test_a_client_with_buffers_of_its_own_is_not_recorded():
     shape = (3, 32, 32)
     models = [LeNet5(), ResNet18(norm="batch"), SwinT(image_size=32)]
     built = [spec.build(shape, CLASSES) for spec in models]
-    assert [PerClient(Function(m, Layout(m))).recordable for m in built] == [True, False, False]
+    assert [PerClientGradient(Function(m, Layout(m))).recordable for m in built] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_per_client_leaves_the_model_and_the_parameters_alone():
@@ -173,7 +177,7 @@ def test_per_client_leaves_the_model_and_the_parameters_alone():
     layout, batch = Layout(model), stack_of([2], (3, 16, 16), torch.float32)
     x = torch.randn(1, layout.size)
     kept, state = x.clone(), {name: v.clone() for name, v in model.state_dict().items()}
-    PerClient(Function(model, layout))(x, batch)
+    PerClientGradient(Function(model, layout))(x, batch)
     assert torch.equal(x, kept)
     assert not x.requires_grad
     assert all(torch.equal(v, state[name]) for name, v in model.state_dict().items())
@@ -197,7 +201,7 @@ def test_per_client_of_a_module_with_unused_frozen_and_shared_layers():
     model = Unused()
     layout, batch = Layout(model), stack_of([3], (4,), torch.float32)
     w, _ = layout.flatten(model)
-    gradient, _ = PerClient(Function(model, layout))(w.unsqueeze(0), batch)
+    gradient, _ = PerClientGradient(Function(model, layout))(w.unsqueeze(0), batch)
     model.unused.zero_grad(set_to_none=False)
     F.cross_entropy(model(batch.inputs[0]), batch.targets[0]).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -220,9 +224,9 @@ def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
     def penalty(outputs, y, forward):
         return 0.7 * (outputs - forward(y)).square().sum(-1) + outputs.exp().mean(-1)
 
-    dense = DenseStack(Function(model, layout))
+    dense = BatchedMLP(Function(model, layout))
     gradients, losses = dense(x, batch, lambda z, forward: penalty(z, others, forward))
-    same, their_losses = ModuleStack(Function(model, layout))(
+    same, their_losses = VmapGradient(Function(model, layout))(
         x, batch, lambda z, forward: penalty(z, others, forward)
     )
     torch.testing.assert_close(same, gradients, rtol=1e-10, atol=1e-13)
@@ -244,7 +248,7 @@ def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
         for slot, view in views(layout.parameters, expected).items():
             view.copy_(parameters[slot].grad)
         torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
-        mine, my_loss = PerClient(Function(model, layout))(
+        mine, my_loss = PerClientGradient(Function(model, layout))(
             x[client, None], one, lambda z, forward, y=other[None]: penalty(z, y, forward)
         )
         torch.testing.assert_close(mine[0], expected, rtol=1e-10, atol=1e-13)
@@ -260,7 +264,7 @@ def test_sam_passes_a_penalty_on(perturb):
     model = MLPS["64"]().double()
     layout, batch = Layout(model), stack_of([6], (12,), torch.float64)
     x = 0.3 * torch.randn(1, layout.size, dtype=torch.float64)
-    oracle, calls = DenseStack(Function(model, layout)), []
+    oracle, calls = BatchedMLP(Function(model, layout)), []
 
     def penalty(outputs, forward):
         return outputs.square().sum(-1)
@@ -297,7 +301,7 @@ def moon_by_hand(w, w_glob, w_prev, inputs, targets, mu, tau) -> np.ndarray:
     return gradient
 
 
-@pytest.mark.parametrize("oracle_type", [DenseStack, PerClient])
+@pytest.mark.parametrize("oracle_type", [BatchedMLP, PerClientGradient])
 def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
     """Three local steps with a clip and weight decay, in float64."""
     torch.manual_seed(0)
@@ -308,9 +312,9 @@ def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
     start, w_prev = 0.3 * torch.randn(2, layout.size, dtype=torch.float64)
     moon = ALGORITHMS["moon"](mu=3.0, tau=0.4)
     memory = {"w_prev": w_prev[None], "seen": torch.ones(1, 1, dtype=torch.float64)}
-    sgd = SGD(lr=0.2, weight_decay=0.1, max_norm=1.0)
-    setup = Setup(clients=1, nominal_steps=3.0, sizes=(60, 5), first=torch.tensor([0, 1]))
-    step = LocalStep(moon, oracle, sgd, setup)
+    sgd = SGD(lr=0.2, weight_decay=0.1, clip_norm=1.0)
+    info = ExperimentInfo(clients=1, nominal_steps=3.0, sizes=(60, 5), first=torch.tensor([0, 1]))
+    step = LocalStep(moon, oracle, sgd, info)
     trained = train_stack(step, batches.__getitem__, start, {}, memory, [3])
 
     y = start.numpy()
@@ -335,7 +339,7 @@ def test_batch_statistics_move_once_a_local_step(name):
     model = batch_norm_net()
     layout = Layout(model)
     w, buffers = layout.flatten(model)
-    oracle = PerClient(Function(model, layout))
+    oracle = PerClientGradient(Function(model, layout))
     oracle.begin_client(buffers)
 
     def minibatch(k: int) -> Minibatch:
@@ -346,9 +350,9 @@ def test_batch_statistics_move_once_a_local_step(name):
     server, memory = algorithm.init_server(w), algorithm.init_client(w)
     start, shared = algorithm.broadcast(w, server)
     stack = {n: v.unsqueeze(0) for n, v in memory.items()}
-    sgd = SGD(lr=lr, weight_decay=0.0, max_norm=None)
-    setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
-    step = LocalStep(algorithm, oracle, sgd, setup)
+    sgd = SGD(lr=lr, weight_decay=0.0, clip_norm=None)
+    info = ExperimentInfo(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
+    step = LocalStep(algorithm, oracle, sgd, info)
     trained = train_stack(step, minibatch, start, shared, stack, [steps])
 
     passes = trained.backward_passes // steps
@@ -367,7 +371,7 @@ def test_moons_other_models_leave_batch_statistics_alone():
         model = batch_norm_net()
         layout = Layout(model)
         w, buffers = layout.flatten(model)
-        oracle = PerClient(Function(model, layout))
+        oracle = PerClientGradient(Function(model, layout))
         oracle.begin_client(buffers)
 
         def minibatch(k: int, oracle=oracle, batches=batches) -> Minibatch:
@@ -375,9 +379,11 @@ def test_moons_other_models_leave_batch_statistics_alone():
             return batches[k]
 
         memory = {n: (v + 1).unsqueeze(0) for n, v in algorithm.init_client(w).items()}
-        sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=None)
-        setup = Setup(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
-        step = LocalStep(algorithm, oracle, sgd, setup)
+        sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
+        info = ExperimentInfo(
+            clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0])
+        )
+        step = LocalStep(algorithm, oracle, sgd, info)
         trained = train_stack(step, minibatch, w, {}, memory, [3])
         counter = oracle.buffers["1.num_batches_tracked"].item()
         ends.append((trained.uploads["delta"], buffers, counter))
@@ -407,7 +413,7 @@ def test_averaged_batch_statistics_do_not_depend_on_whom_the_model_trained_befor
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, CLASSES))
     layout, batch = Layout(model), stack_of([8], (4,), torch.float32)
-    oracle, (w, fresh) = PerClient(Function(model, layout)), layout.flatten(model)
+    oracle, (w, fresh) = PerClientGradient(Function(model, layout)), layout.flatten(model)
     first, second = fresh.clone(), fresh.clone()
     for buffers in (first, second):
         oracle.begin_client(buffers)
@@ -461,7 +467,7 @@ def frozen() -> nn.Module:
     ],
 )
 def test_chains_of_linear_layers_are_trained_as_a_stack(model, layers):
-    assert len(dense_chain(model)) == layers
+    assert len(mlp_layers(model)) == layers
 
 
 @pytest.mark.parametrize(
@@ -484,4 +490,4 @@ def test_chains_of_linear_layers_are_trained_as_a_stack(model, layers):
     ids=lambda model: type(model).__name__,
 )
 def test_anything_else_is_left_to_autograd(model):
-    assert dense_chain(model) is None
+    assert mlp_layers(model) is None

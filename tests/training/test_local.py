@@ -9,13 +9,13 @@ from noisy import Noisy
 from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import Setup
+from rayfl.algorithms.base import ExperimentInfo
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
-SETUP = Setup(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
-PLAIN = SGD(lr=0.5, weight_decay=0.0, max_norm=None)
+INFO = ExperimentInfo(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
+PLAIN = SGD(lr=0.5, weight_decay=0.0, clip_norm=None)
 
 
 class Distance:
@@ -55,7 +55,7 @@ def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
     first = algorithm.init_client(start)
     memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
     targets = TARGETS[: len(steps)]
-    step = LocalStep(algorithm, Distance(), sgd, SETUP)
+    step = LocalStep(algorithm, Distance(), sgd, INFO)
     return train_stack(step, lambda k: targets, start, {}, memory, steps)
 
 
@@ -94,11 +94,11 @@ def test_a_method_may_compute_no_gradient_at_all():
     ("sgd", "expected"),
     [
         # x - lr (clip(d) + wd x) at x = (3, 4): ||x|| = 5, d = (6, 8), ||d|| = 10.
-        (SGD(lr=0.1, weight_decay=0.0, max_norm=None), [2.4, 3.2]),
-        (SGD(lr=0.1, weight_decay=0.5, max_norm=None), [2.25, 3.0]),
-        (SGD(lr=0.1, weight_decay=0.0, max_norm=5.0), [2.7, 3.6]),
-        (SGD(lr=0.1, weight_decay=0.5, max_norm=5.0), [2.55, 3.4]),
-        (SGD(lr=0.1, weight_decay=0.0, max_norm=20.0), [2.4, 3.2]),
+        (SGD(lr=0.1, weight_decay=0.0, clip_norm=None), [2.4, 3.2]),
+        (SGD(lr=0.1, weight_decay=0.5, clip_norm=None), [2.25, 3.0]),
+        (SGD(lr=0.1, weight_decay=0.0, clip_norm=5.0), [2.7, 3.6]),
+        (SGD(lr=0.1, weight_decay=0.5, clip_norm=5.0), [2.55, 3.4]),
+        (SGD(lr=0.1, weight_decay=0.0, clip_norm=20.0), [2.4, 3.2]),
     ],
 )
 def test_a_step_clips_the_direction_and_not_the_decay(sgd, expected):
@@ -115,7 +115,7 @@ def test_a_step_clips_the_direction_and_not_the_decay(sgd, expected):
 
 def test_each_client_is_clipped_by_its_own_norm():
     directions = torch.tensor([[30.0, 40.0], [0.3, 0.4], [0.0, 0.0]])
-    sgd = SGD(lr=1.0, weight_decay=0.0, max_norm=1.0)
+    sgd = SGD(lr=1.0, weight_decay=0.0, clip_norm=1.0)
     x = torch.zeros(3, 2)
     sgd.step_(x, directions, active=None)
     torch.testing.assert_close(x, -torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
@@ -142,7 +142,7 @@ class Signs(Algorithm):
 
 def test_a_method_may_have_its_gradients_clipped_instead_of_its_direction():
     """From 0 to the targets (4, 0) and (0, 8), in steps of 5 to (5, 0) and (0, 5), (0, 10)."""
-    sgd = SGD(lr=0.5, weight_decay=0.0, max_norm=2.0)
+    sgd = SGD(lr=0.5, weight_decay=0.0, clip_norm=2.0)
     trained = train(Signs(), [1, 2], sgd)
     assert trained.uploads["delta"].tolist() == [[5, 0], [0, 10]]
     torch.testing.assert_close(trained.memory["total"], torch.tensor([[-2.0, 0.0], [0.0, -4.0]]))
@@ -152,10 +152,10 @@ def test_the_memory_of_a_round_ends_with_it():
     assert train(Signs(), [1, 2]).memory.keys() == {"total"}
 
 
-@pytest.mark.parametrize("max_norm", [None, 1.0])
-def test_a_client_rounds_alike_beside_one_that_has_stopped(max_norm):
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_client_rounds_alike_beside_one_that_has_stopped(clip_norm):
     torch.manual_seed(0)
-    sgd = SGD(lr=0.1, weight_decay=0.0, max_norm=max_norm)
+    sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=clip_norm)
     direction, x = torch.randn(2, 1, 1000)
     beside, alone = x.repeat(2, 1), x.clone()
     sgd.step_(beside, direction.repeat(2, 1), torch.tensor([[1.0], [0.0]]))
@@ -165,7 +165,7 @@ def test_a_client_rounds_alike_beside_one_that_has_stopped(max_norm):
 
 def test_a_client_draws_in_a_stack_what_it_draws_alone():
     """Steps and uploads, though the stack has clients that go on for longer."""
-    clients, steps, step = [7, 3, 5], [3, 1, 2], LocalStep(Noisy(), Distance(), PLAIN, SETUP)
+    clients, steps, step = [7, 3, 5], [3, 1, 2], LocalStep(Noisy(), Distance(), PLAIN, INFO)
 
     def trained(rows: slice) -> Trained:
         noise = ClientNoise(0, 1, clients[rows], steps[rows])
@@ -193,8 +193,8 @@ class Hoards(Algorithm):
 
 def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
     start = torch.tensor([2.0, 4.0])
-    sgd = SGD(lr=0.5, weight_decay=0.5, max_norm=None)
-    step = LocalStep(Hoards(), Distance(), sgd, SETUP)
+    sgd = SGD(lr=0.5, weight_decay=0.5, clip_norm=None)
+    step = LocalStep(Hoards(), Distance(), sgd, INFO)
     trained = train_stack(step, lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2])
     # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
     assert trained.memory["x"].tolist() == [[0.5, 1.0]]

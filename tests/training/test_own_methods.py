@@ -9,25 +9,25 @@ from conftest import ROOT
 from own_methods import RIGHT, WRONG
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import Setup
+from rayfl.algorithms.base import ExperimentInfo
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.prepare import prepare
 from rayfl.training import contract
 
-SMALL = Setup(10, 3.5, (16 * 64, 16 * 4, 10), torch.tensor([0, 4, 8]))
-LARGE = Setup(10, 3.5, (8_000, 100, 2_000, 1), torch.tensor([0, 9, 18, 27]))
+SMALL = ExperimentInfo(10, 3.5, (16 * 64, 16 * 4, 10), torch.tensor([0, 4, 8]))
+LARGE = ExperimentInfo(10, 3.5, (8_000, 100, 2_000, 1), torch.tensor([0, 9, 18, 27]))
 EXPONENTIAL = [0.1, 0.09, 0.08]
 
 
-def check(algorithm: Algorithm, setup: Setup = SMALL, lrs=EXPONENTIAL) -> None:
-    contract.check(algorithm, "mine:Method", setup, 0.5, lrs)
+def check(algorithm: Algorithm, info: ExperimentInfo = SMALL, lrs=EXPONENTIAL) -> None:
+    contract.check(algorithm, "mine:Method", info, 0.5, lrs)
 
 
-@pytest.mark.parametrize("setup", [LARGE, Setup(2, 1.0, (1,), torch.tensor([0]))])
+@pytest.mark.parametrize("info", [LARGE, ExperimentInfo(2, 1.0, (1,), torch.tensor([0]))])
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), *RIGHT], ids=lambda a: a.__name__)
-def test_a_method_that_keeps_the_rules_passes(algorithm, setup):
-    check(algorithm(), setup)
+def test_a_method_that_keeps_the_rules_passes(algorithm, info):
+    check(algorithm(), info)
 
 
 @pytest.mark.parametrize("lrs", [[1e-8], [1.0, 1e-3], [100.0]])
@@ -85,21 +85,21 @@ def test_a_method_for_one_size_is_checked_with_that():
         check(Masked(size=size - 1), LARGE)
 
 
-def test_the_setup_of_a_shorter_vector_holds_together():
+def test_the_experiment_of_a_shorter_vector_holds_together():
     seen = []
 
     @dataclass(frozen=True, kw_only=True)
     class Looks(Algorithm):
         def local_step(self, x, memory, grad, ctx):
-            seen.append((x.shape[-1], ctx.setup))
+            seen.append((x.shape[-1], ctx.experiment))
             return grad(x), memory
 
     check(Looks(), LARGE)
-    for size, setup in seen:
-        assert sum(setup.sizes) == size <= 4003
-        assert len(setup.sizes) == len(setup.first) == len(setup.first.unique()) == 4
-        assert setup.first.max() < size
-        assert (setup.clients, setup.nominal_steps) == (10, 3.5)
+    for size, info in seen:
+        assert sum(info.sizes) == size <= 4003
+        assert len(info.sizes) == len(info.first) == len(info.first.unique()) == 4
+        assert info.first.max() < size
+        assert (info.clients, info.nominal_steps) == (10, 3.5)
 
 
 def test_nothing_of_the_process_is_changed():

@@ -13,7 +13,7 @@ from rayfl.training.batches import Minibatch
 from rayfl.training.engine import Broadcast, Engine, WorkUnit
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
-from rayfl.training.gradient import PerClient
+from rayfl.training.gradients import PerClientGradient
 from rayfl.training.precision import in_effect, local_steps
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -45,11 +45,11 @@ def test_a_bfloat16_gradient_is_that_of_an_autocast_forward_pass_in_float32_vect
     assert outputs.dtype == torch.bfloat16
     F.cross_entropy(outputs.float(), batch.targets[0]).backward()
 
-    gradient, losses = PerClient(Function(model, layout), "bfloat16")(x, batch)
+    gradient, losses = PerClientGradient(Function(model, layout), "bfloat16")(x, batch)
     assert gradient.dtype == losses.dtype == torch.float32
     for name, view in views(layout.parameters, gradient[0]).items():
         assert torch.equal(view, leaves[name].grad)
-    full, _ = PerClient(Function(model, layout), "float32")(x, batch)
+    full, _ = PerClientGradient(Function(model, layout), "float32")(x, batch)
     error = ((gradient - full).norm() / full.norm()).item()
     assert 1e-4 < error < 0.05
 
@@ -58,8 +58,8 @@ def test_bfloat16_changes_local_steps_by_little_and_vectors_not_at_all(small):
     engine, low = trained(small, "bfloat16")
     other, full = trained(small, "float32")
     assert (type(engine.oracle).__name__, type(other.oracle).__name__) == (
-        "PerClient",
-        "DenseStack",
+        "PerClientGradient",
+        "BatchedMLP",
     )
     difference = abs(low.sums["delta"] - full.sums["delta"]).max()
     assert 0 < difference < 0.05 * abs(full.sums["delta"]).max()

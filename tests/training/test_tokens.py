@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.prepare import prepare
-from rayfl.training.batches import plan
+from rayfl.training.batches import batch_schedule
 from rayfl.training.flat import Layout
 
 WORDS, LENGTH, CLASSES = 50, 7, 3
@@ -38,7 +38,7 @@ def config(tmp_path, *overrides: str, **model):
         "algorithm": {"name": "fedavg"},
         "federation": {
             "clients": 4,
-            "cohort_size": 4,
+            "cohort": 4,
             "local_epochs": 2,
             "rounds": 1,
             "batch_size": 8,
@@ -64,7 +64,7 @@ def test_tokens_train_as_in_plain_pytorch(tmp_path, overrides):
     for client in range(4):
         model.load_state_dict(start)
         descent = torch.optim.SGD(model.parameters(), 0.5)
-        p = plan(
+        p = batch_schedule(
             prepared.partition.client(client), 8, 4, prepared.config.seed, 1, client, "none", 1
         )
         for indices, size in zip(p.indices, p.sizes, strict=True):

@@ -14,7 +14,7 @@ from rayfl import load_config, seeds
 from rayfl.data.federated import federate
 from rayfl.errors import ConfigError
 from rayfl.prepare import Prepared, prepare
-from rayfl.training.batches import DeviceData, plan
+from rayfl.training.batches import DeviceData, batch_schedule
 from rayfl.training.engine import Broadcast
 from rayfl.training.flat import Layout
 from rayfl.training.function import channels_first
@@ -30,7 +30,7 @@ def config(model, rho=0.0):
             "model": {"name": f"zoo:{model.__name__}"},
             "algorithm": {"name": "fedsam", "rho": rho} if rho else {"name": "fedavg"},
             "federation": {
-                **{"clients": CLIENTS, "cohort_size": CLIENTS, "rounds": 1, "lr": LR},
+                **{"clients": CLIENTS, "cohort": CLIENTS, "rounds": 1, "lr": LR},
                 **{"local_steps": STEPS, "batch_size": BATCH},
             },
             "tracking": {"enabled": False},
@@ -61,9 +61,11 @@ def trained_plainly(prepared: Prepared, rho: float) -> tuple[torch.Tensor, torch
     for client in range(CLIENTS):
         restore()
         torch.manual_seed(seeds.integer(3, "model", 1, client))
-        drawn = plan(prepared.partition.client(client), BATCH, STEPS, 3, 1, client, "none", 0)
+        drawn = batch_schedule(
+            prepared.partition.client(client), BATCH, STEPS, 3, 1, client, "none", 0
+        )
         for indices in torch.from_numpy(drawn.indices):
-            images = channels_first(data.looks(indices, None, None))
+            images = channels_first(data.preprocess(indices, None, None))
             model.train()
             plain_step(model, images, data.y[indices], rho)
         ends.append(layout.flatten(model))
@@ -110,7 +112,7 @@ def test_what_is_trained_is_what_a_plain_loop_trains(model, rho):
     plain = prepared.model
     Layout(plain).load(plain, server.w, server.buffers)
     data = DeviceData(prepared.data, "test", torch.device("cpu"))
-    images = channels_first(data.looks(torch.arange(len(data)), None, None))
+    images = channels_first(data.preprocess(torch.arange(len(data)), None, None))
     plain.eval()
     with torch.no_grad():
         logits = plain(images)
@@ -149,9 +151,7 @@ def test_short_cuts_are_taken_where_they_change_nothing():
     assert list(shortcuts(zoo.named_input).crops) == ["conv.weight"]
     assert shortcuts(zoo.batch_norm).channels_last
     assert shortcuts(zoo.dropout).shares_inputs
-    chain = load_config(
-        {"federation": {"cohort_size": 2, "local_steps": 1}, "model": {"name": "mlp"}}
-    )
+    chain = load_config({"federation": {"cohort": 2, "local_steps": 1}, "model": {"name": "mlp"}})
     assert prepare(chain).settings.shortcuts.dense
 
 

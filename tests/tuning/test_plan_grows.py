@@ -41,7 +41,9 @@ def test_the_clusters_file_says_how_far_it_grows(sweep_file, tmp_path):
 
 
 def test_or_somebody_waits_for_a_number_of_actors(sweep_file):
-    planned = plan(sweep_file, "base.resources.num_actors=3", "base.resources.wait_s=60")
+    planned = plan(
+        sweep_file, "base.resources.num_actors=3", "base.resources.autoscale_timeout_s=60"
+    )
     assert (planned.placement.actors, planned.at_once) == (3, 0)
 
 

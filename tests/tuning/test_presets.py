@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
-from rayfl.config import layers
+from rayfl.cli.main import app
+from rayfl.config import layers, shipped
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
 from tuning.papers import compare, presets
-from tuning.plan import Trial, trials
+from tuning.plan import PlannedTrial, trials
 from tuning.space import points
-from tuning.sweep import Row
+from tuning.sweep import TrialResult
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 EVERY = [(name, scale) for name in presets.names() for scale in presets.scales(name)]
@@ -27,9 +29,9 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 
 
 def row(point, seed, state="finished", **summary):
-    trial = Trial(point, seed, f"{point}{seed}", None)
+    trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return Row(trial, state, "", 3, None, "", None, None, summary)
+    return TrialResult(trial, state, "", 3, None, "", None, None, summary)
 
 
 def preset_of(values, space, metric="best", scale="full"):
@@ -54,7 +56,7 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
     assert count == len(planned)
     assert rounds == max(t.experiment.federation.rounds for t in planned)
     assert updates == sum(
-        t.experiment.federation.rounds * t.experiment.federation.cohort for t in planned
+        t.experiment.federation.rounds * t.experiment.federation.cohort_size for t in planned
     )
     everywhere = [t.point for t in planned if t.seed == preset.sweep.seeds[0]]
     seen = set()
@@ -88,9 +90,9 @@ def test_small_differs_from_full_in_name_and_base_alone():
 
 def test_every_sweep_and_number_belongs_to_a_preset():
     files = {
-        str(path.relative_to(presets.CONFIGS / folder).with_suffix(""))
+        str(path.relative_to(shipped.folder() / folder).with_suffix(""))
         for folder in ("paper", "small")
-        for path in (presets.CONFIGS / folder).rglob("*.yaml")
+        for path in (shipped.folder() / folder).rglob("*.yaml")
         if not path.stem.startswith("base")
     }
     assert files == set(presets.names())
@@ -135,7 +137,7 @@ def test_a_preset_is_a_file_of_rayfl_sweep():
         ("fig6_clients", {"algorithm.name": "mofedsam", "federation.clients": 20}, 0.216),
         (
             "fig6_participation",
-            {"algorithm.name": "fedavg", "federation.participation": 0.4},
+            {"algorithm.name": "fedavg", "federation.cohort": 0.4},
             0.747,
         ),
     ],
@@ -149,7 +151,7 @@ def test_the_paper_s_setting_is_the_paper_s():
     e = presets.load("fedwmsam/table6", "full").sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
     f = e.federation
     assert (f.clients, f.participation, f.rounds, f.local_epochs) == (100, 0.1, 500, 5)
-    assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.max_norm) == (
+    assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.clip_norm) == (
         50,
         0.1,
         0.998,
@@ -280,9 +282,9 @@ def test_what_cannot_be_is_one_clear_line(given, message):
         presets.load(**arguments)
 
 
-def test_without_the_repository_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(presets, "CONFIGS", tmp_path / "configs")
-    with pytest.raises(ConfigError, match=r"no directory .*clone"):
+def test_without_its_configs_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(shipped, "folder", lambda: tmp_path / "configs")
+    with pytest.raises(ConfigError, match=r"no directory .*/published"):
         presets.load("fedwmsam/table6")
 
 
@@ -293,21 +295,21 @@ def test_a_broken_published_file_is_one_clear_line(monkeypatch, tmp_path):
     base = layers.read(ROOT / "configs/small/fedwmsam/base.yaml", {})
     content = {"base": base, "space": {"algorithm.rho": {"grid": [0.1]}}}
     (tmp_path / "small/x.yaml").write_text(json.dumps(content))
-    monkeypatch.setattr(presets, "CONFIGS", tmp_path)
+    monkeypatch.setattr(shipped, "folder", lambda: tmp_path)
     with pytest.raises(ConfigError, match=r"x\.yaml: valus = .*did you mean 'values'"):
         presets.load("x")
 
 
 def test_the_list_of_presets():
-    done = subprocess.run([RAYFL, "reproduce"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
+    done = CliRunner().invoke(app, ["reproduce"])
+    assert done.exit_code == 0
     for name in presets.names():
         assert name in done.stdout
 
 
-def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
     """With real actors; the second call runs nothing and gives the same lines."""
-    monkeypatch.chdir(tmp_path)
     preset = presets.load("fedwmsam/table6", "small", TINY, "algorithm.name=fedwmsam")
     started = []
 

@@ -19,6 +19,11 @@ def test_a_grid_is_every_combination_in_the_order_of_the_file():
     assert 0.3 in {p["federation.lr"] for p in found}  # not 0.30000000000000004
 
 
+def test_a_range_of_fractions_ends_in_a_fraction():
+    (axis,) = axes(federation__cohort={"range": [0.5, 1.0, 0.25]}).values()
+    assert [repr(value) for value in axis.values()] == ["0.5", "0.75", "1.0"]
+
+
 def test_a_range_of_integers_is_integers():
     (axis,) = axes(a__b={"range": [2, 8, 3]}).values()
     assert axis.values() == (2, 5, 8)

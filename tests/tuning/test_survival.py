@@ -15,7 +15,7 @@ from sweeps import runs
 
 from rayfl.experiment import run as run_one
 from rayfl.storage.checkpoint import saved_in
-from rayfl.storage.storage import Folder
+from rayfl.storage.storage import Storage
 from tuning.config import load_sweep
 from tuning.sweep import run
 
@@ -120,13 +120,13 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
 def test_nodes_that_never_come_are_one_error(sweep_file, tmp_path):
     with head("--num-cpus=0") as address:
         command = [RAYFL, "sweep", sweep_file(), f"base.ray.address={address}"]
-        waits = ["base.resources.num_actors=2", "base.resources.wait_s=3"]
+        waits = ["base.resources.num_actors=2", "base.resources.autoscale_timeout_s=3"]
         done = subprocess.run(
             [*command, *waits], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
     assert done.returncode == 2, done.stderr
     assert "base.resources.num_actors = 2: the cluster did not grow" in done.stderr
-    assert "raise base.resources.wait_s = 3" in done.stderr
+    assert "raise base.resources.autoscale_timeout_s = 3" in done.stderr
     assert "Traceback" not in done.stderr
     assert {r.info.status for r in runs(tmp_path)} <= {"FAILED"}
 
@@ -253,6 +253,6 @@ def saved(folder):
     """The round of the last checkpoint, by config hash, of the trials that have one."""
     found = {}
     for path in folder.glob("checkpoints/*/t"):
-        if rounds := [one.round for one in saved_in(Folder(str(path)))]:
+        if rounds := [one.round for one in saved_in(Storage(str(path)))]:
             found[path.parent.name] = max(rounds)
     return found

@@ -64,7 +64,7 @@ def test_what_cannot_run_is_a_row_and_the_rest_finishes(ray_session, sweep_file,
             ]
         }
     }
-    result = run(load_sweep(sweep_file(space=space), ["base.federation.max_norm=null"]))
+    result = run(load_sweep(sweep_file(space=space), ["base.federation.clip_norm=null"]))
     rows = {row.trial.point["algorithm"]["name"]: row for row in result.rows}
     assert {name: row.state for name, row in rows.items()} == {
         "fedsam": "finished",

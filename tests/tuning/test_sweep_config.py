@@ -5,6 +5,7 @@ import pytest
 from rayfl.config import layers
 from rayfl.errors import ConfigError
 from tuning.config import load_sweep
+from tuning.plan import resolve
 
 SWEEP = """
 base: base.yaml
@@ -14,7 +15,7 @@ seeds: [0, 1]
 """
 BASE = """
 algorithm: {name: fedsam}
-federation: {cohort_size: 2, clients: 4, local_steps: 1, rounds: 2}
+federation: {cohort: 2, clients: 4, local_steps: 1, rounds: 2}
 """
 
 
@@ -53,6 +54,17 @@ def test_base_is_relative_to_the_sweep_and_the_name_is_the_file_s(load):
 )
 def test_messages_about_experiments_name_the_keys_of_the_sweep(load, message, worded):
     assert load().worded(message) == worded
+
+
+def test_an_old_key_is_refused_with_its_new_name(load):
+    with pytest.raises(
+        ConfigError, match=r"^space\.federation\.dropout.* is now called .*client_dropout"
+    ):
+        load("space.federation.dropout.grid=[0,0.2]")
+    sweep = load("base.federation.dropout=0.2")
+    problem = resolve(sweep, {"algorithm.rho": 0.1}, 0).problem
+    assert str(problem).startswith("base.federation.dropout = 0.2: is now called ")
+    assert str(problem).endswith("; write base.federation.client_dropout=0.2")
 
 
 def test_overrides_follow_the_file_s_keys(load):

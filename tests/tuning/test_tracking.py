@@ -10,8 +10,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 from rayfl.config.schema import load_config
 from rayfl.errors import RunError
 from rayfl.tracking import mlflow
-from rayfl.tracking.mlflow import OutageError, Store, Tracker
-from tuning.tracking import Writer
+from rayfl.tracking.mlflow import OutageError, RunTracker, TrackingStore
+from tuning.tracking import BackgroundWriter
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tracker(tmp_path, small, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mlflow, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(mlflow, "_LONGEST_PAUSE_SECONDS", 0.05)
-    return Tracker(Store(None, "rayfl"), load_config(small), "digits")
+    return RunTracker(TrackingStore(None, "rayfl"), load_config(small), "digits")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_writer_makes_calls_in_order_across_an_outage(monkeypatch):
             raise MlflowException("no connection", TEMPORARILY_UNAVAILABLE)
         made.append(i)
 
-    writer = Writer("http://nowhere")
+    writer = BackgroundWriter("http://nowhere")
     for i in range(5):
         writer.put(lambda i=i: call(i))
     time.sleep(until - time.monotonic())
@@ -94,7 +94,7 @@ def test_the_writer_hands_on_what_is_no_outage():
     def refuse():
         raise MlflowException("no such run", INVALID_PARAMETER_VALUE)
 
-    writer = Writer("http://nowhere")
+    writer = BackgroundWriter("http://nowhere")
     writer.put(refuse)
     with pytest.raises(RunError, match=r"MLflow at http://nowhere: no such run"):
         writer.close()

@@ -10,9 +10,9 @@ from rayfl.config.schema import load_config
 from rayfl.experiment import run
 from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
-from rayfl.training.engine import sha256
+from rayfl.training.flat import sha256
 from tuning.config import Stop, Sweep
-from tuning.inputs import Shared, data_key
+from tuning.inputs import SharedInputs, data_key
 from tuning.trial import MUTATED, Execution, TrialSpec
 
 IDENTITY = "0123456789abcdef"
@@ -39,7 +39,7 @@ def execution(group):
         placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
-        made.append(Execution(Shared(data, placement), config, group))
+        made.append(Execution(SharedInputs(data, placement), config, group))
         return made[-1]
 
     yield make
@@ -87,6 +87,7 @@ def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
     assert digests == [run(first).model_sha256, run(second).model_sha256]
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_its_checkpoint(execution, small, tmp_path):
     """Another process goes on where one was stopped: same w, and records of every round once."""
     small["checkpoint"] = {"every": 2}
@@ -107,6 +108,7 @@ def test_a_trial_goes_on_from_its_checkpoint(execution, small, tmp_path):
     assert rows == {(r, k): v for r, m in without_times(expected) for k, v in m.items()}
 
 
+@pytest.mark.slow
 def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     execution, small, tmp_path
 ):
@@ -142,6 +144,7 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     assert sha256(torch.tensor(server.parameters()[0])) == report["model_sha256"]
 
 
+@pytest.mark.slow
 def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small):
     small["federation"] |= {"rounds": 7, "eval_every": 3}
     experiment = load_config(small)
@@ -154,6 +157,7 @@ def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small):
         assert evaluated == {report["rounds"]: report["test/accuracy"]}
 
 
+@pytest.mark.slow
 def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, small):
     small["federation"]["rounds"] = 30
     experiment = load_config(small)
@@ -166,11 +170,12 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
     assert report["stopped"].startswith(f"round {first}: test/accuracy ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "sweep", "words"),
     [
         (
-            ["algorithm.name=failing:Explodes", "federation.max_norm=null"],
+            ["algorithm.name=failing:Explodes", "federation.clip_norm=null"],
             {},
             "round 1, algorithm 'failing:Explodes': the loss",
         ),

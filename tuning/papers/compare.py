@@ -18,7 +18,7 @@ from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import Watch
-    from tuning.sweep import Result, Row, Start
+    from tuning.sweep import SweepResult, SweepStart, TrialResult
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Comparison:
 
 def reproduce(
     preset: Preset,
-    on_start: "Callable[[Start], None]" = lambda start: None,
+    on_start: "Callable[[SweepStart], None]" = lambda start: None,
     watch: "Watch" = lambda *_: None,
-) -> "tuple[Comparison, Result]":
+) -> "tuple[Comparison, SweepResult]":
     """Run what is missing of the preset's sweep, as `tuning.sweep.run` does, and compare."""
     from tuning import sweep as sweeps
 
@@ -79,13 +79,13 @@ def reproduce(
     return compare(preset, result.rows), result
 
 
-def compare(preset: Preset, rows: "Sequence[Row]") -> Comparison:
+def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Comparison:
     """The rows of a sweep beside the published numbers; other points follow without one.
 
     Means and spreads are over finished trials. A published number whose points the sweep does not have is
     left out.
     """
-    of_point: dict[str, list[Row]] = {}
+    of_point: dict[str, list[TrialResult]] = {}
     for row in rows:
         of_point.setdefault(repr(row.trial.point), []).append(row)
     groups = list(of_point.values())
@@ -157,7 +157,7 @@ def remarks(comparison: Comparison, overrides: Sequence[str] = ()) -> list[str]:
     return said
 
 
-def _line(group: "Sequence[Row]", name: str, value: Value | None) -> Line:
+def _line(group: "Sequence[TrialResult]", name: str, value: Value | None) -> Line:
     finished = [row for row in group if row.state == "finished"]
     found = _numbers([row.summary for row in finished], name)
     words = [counted(row.state for row in group if row.state != "finished")]

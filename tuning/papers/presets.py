@@ -12,7 +12,6 @@ published file does.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -20,7 +19,7 @@ from pydantic import Field, ValidationError
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import metric
 from rayfl.analysis.tables import shown as cell
-from rayfl.config import layers
+from rayfl.config import layers, shipped
 from rayfl.config.messages import config_error
 from rayfl.config.schema import Section
 from rayfl.errors import ConfigError
@@ -30,7 +29,6 @@ from tuning.space import Axis, Point, points
 
 Scale = Literal["small", "full"]
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 _FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
 
 
@@ -74,19 +72,20 @@ class Preset:
 
 
 def names() -> list[str]:
-    """The presets there are. ConfigError without the repository's configs."""
-    folder = CONFIGS / "published"
+    """Return the names of all presets; ConfigError if rayfl lies somewhere without its configs."""
+    folder = shipped.folder() / "published"
     if not folder.is_dir():
-        raise ConfigError(
-            f"presets: there is no directory {folder}; they are files of rayfl's repository: install from a "
-            "clone of it with `pip install -e .`"
-        )
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+        raise ConfigError(f"presets: there is no directory {folder}; install rayfl again")
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
 def scales(name: str) -> list[Scale]:
     """The scales that a preset has."""
-    return [s for s, folder in _FOLDERS.items() if (CONFIGS / folder / f"{name}.yaml").is_file()]
+    return [
+        s
+        for s, folder in _FOLDERS.items()
+        if (shipped.folder() / folder / f"{name}.yaml").is_file()
+    ]
 
 
 def load(
@@ -102,7 +101,7 @@ def load(
         )
     if scale not in scales(name):
         raise ConfigError(f"--scale = {scale}: {name} has only the scale {', '.join(scales(name))}")
-    sweep = load_sweep(CONFIGS / _FOLDERS[scale] / f"{name}.yaml", overrides)
+    sweep = load_sweep(shipped.folder() / _FOLDERS[scale] / f"{name}.yaml", overrides)
     published = _published(name)
     return Preset(name, scale, restricted(sweep, only) if only else sweep, published)
 
@@ -129,13 +128,13 @@ def size(sweep: Sweep) -> tuple[int, int, int]:
     """Trials, rounds of the longest, and the client updates of all rounds of all trials."""
     experiments = [sweep.experiment(p, sweep.seeds[0]) for p in points(sweep.space, None, 0)]
     seeds = len(sweep.seeds)
-    updates = sum(e.federation.rounds * e.federation.cohort for e in experiments)
+    updates = sum(e.federation.rounds * e.federation.cohort_size for e in experiments)
     rounds = max(e.federation.rounds for e in experiments)
     return len(experiments) * seeds, rounds, updates * seeds
 
 
 def _published(name: str) -> Published:
-    path = CONFIGS / "published" / f"{name}.yaml"
+    path = shipped.folder() / "published" / f"{name}.yaml"
     try:
         published = Published.model_validate_json(json.dumps(layers.read(path, {})), strict=True)
     except ValidationError as error:

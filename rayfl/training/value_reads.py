@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-LOOKS = ("__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose")
+READS = ("__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose")
 """What gives one Python value for a whole tensor."""
 
 
-class Looks(TorchFunctionMode):
+class ValueReads(TorchFunctionMode):
     """While on, follows `tensors`, which have a row for each client, and what is made of them.
 
     A row that is taken out with a number or a loop is one client's, and may be looked at.
@@ -35,7 +35,7 @@ class Looks(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not any(id(t) in self._followed for t in _tensors([*args, *kwargs.values()])):
             return result
-        if func.__name__ in LOOKS:
+        if func.__name__ in READS:
             caller = sys._getframe(1)
             if not caller.f_code.co_filename.startswith(self._libraries):
                 self.places.append(f"{caller.f_code.co_filename}:{caller.f_lineno}")

@@ -1,0 +1,133 @@
+"""Writer of the checkpoints of one run."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from rayfl.errors import CheckpointError, first_line
+from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, saved_in
+from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name
+from rayfl.storage.storage import Storage
+
+AUTO_SECONDS = 30.0
+
+
+@dataclass
+class CheckpointWriter:
+    """Write the checkpoints of one run, and delete old ones."""
+
+    location: str
+    """Folder `<dir>/<config hash>/<run>`."""
+    config_hash: str
+    config: dict[str, Any]
+    """Flat config; a resume with another one is refused."""
+    run_id: str | None
+    every: int | None
+    """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
+    keep_last: int
+    _kept: list[SavedCheckpoint] = field(default_factory=list)
+    _written: float = field(default_factory=time.monotonic)
+
+    def prepare(self) -> None:
+        """Create the folder and test that it is writable. Raises CheckpointError if it is not."""
+        storage = Storage(self.location)
+        try:
+            storage.make("memories")
+            storage.write("trial", b"")
+            storage.delete("trial")
+        except (OSError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"checkpoint.dir: {self.location} cannot be made, or written to ({first_line(error)}); "
+                "give a directory or a URI that can be written to (for a URI, check its credentials), "
+                "or set checkpoint.every=null"
+            ) from error
+
+    def due(self, round: int) -> bool:
+        """Return True if a checkpoint should be written after this round."""
+        if self.every is not None:
+            return round % self.every == 0
+        return time.monotonic() - self._written >= AUTO_SECONDS
+
+    @property
+    def round(self) -> int:
+        """Round of the newest checkpoint that this object wrote or read, or 0."""
+        return self._kept[-1].round if self._kept else 0
+
+    def latest(self) -> SavedCheckpoint | None:
+        """Return the newest checkpoint of this run, if there is one."""
+        self._kept = saved_in(Storage(self.location))
+        return self._kept[-1] if self._kept else None
+
+    def save(self, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]) -> None:
+        """Write a checkpoint, then delete all but the last `keep_last` ones.
+
+        Raises CheckpointError if the storage cannot be written.
+        """
+        storage = Storage(self.location)
+        try:
+            self._save(storage, snapshot, history)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint.dir: the checkpoint of round {snapshot.round} cannot be written to "
+                f"{self.location} ({first_line(error)}); the checkpoint before it is whole: go on with "
+                "--resume latest when there is room"
+            ) from error
+        self._written = time.monotonic()
+
+    def _save(
+        self, storage: Storage, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]
+    ) -> None:
+        known = self._kept[-1].manifest.files if self._kept else {}
+        files: dict[str, WrittenFile] = {}
+
+        def write(name: str, content: bytes) -> str:
+            storage.write(name, content)
+            files[name] = WrittenFile(
+                bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+            )
+            return name
+
+        names = {
+            client: f"memories/{client}-{memory.round:08d}.safetensors"
+            for client, memory in sorted(snapshot.memories.items())
+        }
+        for client, name in names.items():
+            if name in known:
+                files[name] = known[name]
+            else:
+                write(name, save(_contiguous(snapshot.memories[client].fetch())))
+        stem = f"{snapshot.round:08d}"
+        manifest = Manifest(
+            format=FORMAT,
+            round=snapshot.round,
+            config_hash=self.config_hash,
+            run_id=self.run_id,
+            written=time.time(),
+            state=write(f"state-{stem}.safetensors", save(_contiguous(snapshot.tensors))),
+            history=write(f"history-{stem}.json", json.dumps(history).encode()),
+            memories=names,
+            config=self.config,
+            files=files,
+        )
+        storage.write(manifest_name(snapshot.round), manifest.model_dump_json().encode())
+        others = [saved for saved in self._kept if saved.round != snapshot.round]
+        self._kept = [*others, SavedCheckpoint(storage, manifest)]
+        self._delete_old(storage)
+
+    def _delete_old(self, storage: Storage) -> None:
+        old, self._kept = self._kept[: -self.keep_last], self._kept[-self.keep_last :]
+        needed = {name for saved in self._kept for name in saved.manifest.files}
+        for saved in old:
+            storage.delete(manifest_name(saved.round))
+            for name in saved.manifest.files.keys() - needed:
+                storage.delete(name)
+
+
+def _contiguous(arrays: Arrays) -> Arrays:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

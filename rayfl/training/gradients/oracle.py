@@ -1,0 +1,55 @@
+"""The protocol of gradient oracles, and what those by autograd share.
+
+Shapes: C clients, B samples, P parameters.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rayfl.algorithms.base import Penalty
+from rayfl.training.batches import Minibatch
+from rayfl.training.function import Function
+from rayfl.training.precision import Precision
+
+
+class Oracle(Protocol):
+    """Gradients of the mean cross-entropy at `x [C, P]` on `batch`: `([C, P], losses [C])`.
+
+    A penalty is added to each sample's loss before the gradient is taken; the losses are without it.
+    """
+
+    @property
+    def stacks(self) -> bool:
+        """Whether several clients go into one call."""
+        ...
+
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(eq=False)
+class Autograd:
+    """What oracles by autograd share: leaves that are views of the flat vector, and the way back."""
+
+    function: Function
+    precision: Precision = "float32"
+
+    def _gradient(self, objective: Tensor, leaves: dict[str, Tensor], flat: Tensor) -> Tensor:
+        """The objective's derivative by the leaves, `[..., P]` as `flat`."""
+        tensors = torch.autograd.grad(
+            objective, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        # Dead taps have no gradient.
+        gradient = torch.zeros_like(flat) if self.function.crops else torch.empty_like(flat)
+        for place, tensor in zip(self.function.places(gradient).values(), tensors, strict=True):
+            place.copy_(tensor.to_dense() if tensor.is_sparse else tensor)
+        return gradient
+
+
+def client_mean(values: Tensor, batch: Minibatch) -> Tensor:
+    """Mean over each client's samples, `[C, B] -> [C]`."""
+    return values.mean(-1) if batch.weights is None else (values * batch.weights).sum(-1)

@@ -1,0 +1,49 @@
+"""Autograd of modules without buffers for C clients at once.
+
+A GPU idles under one client of a small model: launching its kernels takes longer than running them.
+
+Shapes: C clients, B samples, P parameters.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayfl.algorithms.base import Penalty
+from rayfl.training.batches import Minibatch
+from rayfl.training.gradients.oracle import Autograd, client_mean
+from rayfl.training.precision import forward_pass
+
+
+class VmapGradient(Autograd):
+    """Autograd of a module without buffers for C clients at once, by `torch.func.vmap`."""
+
+    stacks = recordable = True
+
+    def __call__(
+        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]:
+        leaves = self.function.leaves(x)
+        with torch.enable_grad():
+            outputs = self._outputs(leaves, x.dtype, batch)
+            picked = F.cross_entropy(
+                outputs.flatten(0, 1), batch.targets.flatten(), reduction="none"
+            )
+            losses = client_mean(picked.view_as(batch.targets), batch)
+            objective = losses.sum()
+            if penalty is not None:
+                added = penalty(outputs, lambda y: self._forward(y, batch))
+                objective = objective + client_mean(added, batch).sum()
+        return self._gradient(objective, leaves, x), losses.detach()
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
+        """Outputs `[C, B, classes]` at `x [C, P]`."""
+        return self._outputs(self.function.parameters(x), x.dtype, batch)
+
+    def _outputs(self, tensors: dict[str, Tensor], dtype: torch.dtype, batch: Minibatch) -> Tensor:
+        inputs = self.function.inputs(batch.inputs)
+        with forward_pass(self.precision, inputs.device):
+            # Randomness is an error: what a client draws must not depend on who is beside it.
+            stacked = torch.func.vmap(self.function, randomness="error")(tensors, inputs)
+        return stacked.to(dtype)
