@@ -57,10 +57,17 @@ def each(**cases: Mapping[str, Any] | Iterable[Any]) -> Callable:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the session's Ray, so that `-m "not ray"` leaves them out."""
+    """Mark the tests that use the session's Ray: `-m "not ray"` leaves them out.
+
+    With `-n 2 --dist loadgroup` one process has all of them, and one has those that ask the store `stored`.
+    """
     for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "ray_session" in fixtures:
             item.add_marker("ray")
+        for shared in ("ray_session", "stored"):
+            if shared in fixtures:
+                item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +92,10 @@ def ray_session():
 
 
 @pytest.fixture(scope="session")
-def empty_store(request):
+def empty_store(request, tmp_path_factory):
     """An MLflow database without runs; to copy it is seconds faster than to have MLflow make one."""
-    folder = request.config.cache.mkdir(f"mlflow-{version('mlflow')}")
+    cache, name = getattr(request.config, "cache", None), f"mlflow-{version('mlflow')}"
+    folder = cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)
     if not (folder / "mlflow.db").exists():
         from mlflow.tracking import MlflowClient
 

@@ -10,6 +10,7 @@ import tempfile
 
 import typer
 
+import tuning  # noqa: F401  # this one, whatever the working directory holds
 from rayfl.cli import analysis, listings, runs, sweeps
 from rayfl.cli.terminal import fail, write_any_character
 from rayfl.errors import ClientError, ConfigError, RunError

@@ -43,7 +43,7 @@ class Federation(NamedTuple):
     sizes: tuple[int, ...] = ()
     """Parameters of each tensor of the model."""
     first: tuple[int, ...] = ()
-    """Where the first entries in torch's order lie, one for each tensor."""
+    """Index of each tensor's first entry in torch's order."""
     nominal: float = 0.0
     """E n_0 / B."""
 
@@ -375,7 +375,7 @@ class Path:
         self.models = [f.x0]
 
     def e(self, r: int, i: int) -> Array:
-        """Of client i in round r: rho (x_old - x_r) / ||x_old - x_r||, 0 without an x_old."""
+        """Perturbation of client i in round r: rho (x_old - x_r) / ||x_old - x_r||, 0 without an x_old."""
         x = self.models[r]
         active = [q for q in range(r) if i in self.f.cohorts[q]]
         old = {"last_update": r - 1, "last_seen": active[-1] if active else -1}[self.estimate]

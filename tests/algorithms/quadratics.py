@@ -50,7 +50,7 @@ class State(NamedTuple):
     w: Tensor
     server: Vectors
     memories: tuple[Vectors, ...]
-    """Of each of the N clients."""
+    """One entry for each of the N clients."""
 
 
 def federation(
@@ -113,12 +113,12 @@ def train(
 
 
 def info(f: Federation) -> ExperimentInfo:
-    """What the clients of `f` share."""
+    """Return the facts that all clients of `f` know."""
     return ExperimentInfo(f.N, f.nominal, f.sizes, torch.tensor(f.first))
 
 
 def aggregate(algorithm: Algorithm, f: Federation, r: int, state: State, trained: Trained) -> State:
-    """What the server makes of a cohort that was trained as one stack."""
+    """Return the state after the server has aggregated a cohort that was trained as one stack."""
     cohort = f.cohorts[r]
     mean = {name: value.sum(0) / len(cohort) for name, value in trained.uploads.items()}
     steps = sum(f.K[i] for i in cohort) / len(cohort)

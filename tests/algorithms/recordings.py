@@ -98,7 +98,7 @@ def _convolutional(z: Mapping[str, np.ndarray]) -> dict[str, Trace]:
 def _federation(
     z: Mapping[str, np.ndarray], problem: str, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the methods have in common on one problem of fedwmsam.npz."""
+    """Facts that all methods share on one problem of fedwmsam.npz."""
     sizes, filled = z[f"{problem}/sizes"], z[f"{problem}/cohorts"].tolist()
     cohorts = tuple(tuple(i for i in cohort if i >= 0) for cohort in filled)
     x, y = (np.concatenate([z[f"{problem}/{v}{i}"] for i in range(len(sizes))]) for v in "xy")

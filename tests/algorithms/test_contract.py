@@ -1,4 +1,4 @@
-"""What every algorithm of the registry promises to the loop, the server and the config.
+"""Promises that every algorithm of the registry makes to the loop, the server and the config.
 
 All start from a state that some rounds have filled, because zeros hide most mistakes.
 """

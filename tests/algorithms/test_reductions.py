@@ -1,4 +1,4 @@
-"""Where a method's formulas become another's, its results must too; and what every round leaves true.
+"""Methods whose formulas become another's give its results; invariants of every round hold.
 
 The identities hold bit for bit on noisy quadratics in float64 and on a small network in float32, unless
 a comment says why they cannot.
@@ -356,7 +356,7 @@ MOMENTA["fednsam released_server"] = method("fednsam", released_server=True)
 
 @pytest.mark.parametrize("algorithm", MOMENTA.values(), ids=MOMENTA)
 def test_the_momentum_is_the_last_displacement(algorithm):
-    """Of w, and so equal for FedAvgM and FedNSAM: with rho = 0 only their start points differ."""
+    """Gradients of w, equal for FedAvgM and FedNSAM: with rho = 0 only their start points differ."""
     f = federation(wd=0.01)
     w = torch.tensor(f.x0)
     for state in states(algorithm, f):
@@ -554,7 +554,7 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
 
 @pytest.mark.parametrize("case", CORRECTIONS)
 def test_a_correction_changes_the_direction(case):
-    """Where the gradient is 2: released code adds corrections to the loss as numbers, to no effect."""
+    """Direction where the gradient is 2: released code adds corrections to the loss, to no effect."""
     algorithm, shared, memory, expected = CORRECTIONS[case]
     start = torch.zeros(1, 3)
     ctx = ClientContext(start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, experiment=INFO)
@@ -572,7 +572,7 @@ def test_a_correction_changes_the_direction(case):
     ],
 )
 def test_a_proximal_term_pulls_back_to_the_start(algorithm):
-    """Where the gradient is 2, at 3 from the start."""
+    """Direction where the gradient is 2, at 3 from the start."""
     start, memory = torch.ones(1, 3), algorithm.init_client(torch.ones(1, 3))
     ctx = ClientContext(start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1, experiment=INFO)
     direction, _ = algorithm.local_step(start + 3, memory, lambda x: 2 + 0 * x, ctx)

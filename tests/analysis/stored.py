@@ -52,7 +52,7 @@ def config(algorithm: str, rho: float | None, alpha: float, seed: int) -> Experi
 
 
 def rounds(tops: float, seed: int, last: int = ROUNDS) -> dict[int, dict[str, float]]:
-    """What each round records: costs differ by round and by seed."""
+    """Metrics of each round: costs differ by round and by seed."""
     return {
         r: {
             "test/accuracy": tops * (1 - 0.6**r),

@@ -49,7 +49,7 @@ def test_curves_are_means_over_seeds(runs, history, x):
 
 
 def test_dollar_signs_are_no_mathematics(runs, history):
-    """What is between two of them would be drawn as a formula, or end in a traceback."""
+    """Text between two dollar signs would be drawn as a formula, or end in a traceback."""
     renamed = runs.assign(**{"algorithm.name": "$\\frac$ $x$"})
     drawings = (
         curves.curves(renamed, history, by=["algorithm.name", "algorithm.rho"]),

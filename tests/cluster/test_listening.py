@@ -1,4 +1,4 @@
-"""Where a run of its own listens, on a machine with a network: what docs/cluster.md says."""
+"""Addresses where a local run listens, on a machine with a network: those of docs/cluster.md."""
 
 import json
 import sys

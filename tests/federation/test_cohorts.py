@@ -67,7 +67,7 @@ def clients_of(pool, round):
     ("name", "own", "mean"), [("scaffold", "c_i", "c"), ("feddyn", "h_i", "h")]
 )
 def test_the_mean_of_all_memories_is_the_servers(name, own, mean, options, small):
-    """Of all N clients, seen or not: it holds only if S is the number of those who came back."""
+    """Mean over all N clients, seen or not: it holds only if S is the number of those who came back."""
     small["federation"] |= options | {"rounds": 8}
     prepared = prepare(load_config(small))
     server, pool, _ = here(prepared, ALGORITHMS[name]())
@@ -81,7 +81,7 @@ def test_the_mean_of_all_memories_is_the_servers(name, own, mean, options, small
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_memories_change_only_where_a_client_came_back(options, small):
-    """What a client is given is, bit for bit, what it returned when it last came back."""
+    """A client is given, bit for bit, the memory that it returned when it last came back."""
     small["federation"] |= options | {"rounds": 8}
     prepared = prepare(load_config(small))
     server, pool, _ = here(prepared, ALGORITHMS["scaffold"]())

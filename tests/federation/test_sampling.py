@@ -41,7 +41,7 @@ def test_uniform_takes_every_client_equally_often():
 
 
 def test_bernoulli_takes_every_client_by_itself():
-    """Of 20 clients a tenth and a quarter of a tenth: no rounding of S, and cohorts of varying size."""
+    """Sample a tenth and a quarter of a tenth of 20 clients: S is not rounded, cohorts vary in size."""
     n, p = 20, 0.125
     frequency, cohorts = frequencies("bernoulli", p, np.arange(1, n + 1))
     not_empty = 1 - (1 - p) ** n

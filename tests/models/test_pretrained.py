@@ -21,7 +21,7 @@ HEAD = ("heads.head.weight", "heads.head.bias")
 
 @pytest.fixture
 def weights():
-    """Of a model with another seed, whose head is not zero."""
+    """Weights of a model with another seed, whose head is not zero."""
     model = build(SPEC, IMAGES, 5, seed=9)
     torch.nn.init.normal_(model.get_parameter("heads.head.weight"))
     return model.state_dict()
@@ -80,7 +80,7 @@ def test_the_identity_holds_what_is_in_the_file_and_not_where_it_lies(small, wei
 
 
 class Command:
-    """What a malicious file would run."""
+    """Function that a malicious file would call."""
 
     def __reduce__(self):
         return os.mkdir, ("ran",)

@@ -15,7 +15,7 @@ from rayfl.algorithms import Algorithm
 
 
 def in_a_run() -> bool:
-    """Whether a client trains or a server aggregates: the check before a run must not see what goes wrong."""
+    """Return True while a client trains or a server aggregates: the check before a run sees no failure."""
     frame = sys._getframe()
     while frame is not None:
         if Path(frame.f_code.co_filename).name in ("engine.py", "server.py"):
@@ -25,7 +25,7 @@ def in_a_run() -> bool:
 
 
 def first(marker: str) -> bool:
-    """Whether no process has asked for this marker before, however many do at once."""
+    """Return True to the first process that asks for this marker, however many ask at once."""
     try:
         Path(marker).touch(exist_ok=False)
     except FileExistsError:

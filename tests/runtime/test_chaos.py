@@ -163,15 +163,12 @@ def kill_tree(process):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
     """kill -9 of a worker node with its raylet and its actors; a new node joins in the middle."""
     thirty_rounds["resources"] = {}
     thirty_rounds["federation"]["local_steps"] = 1000
     (tmp_path / "config.yaml").write_text(json.dumps(thirty_rounds))
-    alone = subprocess.run(
-        [RAYFL, "run", "config.yaml", "--json"], cwd=tmp_path, capture_output=True, check=True
-    )
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(head())
         worker = stack.enter_context(node(f"--address={address}"))
@@ -182,13 +179,12 @@ def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        while round_of(tmp_path) < 35 and len(list(tmp_path.glob("checkpoints/*/*"))) < 2:
+        while round_of(tmp_path) < 5:
             assert process.poll() is None, process.stderr.read()
-            time.sleep(0.5)
-        time.sleep(15)
+            time.sleep(0.1)
         os.killpg(worker.pid, signal.SIGKILL)
         stack.enter_context(node(f"--address={address}"))
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     assert "on 2 nodes" in errors
-    assert json.loads(output)["model_sha256"] == json.loads(alone.stdout)["model_sha256"]
+    assert json.loads(output)["model_sha256"] == undisturbed(load_config(thirty_rounds))

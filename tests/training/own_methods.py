@@ -230,7 +230,7 @@ class Counts(Algorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class KeepsItsLastGradient(Algorithm):
-    """What one client leaves would be the next one's."""
+    """State that one client leaves would be the next one's."""
 
     def local_step(self, x, memory, grad, ctx):
         last = vars(self).get("last", 0.0)

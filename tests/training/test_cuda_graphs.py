@@ -23,7 +23,7 @@ from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph is, on any device: the kernels of a function, without its Python.
+    """Stand-in for a CUDA graph on any device: the kernels of a function, without its Python.
 
     Operations on tensors that the tape itself has made read those of the replay; all others are memory
     that stays where it is.

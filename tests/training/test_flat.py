@@ -154,7 +154,7 @@ def test_a_shared_weight_lies_in_the_vector_once():
     "build", [*BUILDERS.values(), lambda: ResNet18().build(SHAPE, 5)], ids=[*BUILDERS, "resnet18"]
 )
 def test_first_entries_are_those_of_torchs_own_order(build):
-    """Where a convolution comes first, they are not the flat vector's first entries."""
+    """If a convolution comes first, they are not the flat vector's first entries."""
     model = build()
     w, _ = Layout(model).flatten(model)
     parameters = list(model.parameters())

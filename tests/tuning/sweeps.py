@@ -1,4 +1,4 @@
-"""What sweeps of small experiments leave in MLflow."""
+"""Runs that sweeps of small experiments leave in MLflow."""
 
 from mlflow.tracking import MlflowClient
 

@@ -43,11 +43,11 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
 
     reported = {}
 
-    def watch(trial, state, rounds, value, reason):
-        if state == "running" and rounds and not reason:
-            reported.setdefault(trial.hash, rounds)
+    def on_update(update):
+        if update.state == "running" and update.rounds and not update.reason:
+            reported.setdefault(update.trial.hash, update.rounds)
 
-    result = run(load_sweep(path, overrides), watch=watch)
+    result = run(load_sweep(path, overrides), on_update=on_update)
     assert [row.state for row in result.rows] == ["finished"] * 4
     # Without its driver a trial may have got to its end, which is then what it reports.
     went_on = {hash: min(round + 1, 30) for hash, round in reached.items()}
@@ -73,14 +73,14 @@ def test_an_interrupted_sweep_goes_on_with_the_same_command(sweep_file, tmp_path
     )
     wait_until(lambda: saved(tmp_path), process)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 130
     assert "the same command goes on" in err
     assert "Traceback" not in err
     assert not out
     assert "running" in states(tmp_path)
     assert {r.info.status for r in runs(tmp_path)} <= {"KILLED", "FINISHED"}
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stderr
     assert [t["state"] for t in json.loads(again.stdout)["trials"]] == ["finished"] * 2
     assert len(runs(tmp_path)) == 2
@@ -100,7 +100,7 @@ def test_a_sweep_on_two_nodes_leaves_what_one_machine_leaves(sweep_file, tmp_pat
         plan = [RAYFL, "plan", path, address, "base.checkpoint.every=1"]
         planned = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True)
         command = [RAYFL, "sweep", path, "--json", address]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert planned.returncode == 0, planned.stderr
     assert "at once: 2 now (2 client actors fit)" in planned.stdout
     own = tmp_path / "checkpoints"
@@ -161,7 +161,7 @@ def test_a_tracking_server_that_goes_away_and_comes_back(sweep_file, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while time.monotonic() < deadline and process.poll() is None:
             if any("train/loss" in r.data.metrics for r in _runs_at(uri)):
                 break
@@ -170,7 +170,7 @@ def test_a_tracking_server_that_goes_away_and_comes_back(sweep_file, tmp_path):
         _end(server)
         time.sleep(15)
         server = _server(tmp_path, port)
-        out, err = process.communicate(timeout=250)
+        out, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
         for trial in json.loads(out)["trials"]:
             history = MlflowClient(uri).get_metric_history(trial["run_id"], "train/loss")
@@ -223,7 +223,7 @@ def _runs_at(uri):
 
 def wait_until(holds, process):
     """Wait until something holds while this process runs."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while not holds():
         assert process.poll() is None, "it ended too early"
         assert time.monotonic() < deadline
