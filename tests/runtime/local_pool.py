@@ -9,7 +9,7 @@ from rayfl.federation.pool import LocalPool, Pool
 from rayfl.federation.server import Server
 from rayfl.federation.specs import ClientSpec, ServerSpec
 from rayfl.prepare import Prepared, prepare
-from rayfl.training.engine import sha256
+from rayfl.training.flat import sha256
 
 
 def specs(
