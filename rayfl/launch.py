@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rayfl.config.schema import Resources
+from rayfl.config.sections import Resources
 from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server

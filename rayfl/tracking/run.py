@@ -8,16 +8,15 @@ from rayfl.config.schema import Experiment
 from rayfl.federation.history import History
 
 if TYPE_CHECKING:
-    from rayfl.tracking.mlflow import RunTracker, TrackingStore
+    from rayfl.tracking.mlflow import RunTracker
+    from rayfl.tracking.store import TrackingStore
 
 
 def open_store(config: Experiment) -> "TrackingStore | None":
     """The store that the config names; None without tracking."""
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking.mlflow import (
-        TrackingStore,  # mlflow takes seconds to import: not without tracking
-    )
+    from rayfl.tracking.store import TrackingStore  # imports mlflow, which takes seconds
 
     return TrackingStore(config.tracking.uri, config.tracking.experiment)
 
