@@ -164,7 +164,7 @@ class Server:
         steps = sum(result.steps for result in results) / pending.clients
         participation = pending.clients / self.federation.clients
         random = server_noise(self.federation.seed, pending.round)
-        ctx = ServerContext(pending.lr, steps, participation, random)
+        ctx = ServerContext(pending.lr, steps, participation, pending.round, random)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
         self._check_aggregated(pending.round)
         # An adaptive scalar of the algorithm, such as FedWMSAM's alpha, is worth a curve.
