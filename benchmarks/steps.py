@@ -47,7 +47,7 @@ class Side:
         result, kept = self._unit(1)
         mean = {name: torch.from_numpy(v) for name, v in result.sums.items() if name != "buffers"}
         self.memory = kept[0] if self.engine.remembers else None
-        ctx = ServerContext(lr=self.lr, steps=float(result.steps), participation=1.0)
+        ctx = ServerContext(lr=self.lr, steps=float(result.steps), participation=1.0, round=1)
         self.broadcast = self._broadcast(
             *algorithm.server_step(w, algorithm.init_server(w), mean, ctx)
         )

@@ -226,7 +226,7 @@ class Server:
         steps = sum(result.steps for result in results) / opened.clients
         participation = opened.clients / self.federation.clients
         random = server_noise(self.federation.seed, opened.round)
-        ctx = ServerContext(opened.lr, steps, participation, random)
+        ctx = ServerContext(opened.lr, steps, participation, opened.round, random)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
         self._check_aggregated(opened.round)
         metrics = self._metrics(opened, mean, results)

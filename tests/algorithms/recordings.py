@@ -27,6 +27,8 @@ from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Shortcuts
 
 FOLDER = Path(__file__).parent / "released"
+# The recordings name the paper's method, with a switch for each difference.
+RENAMED = {"fedwmsam": "fedwmsam_released"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ def _convolutional(z: Mapping[str, np.ndarray]) -> dict[str, Trace]:
         for name in (n for n in about if n.startswith(f"{problem}/")):
             options = dict(about[name])
             found[name] = Trace(
-                method=options.pop("rayfl"),
+                method=RENAMED.get(method := options.pop("rayfl"), method),
                 options=options,
                 w=z[f"{name}/w"],
                 alpha=z.get(f"{name}/alpha"),

@@ -80,7 +80,10 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("algorithm.rho=*a", f"algorithm.rho = '*a': {NUMBER}"),
         ("algorithm.adaptive=1", "algorithm.adaptive = 1: must be true or false"),
         ("algorithm.adaptive=yes", "algorithm.adaptive = 'yes': must be true or false"),
-        ("algorithm.perturb_sign=2", "algorithm.perturb_sign = 2: must be 1 or -1"),
+        (
+            "algorithm={name: fedwmsam_released, perturb_sign: 2}",
+            "algorithm.perturb_sign = 2: must be -1 or 1",
+        ),
         (
             "algorithm.lookahead_scale=lt",
             "algorithm.lookahead_scale = 'lt': must be 'lr' or a number of at least 0",
