@@ -1,4 +1,4 @@
-"""Memory of a whole run: the peak of the PSS of all its processes, Ray's and the object store included.
+"""Memory of a whole run: peak PSS of all its processes, including Ray's and the object store.
 
 ResNet-18 with 100 clients, 10 a round, as `rayfl run` runs it on two cores. What client memories take is
 computed, and taken off: they are state, which the method asks for.
@@ -23,7 +23,7 @@ ROUNDS = 4
 
 
 def measure(workload: Workload) -> list[Finding]:
-    """One run of each method."""
+    """Measure one run of each method."""
     return [finding for method in METHODS for finding in _run(workload, method)]
 
 

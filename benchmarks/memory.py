@@ -32,7 +32,7 @@ WARM_UP = 30  # rounds
 
 
 def configs(scratch: Path) -> dict[str, dict[str, Any]]:
-    """Each workload, on random images of CIFAR-10's shape: what is learned does not matter here."""
+    """Measure each workload on random images of CIFAR-10's shape."""
     common = {
         "data": {"name": "npz", "path": str(_images(scratch))},
         "model": {"name": "lenet5"},
@@ -127,7 +127,7 @@ def _resident_gb() -> dict[str, float]:
 
 
 def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
-    """Inode and resident bytes of the files in memory that a process has open."""
+    """Return inode and resident bytes of the in-memory files that a process has open."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             if str(descriptor.readlink()).startswith("/dev/shm/"):
@@ -136,7 +136,7 @@ def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _memories_gb(config: Experiment) -> float:
-    """Bytes of the memories of all clients that have been in a cohort, one vector [P] each."""
+    """Return the bytes of the memories of all clients that have been in a cohort, one vector [P] each."""
     prepared = prepare(config)
     if not config.algorithm.init_client(Layout(prepared.model).flatten(prepared.model)[0]):
         return 0.0

@@ -30,7 +30,7 @@ WARM_UP = 3
 
 
 class CountingPool:
-    """Counts the bytes of arrays that are put into the object store, by whoever it is."""
+    """Counter of the bytes of all arrays that are put into the object store."""
 
     def __init__(self, pool: Pool):
         self._pool = pool
@@ -68,7 +68,7 @@ class CountingPool:
 
 
 def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
-    """The workload on both sides in turn, `repeats` times; without evaluation."""
+    """Measure the workload on both sides in turn, `repeats` times, without evaluation."""
     rounds = workload.rounds + WARM_UP
     config = workload.experiment({"name": "fedavg"}, rounds=rounds, eval_every=rounds)
     prepared = prepare(config)
@@ -107,7 +107,7 @@ def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
 
 
 def run_rayfl(prepared: Prepared, overheads: list[float] | None = None) -> Timing:
-    """All rounds on Ray actors, as `rayfl run` would place them."""
+    """Run all rounds on Ray actors, placed as by `rayfl run`."""
     seconds, most = [], 0.0
     server_spec, client_spec = prepared.specs()
     with server_actor(server_spec, stored(client_spec), placed(PROCESSES)) as server:
@@ -124,7 +124,7 @@ def run_rayfl(prepared: Prepared, overheads: list[float] | None = None) -> Timin
 
 
 def _stored_bytes(prepared: Prepared) -> float:
-    """Of one round, once every client has a memory or none."""
+    """Return the bytes per round that are put into the object store."""
     rounds = 2
     with served(prepared, placed(PROCESSES)) as server:
         counting = server.pool = CountingPool(server.pool)
@@ -134,7 +134,7 @@ def _stored_bytes(prepared: Prepared) -> float:
 
 
 def _apart(prepared: Prepared, steps: int | None) -> float:
-    """How far one round of each side, of so many local steps, is apart, relative to how far it moved."""
+    """Return the distance between the two sides after one round, relative to the distance from the start."""
     settings = prepared.settings
     once = replace(
         prepared,

@@ -1,4 +1,4 @@
-"""A server in this process, on client actors of its own: it can take turns with another one."""
+"""Server in this process with its own client actors, which can alternate with another one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from rayfl.runtime.pool import ActorPool
 
 
 def placed(actors: int, cpus: float = 1) -> Placement:
-    """Room for client actors with these shares of a core."""
+    """Return the placement of client actors with these shares of a core."""
     return place(ResourceRequest(num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=0), actors)
 
 
 @contextlib.contextmanager
 def served(prepared: Prepared, placement: Placement) -> Iterator[Server]:
-    """The server of an experiment, once its client actors are ready."""
+    """Yield the server of an experiment, once its client actors are ready."""
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
     assert group.wait(60), f"no room for {placement}"
     spec, client = prepared.specs()

@@ -1,4 +1,4 @@
-"""What MLflow costs a round of `configs/cifar10_lenet5.yaml`.
+"""Cost of MLflow in a round of `configs/cifar10_lenet5.yaml`.
 
 Runs with tracking and without it take turns. The server goes on with the next round while the driver
 writes the last one, so there are two numbers: the seconds that the driver computes more with tracking than
@@ -26,16 +26,16 @@ TARGET = 2.0  # percent
 
 
 class Costs(NamedTuple):
-    """Of a round after the warm-up."""
+    """Time of a round after the warm-up."""
 
     seconds: float
-    """The median."""
+    """Median time."""
     driver: float
-    """Seconds that the driver computes."""
+    """Processor time of the driver in seconds."""
 
 
 def measure(data: dict[str, Any], repeats: int) -> list[Finding]:
-    """Both ways in turns, with these data."""
+    """Measure with and without MLflow in turn, with these data."""
     overrides = [
         f"federation.rounds={ROUNDS + WARM_UP}",
         f"data={json.dumps(data | {'augment': 'flip_crop'})}",
