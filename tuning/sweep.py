@@ -83,7 +83,7 @@ def run(
     `on_update` is called for each progress and change of state of a trial. Raises ConfigError before any
     actor starts. After an interrupt, the same call resumes the sweep.
     """
-    from rayfl.tracking.mlflow import TrackingStore
+    from rayfl.tracking.store import TrackingStore
 
     found, inputs = _feasible(sweep)
     base = _experiment(found)
