@@ -15,8 +15,8 @@ from benchmarks.findings import Finding, median
 from benchmarks.serving import placed, served
 from benchmarks.workloads import random_data
 from rayfl.config.schema import load_config
-from rayfl.experiment import Prepared, prepare
 from rayfl.federation.server import Server
+from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 
 CLIENTS = (100, 100_000)

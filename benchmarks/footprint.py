@@ -14,7 +14,7 @@ import torch
 from benchmarks.findings import Finding, median
 from benchmarks.processes import Peak
 from benchmarks.workloads import Workload
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 METHODS = ("fedavg", "fedwmsam")
@@ -48,7 +48,7 @@ def _run(workload: Workload, method: str) -> list[Finding]:
     findings = [
         median("footprint", f"resnet18, {method}: peak PSS of all processes", "GB", [gigabytes])
     ]
-    w = prepared.job().initial[0]
+    w = prepared.specs()[0].w
     remembered = prepared.config.algorithm.init_client(torch.from_numpy(w))
     each = sum(value.numel() * value.element_size() for value in remembered.values())
     rounds = range(1, ROUNDS + 1)

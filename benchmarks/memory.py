@@ -24,8 +24,8 @@ from rich.table import Table
 
 from rayfl import load_config, run
 from rayfl.config.schema import Experiment
-from rayfl.experiment import prepare
-from rayfl.federation.server import Record
+from rayfl.federation.metrics import Metrics, RoundMetrics
+from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
 
 WARM_UP = 30  # rounds
@@ -71,12 +71,12 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     began = time.monotonic()
 
-    def look(record: Record) -> None:
-        if "train/loss" in record.metrics and record.round % arguments.every == 0:
+    def look(metrics: Metrics) -> None:
+        if isinstance(metrics, RoundMetrics) and metrics.round % arguments.every == 0:
             memory = _resident_gb()
-            rows.append({"round": record.round, **memory, "seconds": time.monotonic() - began})
+            rows.append({"round": metrics.round, **memory, "seconds": time.monotonic() - began})
 
-    run(config, on_record=look)
+    run(config, on_metrics=look)
     table = Table(
         "round",
         "processes",

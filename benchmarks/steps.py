@@ -13,7 +13,7 @@ import torch
 from benchmarks.findings import Finding, median
 from benchmarks.workloads import Workload
 from rayfl.algorithms.base import ServerContext
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.training.engine import Arrays, Broadcast, Engine, WorkUnit
 from rayfl.training.process import configure_process
 
@@ -41,7 +41,8 @@ class Side:
             prepared.settings,
             "cpu",
         )
-        w, self.buffers = (torch.from_numpy(v) for v in prepared.job().initial)
+        server = prepared.specs()[0]
+        w, self.buffers = torch.from_numpy(server.w), torch.from_numpy(server.buffers)
         self.memory: Arrays | None = None
         self.broadcast = self._broadcast(w, algorithm.init_server(w))
         result, kept = self._unit(1)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmarks.findings import Finding, median
 from rayfl.config.schema import Experiment, load_config
 from rayfl.experiment import run
-from rayfl.federation.server import Record
+from rayfl.federation.metrics import Metrics
 from rayfl.runtime import cluster
 
 CONFIG = Path(__file__).parent.parent / "configs/cifar10_lenet5.yaml"
@@ -63,10 +63,10 @@ def measure(data: dict[str, Any], repeats: int) -> list[Finding]:
 def _costs(experiment: Experiment) -> Costs:
     used: dict[int, float] = {}
 
-    def note(record: Record) -> None:
-        used.setdefault(record.round, time.process_time())
+    def note(metrics: Metrics) -> None:
+        used.setdefault(metrics.round, time.process_time())
 
-    history = run(experiment, on_record=note).history
+    history = run(experiment, on_metrics=note).history
     last = experiment.federation.rounds
     # When round r is noted, rounds up to r - 1 are written, or up to r: the same at both ends.
     driver = (used[last] - used[WARM_UP]) / (last - WARM_UP)

@@ -29,7 +29,7 @@ from benchmarks.findings import Finding, median
 from benchmarks.peers.turn import FAILED, Turn
 from benchmarks.rounds import WARM_UP, run_rayfl
 from benchmarks.workloads import SCRATCH, Workload, workloads
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def _compare(
     config = workload.experiment({"name": "fedavg"}, rounds=rounds, eval_every=rounds)
     prepared = prepare(config)
     once = replace(prepared, federation=replace(prepared.federation, rounds=1))
-    start, first = prepared.job().initial[0], _rayfl(once)[1]
+    start, first = prepared.specs()[0].w, _rayfl(once)[1]
     ours: list[float] = []
     theirs: dict[str, list[float]] = {peer: [] for peer in peers}
     for _ in range(repeats):

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.bare import tensors
 from benchmarks.workloads import workloads
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 
 FAILED = "the framework failed: "
 

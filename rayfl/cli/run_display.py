@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rayfl.experiment import Result, Start
-    from rayfl.federation.server import Record
+    from rayfl.federation.metrics import Metrics
 
 _PLAIN_SECONDS = 5.0
 
@@ -23,8 +23,9 @@ _PLAIN_SECONDS = 5.0
 class RunDisplay:
     """Live display on a terminal; plain lines elsewhere."""
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, live: bool = True):
+        """`live`: redraw on a terminal, which would get into a debugger's way."""
+        self._console, self._is_live = console, live and console.is_terminal
         columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
         self._bar = Progress(*columns, TextColumn("left"), expand=True)
         self._text = Text("preparing", no_wrap=True, overflow="ellipsis")
@@ -35,7 +36,7 @@ class RunDisplay:
         self._start: Start | None = None
 
     def __enter__(self) -> "RunDisplay":
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         return self
 
@@ -46,7 +47,7 @@ class RunDisplay:
 
     def say(self, text: str) -> None:
         """Show a message. Safe in a signal handler."""
-        if self._console.is_terminal:
+        if self._is_live:
             self._text.plain = text
         else:
             os.write(2, f"{text}\n".encode())
@@ -71,15 +72,15 @@ class RunDisplay:
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
         self._text.plain = "starting the actors"
 
-    def record(self, record: "Record") -> None:
+    def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""
-        self._latest |= record.metrics
-        self._round = max(self._round, record.round)
+        self._latest |= metrics.values
+        self._round = max(self._round, metrics.round)
         self._bar.update(self._task, completed=self._round)
         self._text.plain = self._metrics()
         now = time.monotonic()
-        last = record.round == self._rounds and "test/accuracy" in record.metrics
-        if not self._console.is_terminal and (last or now - self._printed >= _PLAIN_SECONDS):
+        last = metrics.round == self._rounds and "test/accuracy" in metrics.values
+        if not self._is_live and (last or now - self._printed >= _PLAIN_SECONDS):
             self._printed = now
             self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
 
