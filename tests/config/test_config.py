@@ -729,7 +729,7 @@ def test_a_config_cannot_be_changed():
 
 
 def test_more_clients_than_samples():
-    from rayfl.experiment import prepare
+    from rayfl.prepare import prepare
 
     with pytest.raises(ConfigError) as caught:
         prepare(load_config(BASE, ["federation.clients=5000"]))
@@ -739,7 +739,7 @@ def test_more_clients_than_samples():
 
 
 def test_a_model_that_does_not_fit_the_data():
-    from rayfl.experiment import prepare
+    from rayfl.prepare import prepare
 
     with pytest.raises(ConfigError, match=r"^model.name = 'lenet5': .*; .*$") as caught:
         prepare(load_config(BASE, ["model.name=lenet5"]))

@@ -13,7 +13,7 @@ from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ExperimentInfo, TensorInfo
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.training import contract
 
 
