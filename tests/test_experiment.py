@@ -1,4 +1,4 @@
-"""`run` from config to MLflow, in a real store; on real actors once, as a run without Ray is the same code."""
+"""`run` from config to MLflow, in a real store; on real actors once: a run without Ray is the same."""
 
 import json
 from pathlib import Path

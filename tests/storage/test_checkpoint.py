@@ -26,7 +26,6 @@ from rayfl.storage.checkpoint import Memory, Snapshot, find, saved_in
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
 
-
 run = partial(run_on_actors, local=True)
 
 
