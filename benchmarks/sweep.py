@@ -21,8 +21,8 @@ from benchmarks.startup import QUICKSTART
 from rayfl.experiment import run
 from rayfl.runtime import cluster
 from rayfl.tracking.mlflow import TrackingStore
+from tuning.callbacks import TrialUpdate
 from tuning.config import Sweep, load_sweep
-from tuning.plan import PlannedTrial
 from tuning.space import Point
 from tuning.sweep import run as run_sweep
 
@@ -49,14 +49,14 @@ def _compare(sweep: Sweep) -> list[Finding]:
     first: list[float] = []
     at_once: list[int] = []
 
-    def watch(trial: PlannedTrial, state: str, done: int, value: float | None, reason: str) -> None:
-        if done and not first:
+    def on_update(update: TrialUpdate) -> None:
+        if update.rounds and not first:
             first.append(time.monotonic())
 
     with cluster.connected(None):
         training = _alone(sweep, points[:half])
         began, used = time.monotonic(), time.process_time()
-        finished = run_sweep(sweep, lambda start: at_once.append(start.plan.at_once), watch)
+        finished = run_sweep(sweep, lambda start: at_once.append(start.plan.at_once), on_update)
         ended, used = time.monotonic(), time.process_time() - used
         training += _alone(sweep, points[half:])
     assert all(row.state == "finished" for row in finished.rows)

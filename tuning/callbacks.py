@@ -1,6 +1,7 @@
-"""What Ray Tune tells the driver of its trials, on its way to MLflow and to the terminal."""
+"""Ray Tune callback that passes the progress of the trials on to MLflow and to the terminal."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,31 @@ from ray import tune
 from rayfl.experiment import storage
 from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
-from tuning.plan import Inputs, PlannedTrial
+from tuning.inputs import Inputs
+from tuning.plan import PlannedTrial
 from tuning.states import SUCCEEDED, State
 from tuning.tracking import SweepTracker
 
-Watch = Callable[[PlannedTrial, State, int, float | None, str], None]
-"""(trial, state, rounds, value, reason), when something happens to a trial."""
+
+@dataclass(frozen=True)
+class TrialUpdate:
+    """Progress or change of state of one trial."""
+
+    trial: PlannedTrial
+    state: State
+    rounds: int = 0
+    """Number of finished rounds."""
+    value: float | None = None
+    """Last value of the sweep's metric."""
+    reason: str = ""
+    """Reason of the state, or the note that a running trial was resumed."""
+
+
+OnUpdate = Callable[[TrialUpdate], None]
 
 
 class ReportingCallback(tune.Callback):
-    """Hands every report on, and says how each trial ended."""
+    """Record and announce the reports of all trials and how each trial ended."""
 
     def __init__(
         self,
@@ -26,19 +42,19 @@ class ReportingCallback(tune.Callback):
         sweep: Sweep,
         trials: dict[str, PlannedTrial],
         inputs: Inputs,
-        watch: Watch,
+        on_update: OnUpdate,
     ):
         self._tracker, self._sweep, self._trials = tracker, sweep, trials
-        self._inputs, self._watch = inputs, watch
+        self._inputs, self._on_update = inputs, on_update
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it for a restore of its own, which is not used
+        return {}  # Tune pickles it for its own restore, which rayfl does not use
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self._trials[str(trial)]
         assert planned.experiment is not None
         self._tracker.start(planned, *self._inputs.of(planned.experiment))
-        self._watch(planned, "running", self._rounds(trial), self._value(trial), "")
+        self._announce(trial, "running")
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
@@ -49,12 +65,13 @@ class ReportingCallback(tune.Callback):
         self._tracker.log(hash, result["records"])
         planned, value = self._trials[hash], result.get(self._sweep.metric)
         if resumed := result["resumed"]:
-            self._watch(planned, "running", resumed, None, f"goes on after round {resumed}")
-        self._watch(planned, "running", result["rounds"], value, "")
+            note = f"goes on after round {resumed}"
+            self._on_update(TrialUpdate(planned, "running", resumed, reason=note))
+        self._on_update(TrialUpdate(planned, "running", result["rounds"], value))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
-        state, reason = self._ending(str(trial), result)
+        state, reason = self._final_state(str(trial), result)
         if result.get("clients") is not None:
             self._tracker.clients(str(trial), result["clients"])
         digest = result.get("model_sha256")
@@ -64,15 +81,12 @@ class ReportingCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         path = trial.error_file
         text = Path(path).read_text() if path and Path(path).exists() else ""
-        lines = [line for line in text.strip().splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else "its process died"
-        for line in lines:
-            if "Error: " in line or "died" in line:
-                reason = line.strip()
-                break
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        named = [line for line in lines if "Error: " in line or "died" in line]
+        reason = (named[:1] or lines[-1:] or ["its process died"])[0]
         self._end(trial, "failed", reason, text, {})
 
-    def _ending(self, hash: str, result: dict) -> tuple[State, str]:
+    def _final_state(self, hash: str, result: dict) -> tuple[State, str]:
         if "failed" in result:
             return "failed", result["failed"]
         if result.get("stopped"):
@@ -94,23 +108,21 @@ class ReportingCallback(tune.Callback):
             path.write_text(text)
         self._tracker.end(hash, state, reason, text, tags)
         if state in SUCCEEDED:
-            self._forget(hash)
-        rounds, value = self._rounds(trial), self._value(trial)
-        self._watch(self._trials[hash], state, rounds, value, reason)
+            self._delete_checkpoints(hash)
+        self._announce(trial, state, reason)
 
-    def _forget(self, hash: str) -> None:
-        """Delete the checkpoints of a trial that needs them no more: client memories take much room."""
+    def _delete_checkpoints(self, hash: str) -> None:
+        """Delete the checkpoints of a trial that will not resume: client memories need much space."""
         experiment = self._trials[hash].experiment
         assert experiment is not None
         Storage(below(storage(experiment), hash)).remove(self._sweep.name)
 
-    def _rounds(self, trial: Any) -> int:
-        return int((trial.last_result or {}).get("rounds", 0))
-
-    def _value(self, trial: Any) -> float | None:
-        return (trial.last_result or {}).get(self._sweep.metric)
+    def _announce(self, trial: Any, state: State, reason: str = "") -> None:
+        result = trial.last_result or {}
+        rounds, value = int(result.get("rounds", 0)), result.get(self._sweep.metric)
+        self._on_update(TrialUpdate(self._trials[str(trial)], state, rounds, value, reason))
 
 
 def log_path(sweep: Sweep, hash: str) -> Path:
-    """Where the traceback of a failed trial is, on the machine that runs the command."""
+    """Return the file for the traceback of a failed trial, on the machine that runs the command."""
     return Path("sweeps") / sweep.name / "failed" / f"{hash}.txt"

@@ -132,6 +132,10 @@ class Sweep(Section):
         yaml.dump(self.model_dump(mode="json", exclude_none=True), stream)
         return stream.getvalue()
 
+    def rounds(self, experiment: Experiment) -> int:
+        """Return the largest number of rounds that a trial of this experiment runs."""
+        return min(experiment.federation.rounds, self.stop.rounds or experiment.federation.rounds)
+
     def experiment(self, point: Point, seed: int) -> Experiment:
         """The experiment at a point; ConfigError if there is no such."""
         return load_config(self.raw(point, seed))

@@ -1,30 +1,102 @@
-"""What all trials share: the data, in the object store once, and the partitions."""
+"""Inputs that the trials of a sweep share: each dataset and each partition is made once."""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from rayfl.config.schema import Experiment
+from rayfl.data.datasets import Dataset
+from rayfl.data.federated import federate
+from rayfl.data.partition import Partition
+from rayfl.errors import ConfigError
+from rayfl.experiment import prepare
 from rayfl.runtime.placement import Placement
 
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """Made by the driver, which owns the objects: they outlive every trial."""
+    """References to the inputs in the object store. The driver owns them, so they outlive every trial."""
 
     data: dict[str, tuple[Any, Any]]
-    """References to dataset and partition, by `data_key`; equal datasets are one object."""
+    """References to dataset and partition, by `data_key`. Equal datasets are one object."""
     placement: Placement
-    """Of the client actors of one trial."""
+    """Placement of the client actors of one trial."""
+
+
+@dataclass(frozen=True)
+class _LoadedSource:
+    """Data source whose dataset is in memory, for `federate`."""
+
+    dataset: Dataset
+
+    def load(self) -> Dataset:
+        return self.dataset
+
+
+@dataclass
+class Inputs:
+    """Datasets and partitions of all trials on the driver."""
+
+    data: dict[str, tuple[Dataset, Partition]] = field(default_factory=dict)
+    """Dataset and partition, by `data_key`."""
+    _sources: dict[str, Dataset] = field(default_factory=dict)
+    _units: dict[str, int] = field(default_factory=dict)
+    _problems: dict[str, str] = field(default_factory=dict)
+
+    def of(self, experiment: Experiment) -> tuple[Dataset, Partition]:
+        return self.data[data_key(experiment)]
+
+    def units(self, experiment: Experiment) -> int:
+        """Return the number of work units in a round. Raises ConfigError if the experiment is invalid."""
+        # `prepare` is called once for all experiments that differ only in values that it does not use.
+        content = experiment.model_dump(
+            mode="json",
+            include={"data", "partition", "heterogeneity", "model", "federation", "seed"},
+        )
+        if (
+            ":" in experiment.algorithm_name
+        ):  # `prepare` checks a user's method, with its first values
+            content["algorithm"] = experiment.algorithm_name
+        for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):
+            content["federation"].pop(key)
+        key = json.dumps(content, sort_keys=True)
+        if key not in self._units:
+            self._units[key] = prepare(experiment, *self._made(experiment)).units_per_round
+        return self._units[key]
+
+    def _made(self, experiment: Experiment) -> tuple[Dataset, Partition]:
+        source: Any = self._once(self._sources, _source_key(experiment), experiment.data.load)
+        return self._once(
+            self.data,
+            data_key(experiment),
+            lambda: federate(
+                cast(Any, _LoadedSource(source)),
+                experiment.partition,
+                experiment.heterogeneity,
+                experiment.federation.clients,
+                experiment.seed,
+            ),
+        )
+
+    def _once(self, made: dict[str, Any], key: str, make: Any) -> Any:
+        if key in self._problems:  # do not try again to read missing data, which may take long
+            raise ConfigError(self._problems[key])
+        if key not in made:
+            try:
+                made[key] = make()
+            except ConfigError as error:
+                self._problems[key] = str(error)
+                raise
+        return made[key]
 
 
 def data_key(experiment: Experiment) -> str:
-    """Experiments with the same key have the same data, split in the same way."""
+    """Return a key that is the same for experiments with the same data and the same partition."""
     sections = {"data", "partition", "heterogeneity", "seed"}
     content = experiment.model_dump(mode="json", include=sections)
     return json.dumps([content, experiment.federation.clients], sort_keys=True)
 
 
-def source_key(experiment: Experiment) -> str:
-    """Experiments with the same key read the same data."""
+def _source_key(experiment: Experiment) -> str:
+    """Return a key that is the same for experiments that read the same data."""
     return json.dumps(experiment.model_dump(mode="json", include={"data"}), sort_keys=True)

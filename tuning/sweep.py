@@ -1,7 +1,7 @@
-"""START HERE for sweeps: file -> points -> trials -> what MLflow has already -> Ray Tune -> rows.
+"""START HERE for sweeps: file -> points -> trials -> known results in MLflow -> Ray Tune -> rows.
 
-A trial's identity is the hash of its experiment, so the same command again runs what is missing: it skips
-what has ended, goes on with what was interrupted, tries again what failed, and adds what the space gained.
+The hash of its experiment identifies a trial. Therefore the same command again runs only what is missing: it
+skips ended trials, resumes interrupted ones, repeats failed ones, and adds new points of the space.
 """
 
 import contextlib
@@ -14,9 +14,10 @@ from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
 from tuning import plan as planning
-from tuning.callbacks import Watch, log_path
+from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
-from tuning.plan import Inputs, PlannedTrial, SweepPlan
+from tuning.inputs import Inputs
+from tuning.plan import PlannedTrial, SweepPlan
 from tuning.searchers import Optuna
 from tuning.states import SUCCEEDED, State
 from tuning.tracking import SweepTracker
@@ -25,7 +26,7 @@ from tuning.tuner import SweepRunner
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial."""
+    """Result of a trial."""
 
     trial: PlannedTrial
     state: State
@@ -35,26 +36,27 @@ class TrialResult:
     """Last value of the sweep's metric."""
     run_id: str
     model_sha256: str | None
-    """Of the final w."""
+    """SHA-256 of the final w."""
     log: Path | None
-    """File with the traceback of one that failed."""
+    """File with the traceback of a failed trial."""
     summary: dict[str, float]
 
 
 @dataclass(frozen=True)
 class SweepStart:
-    """What is known before the trials start."""
+    """Facts about a sweep before its trials start."""
 
     plan: SweepPlan
     ended: int
-    """Trials that earlier commands have done."""
+    """Number of trials that earlier commands have ended."""
     parent_id: str
+    """MLflow run of the sweep."""
     ui_command: str
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves."""
+    """Result of a sweep: one row for each trial."""
 
     rows: tuple[TrialResult, ...]
     parent_id: str
@@ -65,21 +67,21 @@ class SweepResult:
 
 
 def plan(sweep: Sweep, cluster_file: Path | None = None) -> SweepPlan:
-    """What the sweep would do on the cluster of `base.ray.address`, or on this machine."""
+    """Plan the sweep on the cluster of `base.ray.address`, or on this machine."""
     found, inputs = _feasible(sweep)
     with _worded(sweep), cluster.connected(**_experiment(found).ray.model_dump()):
-        return planning.share(sweep, found, inputs, cluster_file)
+        return planning.allocate(sweep, found, inputs, cluster_file)
 
 
 def run(
     sweep: Sweep,
     on_start: Callable[[SweepStart], None] = lambda start: None,
-    watch: Watch = lambda *_: None,
+    on_update: OnUpdate = lambda update: None,
 ) -> SweepResult:
-    """Run what is missing of the sweep, and return a row for every trial.
+    """Run the missing trials of the sweep, and return a row for every trial.
 
-    `watch`: called with (trial, state, rounds, value, reason) when something happens to a trial. Raises
-    ConfigError before any actor starts. Interrupted, it leaves a sweep that the same call goes on with.
+    `on_update` is called for each progress and change of state of a trial. Raises ConfigError before any
+    actor starts. After an interrupt, the same call resumes the sweep.
     """
     from rayfl.tracking.mlflow import TrackingStore
 
@@ -93,27 +95,27 @@ def run(
         cluster.connected(**base.ray.model_dump()),
     ):
         opening = aside.submit(TrackingStore, base.tracking.uri, base.tracking.experiment)
-        planned = planning.share(sweep, found, inputs)
+        planned = planning.allocate(sweep, found, inputs)
         store = opening.result()
         tracker = SweepTracker(store, sweep)
         status = "FAILED"
-        driver = SweepRunner(planned, tracker, watch)
+        runner = SweepRunner(planned, tracker, on_update)
         try:
-            on_start(SweepStart(planned, driver.begin(), tracker.parent_id, store.ui_command))
-            driver.run()
+            on_start(SweepStart(planned, runner.begin(), tracker.parent_id, store.ui_command))
+            runner.run()
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             tracker.finish(status)
-        rows = tuple(_rows(sweep, driver.trials, tracker))
+        rows = tuple(_rows(sweep, runner.trials, tracker))
     return SweepResult(rows, tracker.parent_id)
 
 
 @contextlib.contextmanager
 def _worded(sweep: Sweep) -> Iterator[None]:
-    """Input that is bad for all of its experiments is named by the keys of the sweep."""
+    """Translate the keys of errors about the base experiment into the keys of the sweep."""
     try:
         yield
     except ConfigError as error:
@@ -121,9 +123,9 @@ def _worded(sweep: Sweep) -> Iterator[None]:
 
 
 def _feasible(sweep: Sweep) -> tuple[list[PlannedTrial], Inputs]:
-    """The trials that are known beforehand, checked; ConfigError if none can run."""
+    """Return the checked trials that are known before the start. Raises ConfigError if none can run."""
     inputs, search = Inputs(), sweep.search
-    # The points that a searcher will ask for have the same data.
+    # All points that a searcher will suggest have the same data.
     points = (
         [search.probe(sweep.space)] if isinstance(search, Optuna) else search.points(sweep.space)
     )
@@ -141,7 +143,7 @@ def _experiment(found: list[PlannedTrial]) -> Experiment:
 def _rows(
     sweep: Sweep, trials: dict[str, PlannedTrial], tracker: SweepTracker
 ) -> Iterator[TrialResult]:
-    """What MLflow says of the trials, whichever command ran them."""
+    """Read the results of the trials from MLflow, from all commands."""
     runs = tracker.results()
     for trial in trials.values():
         run = runs[trial.hash]

@@ -1,22 +1,11 @@
-"""Runs the trials that are missing, by Ray Tune.
+"""Run of the missing trials with Ray Tune.
 
-Tune gets a trial's identity and experiment as its config, a searcher or a grid of identities, a scheduler
-for each group of trials that compete, and a callback that hands all reports on.
+Tune receives the identity and the experiment of each trial as its config, a searcher or a grid of identities,
+one scheduler for each group of comparable trials, and a callback that passes all reports on.
 """
 
-import os
 import random
 from typing import Any
-
-# Before Ray Tune is imported. Its loggers write what MLflow has; trials stay in the working directory;
-# interrupts are the command's.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # prints, however quiet it is asked to be
 
 import numpy as np
 import ray
@@ -26,7 +15,7 @@ from rayfl.experiment import storage
 from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
-from tuning.callbacks import ReportingCallback, Watch
+from tuning.callbacks import OnUpdate, ReportingCallback, TrialUpdate
 from tuning.inputs import SharedInputs
 from tuning.per_task_scheduler import PerTaskScheduler
 from tuning.placement_timeout import PlacementTimeout
@@ -41,35 +30,36 @@ from tuning.trial import MUTATED, Job
 
 
 class SweepRunner:
-    """Runs the trials that are missing."""
+    """Run the missing trials of a plan."""
 
-    def __init__(self, planned: SweepPlan, tracker: SweepTracker, watch: Watch):
-        self.plan, self.sweep, self.tracker, self.watch = planned, planned.sweep, tracker, watch
+    def __init__(self, planned: SweepPlan, tracker: SweepTracker, on_update: OnUpdate):
+        self.plan, self.sweep, self.tracker = planned, planned.sweep, tracker
+        self.on_update = on_update
         self.trials = {trial.hash: trial for trial in planned.trials}
-        """By hash; a searcher adds to them."""
+        """Trials by hash; a searcher adds more."""
 
     def begin(self) -> int:
-        """Tell of the trials that will not run; how many of them earlier commands have done."""
+        """Announce the trials that will not run. Return the number that earlier commands have ended."""
         for trial in self.plan.trials:
             self._note(trial)
         return sum(self.tracker.ended(trial.hash) is not None for trial in self.plan.trials)
 
     def run(self) -> None:
-        """Run the others."""
+        """Run the missing trials."""
         missing = [t for t in self.plan.feasible if self.tracker.ended(t.hash) is None]
         if missing or isinstance(self.sweep.search, Optuna):
-            # Ray Tune's schedulers draw from the global generators.
+            # Ray Tune's schedulers use the global random generators.
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002
             self._tuner(missing).fit()
 
     def _note(self, trial: PlannedTrial) -> None:
-        """Tell of a trial that will not run."""
+        """Announce a trial that will not run."""
         if trial.problem is not None:
             self.tracker.infeasible(trial)
-            self.watch(trial, "infeasible", 0, None, trial.problem)
+            self.on_update(TrialUpdate(trial, "infeasible", reason=trial.problem))
         elif known := self.tracker.ended(trial.hash):
-            self.watch(trial, known.state, known.rounds, known.value, known.reason)
+            self.on_update(TrialUpdate(trial, known.state, known.rounds, known.value, known.reason))
 
     def _tuner(self, missing: list[PlannedTrial]) -> tune.Tuner:
         shared = self._shared()
@@ -83,17 +73,7 @@ class SweepRunner:
         limit = self.plan.at_once_grown or self.plan.at_once or 1
         return tune.Tuner(
             trainable,
-            # Samplers keep Tune's hands off what is inside of a config.
-            param_space={}
-            if searcher
-            else {
-                "hash": tune.grid_search(list(configs)),
-                **{
-                    key: tune.sample_from(lambda spec, key=key: _of(configs, spec)[key])
-                    for key in next(iter(configs.values()))
-                    if key != "hash"
-                },
-            },
+            param_space={} if searcher else _grid(configs),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1 if searcher else 1,
@@ -113,18 +93,19 @@ class SweepRunner:
         )
 
     def _callbacks(self) -> list[tune.Callback]:
-        reporter = ReportingCallback(
-            self.tracker, self.sweep, self.trials, self.plan.inputs, self.watch
-        )
-        placement = self.plan.placement
-        return (
-            [reporter, PlacementTimeout(placement)] if placement.autoscale_timeout_s else [reporter]
-        )
+        found: list[tune.Callback] = [
+            ReportingCallback(
+                self.tracker, self.sweep, self.trials, self.plan.inputs, self.on_update
+            )
+        ]
+        if self.plan.placement.autoscale_timeout_s:
+            found.append(PlacementTimeout(self.plan.placement))
+        return found
 
     def _shared(self) -> SharedInputs:
         inputs, stored = self.plan.inputs, {}
         for dataset, _ in inputs.data.values():
-            if id(dataset) not in stored:  # partitions of the same data share them
+            if id(dataset) not in stored:  # several partitions share one dataset
                 stored[id(dataset)] = ray.put(dataset)
         data = {
             key: (stored[id(dataset)], ray.put(partition))
@@ -133,14 +114,14 @@ class SweepRunner:
         return SharedInputs(data, self.plan.placement)
 
     def _config(self, trial: PlannedTrial) -> dict[str, Any]:
-        """Tune's config of a trial."""
+        """Return Tune's config of a trial."""
         assert trial.experiment is not None
         scheduler = self.sweep.scheduler
         mutable = scheduler.mutate if isinstance(scheduler, PBT) else ()
         mutated = {key: trial.point[key] for key in mutable}
         root = storage(trial.experiment)
         if mutated:
-            mutated |= _reached(below(root, trial.hash, self.sweep.name))
+            mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
         content = trial.experiment.model_dump(mode="json")
         return {"hash": trial.hash, "job": Job(content, root), **mutated}
 
@@ -148,14 +129,10 @@ class SweepRunner:
         scheduler, sweep = self.sweep.scheduler, self.sweep
         if scheduler.interval is None:
             return None
-        rounds = max(
-            min(t.experiment.federation.rounds, sweep.stop.rounds or 10**9)
-            for t in self.plan.feasible
-            if t.experiment
-        )
+        rounds = max(sweep.rounds(t.experiment) for t in self.plan.feasible if t.experiment)
 
         def group(trial: Any) -> Any:
-            # By the trial's name: population-based training changes configs.
+            # By the trial's name, because population-based training changes its config.
             planned = self.trials[str(trial)]
             return scheduler.group(planned.point, planned.seed)
 
@@ -168,39 +145,35 @@ class SweepRunner:
         if not isinstance(search, Optuna):
             return None
 
-        def trials_of(point: Point) -> list[PlannedTrial]:
-            resolved = [
-                planning.checked(
-                    sweep,
-                    planning.resolve(sweep, applicable(sweep.space, point), seed),
-                    self.plan.inputs,
-                )
-                for seed in sweep.seeds
-            ]
-            for trial in resolved:
-                if trial.hash not in self.trials:
-                    self.trials[trial.hash] = trial
-                    self._note(trial)
-            return resolved
-
         def value_of(hash: str) -> float | None:
             known = self.tracker.ended(hash)
             return known.value if known else None
 
-        inner = search.searcher(sweep.space, sweep.metric, sweep.mode)
         return SeedAveragedSearcher(
-            inner,
+            search.searcher(sweep.space, sweep.metric, sweep.mode),
             search.num_samples,
-            trials_of,
+            self._trials_at,
             value_of,
             self._config,
             sweep.metric,
             sweep.mode,
         )
 
+    def _trials_at(self, suggested: Point) -> list[PlannedTrial]:
+        """Return the checked trials, one for each seed, of a point that a searcher suggests."""
+        sweep = self.sweep
+        point = applicable(sweep.space, suggested)
+        resolved = [planning.resolve(sweep, point, seed) for seed in sweep.seeds]
+        found = [planning.checked(sweep, trial, self.plan.inputs) for trial in resolved]
+        for trial in found:
+            if trial.hash not in self.trials:
+                self.trials[trial.hash] = trial
+                self._note(trial)
+        return found
 
-def _reached(location: str) -> Point:
-    """The values that population-based training had reached at the last checkpoint."""
+
+def _mutated_values(location: str) -> Point:
+    """Return the values of population-based training at the last checkpoint."""
     saved = saved_in(Storage(location))
     if not saved:
         return {}
@@ -209,6 +182,16 @@ def _reached(location: str) -> Point:
     return {k.removeprefix(MUTATED): v for k, v in last.items() if k.startswith(MUTATED)}
 
 
-def _of(configs: dict[str, dict[str, Any]], spec: Any) -> dict[str, Any]:
-    """The config of the trial that Tune is making."""
-    return configs[spec.config["hash"]]
+def _grid(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a grid of identities with the config of each.
+
+    The configs are samplers, which stops Tune from resolving their nested values.
+    """
+    keys = next(iter(configs.values())).keys() - {"hash"}
+    return {
+        "hash": tune.grid_search(list(configs)),
+        **{
+            key: tune.sample_from(lambda spec, key=key: configs[spec.config["hash"]][key])
+            for key in sorted(keys)
+        },
+    }

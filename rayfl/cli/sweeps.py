@@ -110,12 +110,12 @@ def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepD
         resolved = load()
         from tuning import sweep as sweeps
 
-        result = sweeps.run(resolved, on_start, progress.watch)
+        result = sweeps.run(resolved, on_start, progress.update)
     return resolved, result, progress
 
 
 def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
-    from rayfl.cli.sweep_display import describe
+    from rayfl.cli.sweep_plan import describe
     from tuning import sweep as sweeps
 
     planned = sweeps.plan(sweep, cluster)

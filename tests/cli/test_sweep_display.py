@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from rayfl.cli.sweep_display import SweepDisplay, describe
+from rayfl.cli.sweep_display import SweepDisplay
+from rayfl.cli.sweep_plan import describe
 from rayfl.runtime.placement import Placement
+from tuning.callbacks import TrialUpdate
 from tuning.config import Sweep
-from tuning.plan import Inputs, PlannedTrial, SweepPlan
+from tuning.inputs import Inputs
+from tuning.plan import PlannedTrial, SweepPlan
 
 SPACE = {"algorithm.rho": {"grid": [0.05, 0.1]}, "partition.alpha": {"grid": [0.1, 1.0]}}
 MANY = {"algorithm.rho": {"grid": [i / 100 for i in range(1, 41)]}}
@@ -19,9 +22,11 @@ MANY = {"algorithm.rho": {"grid": [i / 100 for i in range(1, 41)]}}
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that the display believes have passed; change it freely."""
+    """Time in seconds that the display reads, in a list of one; tests change it."""
     now = [1000.0]
-    monkeypatch.setattr("rayfl.cli.sweep_display.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in ("sweep_display", "sweep_progress"):
+        fake = SimpleNamespace(monotonic=lambda: now[0])
+        monkeypatch.setattr(f"rayfl.cli.{module}.time", fake)
     return now
 
 
@@ -36,7 +41,7 @@ def planned(small, space=SPACE, **changes):
 
 
 def begun(plan, width, height):
-    """The display of a sweep that has started, and a function that draws it."""
+    """Return the display of a sweep that has started, and a function that draws it."""
     console = Console(
         file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None
     )
@@ -45,7 +50,7 @@ def begun(plan, width, height):
 
     def lines():
         with console.capture() as captured:
-            console.print(progress._display())
+            console.print(progress)
         return captured.get().rstrip("\n").splitlines()
 
     return progress, lines
@@ -57,7 +62,7 @@ def test_the_table_fits_the_terminal(small, clock, width, height):
     progress, lines = begun(plan, width, height)
     assert lines()[0].startswith("0 of 40 trials done, starting the actors")
     for trial in plan.trials[:30]:
-        progress.watch(trial, "running", 2, 0.5, "")
+        progress.update(TrialUpdate(trial, "running", 2, 0.5))
     clock[0] += 36_000
     drawn = lines()
     assert len(drawn) < height
@@ -72,16 +77,16 @@ def test_the_table_says_what_there_is(small, clock):
     progress, lines = begun(plan, 100, 40)
     first, second, third, fourth = plan.trials
     for trial in (first, second):
-        progress.watch(trial, "running", 0, None, "")
+        progress.update(TrialUpdate(trial, "running", 0))
     assert lines()[0] == "0 of 4 trials done, 2 running"
     clock[0] += 60  # while the actors start
-    progress.watch(first, "running", 1, 0.25, "")
+    progress.update(TrialUpdate(first, "running", 1, 0.25))
     assert lines()[0] == "0 of 4 trials done, 2 running"
     clock[0] += 30
-    progress.watch(second, "running", 1, 0.5, "")
-    progress.watch(third, "infeasible", 0, None, "a reason")
-    progress.watch(first, "finished", 3, 0.375, "")
-    progress.watch(fourth, "running", 0, None, "")
+    progress.update(TrialUpdate(second, "running", 1, 0.5))
+    progress.update(TrialUpdate(third, "infeasible", 0, None, "a reason"))
+    progress.update(TrialUpdate(first, "finished", 3, 0.375))
+    progress.update(TrialUpdate(fourth, "running", 0))
     # A whole trial took 30 s; left are two thirds of one, and another.
     line, best, *rows = lines()
     assert line == "2 of 4 trials done (1 finished, 1 infeasible), 2 running, 50 s left"
@@ -100,26 +105,28 @@ def test_the_time_left_counts_what_this_command_ran(small, clock):
     plan = planned(small)
     progress, lines = begun(plan, 100, 40)
     for trial in plan.trials[:2]:
-        progress.watch(trial, "finished", 3, 0.5, "")
+        progress.update(TrialUpdate(trial, "finished", 3, 0.5))
     resumed, fresh = plan.trials[2:]
-    progress.watch(resumed, "running", 0, None, "")
-    progress.watch(resumed, "running", 2, None, "goes on after round 2")
+    progress.update(TrialUpdate(resumed, "running", 0))
+    progress.update(TrialUpdate(resumed, "running", 2, None, "goes on after round 2"))
     assert lines()[0] == "2 of 4 trials done (2 finished), 1 running"  # nothing to judge by yet
-    progress.watch(resumed, "finished", 3, 0.5, "")
-    progress.watch(fresh, "running", 0, None, "")
-    progress.watch(fresh, "running", 1, 0.5, "")
+    progress.update(TrialUpdate(resumed, "finished", 3, 0.5))
+    progress.update(TrialUpdate(fresh, "running", 0))
+    progress.update(TrialUpdate(fresh, "running", 1, 0.5))
     clock[0] += 10
-    progress.watch(fresh, "running", 2, 0.5, "")
+    progress.update(TrialUpdate(fresh, "running", 2, 0.5))
     assert lines()[0] == "3 of 4 trials done (3 finished), 1 running, 10 s left"
 
 
 def test_what_failed_is_said_at_once(small, clock):
     plan = planned(small)
-    progress, _ = begun(plan, 100, 40)
-    with progress._console.capture() as captured:
-        progress.watch(plan.trials[0], "running", 0, None, "")
+    console = Console(file=io.StringIO(), width=200)
+    progress = SweepDisplay(console)
+    progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u"))
+    with console.capture() as captured:
+        progress.update(TrialUpdate(plan.trials[0], "running", 0))
         for _ in range(2):
-            progress.watch(plan.trials[0], "failed", 1, None, "round 2: [not] finite")
+            progress.update(TrialUpdate(plan.trials[0], "failed", 1, None, "round 2: [not] finite"))
     assert captured.get() == (
         f"failed: {plan.trials[0].hash} (algorithm.rho=0.05 partition.alpha=0.1 seed=0): "
         "round 2: [not] finite\n"

@@ -5,7 +5,7 @@ import pytest
 from rayfl.errors import ConfigError
 from tuning import plan as planning
 from tuning.config import load_sweep
-from tuning.plan import Inputs
+from tuning.inputs import Inputs
 
 HEAD = {"Alive": True, "Resources": {"node:10.0.0.1": 1.0}}
 GROWS = """
@@ -24,7 +24,7 @@ def plan(sweep_file, *overrides, file=None):
         planning.checked(sweep, trial, inputs)
         for trial in planning.trials(sweep, sweep.search.points(sweep.space))
     ]
-    return planning.share(sweep, found, inputs, file)
+    return planning.allocate(sweep, found, inputs, file)
 
 
 @pytest.fixture(autouse=True)

@@ -313,13 +313,13 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
     preset = presets.load("fedwmsam/table6", "small", TINY, "algorithm.name=fedwmsam")
     started = []
 
-    def watch(trial, state, rounds, value, reason):
-        if state == "running" and rounds == 0:
-            started.append(trial.hash)
+    def on_update(update):
+        if update.state == "running" and update.rounds == 0:
+            started.append(update.trial.hash)
 
-    comparison, result = compare.reproduce(preset, watch=watch)
+    comparison, result = compare.reproduce(preset, on_update=on_update)
     assert len(started) == 4
-    again, _ = compare.reproduce(preset, watch=watch)
+    again, _ = compare.reproduce(preset, on_update=on_update)
     assert len(started) == 4
     assert again == comparison
 

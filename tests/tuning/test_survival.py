@@ -43,11 +43,11 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
 
     reported = {}
 
-    def watch(trial, state, rounds, value, reason):
-        if state == "running" and rounds and not reason:
-            reported.setdefault(trial.hash, rounds)
+    def on_update(update):
+        if update.state == "running" and update.rounds and not update.reason:
+            reported.setdefault(update.trial.hash, update.rounds)
 
-    result = run(load_sweep(path, overrides), watch=watch)
+    result = run(load_sweep(path, overrides), on_update=on_update)
     assert [row.state for row in result.rows] == ["finished"] * 4
     # Without its driver a trial may have got to its end, which is then what it reports.
     went_on = {hash: min(round + 1, 30) for hash, round in reached.items()}

@@ -20,17 +20,17 @@ def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
     """The same sweep again runs nothing, a wider one what it adds; trials are as runs of their own."""
     path, started = sweep_file(seeds=[1]), []
 
-    def watch(trial, state, rounds, value, reason):
-        if state == "running" and rounds == 0:
-            started.append(trial.hash)
+    def on_update(update):
+        if update.state == "running" and update.rounds == 0:
+            started.append(update.trial.hash)
 
-    first = run(load_sweep(path), watch=watch)
+    first = run(load_sweep(path), on_update=on_update)
     assert len(started) == 2
     assert {row.state for row in first.rows} == {"finished"}
-    again = run(load_sweep(path), watch=watch)
+    again = run(load_sweep(path), on_update=on_update)
     assert len(started) == 2
     assert table(again) == table(first)
-    wider = run(load_sweep(path, ["space.algorithm.rho.grid=[0.1,0.2,0.05]"]), watch=watch)
+    wider = run(load_sweep(path, ["space.algorithm.rho.grid=[0.1,0.2,0.05]"]), on_update=on_update)
     assert len(started) == 3
     assert table(wider).items() > table(first).items()
 
@@ -156,17 +156,17 @@ def test_optuna_goes_on_from_the_points_that_it_has(ray_session, sweep_file):
     path = sweep_file(seeds=[0, 1], space={"algorithm.rho": {"uniform": [0.01, 0.2]}})
     started = []
 
-    def watch(trial, state, rounds, value, reason):
-        if state == "running" and rounds == 0:
-            started.append(trial.hash)
+    def on_update(update):
+        if update.state == "running" and update.rounds == 0:
+            started.append(update.trial.hash)
 
-    first = run(load_sweep(path, ["search={name: optuna, num_samples: 2}"]), watch=watch)
+    first = run(load_sweep(path, ["search={name: optuna, num_samples: 2}"]), on_update=on_update)
     assert len(started) == len(first.rows) == 4
     assert {row.state for row in first.rows} == {"finished"}
     values = {row.trial.point["algorithm.rho"] for row in first.rows}
     assert len(values) == 2
     assert all(0.01 <= value <= 0.2 for value in values)
     assert {row.trial.seed for row in first.rows} == {0, 1}
-    more = run(load_sweep(path, ["search={name: optuna, num_samples: 3}"]), watch=watch)
+    more = run(load_sweep(path, ["search={name: optuna, num_samples: 3}"]), on_update=on_update)
     assert len(started) == len(set(started)) == len(more.rows) == 6
     assert table(more).items() > table(first).items()

@@ -17,7 +17,7 @@ from tuning.space import Point, is_task
 from tuning.states import counted
 
 if TYPE_CHECKING:
-    from tuning.callbacks import Watch
+    from tuning.callbacks import OnUpdate
     from tuning.sweep import SweepResult, SweepStart, TrialResult
 
 
@@ -70,12 +70,12 @@ class Comparison:
 def reproduce(
     preset: Preset,
     on_start: "Callable[[SweepStart], None]" = lambda start: None,
-    watch: "Watch" = lambda *_: None,
+    on_update: "OnUpdate" = lambda update: None,
 ) -> "tuple[Comparison, SweepResult]":
     """Run what is missing of the preset's sweep, as `tuning.sweep.run` does, and compare."""
     from tuning import sweep as sweeps
 
-    result = sweeps.run(preset.sweep, on_start, watch)
+    result = sweeps.run(preset.sweep, on_start, on_update)
     return compare(preset, result.rows), result
 
 
