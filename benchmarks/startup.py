@@ -37,7 +37,7 @@ def measure(repeats: int) -> list[Finding]:
 
 def _first_round() -> float:
     # Here, for it takes seconds and starts threads, and the bare loop is forked from this process.
-    from rayfl.tracking.mlflow import TrackingStore
+    from rayfl.tracking.store import TrackingStore
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()

@@ -20,7 +20,7 @@ from benchmarks.findings import Finding, median
 from benchmarks.startup import QUICKSTART
 from rayfl.experiment import run
 from rayfl.runtime import cluster
-from rayfl.tracking.mlflow import TrackingStore
+from rayfl.tracking.store import TrackingStore
 from tuning.callbacks import TrialUpdate
 from tuning.config import Sweep, load_sweep
 from tuning.space import Point

@@ -1,11 +1,53 @@
 """The errors that users see. Each message names the value, what is allowed and what to do."""
 
+from collections.abc import Callable
+from typing import Any, Self
 
-class ConfigError(Exception):
+from rayfl.text import shown
+
+
+class KeyedError(Exception):
+    """An error about keys of a config, worded as `key = value: message; hint`.
+
+    `allowed` stands for the message "must be ...". `value` is left out where there is none to show.
+    `keys` are the other dotted keys that these name; none of them is a part of another.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        key: str = "",
+        value: Any = ...,
+        allowed: str = "",
+        hint: str = "",
+        keys: tuple[str, ...] = (),
+    ):
+        # All of it goes to Exception.__init__ so that the error pickles across processes.
+        super().__init__(message, key, value, allowed, hint, keys)
+        self.message, self.key, self.value = message, key, value
+        self.allowed, self.hint, self.keys = allowed, hint, keys
+
+    def __str__(self) -> str:
+        given = "" if self.value is ... else f" = {shown(self.value)}"
+        message = self.message or f"must be {self.allowed}"
+        words = f"{self.key}{given}: {message}" if self.key else message
+        return f"{words}; {self.hint}" if self.hint else words
+
+    def rekeyed(self, name: Callable[[str], str]) -> Self:
+        """Return this error with each key as `name` gives it, such as the key in a sweep's file."""
+        words = [self.message, self.allowed, self.hint]
+        for key in filter(lambda key: "." in key, self.keys):
+            words = [text.replace(key, name(key)) for text in words]
+        message, allowed, hint = words
+        keys = tuple(map(name, self.keys))
+        return type(self)(message, name(self.key), self.value, allowed, hint, keys)
+
+
+class ConfigError(KeyedError):
     """Bad input, found before any actor starts. The command line exits with code 2."""
 
 
-class RunError(Exception):
+class RunError(KeyedError):
     """A run that had started cannot go on. The command line exits with code 1."""
 
 
@@ -13,14 +55,18 @@ class ClientError(RunError):
     """Code that ran for some clients raised; carries round, client ids, algorithm and the traceback."""
 
     def __init__(self, round: int, clients: tuple[int, ...], algorithm: str, traceback: str):
-        # All four go to Exception.__init__ so that the error pickles across processes.
-        super().__init__(round, clients, algorithm, traceback)
+        super().__init__()
+        self.args = (round, clients, algorithm, traceback)  # what the error is pickled by
         self.round, self.clients, self.algorithm, self.traceback = (
             round,
             clients,
             algorithm,
             traceback,
         )
+
+    def rekeyed(self, name: Callable[[str], str]) -> Self:
+        """Return the error itself: it is about the user's code, and names no key."""
+        return self
 
     def __str__(self) -> str:
         ids = ", ".join(map(str, self.clients[:10])) + (", ..." if len(self.clients) > 10 else "")
@@ -38,14 +84,14 @@ class CheckpointError(RunError):
 
 
 class StateLostError(RunError):
-    """What the server held is gone (a node took objects with it): go on from the last checkpoint."""
+    """The server's objects are gone with a node: go on from the last checkpoint."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, without what it adds below; its type if it says nothing."""
+    """Return the first line of a library's error; its type if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def reason(error: BaseException) -> str:
-    """An error of a library on one line, with its type."""
+    """Return a library's error on one line, with its type."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from rayfl import models
-from rayfl.config.schema import Experiment, Resources
+from rayfl.config.schema import Experiment
+from rayfl.config.sections import Resources
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
@@ -41,7 +42,8 @@ from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 
 if TYPE_CHECKING:
-    from rayfl.tracking.mlflow import RunTracker, TrackingStore
+    from rayfl.tracking.mlflow import RunTracker
+    from rayfl.tracking.store import TrackingStore
 
 # What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
 # server handles on the cores that train.
@@ -325,9 +327,7 @@ def wanted(resources: Resources) -> Demand:
 def _open_store(config: Experiment) -> "TrackingStore | None":
     if not config.tracking.enabled:
         return None
-    from rayfl.tracking.mlflow import (
-        TrackingStore,  # mlflow takes seconds to import: not without tracking
-    )
+    from rayfl.tracking.store import TrackingStore  # imports mlflow, which takes seconds
 
     return TrackingStore(config.tracking.uri, config.tracking.experiment)
 

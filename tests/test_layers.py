@@ -19,7 +19,8 @@ LAYERS = [
     {"training"},
     {"storage", "data", "models"},
     {"algorithms"},
-    {"seeds", "errors", "text"},
+    {"errors"},
+    {"seeds", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from rayfl.config.schema import Resources
+from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
 from rayfl.experiment import wanted
 from rayfl.runtime.placement import Placement, place, room_on

@@ -10,7 +10,6 @@ Overrides follow the file's own keys: `space.algorithm.rho.grid=[0.05,0.1]`, `ba
 `scheduler.name=asha`.
 """
 
-import io
 import json
 import os
 import re
@@ -19,25 +18,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from ruamel.yaml import YAML
 
 from rayfl.config import layers, shipped
 from rayfl.config.choice import Choice
 from rayfl.config.layers import Layer
 from rayfl.config.messages import config_error
-from rayfl.config.schema import NAMED, Experiment, Positive, Section, load_config
+from rayfl.config.named import NAMED
+from rayfl.config.schema import Experiment, load_config
+from rayfl.config.sections import Positive, Section
+from rayfl.config.values import to_yaml
 from rayfl.errors import ConfigError
-from rayfl.text import shown
 from tuning.schedulers import SCHEDULERS, Scheduler
 from tuning.searchers import SEARCHES, Search
 from tuning.space import KINDS, Axis, Point, check, dotted, layer
 
 # `search: random` stands for `search: {name: random}`.
 _NAME_ALONE = re.compile(r"^(search|scheduler)=(\w+)$")
-# A dotted key of an experiment in a message, but not a part of a longer key or of a path.
-_KEY = re.compile(
-    rf"(?:(?<![\w./'-])|(?<=did you mean '))({'|'.join(Experiment.model_fields)})(?:\.\w+)+"
-)
 
 SEARCH = Choice("search", SEARCHES, Search)
 SCHEDULER = Choice("scheduler", SCHEDULERS, Scheduler)
@@ -106,9 +102,8 @@ class Sweep(Section):
     def _consistent(self) -> Self:
         check(self.space)
         if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(
-                f"seeds = {shown(list(self.seeds))}: must be different from each other"
-            )
+            different = "different from each other"
+            raise ConfigError(key="seeds", value=list(self.seeds), allowed=different)
         self.search.check(self.space)
         self.scheduler.check(self.space, self.search)
         return self
@@ -125,29 +120,23 @@ class Sweep(Section):
         return self.model_dump(mode="json", include={"scheduler", "stop", "metric", "mode"})
 
     def to_yaml(self) -> str:
-        """The resolved sweep as a file that gives it again."""
-        stream = io.StringIO()
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.dump(self.model_dump(mode="json", exclude_none=True), stream)
-        return stream.getvalue()
+        """Return the resolved sweep as a file that gives it again."""
+        return to_yaml(self.model_dump(mode="json", exclude_none=True))
 
     def rounds(self, experiment: Experiment) -> int:
         """Return the largest number of rounds that a trial of this experiment runs."""
         return min(experiment.federation.rounds, self.stop.rounds or experiment.federation.rounds)
 
     def experiment(self, point: Point, seed: int) -> Experiment:
-        """The experiment at a point; ConfigError if there is no such."""
+        """Return the experiment at a point; ConfigError if there is none."""
         return load_config(self.raw(point, seed))
 
-    def worded(self, message: str) -> str:
-        """A message about an experiment, with its keys as the sweep's file and overrides have them."""
-
-        def key(match: re.Match[str]) -> str:
-            is_axis = any(f"{match[0]}.".startswith(f"{axis}.") for axis in self.space)
-            return match[0] if is_axis else f"base.{match[0]}"
-
-        return _KEY.sub(key, message)
+    def key(self, key: str) -> str:
+        """Return the key of an experiment as the sweep's file has it; a key of the sweep itself stays."""
+        if not key or key.partition(".")[0] in Sweep.model_fields:
+            return key
+        is_axis = any(f"{key}.".startswith(f"{axis}.") for axis in self.space)
+        return f"{'space' if is_axis else 'base'}.{key}"
 
     def raw(self, point: Point, seed: int) -> Layer:
         """The experiment at a point, not yet checked."""

@@ -41,7 +41,7 @@ class Inputs:
     """Dataset and partition, by `data_key`."""
     _sources: dict[str, Dataset] = field(default_factory=dict)
     _units: dict[str, int] = field(default_factory=dict)
-    _problems: dict[str, str] = field(default_factory=dict)
+    _problems: dict[str, ConfigError] = field(default_factory=dict)
 
     def of(self, experiment: Experiment) -> tuple[Dataset, Partition]:
         return self.data[data_key(experiment)]
@@ -80,12 +80,12 @@ class Inputs:
 
     def _once(self, made: dict[str, Any], key: str, make: Any) -> Any:
         if key in self._problems:  # do not try again to read missing data, which may take long
-            raise ConfigError(self._problems[key])
+            raise self._problems[key]
         if key not in made:
             try:
                 made[key] = make()
             except ConfigError as error:
-                self._problems[key] = str(error)
+                self._problems[key] = error
                 raise
         return made[key]
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rayfl.config.schema import Experiment, Resources
+from rayfl.config.schema import Experiment
+from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
 from rayfl.experiment import storage, wanted
 from rayfl.runtime.placement import Placement, place
@@ -99,9 +100,10 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
     except ConfigError as error:
         content = json.dumps(sweep.raw(point, seed), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return PlannedTrial(point, seed, digest, None, sweep.worded(str(error)))
+        return PlannedTrial(point, seed, digest, None, str(error.rekeyed(sweep.key)))
     clash = _clash(sweep, experiment)
-    return PlannedTrial(point, seed, experiment.hash, experiment, clash and sweep.worded(clash))
+    problem = str(clash.rekeyed(sweep.key)) if clash else None
+    return PlannedTrial(point, seed, experiment.hash, experiment, problem)
 
 
 def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
@@ -111,7 +113,7 @@ def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
     try:
         inputs.units(trial.experiment)
     except ConfigError as error:
-        return replace(trial, problem=sweep.worded(str(error)))
+        return replace(trial, problem=str(error.rekeyed(sweep.key)))
     return trial
 
 
@@ -169,12 +171,14 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
     return None if experiment.checkpoint.every is None or "://" in location else location
 
 
-def _clash(sweep: Sweep, experiment: Experiment) -> str | None:
+def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
     """Return the conflict between the scheduler's interval and the evaluations, if there is one."""
     interval, every = sweep.scheduler.interval, experiment.federation.eval_every
     if interval is None or interval % every == 0 or not sweep.metric.startswith("test/"):
         return None
-    return (
-        f"federation.eval_every = {every}: the scheduler decides every {interval} rounds, each of which "
-        "must be evaluated; let it divide that number"
+    return ConfigError(
+        f"the scheduler decides every {interval} rounds, each of which must be evaluated",
+        key="federation.eval_every",
+        value=every,
+        hint="let it divide that number",
     )

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from rayfl.config.identity import is_identity
 from rayfl.config.layers import Layer, join
 from rayfl.config.messages import RENAMED
-from rayfl.config.schema import Section
+from rayfl.config.sections import Section
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 
@@ -24,8 +25,6 @@ Point = dict[str, Any]
 
 KINDS = ("grid", "range", "choice", "uniform", "loguniform", "integers")
 _GRIDS = ("grid", "range")
-# These change no result, so that two points that differ in them would be the same experiment.
-_NO_AXES = ("ray", "resources", "tracking", "checkpoint", "evaluation")
 _TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
 
 Value = Any
@@ -159,19 +158,19 @@ def check(space: Space) -> None:
     for key, axis in space.items():
         section = key.partition(".")[0]
         if key in RENAMED:
-            raise ConfigError(f"space.{key}: is now called space.{' '.join(RENAMED[key])}".strip())
-        if section in _NO_AXES:
-            raise ConfigError(f"space.{key}: {section} changes no result and can be no axis")
+            raise ConfigError(f"is now called space.{''.join(RENAMED[key])}", f"space.{key}")
+        if not is_identity(key):  # points that differ in it alone would be the same experiment
+            raise ConfigError("changes no result and can be no axis", f"space.{key}")
         if section == "seed":
-            raise ConfigError(
-                "space.seed: every point runs with every seed; use 'seeds: [0, 1, 2]'"
-            )
+            hint = "use 'seeds: [0, 1, 2]'"
+            raise ConfigError("every point runs with every seed", "space.seed", hint=hint)
         for other in axis.when:
             if other == key or other not in space:
                 known = [name for name in space if name != key]
                 raise ConfigError(
-                    f"space.{key}.when.{other}: must be another axis of the space"
-                    f"{nearest(other, known)}; there are: {', '.join(known) or 'none'}"
+                    key=f"space.{key}.when.{other}",
+                    allowed=f"another axis of the space{nearest(other, known)}",
+                    hint=f"there are: {', '.join(known) or 'none'}",
                 )
     _ordered(space)
 
@@ -231,6 +230,6 @@ def _ordered(space: Space) -> dict[str, Axis]:
     while waiting:
         ready = [key for key, axis in waiting.items() if set(axis.when) <= set(ordered)]
         if not ready:
-            raise ConfigError(f"space: the 'when' of {', '.join(waiting)} go in a circle")
+            raise ConfigError(f"the 'when' of {', '.join(waiting)} go in a circle", "space")
         ordered[ready[0]] = waiting.pop(ready[0])
     return ordered

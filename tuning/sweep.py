@@ -69,7 +69,7 @@ class SweepResult:
 def plan(sweep: Sweep, cluster_file: Path | None = None) -> SweepPlan:
     """Plan the sweep on the cluster of `base.ray.address`, or on this machine."""
     found, inputs = _feasible(sweep)
-    with _worded(sweep), cluster.connected(**_experiment(found).ray.model_dump()):
+    with _rekeyed(sweep), cluster.connected(**_experiment(found).ray.model_dump()):
         return planning.allocate(sweep, found, inputs, cluster_file)
 
 
@@ -83,14 +83,14 @@ def run(
     `on_update` is called for each progress and change of state of a trial. Raises ConfigError before any
     actor starts. After an interrupt, the same call resumes the sweep.
     """
-    from rayfl.tracking.mlflow import TrackingStore
+    from rayfl.tracking.store import TrackingStore
 
     found, inputs = _feasible(sweep)
     base = _experiment(found)
     if not base.tracking.enabled:
-        raise ConfigError("base.tracking.enabled = false: MLflow is what a sweep goes on from")
+        raise ConfigError("MLflow is what a sweep goes on from", "base.tracking.enabled", False)
     with (
-        _worded(sweep),
+        _rekeyed(sweep),
         ThreadPoolExecutor(1) as aside,
         cluster.connected(**base.ray.model_dump()),
     ):
@@ -114,12 +114,12 @@ def run(
 
 
 @contextlib.contextmanager
-def _worded(sweep: Sweep) -> Iterator[None]:
+def _rekeyed(sweep: Sweep) -> Iterator[None]:
     """Translate the keys of errors about the base experiment into the keys of the sweep."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(sweep.worded(str(error))) from error
+        raise error.rekeyed(sweep.key) from error
 
 
 def _feasible(sweep: Sweep) -> tuple[list[PlannedTrial], Inputs]:

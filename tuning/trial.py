@@ -15,8 +15,9 @@ import ray
 import torch
 
 from rayfl.config.layers import merge
-from rayfl.config.schema import NAMED, load_config
-from rayfl.errors import ClientError, ConfigError, RunError, StateLostError, first_line
+from rayfl.config.named import NAMED
+from rayfl.config.schema import load_config
+from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
 from rayfl.experiment import client_accuracies, prepare
 from rayfl.federation.history import History
 from rayfl.federation.server import Record, Server
@@ -176,20 +177,18 @@ class Execution:
     def _ending(self, stopped: str | None) -> dict[str, Any]:
         if self._latest(self._sweep.metric) is None:
             found = sorted({key for row in self._history.rows.values() for key in row})
-            raise ConfigError(
-                f"metric = {self._sweep.metric!r}: no round has it; there are {', '.join(found)}"
-            )
+            there = f"there are {', '.join(found)}"
+            raise ConfigError("no round has it", "metric", self._sweep.metric, hint=there)
         w = torch.tensor(self._running.parameters()[0])
         clients = client_accuracies(self._prepared, self._running.correct)
         return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
 
     def _failed(self, error: Exception) -> dict[str, str]:
         """Why the trial failed, in one line and in full."""
-        known = isinstance(error, RunError | ConfigError)
         text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
         line = (
-            self._sweep.worded(str(error))
-            if known
+            str(error.rekeyed(self._sweep.key))
+            if isinstance(error, KeyedError)
             else f"{type(error).__name__}: {first_line(error)}"
         )
         return {"failed": line.strip().splitlines()[0], "traceback": text}

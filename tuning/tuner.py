@@ -187,11 +187,12 @@ def _grid(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     The configs are samplers, which stops Tune from resolving their nested values.
     """
-    keys = next(iter(configs.values())).keys() - {"hash"}
-    return {
-        "hash": tune.grid_search(list(configs)),
-        **{
-            key: tune.sample_from(lambda spec, key=key: configs[spec.config["hash"]][key])
-            for key in sorted(keys)
-        },
-    }
+
+    def sampler(key: str) -> Any:
+        def value(spec: Any) -> Any:
+            return configs[spec.config["hash"]][key]
+
+        return tune.sample_from(value)
+
+    keys = sorted(next(iter(configs.values())).keys() - {"hash"})
+    return {"hash": tune.grid_search(list(configs)), **{key: sampler(key) for key in keys}}

@@ -1,30 +1,27 @@
 """Commands that run the experiments of a set of runs again: one base config, and overrides for each."""
 
-import io
 import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
 from rayfl.analysis.runs import canonical, is_config_key
 from rayfl.config import layers
+from rayfl.config.identity import PLACES
+from rayfl.config.values import to_yaml
 from rayfl.errors import ConfigError
 
 BASE = "base.yaml"
-_PLACES = (
-    "data.root",
-    "data.download",
-)  # no part of an experiment's identity, but it needs its files
 
 
 class Reproduction:
     """What all runs of a set have in common, and what tells them apart."""
 
     def __init__(self, runs: pd.DataFrame):
-        keys = [key for key in runs.columns if is_config_key(key) or key in _PLACES]
+        # The places are no part of an experiment's identity, but it needs its files.
+        keys = [key for key in runs.columns if is_config_key(key) or key in PLACES]
         self._configs: list[dict[str, Any]] = [
             {key: v for key, v in zip(keys, row, strict=True) if v is None or v == v}
             for row in runs[keys].itertuples(index=False, name=None)
@@ -45,11 +42,7 @@ class Reproduction:
             for section in sections:
                 level = level.setdefault(section, {})
             level[name] = _listed(value)
-        stream = io.StringIO()
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.dump(nested, stream)
-        return stream.getvalue()
+        return to_yaml(nested)
 
     def overrides(self, i: int) -> list[str]:
         """`key=value` of run i of the set, the names of sections before their options."""

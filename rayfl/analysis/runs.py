@@ -16,6 +16,7 @@ import pandas as pd
 
 from rayfl.analysis import filters as filters
 from rayfl.analysis.metrics import Metric, metric, numbers
+from rayfl.config.identity import is_identity
 from rayfl.errors import ConfigError, first_line
 from rayfl.text import nearest, shown
 from rayfl.tracking.defaults import database_file, default_uri
@@ -37,12 +38,6 @@ ABOUT = {
 STATES = ("finished", "stopped_early", "failed", "infeasible", "interrupted", "running")
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
-# No result depends on these, so nothing is grouped by them. As in `rayfl.config.schema`, which takes
-# seconds to import.
-NOT_IN_IDENTITY = (
-    *("resources.", "ray.", "tracking.", "checkpoint.", "evaluation."),
-    *("data.root", "data.download", "model.download"),
-)
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
 _RUNS_PER_PAGE = 1000
 _READERS = 4  # threads
@@ -92,7 +87,7 @@ def axes(runs: pd.DataFrame) -> list[str]:
 
 def is_config_key(column: str) -> bool:
     """Whether the column is a key of the config that the result depends on."""
-    return _KEY.fullmatch(column) is not None and not column.startswith(NOT_IN_IDENTITY)
+    return _KEY.fullmatch(column) is not None and is_identity(column)
 
 
 def values(runs: pd.DataFrame, key: str) -> list[Any]:

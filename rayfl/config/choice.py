@@ -31,7 +31,7 @@ class Choice:
     base: type
 
     def parse(self, value: Any) -> Any:
-        """The object that `{name: ..., **options}` describes; ConfigError if there is no such."""
+        """Return the object that `{name: ..., **options}` describes; ConfigError if there is none."""
         name, options = self.split(value)
         found = self._found(name)
         keys = [field.name for field in dataclasses.fields(found)]
@@ -46,14 +46,13 @@ class Choice:
         except ConfigError:
             raise
         except Exception as error:  # whatever the class raises
-            raise ConfigError(
-                f"{self.section}.name = {shown(name)}: cannot be made with the options {shown(options)} "
-                f"({_reason(error)})"
+            raise self._error(
+                name, f"cannot be made with the options {shown(options)} ({_reason(error)})"
             ) from error
         return built
 
     def has(self, name: Any, key: str) -> bool | None:
-        """Whether sections of this name have this option; None if there is no such name, as `parse` says."""
+        """Return whether sections of this name have this option; None if there is no such name."""
         try:
             found = self._found(self.split({"name": name})[0])
         except ConfigError:
@@ -61,52 +60,51 @@ class Choice:
         return key in [field.name for field in dataclasses.fields(found)]
 
     def dump(self, value: Any) -> dict[str, Any]:
-        """`{name: ..., **options}` of an object that `parse` made."""
+        """Return `{name: ..., **options}` for an object that `parse` made."""
         cls = type(value)
         names = {known: name for name, known in self.known.items()}
         name = names.get(cls, f"{cls.__module__}:{cls.__qualname__}")
         return {"name": name, **TypeAdapter(cls).dump_python(value, mode="json")}
 
     def split(self, value: Any) -> tuple[str, dict[str, Any]]:
-        """Name and options of the section; ConfigError if it is none or has no name."""
-        names = f"{', '.join(sorted(self.known))}, or an import path 'package.module:Name'"
+        """Return name and options of the section; ConfigError if it is none or has no name."""
+        key = f"{self.section}.name"
         if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{self.section} = {shown(value)}: must be a section; "
-                f"set {self.section}.name to one of {names}"
-            )
+            hint = f"set {key} to one of {self._names}"
+            raise ConfigError("must be a section", self.section, value, hint=hint, keys=(key,))
         if "name" not in value:
-            raise ConfigError(f"{self.section}.name is missing; add one of {names}")
+            raise ConfigError("is missing", key, hint=f"add one of {self._names}")
         name = value["name"]
         if not isinstance(name, str):
-            raise ConfigError(f"{self.section}.name = {shown(name)}: must be one of {names}")
+            raise ConfigError(key=key, value=name, allowed=f"one of {self._names}")
         return name, {key: option for key, option in value.items() if key != "name"}
 
     def _found(self, name: str) -> type:
-        """The dataclass of this name; ConfigError if there is none."""
+        """Return the dataclass of this name; ConfigError if there is none."""
         found = import_path(name, f"{self.section}.name") if ":" in name else self._lookup(name)
         self._check(name, found)
         return found
 
     def _lookup(self, name: str) -> type:
         if name not in self.known:
-            raise ConfigError(
-                f"{self.section}.name = {shown(name)}: unknown name{nearest(name, self.known)}; allowed: "
-                f"{', '.join(sorted(self.known))}, or an import path 'package.module:Name'"
-            )
+            unknown = f"unknown name{nearest(name, self.known)}"
+            raise self._error(name, unknown, hint=f"allowed: {self._names}")
         return self.known[name]
+
+    @property
+    def _names(self) -> str:
+        return f"{', '.join(sorted(self.known))}, or an import path 'package.module:Name'"
+
+    def _error(self, name: str, message: str, hint: str = "") -> ConfigError:
+        return ConfigError(message, f"{self.section}.name", name, hint=hint)
 
     def _check(self, name: str, found: Any) -> None:
         if not (inspect.isclass(found) and issubclass(found, self.base)):
-            raise ConfigError(
-                f"{self.section}.name = {shown(name)}: must name a subclass of "
-                f"{self.base.__module__}.{self.base.__name__}"
-            )
+            base = f"{self.base.__module__}.{self.base.__name__}"
+            raise self._error(name, f"must name a subclass of {base}")
         if "__dataclass_fields__" not in vars(found):
-            raise ConfigError(
-                f"{self.section}.name = {shown(name)}: must be a dataclass; "
-                "put @dataclass(frozen=True, kw_only=True) above the class"
-            )
+            hint = "put @dataclass(frozen=True, kw_only=True) above the class"
+            raise self._error(name, "must be a dataclass", hint)
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -119,25 +117,24 @@ class Choice:
 
 
 def import_path(path: str, key: str) -> Any:
-    """The object at `package.module:Name`; ConfigError names the dotted config key `key`."""
+    """Return the object at `package.module:Name`; ConfigError names the dotted config key `key`."""
     module, _, attribute = path.partition(":")
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise ConfigError(
-            f"{key} = {shown(path)}: cannot be imported ({_reason(error)}); give 'package.module:Name' of "
-            "a module that is installed or in the working directory"
-        ) from error
+        hint = (
+            "give 'package.module:Name' of a module that is installed or in the working directory"
+        )
+        raise ConfigError(f"cannot be imported ({_reason(error)})", key, path, hint=hint) from error
     try:
         return attrgetter(attribute)(imported)
     except AttributeError:
-        raise ConfigError(
-            f"{key} = {shown(path)}: {module} has no {shown(attribute)}{nearest(attribute, dir(imported))}"
-        ) from None
+        missing = f"{module} has no {shown(attribute)}{nearest(attribute, dir(imported))}"
+        raise ConfigError(missing, key, path) from None
 
 
 def _reason(error: BaseException) -> str:
-    """What was raised, and the line of the user's own code that did."""
+    """Return the error in words, with the line of the user's own code that raised it."""
     reason = f"{type(error).__name__}: {one_line(error)}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if frame.filename.startswith("<") or frame.filename in (__file__, type_adapter.__file__):

@@ -1,4 +1,4 @@
-"""What a config may hold, in words: turns types and pydantic's findings into one line for users.
+"""Messages about configs: types and pydantic's findings as one line for users.
 
 The words come from JSON schemas, so a message says everything that a key allows, not only the first
 rule that a value broke.
@@ -35,46 +35,43 @@ RENAMED = {
     "federation.dropout": ("federation.client_dropout", ""),
     "federation.stragglers": ("federation.straggler_prob", ""),
     "federation.max_norm": ("federation.clip_norm", ""),
-    "federation.cohort_size": ("federation.cohort", "(an integer: clients of a round)"),
+    "federation.cohort_size": ("federation.cohort", " (an integer: clients of a round)"),
     "federation.participation": (
         "federation.cohort",
-        "(a fraction of the clients, with a decimal point: 1.0 is all of them)",
+        " (a fraction of the clients, with a decimal point: 1.0 is all of them)",
     ),
     "resources.wait_s": ("resources.autoscale_timeout_s", ""),
 }
 
 
 def renamed(key: str, value: Any) -> ConfigError | None:
-    """The error that tells the new name of a key of before; None if `key` is none of them."""
+    """Return the error that names the new key; None if `key` is no old one."""
     if key not in RENAMED:
         return None
     name, note = RENAMED[key]
     if note and value is None:
-        write = f"leave {key} out"
+        write = "leave it out"
     else:
         is_share = key == "federation.participation" and isinstance(value, int | float)
         write = f"write {name}={shown(float(value) if is_share else value)}"
-    return ConfigError(
-        f"{key} = {shown(value)}: is now called {' '.join((name, note)).strip()}; {write}"
-    )
+    return ConfigError(f"is now called {name}{note}", key, value, hint=write, keys=(name,))
 
 
 def unknown_key(
     section: str, name: object, value: Any, known: Iterable[str], elsewhere: Mapping[str, str]
 ) -> ConfigError:
-    """The complaint about a key of a section; `elsewhere`: dotted keys of other sections by name."""
+    """Return the error about an unknown key; `elsewhere`: dotted keys of other sections by name."""
     siblings = {key: _dotted(section, key) for key in known}
     named = {**elsewhere, **siblings}
-    similar = difflib.get_close_matches(str(name), named, n=1)
-    hint = f" (did you mean '{named[similar[0]]}'?)" if similar else ""
-    return ConfigError(
-        f"{_dotted(section, str(name))} = {shown(value)}: unknown key{hint}; "
-        f"allowed{f' in {section}' if section else ''}: {', '.join(sorted(siblings))}"
-    )
+    similar = [named[match] for match in difflib.get_close_matches(str(name), named, n=1)]
+    meant = f" (did you mean '{similar[0]}'?)" if similar else ""
+    there = f"allowed{f' in {section}' if section else ''}: {', '.join(sorted(siblings))}"
+    key = _dotted(section, str(name))
+    return ConfigError(f"unknown key{meant}", key, value, hint=there, keys=tuple(similar))
 
 
 def allowed(schema: Schema, root: Schema | None = None) -> str:
-    """What a value of this JSON schema may be, such as "'auto' or an integer greater than 0".
+    """Describe the values of a JSON schema, such as "'auto' or an integer greater than 0".
 
     `root` is the schema whose `$defs` it refers to. Empty if there are no words for it.
     """
@@ -103,13 +100,13 @@ def allowed(schema: Schema, root: Schema | None = None) -> str:
 
 
 def keys_of(schema: Schema, root: Schema) -> Mapping[str, Schema]:
-    """The keys of a section, one that may be null too, and what each may be; none if it is no section."""
+    """Return the schema of each key of a section (which may be null too); none if it is no section."""
     members = [_resolved(m, root) for m in (schema, *_resolved(schema, root).get("anyOf", ()))]
     return next((m["properties"] for m in members if "properties" in m), {})
 
 
 def schema_of(model: Any) -> Schema:
-    """The JSON schema of a config class; empty if it has a type that JSON cannot describe."""
+    """Return the JSON schema of a config class; empty if it has a type that JSON cannot describe."""
     try:
         return TypeAdapter(model).json_schema()
     except PydanticInvalidForJsonSchema:
@@ -117,7 +114,7 @@ def schema_of(model: Any) -> Schema:
 
 
 def config_error(error: ValidationError, model: Any, section: str = "") -> ConfigError:
-    """The first thing that pydantic found in a `model`, as one line with the dotted key."""
+    """Return the first error that pydantic found in a `model`, with its dotted key."""
     root = schema_of(model)
     found = error.errors(include_url=False)
     for unknown in found:  # a key of before goes first, or the new one would be said to be missing
@@ -134,30 +131,27 @@ def config_error(error: ValidationError, model: Any, section: str = "") -> Confi
     words = allowed(schema, root)
     if kind == "missing":
         about = schema.get("description") if "properties" not in schema else None
-        shape = words or "a value"
-        return ConfigError(f"{key} is missing; add it: {shape}{f' ({about})' if about else ''}")
+        shape = f"{words or 'a value'}{f' ({about})' if about else ''}"
+        return ConfigError("is missing", key, hint=f"add it: {shape}")
     if words and kind.endswith(_DESCRIBED):
         return _not_allowed(key, value, words)
     message = one_line(first["msg"]).removeprefix("Value error, ")
     message = message.removeprefix("Assertion failed, ").replace("Input should be", "must be")
-    given = "" if isinstance(value, Mapping) else f" = {shown(value)}"
-    return ConfigError(f"{key}{given}: {message}")
+    return ConfigError(message, key, ... if isinstance(value, Mapping) else value)
 
 
 def _not_allowed(key: str, value: Any, words: str) -> ConfigError:
     if isinstance(value, Mapping) and value:
         inner, value = next(iter(value.items()))
-        return ConfigError(
-            f"{_dotted(key, inner)} = {shown(value)}: unknown key; {key} has no keys, "
-            f"it must be {words}"
-        )
+        there = f"{key} has no keys, it must be {words}"
+        return ConfigError("unknown key", _dotted(key, inner), value, hint=there, keys=(key,))
     if "text" in words and isinstance(value, bool | int | float):
         words += f" (in quotes: '\"{shown(value)}\"')"
-    return ConfigError(f"{key} = {shown(value)}: must be {words}")
+    return ConfigError(key=key, value=value, allowed=words)
 
 
 def _locate(root: Schema, location: tuple[str | int, ...], section: str) -> tuple[str, Schema]:
-    """Dotted key and schema at a location of pydantic's."""
+    """Return dotted key and schema at a location of pydantic's."""
     path, schema = section, _resolved(root, root)
     for part in location:
         # pydantic's locations name the members of unions too, which are no keys.
@@ -178,7 +172,7 @@ def _child(schema: Schema, part: str | int, root: Schema) -> Schema | None:
 
 
 def _all_keys(root: Schema) -> dict[str, str]:
-    """Name -> dotted key, of every key that `root` and its sections have."""
+    """Return the dotted key of each name that `root` and its sections have."""
     root = _resolved(root, root)
     sections = {name: _resolved(child, root) for name, child in root["properties"].items()}
     inner = {k: f"{name}.{k}" for name, s in sections.items() for k in s.get("properties", {})}
@@ -186,7 +180,7 @@ def _all_keys(root: Schema) -> dict[str, str]:
 
 
 def _resolved(schema: Schema, root: Schema) -> Schema:
-    """The schema, with what it refers to."""
+    """Return the schema with its reference put in."""
     if "$ref" not in schema:
         return schema
     target = root["$defs"][schema["$ref"].rpartition("/")[2]]

@@ -9,7 +9,8 @@ from mlflow.tracking import MlflowClient
 
 from rayfl.config.schema import Experiment, load_config
 from rayfl.federation.history import History
-from rayfl.tracking.mlflow import RunTracker, TrackingStore
+from rayfl.tracking.mlflow import RunTracker
+from rayfl.tracking.store import TrackingStore
 
 ROUNDS = 12
 TARGETS = [0.5, 0.7, 0.8]

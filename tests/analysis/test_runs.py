@@ -7,7 +7,6 @@ from stored import ALPHAS, RHOS, ROUNDS, config, rounds, top
 
 from rayfl.analysis import aggregate, tables
 from rayfl.analysis import runs as store
-from rayfl.config import schema as rayfl_config
 from rayfl.errors import ConfigError
 
 BY = ["algorithm.name", "algorithm.rho", "partition.alpha"]
@@ -47,9 +46,7 @@ def test_config_values_have_their_types(runs):
 
 def test_axes_are_what_varies(runs):
     assert sorted(store.axes(runs)) == BY  # not the seed, nor where a run went, nor its metrics
-    assert set(rayfl_config._NOT_IN_HASH) <= {p.rstrip(".") for p in store.NOT_IN_IDENTITY}
-    places = {f"{section}.{key}" for section, keys in rayfl_config._PLACES.items() for key in keys}
-    assert places <= set(store.NOT_IN_IDENTITY)
+    assert not any(store.is_config_key(key) for key in ("data.root", "resources.num_actors"))
 
 
 def test_mean_and_spread_over_seeds(runs, expected):

@@ -8,7 +8,8 @@ import pytest
 from pydantic import Field
 
 from rayfl.config.choice import Choice, import_path
-from rayfl.config.schema import ALGORITHM, DATA, MODEL, PARTITION, load_config
+from rayfl.config.named import ALGORITHM, DATA, MODEL, PARTITION
+from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 
 OWN = """
@@ -91,7 +92,7 @@ def test_options_of_the_users_own_class(own):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "algorithm.gamma is missing; add it: a number"),
+        ({}, "algorithm.gamma: is missing; add it: a number"),
         ({"gamma": "x"}, "algorithm.gamma = 'x': must be a number"),
         ({"gamma": 0, "layers": [1, "a"]}, "algorithm.layers.1 = 'a': must be an integer"),
         ({"gamma": 0, "table": {"a": "b"}}, "algorithm.table.a = 'b': must be an integer"),
@@ -173,7 +174,7 @@ def test_words_for_what_is_required():
 
     choice = Choice("cut", {"plain": Cut}, Cut)
     assert refusal(choice, {"name": "plain"}) == (
-        "cut.at is missing; add it: a number greater than 0 and less than 1 (where to cut)"
+        "cut.at: is missing; add it: a number greater than 0 and less than 1 (where to cut)"
     )
 
 

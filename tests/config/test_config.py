@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rayfl.algorithms import ALGORITHMS
 from rayfl.config import layers
-from rayfl.config.schema import NAMED, Experiment, load_config
+from rayfl.config.named import NAMED
+from rayfl.config.schema import Experiment, load_config
 from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
@@ -136,8 +137,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         (
             "resources.autoscale_timeout_s=60",
-            "resources.autoscale_timeout_s = 60: the Ray that is started for this run gets no new "
-            "nodes; name a cluster by ray.address, or leave resources.autoscale_timeout_s at 0",
+            "resources.autoscale_timeout_s = 60.0: the Ray that is started for this run gets no new "
+            "nodes; name a cluster by ray.address, or leave it at 0",
         ),
         (
             "resources.cpus_per_actor=0.33333",
@@ -229,7 +230,7 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         (
             "federation={local_epochs: 2, local_steps: 5}",
-            "federation.local_epochs = 2 and federation.local_steps = 5: "
+            "federation.local_epochs = 2: federation.local_steps = 5 is given too; "
             "give only one of the two",
         ),
         ("federation.cohort=null", f"federation.cohort = null: must be {COHORT}"),
@@ -237,7 +238,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("federation.cohort=0", f"federation.cohort = 0: must be {COHORT}"),
         (
             "federation.local_epochs=null",
-            "federation.local_epochs and federation.local_steps are missing; add one of the two",
+            "federation.local_epochs: is missing, and so is federation.local_steps; "
+            "add one of the two",
         ),
         # Texts that are no overrides.
         ("seed", "override 'seed': must look like algorithm.rho=0.05"),
@@ -253,7 +255,7 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         # Sections with a name.
         (
             "data.name=npz",
-            "data.path is missing; add it: text "
+            "data.path: is missing; add it: text "
             "(the .npz file; x: uint8 or float, [n, F] or images; or integer tokens, [n, L])",
         ),
     ],
@@ -370,8 +372,8 @@ def test_files_that_are_no_configs(write, content, message):
         ("seed: !!binary aGk=", "seed = \"b'hi'\": must be a number, text, true, false, null, a list "
          "or a section"),
         ("seed: 1\nfederation: {cohort: 1, local_steps: 1}\nalgorithm: {rho: 0.1}",
-         "algorithm.name is missing; add one of"),
-        ("seed: 1", "federation is missing; add it: a section with the keys clients, rounds, "),
+         "algorithm.name: is missing; add one of"),
+        ("seed: 1", "federation: is missing; add it: a section with the keys clients, rounds, "),
     ],
 )  # fmt: skip
 def test_files_with_odd_content(write, content, message):
@@ -600,7 +602,7 @@ def test_an_old_key_is_refused_with_its_new_name_and_value(key, value, now, tmp_
 def test_a_resolved_config_of_before_says_to_leave_out_the_key_that_is_null():
     found = error(BASE, "federation.participation=null")
     assert found.startswith("federation.participation = null: is now called federation.cohort")
-    assert found.endswith("; leave federation.participation out")
+    assert found.endswith("; leave it out")
 
 
 def test_learning_rates_follow_the_schedule():

@@ -12,7 +12,7 @@ from rayfl.config.schema import load_config
 from rayfl.experiment import storage
 from rayfl.storage.storage import Storage
 from rayfl.tracking.defaults import database_file, default_uri
-from rayfl.tracking.mlflow import TrackingStore
+from rayfl.tracking.store import TrackingStore
 
 NAMES = ["plain", "a b", "50%", "c%20d", "a?b", "e#f", "it's", 'x?y%25z#w ü&="@:', "日本"]
 

@@ -1,4 +1,4 @@
-"""MLflow that is away for a while: what is written waits, in order, and nothing is lost."""
+"""Outages of MLflow: writes wait, in order, and nothing is lost."""
 
 import threading
 import time
@@ -6,27 +6,30 @@ import time
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.tracking import MlflowClient
 
 from rayfl.config.schema import load_config
 from rayfl.errors import RunError
-from rayfl.tracking import mlflow
-from rayfl.tracking.mlflow import OutageError, RunTracker, TrackingStore
-from tuning.tracking import BackgroundWriter
+from rayfl.tracking import mlflow, outages
+from rayfl.tracking.background_writer import BackgroundWriter
+from rayfl.tracking.defaults import default_uri
+from rayfl.tracking.mlflow import RunTracker
+from rayfl.tracking.outages import OutageError
+from rayfl.tracking.store import TrackingStore
 
 
 @pytest.fixture
 def tracker(tmp_path, small, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mlflow, "FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(mlflow, "_LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(mlflow, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.05)
     return RunTracker(TrackingStore(None, "rayfl"), load_config(small), "digits")
 
 
 @pytest.fixture
 def store_is_away(monkeypatch):
-    """Makes every write fail as a locked database does, until it is called with False."""
-    from mlflow.tracking import MlflowClient
-
+    """Function that starts (True) or ends (False) an outage, in which every write fails."""
     away = threading.Event()
     for name in ("log_batch", "set_tag", "set_terminated"):
         real = getattr(MlflowClient, name)
@@ -40,8 +43,12 @@ def store_is_away(monkeypatch):
     return lambda is_away: away.set() if is_away else away.clear()
 
 
+def client():
+    return MlflowClient(default_uri())
+
+
 def losses(tracker):
-    history = tracker._client.get_metric_history(tracker.run_id, "train/loss")
+    history = client().get_metric_history(tracker.run_id, "train/loss")
     return {metric.step: metric.value for metric in history}
 
 
@@ -54,11 +61,11 @@ def test_metrics_wait_for_the_store_and_none_is_lost(tracker, store_is_away):
     threading.Timer(0.3, store_is_away, [False]).start()
     tracker.finish("FINISHED", {})
     assert losses(tracker) == {1: 1.0, 2: 0.5, 3: 0.25}
-    assert tracker._client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert client().get_run(tracker.run_id).info.status == "FINISHED"
 
 
 def test_a_store_that_stays_away_is_an_error_in_the_end(tracker, store_is_away, monkeypatch):
-    monkeypatch.setattr(mlflow, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 0.2)
     store_is_away(True)
     tracker.log(1, {"train/loss": 1.0})
     with pytest.raises(OutageError, match=r"MLflow has been away .*database is locked"):
@@ -68,13 +75,13 @@ def test_a_store_that_stays_away_is_an_error_in_the_end(tracker, store_is_away, 
 def test_a_refusal_is_an_error_at_once(tracker):
     with pytest.raises(MlflowException) as error:
         tracker.tag("x" * 1000, "a key that MLflow does not take")
-    assert not mlflow.is_outage(error.value)
+    assert not outages.is_outage(error.value)
     assert error.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def test_the_writer_makes_calls_in_order_across_an_outage(monkeypatch):
-    monkeypatch.setattr(mlflow, "_LONGEST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(mlflow, "PATIENCE_SECONDS", 0.1)  # it is longer than that
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 0.1)  # it is longer than that
     until, made = time.monotonic() + 1.5, []
 
     def call(i):

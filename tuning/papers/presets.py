@@ -21,7 +21,7 @@ from rayfl.analysis.metrics import metric
 from rayfl.analysis.tables import shown as cell
 from rayfl.config import layers, shipped
 from rayfl.config.messages import config_error
-from rayfl.config.schema import Section
+from rayfl.config.sections import Section
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 from tuning.config import Sweep, load_sweep

@@ -1,0 +1,43 @@
+"""The identity of an experiment: the keys of its config that its result depends on.
+
+The only place that says so: the config's hash, the axes of a sweep and the tables of results ask here.
+It imports nothing that takes time, for `rayfl results` starts with it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+FREE_SECTIONS = ("resources", "ray", "tracking", "checkpoint", "evaluation")
+"""Sections that change no result: the place of a run, its records, and numbers from its predictions."""
+
+PLACES = ("data.root", "data.download", "model.download")
+"""Keys that say where published data and weights lie, or come from."""
+
+_NULL_IS_ABSENT = ("data.layout",)
+"""Options that came later: null means what held before there was a choice."""
+
+
+def is_identity(key: str) -> bool:
+    """Return whether a result depends on this dotted key."""
+    return key.partition(".")[0] not in FREE_SECTIONS and key not in PLACES
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved config, nested or with dotted keys, that its result depends on."""
+    return _kept(config, "")
+
+
+def config_hash(identity: Mapping[str, Any]) -> str:
+    """Return the first 16 hexadecimal digits of the identity's SHA-256."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if is_identity(key) and not (value is None and key in _NULL_IS_ABSENT):
+            kept[name] = _kept(value, f"{key}.") if isinstance(value, Mapping) else value
+    return kept
