@@ -59,7 +59,7 @@ class RunDisplay:
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
             f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
-            f"uniform mean over the clients of a round ({_held(f.sizes)})\n"
+            f"uniform mean over the clients of a round ({sizes_held(f.sizes)})\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
             markup=False,
@@ -127,7 +127,7 @@ class RunDisplay:
             console.print(f"[bold]{label:<15}[/] {escape(value)}")
 
 
-def _held(sizes: np.ndarray) -> str:
+def sizes_held(sizes: np.ndarray) -> str:
     """What the clients hold, so that nobody takes the mean for one over samples."""
     fewest, most = int(sizes.min()), int(sizes.max())
     return (

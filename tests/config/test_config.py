@@ -427,7 +427,7 @@ def test_extends_that_leads_nowhere(write, tmp_path):
 @pytest.fixture
 def said(caplog):
     """Calls it to get what `load_config` has said since the last call."""
-    layers._say.cache_clear()
+    layers.say_once.cache_clear()
 
     def said() -> list[str]:
         lines = [record.message for record in caplog.records]
