@@ -1,1 +1,1 @@
-"""How fast rayfl is, and what it takes: `python -m benchmarks` in the repository runs all of it."""
+"""Benchmarks of time and memory: `python -m benchmarks` in the repository runs all of them."""

@@ -1,4 +1,4 @@
-"""How fast rayfl is, and what it takes.
+"""Benchmarks of time and memory.
 
     python -m benchmarks                            all of it (some 45 minutes on two cores)
     python -m benchmarks lenet5 mlp steps           some of it
@@ -25,7 +25,7 @@ Part = Callable[[], list[Finding]]
 
 
 def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
-    """What can be measured, by name, in the order of the suite."""
+    """Benchmarks by name, in the order of the suite."""
     cifar10 = cifar10.absolute() if cifar10 else None
     known = workloads(cifar10)
     compared = [partial(steps.measure, name, known[name], 2 * repeats + 1) for name in steps.STEPS]

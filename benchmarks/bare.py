@@ -1,4 +1,4 @@
-"""The bare PyTorch loop: FedAvg as one would write it without a framework.
+"""Bare PyTorch loop: FedAvg without a framework.
 
 Two processes of one thread, tensors preloaded as float32, `torch.optim.SGD`, no evaluation, no metrics.
 It trains the same clients on the same minibatches as rayfl.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.processes import pss
 from rayfl.data.datasets import Dataset
-from rayfl.experiment import Prepared
+from rayfl.prepare import Prepared
 from rayfl.training.batches import batch_schedule, steps_per_round
 from rayfl.training.flat import Layout
 
@@ -25,18 +25,18 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Timing:
-    """What one side took."""
+    """Time and memory of one side."""
 
     seconds: list[float]
-    """Of each round."""
+    """Time of each round."""
     pss: float
     """Bytes of the processes that train, shared pages divided among their users."""
     w: Tensor
-    """`[P]`, at the end."""
+    """Final parameters `[P]`."""
 
 
 def run_bare(prepared: Prepared) -> Timing:
-    """All rounds in two processes."""
+    """Run all rounds in two processes."""
     w, _ = Layout(prepared.model).flatten(prepared.model)
     shared = w.clone().share_memory_()
     sums = torch.zeros(PROCESSES, len(w)).share_memory_()
@@ -62,7 +62,7 @@ def run_bare(prepared: Prepared) -> Timing:
 
 
 def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
-    """The training samples as float32, normalised, and their labels."""
+    """Return the normalised training samples as float32, and their labels."""
     x = torch.from_numpy(data.x_train).float()
     x = (x / 255 if data.x_train.dtype == np.uint8 else x).sub_(torch.from_numpy(data.mean))
     x = x.div_(torch.from_numpy(data.std))
@@ -71,7 +71,7 @@ def tensors(data: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def minibatches(prepared: Prepared, round: int, client: int) -> Iterator[Tensor]:
-    """The samples of each step of a client's round: those that rayfl takes."""
+    """Return the samples of each step of a client's round, the same as in rayfl."""
     s, samples = prepared.settings, prepared.partition.client(client)
     steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
     batches = batch_schedule(samples, s.batch_size, steps, s.seed, round, client, "none", 0)
@@ -82,7 +82,7 @@ def minibatches(prepared: Prepared, round: int, client: int) -> Iterator[Tensor]
 def train_client(
     prepared: Prepared, model: nn.Module, x: Tensor, y: Tensor, round: int, client: int
 ) -> None:
-    """One client's round."""
+    """Train one client for a round."""
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=prepared.federation.lrs[round - 1])
     for chosen in minibatches(prepared, round, client):

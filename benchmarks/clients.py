@@ -15,22 +15,22 @@ from benchmarks.findings import Finding, median
 from benchmarks.serving import placed, served
 from benchmarks.workloads import random_data
 from rayfl.config.schema import load_config
-from rayfl.experiment import Prepared, prepare
 from rayfl.federation.server import Server
+from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 
 CLIENTS = (100, 100_000)
 SAMPLES = 4
-"""Of each client."""
+"""Samples of each client."""
 METHODS = ("fedavg", "scaffold")
-"""The second has memories."""
+"""Methods; only the second has client memories."""
 ROUNDS = 20
-"""Of a turn."""
+"""Rounds of a turn."""
 TARGET = 1.05
 
 
 def measure(repeats: int) -> list[Finding]:
-    """Both methods, `repeats` turns each."""
+    """Measure both methods, `repeats` turns each."""
     findings = []
     with cluster.connected(None):
         for method in METHODS:
@@ -57,7 +57,7 @@ def _compare(method: str, repeats: int) -> list[Finding]:
 
 
 def _turn(server: Server, until: int) -> float:
-    """Seconds per round of the rounds up to `until`, with their evaluations."""
+    """Return the seconds per round up to round `until`, with the evaluations."""
     began, rounds = time.perf_counter(), until - server.round
     for _ in server.run(until):
         pass

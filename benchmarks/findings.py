@@ -1,4 +1,4 @@
-"""What a benchmark found: numbers beside their targets, as a table and as JSON."""
+"""Results of a benchmark: numbers beside their targets, as a table and as JSON."""
 
 import datetime
 import json
@@ -19,19 +19,19 @@ from rich.table import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One number: the median of what was measured, from the smallest to the largest."""
+    """Median, smallest and largest value of several measurements."""
 
     part: str
     """Name of the benchmark."""
     what: str
     unit: str
-    """`s`, `ms`, `MB`, `GB`, `%`, or `x` for a ratio."""
+    """Unit: `s`, `ms`, `MB`, `GB`, `%`, or `x` for a ratio."""
     value: float
     low: float
     high: float
     samples: int
     target: float | None = None
-    """The most that it should be."""
+    """Upper limit of the value."""
 
     @property
     def met(self) -> bool | None:
@@ -41,7 +41,7 @@ class Finding:
 def median(
     part: str, what: str, unit: str, values: Sequence[float], target: float | None = None
 ) -> Finding:
-    """The finding of several measurements of one thing."""
+    """Return the finding of several measurements of the same quantity."""
     return Finding(
         part=part,
         what=what,
@@ -55,7 +55,7 @@ def median(
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on, and how busy it was."""
+    """Describe the machine and its load."""
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu(),

@@ -1,4 +1,4 @@
-"""Memory of a whole run: the peak of the PSS of all its processes, Ray's and the object store included.
+"""Memory of a whole run: peak PSS of all its processes, including Ray's and the object store.
 
 ResNet-18 with 100 clients, 10 a round, as `rayfl run` runs it on two cores. What client memories take is
 computed, and taken off: they are state, which the method asks for.
@@ -14,7 +14,7 @@ import torch
 from benchmarks.findings import Finding, median
 from benchmarks.processes import Peak
 from benchmarks.workloads import Workload
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 METHODS = ("fedavg", "fedwmsam")
@@ -23,7 +23,7 @@ ROUNDS = 4
 
 
 def measure(workload: Workload) -> list[Finding]:
-    """One run of each method."""
+    """Measure one run of each method."""
     return [finding for method in METHODS for finding in _run(workload, method)]
 
 
@@ -48,7 +48,7 @@ def _run(workload: Workload, method: str) -> list[Finding]:
     findings = [
         median("footprint", f"resnet18, {method}: peak PSS of all processes", "GB", [gigabytes])
     ]
-    w = prepared.job().initial[0]
+    w = prepared.specs()[0].w
     remembered = prepared.config.algorithm.init_client(torch.from_numpy(w))
     each = sum(value.numel() * value.element_size() for value in remembered.values())
     rounds = range(1, ROUNDS + 1)

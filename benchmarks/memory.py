@@ -24,15 +24,15 @@ from rich.table import Table
 
 from rayfl import load_config, run
 from rayfl.config.schema import Experiment
-from rayfl.experiment import prepare
-from rayfl.federation.server import Record
+from rayfl.federation.metrics import Metrics, RoundMetrics
+from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
 
 WARM_UP = 30  # rounds
 
 
 def configs(scratch: Path) -> dict[str, dict[str, Any]]:
-    """Each workload, on random images of CIFAR-10's shape: what is learned does not matter here."""
+    """Measure each workload on random images of CIFAR-10's shape."""
     common = {
         "data": {"name": "npz", "path": str(_images(scratch))},
         "model": {"name": "lenet5"},
@@ -71,12 +71,12 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     began = time.monotonic()
 
-    def look(record: Record) -> None:
-        if "train/loss" in record.metrics and record.round % arguments.every == 0:
+    def look(metrics: Metrics) -> None:
+        if isinstance(metrics, RoundMetrics) and metrics.round % arguments.every == 0:
             memory = _resident_gb()
-            rows.append({"round": record.round, **memory, "seconds": time.monotonic() - began})
+            rows.append({"round": metrics.round, **memory, "seconds": time.monotonic() - began})
 
-    run(config, on_record=look)
+    run(config, on_metrics=look)
     table = Table(
         "round",
         "processes",
@@ -127,7 +127,7 @@ def _resident_gb() -> dict[str, float]:
 
 
 def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
-    """Inode and resident bytes of the files in memory that a process has open."""
+    """Return inode and resident bytes of the in-memory files that a process has open."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             if str(descriptor.readlink()).startswith("/dev/shm/"):
@@ -136,7 +136,7 @@ def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _memories_gb(config: Experiment) -> float:
-    """Bytes of the memories of all clients that have been in a cohort, one vector [P] each."""
+    """Return the bytes of the memories of all clients that have been in a cohort, one vector [P] each."""
     prepared = prepare(config)
     if not config.algorithm.init_client(Layout(prepared.model).flatten(prepared.model)[0]):
         return 0.0

@@ -1,4 +1,4 @@
-"""Memory of processes, each page of it counted once."""
+"""Memory of processes, with each page counted once."""
 
 import contextlib
 import threading
@@ -8,7 +8,7 @@ import psutil
 
 
 def pss(pids: Iterable[int]) -> float:
-    """Bytes of these processes; pages that several of them map are divided among those."""
+    """Return the bytes of these processes; shared pages are divided among their users."""
     total = 0.0
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -17,7 +17,7 @@ def pss(pids: Iterable[int]) -> float:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that came from it."""
+    """Return a process and all its descendants."""
     try:
         process = psutil.Process(pid)
         return [pid, *(child.pid for child in process.children(recursive=True))]
@@ -26,7 +26,7 @@ def tree(pid: int) -> list[int]:
 
 
 class Peak:
-    """The most that a process and all that came from it had at a time, looked at every `interval` s."""
+    """Peak memory of a process and its descendants, sampled every `interval` s."""
 
     def __init__(self, pid: int, interval: float = 0.5):
         self.bytes = 0.0

@@ -1,4 +1,4 @@
-"""How long `rayfl results` takes on a store of 100 finished trials of 200 rounds and 15 metrics.
+"""Time of `rayfl results` on a store of 100 finished trials of 200 rounds and 15 metrics.
 
 python benchmarks/results.py            # makes the store (some minutes), then times the command
 python benchmarks/results.py STORE.db   # the same, in this file; one that is there is used again
@@ -30,7 +30,7 @@ _BATCH = 1000  # MLflow's limit
 
 
 def make(uri: str) -> None:
-    """Fill the store with trials whose curves rise as those of experiments do."""
+    """Fill the store with trials whose curves resemble those of experiments."""
     client = MlflowClient(uri)
     experiment = client.create_experiment("rayfl")
     for trial, (rho, alpha, seed) in enumerate(itertools.product(RHOS, ALPHAS, SEEDS)):
@@ -64,7 +64,7 @@ def make(uri: str) -> None:
 
 
 def history(rho: float, alpha: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """15 metrics by round."""
+    """Return 15 metrics by round."""
     r = np.arange(1, ROUNDS + 1)
     top = 0.9 - abs(rho - 0.1) - 0.05 / alpha**0.5
     rounds = {
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _cpu_seconds() -> float:
-    """Of all child processes that have ended."""
+    """Return the processor time of all ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -19,16 +19,18 @@ from benchmarks.findings import Finding, median
 from benchmarks.processes import pss
 from benchmarks.serving import placed, served
 from benchmarks.workloads import Workload
-from rayfl.experiment import Prepared, prepare
-from rayfl.federation.pool import Pool, Ticket
+from rayfl.federation.metrics import RoundMetrics
+from rayfl.federation.pool import Future, Pool
+from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
+from rayfl.runtime.actors import server_actor, stored
 from rayfl.training.engine import Arrays, Broadcast, UnitResult, WorkUnit
 
 WARM_UP = 3
 
 
 class CountingPool:
-    """Counts the bytes of arrays that are put into the object store, by whoever it is."""
+    """Counter of the bytes of all arrays that are put into the object store."""
 
     def __init__(self, pool: Pool):
         self._pool = pool
@@ -39,11 +41,11 @@ class CountingPool:
         self.bytes += broadcast.start.nbytes + broadcast.buffers.nbytes + _size(broadcast.shared)
         return self._pool.put(broadcast)
 
-    def wait(self, ticket: Ticket) -> Any:
-        result = self._pool.wait(ticket)
+    def wait(self, future: Future) -> Any:
+        result = self._pool.wait(future)
         if isinstance(result, UnitResult):
             self.bytes += _size(result.sums)
-            self.bytes += sum(_size(self._pool.fetch(handle)) for handle in ticket.memories)
+            self.bytes += sum(_size(self._pool.fetch(handle)) for handle in future.memories)
         return result
 
     def describe(self) -> list[dict[str, Any]]:
@@ -55,10 +57,10 @@ class CountingPool:
     def fetch(self, handle: Any) -> Arrays:
         return self._pool.fetch(handle)
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
+    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
         return self._pool.train(unit, broadcast, memories)
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Ticket:
+    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
         return self._pool.evaluate(round, broadcast, first, last)
 
     def poll(self) -> None:
@@ -66,7 +68,7 @@ class CountingPool:
 
 
 def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
-    """The workload on both sides in turn, `repeats` times; without evaluation."""
+    """Measure the workload on both sides in turn, `repeats` times, without evaluation."""
     rounds = workload.rounds + WARM_UP
     config = workload.experiment({"name": "fedavg"}, rounds=rounds, eval_every=rounds)
     prepared = prepare(config)
@@ -105,15 +107,16 @@ def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
 
 
 def run_rayfl(prepared: Prepared, overheads: list[float] | None = None) -> Timing:
-    """All rounds on Ray actors, as `rayfl run` would place them."""
+    """Run all rounds on Ray actors, placed as by `rayfl run`."""
     seconds, most = [], 0.0
-    with cluster.launched(prepared.job(), placed(PROCESSES)) as server:
+    server_spec, client_spec = prepared.specs()
+    with server_actor(server_spec, stored(client_spec), placed(PROCESSES)) as server:
         pids = [actor["pid"] for actor in server.describe()]
-        for record in server.run():
-            if "time/round_s" in record.metrics:
-                seconds.append(record.metrics["time/round_s"])
+        for metrics in server.run():
+            if isinstance(metrics, RoundMetrics):
+                seconds.append(metrics.values["time/round_s"])
                 if overheads is not None and len(seconds) > WARM_UP:
-                    overheads.append(record.metrics["time/overhead_s"])
+                    overheads.append(metrics.values["time/overhead_s"])
                 if len(seconds) == prepared.federation.rounds // 2:
                     most = pss(pids)  # once: looking stops the processes
         w = torch.tensor(server.parameters()[0])
@@ -121,7 +124,7 @@ def run_rayfl(prepared: Prepared, overheads: list[float] | None = None) -> Timin
 
 
 def _stored_bytes(prepared: Prepared) -> float:
-    """Of one round, once every client has a memory or none."""
+    """Return the bytes per round that are put into the object store."""
     rounds = 2
     with served(prepared, placed(PROCESSES)) as server:
         counting = server.pool = CountingPool(server.pool)
@@ -131,14 +134,14 @@ def _stored_bytes(prepared: Prepared) -> float:
 
 
 def _apart(prepared: Prepared, steps: int | None) -> float:
-    """How far one round of each side, of so many local steps, is apart, relative to how far it moved."""
+    """Return the distance between the two sides after one round, relative to the distance from the start."""
     settings = prepared.settings
     once = replace(
         prepared,
         federation=replace(prepared.federation, rounds=1),
         settings=replace(settings, local_steps=steps or settings.local_steps),
     )
-    w, _ = once.job().initial
+    w = once.specs()[0].w
     start = torch.from_numpy(w)
     bare, ours = run_bare(once).w, run_rayfl(once).w
     return float(torch.linalg.vector_norm(bare - ours) / torch.linalg.vector_norm(bare - start))

@@ -1,4 +1,4 @@
-"""A server in this process, on client actors of its own: it can take turns with another one."""
+"""Server in this process with its own client actors, which can alternate with another one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,24 +6,25 @@ from collections.abc import Iterator
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from rayfl.experiment import Prepared
 from rayfl.federation.server import Server
-from rayfl.runtime import cluster
-from rayfl.runtime.placement import Demand, Placement, place
+from rayfl.prepare import Prepared
+from rayfl.runtime.actors import make_server, stored
+from rayfl.runtime.placement import Placement, ResourceRequest, place
 from rayfl.runtime.pool import ActorPool
 
 
 def placed(actors: int, cpus: float = 1) -> Placement:
-    """Room for client actors with these shares of a core."""
-    return place(Demand(num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=0), actors)
+    """Return the placement of client actors with these shares of a core."""
+    return place(ResourceRequest(num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=0), actors)
 
 
 @contextlib.contextmanager
 def served(prepared: Prepared, placement: Placement) -> Iterator[Server]:
-    """The server of an experiment, once its client actors are ready."""
+    """Yield the server of an experiment, once its client actors are ready."""
     group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
     assert group.wait(60), f"no room for {placement}"
-    server = cluster.make_server(*cluster.actor_arguments(prepared.job()), placement, group)
+    spec, client = prepared.specs()
+    server = make_server(spec, stored(client), placement, group)
     assert isinstance(server.pool, ActorPool)
     pool = server.pool
     try:

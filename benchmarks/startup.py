@@ -1,4 +1,4 @@
-"""Seconds from a command to what it is for, each in fresh processes.
+"""Seconds from a command to its result, each in fresh processes.
 
 `rayfl run`: from the command to the moment when the first round has come in, which MLflow's record of the
 run tells. The others: until the process has ended; `import rayfl` is what the import itself takes.
@@ -20,7 +20,7 @@ IMPORT = (
 
 
 def measure(repeats: int) -> list[Finding]:
-    """Each of them `repeats` times, in turn."""
+    """Measure each of them `repeats` times, in turn."""
     first, imports, helps = [], [], []
     for _ in range(repeats):
         first.append(_first_round())

@@ -1,4 +1,4 @@
-"""What a local step of a method costs, over one of FedAvg, on the engine itself: one process, no Ray.
+"""Cost of a local step of each method relative to FedAvg, in the engine itself: one process, no Ray.
 
 The methods take turns, one work unit of one client each, and what is compared is the processor time of the
 two units of one turn: another program that takes the processor for a while changes neither.
@@ -13,7 +13,7 @@ import torch
 from benchmarks.findings import Finding, median
 from benchmarks.workloads import Workload
 from rayfl.algorithms.base import ServerContext
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.training.engine import Arrays, Broadcast, Engine, WorkUnit
 from rayfl.training.process import configure_process
 
@@ -28,7 +28,7 @@ STEPS = {"lenet5": 40, "resnet18": 15}
 
 
 class Side:
-    """One method with a client that has been in a round before, so that no vector is zero."""
+    """Method with a client that has had a round before, so that no vector is zero."""
 
     def __init__(self, prepared: Prepared):
         self.algorithm = algorithm = prepared.config.algorithm
@@ -41,13 +41,14 @@ class Side:
             prepared.settings,
             "cpu",
         )
-        w, self.buffers = (torch.from_numpy(v) for v in prepared.job().initial)
+        server = prepared.specs()[0]
+        w, self.buffers = torch.from_numpy(server.w), torch.from_numpy(server.buffers)
         self.memory: Arrays | None = None
         self.broadcast = self._broadcast(w, algorithm.init_server(w))
         result, kept = self._unit(1)
         mean = {name: torch.from_numpy(v) for name, v in result.sums.items() if name != "buffers"}
         self.memory = kept[0] if self.engine.remembers else None
-        ctx = ServerContext(lr=self.lr, steps=float(result.steps), participation=1.0)
+        ctx = ServerContext(lr=self.lr, steps=float(result.steps), participation=1.0, round=1)
         self.broadcast = self._broadcast(
             *algorithm.server_step(w, algorithm.init_server(w), mean, ctx)
         )
@@ -69,7 +70,7 @@ class Side:
 
 
 def measure(name: str, workload: Workload, repeats: int) -> list[Finding]:
-    """Every method in turn, `repeats` times."""
+    """Measure every method in turn, `repeats` times."""
     configure_process(threads=1)
     steps = STEPS[name]
     sides: dict[str, Side] = {}

@@ -36,7 +36,7 @@ TARGET = 1.25
 
 
 def measure() -> list[Finding]:
-    """One sweep, and the same experiments alone."""
+    """Measure one sweep, and the same experiments alone."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         content = {"name": "benchmark", "base": str(QUICKSTART), "space": SPACE}
         Path("benchmark.yaml").write_text(json.dumps(content))
@@ -81,7 +81,7 @@ def _compare(sweep: Sweep) -> list[Finding]:
 
 
 def _alone(sweep: Sweep, points: list[Point]) -> float:
-    """Seconds of the rounds of these experiments, one after the other, each on all cores."""
+    """Return the seconds of the rounds of these experiments, run one by one on all cores."""
     seconds = 0.0
     for point in points:
         experiment = sweep.experiment(point, 0)

@@ -1,4 +1,4 @@
-"""What MLflow costs a round of `configs/cifar10_lenet5.yaml`.
+"""Cost of MLflow in a round of `configs/cifar10_lenet5.yaml`.
 
 Runs with tracking and without it take turns. The server goes on with the next round while the driver
 writes the last one, so there are two numbers: the seconds that the driver computes more with tracking than
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmarks.findings import Finding, median
 from rayfl.config.schema import Experiment, load_config
 from rayfl.experiment import run
-from rayfl.federation.server import Record
+from rayfl.federation.metrics import Metrics
 from rayfl.runtime import cluster
 
 CONFIG = Path(__file__).parent.parent / "configs/cifar10_lenet5.yaml"
@@ -26,16 +26,16 @@ TARGET = 2.0  # percent
 
 
 class Costs(NamedTuple):
-    """Of a round after the warm-up."""
+    """Time of a round after the warm-up."""
 
     seconds: float
-    """The median."""
+    """Median time."""
     driver: float
-    """Seconds that the driver computes."""
+    """Processor time of the driver in seconds."""
 
 
 def measure(data: dict[str, Any], repeats: int) -> list[Finding]:
-    """Both ways in turns, with these data."""
+    """Measure with and without MLflow in turn, with these data."""
     overrides = [
         f"federation.rounds={ROUNDS + WARM_UP}",
         f"data={json.dumps(data | {'augment': 'flip_crop'})}",
@@ -63,10 +63,10 @@ def measure(data: dict[str, Any], repeats: int) -> list[Finding]:
 def _costs(experiment: Experiment) -> Costs:
     used: dict[int, float] = {}
 
-    def note(record: Record) -> None:
-        used.setdefault(record.round, time.process_time())
+    def note(metrics: Metrics) -> None:
+        used.setdefault(metrics.round, time.process_time())
 
-    history = run(experiment, on_record=note).history
+    history = run(experiment, on_metrics=note).history
     last = experiment.federation.rounds
     # When round r is noted, rounds up to r - 1 are written, or up to r: the same at both ends.
     driver = (used[last] - used[WARM_UP]) / (last - WARM_UP)

@@ -1,4 +1,4 @@
-"""The federated trainings that the benchmarks time, and the data for them."""
+"""Federated trainings that the benchmarks measure, and their data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ import numpy as np
 from rayfl.config.schema import Experiment, load_config
 
 SCRATCH = Path("/tmp/rayfl-benchmarks")
-"""Where random data are kept from one run to the next."""
+"""Folder of the random data between runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One federated training, without its algorithm."""
+    """Federated training without its algorithm."""
 
     title: str
     rounds: int
-    """Enough of them for a median."""
+    """Number of rounds, enough for a median."""
     config: dict[str, Any]
     target: float
-    """Seconds per round, over those of the bare loop."""
+    """Limit of the seconds per round, relative to the bare loop."""
     overhead_target_ms: float
-    """Of a round beside training."""
+    """Limit of a round's time beside training."""
     rounding: float = 1e-3
-    """How far apart, at most, rounding takes the two sides in one round, relative to how far it moves w."""
+    """Limit of the distance between both sides after one round, relative to the movement of w."""
     compared_steps: int | None = None
-    """Local steps of the round that is compared; None: all of them."""
+    """Local steps of the compared round; None: all of them."""
 
     def experiment(self, algorithm: Mapping[str, Any], **federation: Any) -> Experiment:
-        """The workload with this algorithm; `federation`: options that differ from the workload's."""
+        """Return the workload with this algorithm; `federation` has the options that differ."""
         return load_config(
             {
                 "partition": {"name": "dirichlet", "alpha": 0.1},
@@ -45,7 +45,7 @@ class Workload:
 
 
 def workloads(cifar10: Path | None) -> dict[str, Workload]:
-    """The workloads by name. Without CIFAR-10, random images of the same shape."""
+    """Return the workloads by name. Random images of the same shape replace a missing CIFAR-10."""
     images = (
         {"name": "parquet", "path": str(cifar10)}
         if cifar10 is not None
@@ -106,7 +106,7 @@ def workloads(cifar10: Path | None) -> dict[str, Workload]:
 
 
 def random_data(name: str, samples: int, shape: tuple[int, ...], kind: type) -> dict[str, Any]:
-    """The config of random samples, with ten labels that depend on them."""
+    """Return the config of random samples, with ten labels that depend on them."""
     path = SCRATCH / f"{name}-{samples}.npz"
     if not path.exists():
         SCRATCH.mkdir(parents=True, exist_ok=True)

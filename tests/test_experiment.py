@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from rayfl import load_config, models, run
 from rayfl.data.partition import split
 from rayfl.errors import ClientError, ConfigError, DivergedError
-from rayfl.experiment import clients_per_unit, prepare
+from rayfl.prepare import clients_per_unit, prepare
 from rayfl.training.flat import Layout
 
 
@@ -125,7 +125,7 @@ def test_an_interrupted_run_is_killed_and_keeps_its_rounds(tracked, client):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(load_config(tracked), local=True, on_record=stop)
+        run(load_config(tracked), local=True, on_metrics=stop)
     found = the_run(client)
     assert found.info.status == "KILLED"
     kept = client.get_metric_history(found.info.run_id, "train/loss")

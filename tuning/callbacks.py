@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from rayfl.experiment import storage
+from rayfl.prepare import storage
 from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
 from tuning.inputs import Inputs

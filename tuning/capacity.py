@@ -9,7 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
-from rayfl.experiment import wanted
+from rayfl.launch import resource_request
 from rayfl.runtime.placement import Placement, place, room_on
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
@@ -22,7 +22,7 @@ def capacity(resources: Resources, cluster_file: Path | None) -> tuple[Placement
     Raises ConfigError if none fits now, unless nodes will be added: the cluster file allows for more, or
     `resources.autoscale_timeout_s` is set.
     """
-    any_number = wanted(resources.model_copy(update={"num_actors": "auto"}))
+    any_number = resource_request(resources.model_copy(update={"num_actors": "auto"}))
     try:
         now = place(any_number, 10**6)
     except ConfigError:

@@ -44,14 +44,14 @@ _NAMED = {
 
 
 class Plateau(Section):
-    """No progress."""
+    """Rule that ends a trial without progress."""
 
     rounds: Annotated[Positive, Field(description="rounds without a better metric")]
     min_change: Annotated[float, Field(ge=0, description="what counts as better")] = 0.0
 
 
 class Stop(Section):
-    """When a trial ends before its last round. The first rule that holds ends it."""
+    """Rules that end a trial before its last round. The first rule that holds ends it."""
 
     rounds: Annotated[Positive | None, Field(description="after so many rounds")] = None
     accuracy: Annotated[
@@ -64,7 +64,7 @@ class Stop(Section):
 
 
 class Sweep(Section):
-    """Many experiments: the points of a space, each with every seed."""
+    """Set of experiments: the points of a space, each with every seed."""
 
     name: Annotated[
         str,
@@ -110,13 +110,13 @@ class Sweep(Section):
 
     @property
     def directory(self) -> str:
-        """Where Ray Tune keeps its files: a URI or an absolute path."""
+        """Location of Ray Tune's files: a URI or an absolute path."""
         given = self.storage or f"sweeps/{self.name}"
         return given if "://" in given else str(Path(os.path.expanduser(given)).absolute())
 
     @property
     def rules(self) -> dict[str, Any]:
-        """What may end a trial before its last round."""
+        """Settings that may end a trial before its last round."""
         return self.model_dump(mode="json", include={"scheduler", "stop", "metric", "mode"})
 
     def to_yaml(self) -> str:
@@ -139,7 +139,7 @@ class Sweep(Section):
         return f"{'space' if is_axis else 'base'}.{key}"
 
     def raw(self, point: Point, seed: int) -> Layer:
-        """The experiment at a point, not yet checked."""
+        """Return the unchecked experiment of a point."""
         return layers.merge(self.base, layer(point), NAMED) | {"seed": seed}
 
 

@@ -9,7 +9,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
 
 
@@ -61,7 +61,9 @@ class Inputs:
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)
         if key not in self._units:
-            self._units[key] = prepare(experiment, *self._made(experiment)).units_per_round
+            self._units[key] = prepare(
+                experiment, *self._made(experiment)
+            ).federation.units_per_round
         return self._units[key]
 
     def _made(self, experiment: Experiment) -> tuple[Dataset, Partition]:

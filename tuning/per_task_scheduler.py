@@ -1,4 +1,4 @@
-"""A Tune scheduler made of one scheduler for each group of trials."""
+"""Ray Tune scheduler that has one scheduler for each group of comparable trials."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -7,7 +7,7 @@ from ray.tune.schedulers import TrialScheduler
 
 
 class PerTaskScheduler(TrialScheduler):
-    """Hands each trial to its group's scheduler, which sees no other trials."""
+    """Pass each trial to the scheduler of its group, which sees only the trials of this group."""
 
     def __init__(self, make: Callable[[], Any], group_of: Callable[[Any], Hashable]):
         super().__init__()
@@ -15,7 +15,7 @@ class PerTaskScheduler(TrialScheduler):
         self._groups: dict[Hashable, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it for a restore of its own, which is not used
+        return {}  # Tune pickles it for its own restore, which rayfl does not use
 
     def _for(self, trial: Any) -> Any:
         group = self._group_of(trial)
@@ -57,7 +57,7 @@ class PerTaskScheduler(TrialScheduler):
 
 
 class _GroupView:
-    """Tune's controller, as if there were only some of its trials."""
+    """View of Tune's controller with the trials of one group."""
 
     def __init__(self, controller: Any, belongs: Callable[[Any], bool]):
         self._controller, self._belongs = controller, belongs

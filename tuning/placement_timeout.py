@@ -1,4 +1,4 @@
-"""A sweep does not wait for ever for nodes that a cluster is to add."""
+"""Time limit of a sweep for the nodes that an autoscaler has to add."""
 
 import time
 from typing import Any
@@ -7,22 +7,22 @@ from ray import tune
 
 from rayfl.runtime.placement import Placement, could_hold, refusal
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 
 class PlacementTimeout(tune.Callback):
-    """Ends a sweep if nothing runs, and its nodes do not come, for as long as an experiment would wait."""
+    """End a sweep if nothing runs and no nodes arrive within `resources.autoscale_timeout_s`."""
 
     def __init__(self, placement: Placement):
         self._placement = placement
-        self._last_room = self._looked = time.monotonic()
+        self._last_room = self._checked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-        """ConfigError if the time is over."""
+        """Raise ConfigError after the time limit."""
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
+        if now - self._checked < CHECK_SECONDS:
             return
-        self._looked = now
+        self._checked = now
         if any(trial.status == "RUNNING" for trial in trials) or could_hold(self._placement):
             self._last_room = now
         elif now - self._last_room > self._placement.autoscale_timeout_s:

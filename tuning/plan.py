@@ -13,7 +13,8 @@ from pathlib import Path
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
-from rayfl.experiment import storage, wanted
+from rayfl.launch import resource_request
+from rayfl.prepare import storage
 from rayfl.runtime.placement import Placement, place
 from tuning.capacity import capacity
 from tuning.config import Sweep
@@ -156,7 +157,7 @@ def _place(
     actors = resources.num_actors
     if actors == "auto":
         actors = max(1, min(units, max(now.actors, maximum or 0) // count))
-    placement = place(wanted(resources.model_copy(update={"num_actors": actors})), units)
+    placement = place(resource_request(resources.model_copy(update={"num_actors": actors})), units)
     if placement.cpus < now.cpus or placement.gpus != now.gpus:
         given = resources.model_copy(
             update={"num_actors": "auto", "cpus_per_actor": placement.cpus}

@@ -1,9 +1,9 @@
-"""Which trials go on: the options of `scheduler`.
+"""Options of `scheduler`, which decides the trials that continue.
 
-Schedulers decide at exact rounds: a trial reports every `interval` rounds, evaluations included. Only
-trials of the same task (data, partition, number of clients) are compared: across Dirichlet alphas, say,
-the easiest alpha would win. In population-based training a trial takes over another one's server state and
-client memories, so there trials differ in nothing but the keys that are mutated.
+Schedulers decide at exact rounds: a trial reports every `interval` rounds, with the evaluations. Only trials
+of the same task (data, partition, number of clients) are compared; otherwise, for example, the easiest
+Dirichlet alpha would win. In population-based training, a trial takes over the server state and client
+memories of another one, so its trials differ only in the mutated keys.
 """
 
 from collections.abc import Hashable
@@ -24,28 +24,28 @@ Rounds = Annotated[int, Field(gt=0, description="rounds")]
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler:
-    """Decides which trials go on."""
+    """Base class of the schedulers."""
 
     @property
     def interval(self) -> int | None:
-        """Rounds between two reports of a trial; None: nothing depends on it."""
+        """Rounds between two reports of a trial; None: any number."""
         return None
 
     def check(self, space: Space, search: "Search") -> None:
-        """Raise ConfigError if it cannot schedule such a sweep."""
+        """Raise ConfigError if this scheduler does not support the sweep."""
 
     def group(self, point: Point, seed: int) -> Hashable:
-        """Trials are compared with those of their own group."""
+        """Return the group of a trial. Only trials of the same group are compared."""
         return task(point)
 
     def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
-        """Ray Tune's scheduler of one group; `rounds` is the most that a trial runs."""
+        """Return Ray Tune's scheduler of one group; `rounds` is the maximum of a trial."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoScheduler(Scheduler):
-    """Every trial runs to its end."""
+    """No scheduler: every trial runs to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class ASHA(Scheduler):
 
     @property
     def interval(self) -> int:
-        return self.grace_period  # which every rung is a multiple of
+        return self.grace_period  # every rung is a multiple of it
 
     def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         from ray.tune.schedulers import ASHAScheduler
@@ -76,7 +76,7 @@ class ASHA(Scheduler):
 
 @dataclass(frozen=True, kw_only=True)
 class Median(Scheduler):
-    """A trial ends whose best value is worse than the median of the others' means so far."""
+    """Median rule: a trial ends if its best value is worse than the median of the others' means so far."""
 
     grace_period: Annotated[Rounds, Field(description="rounds before any trial may end")] = 10
     every: Annotated[Rounds, Field(description="rounds between two comparisons")] = 5
@@ -95,13 +95,13 @@ class Median(Scheduler):
             mode=mode,
             grace_period=self.grace_period,
             min_samples_required=self.min_samples,
-            min_time_slice=10**9,  # else it pauses trials to let others catch up
+            min_time_slice=10**9,  # otherwise it pauses trials until others catch up
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PBT(Scheduler):
-    """Population-based training: the worst go on from copies of the best, with other values."""
+    """Population-based training: the worst trials continue from copies of the best, with other values."""
 
     mutate: Annotated[
         tuple[str, ...], Field(min_length=1, description="axes whose values change on the way")
@@ -154,7 +154,7 @@ class PBT(Scheduler):
             quantile_fraction=self.quantile,
             resample_probability=self.resample_probability,
             custom_explore_fn=lambda config: config | _within(space, self.mutate, config),
-            synch=True,  # everyone at the same round: results do not depend on who was fast
+            synch=True,  # all trials at the same round, so that results do not depend on their speed
             log_config=False,
             require_attrs=False,
         )
@@ -169,7 +169,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 
 
 def _within(space: Space, keys: tuple[str, ...], config: Point) -> Point:
-    """The values of these keys, moved into the bounds of their axes."""
+    """Return the values of these keys, clipped to the bounds of their axes."""
     moved: Point = {}
     for key in keys:
         axis = space[key]

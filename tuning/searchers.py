@@ -1,4 +1,4 @@
-"""How a sweep finds the points of its space: the options of `search`."""
+"""Options of `search`, which choose the points of the space."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -16,23 +16,23 @@ Seed = Annotated[int, Field(ge=0, description="of the draws")]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Decides the points."""
+    """Base class of the searches."""
 
     def check(self, space: Space) -> None:
-        """Raise ConfigError if it cannot search this space."""
+        """Raise ConfigError if this search does not support the space."""
 
     def points(self, space: Space) -> Iterator[Point] | None:
-        """All points; None if they follow from the results of earlier ones."""
+        """Return all points, or None if later points depend on earlier results."""
         return None
 
     def count(self, space: Space) -> int:
-        """The number of points."""
+        """Return the number of points."""
         return len(list(self.points(space) or ()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Search):
-    """Every combination of the axes' values."""
+    """Search of every combination of the axes' values."""
 
     def check(self, space: Space) -> None:
         for key, axis in space.items():
@@ -48,7 +48,7 @@ class Grid(Search):
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Search):
-    """`num_samples` draws of the sampled axes, each at every combination of the grid axes."""
+    """Search of `num_samples` draws of the sampled axes, each with every combination of the grid."""
 
     num_samples: Samples
     seed: Seed = 0
@@ -66,10 +66,10 @@ class Random(Search):
 
 @dataclass(frozen=True, kw_only=True)
 class Optuna(Search):
-    """Points that Optuna suggests from the mean results, over the seeds, of earlier ones.
+    """Search by Optuna, which suggests points from the mean results, over the seeds, of earlier points.
 
-    With scheduler asha it does about what BOHB does (Falkner et al., ICML 2018, arXiv:1807.01774), but with
-    asynchronous halving, and one model of all last values instead of one for each rung.
+    With scheduler asha it resembles BOHB (Falkner et al., ICML 2018, arXiv:1807.01774), but with asynchronous
+    halving, and with one model of all last values instead of one for each rung.
     """
 
     num_samples: Samples
@@ -96,11 +96,11 @@ class Optuna(Search):
         return self.num_samples
 
     def probe(self, space: Space) -> Point:
-        """Any point: all of them have the same data."""
+        """Return an arbitrary point; all points have the same data."""
         return applicable(space, next(points(space, 1, self.seed)))
 
     def searcher(self, space: Space, metric: str, mode: str) -> Any:
-        """Ray Tune's searcher."""
+        """Return Ray Tune's searcher."""
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -119,7 +119,7 @@ class Optuna(Search):
 
 
 def domain(axis: Axis) -> Any:
-    """The axis as Ray Tune writes it."""
+    """Return the axis as a domain of Ray Tune."""
     from ray import tune
 
     if axis.choice is not None:

@@ -1,4 +1,4 @@
-"""A Tune searcher that runs every suggested point with every seed."""
+"""Ray Tune searcher that runs every suggested point with every seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,18 +13,18 @@ from tuning.space import Point
 
 @dataclass
 class _Suggestion:
-    """A point that was suggested, while its trials run."""
+    """Suggested point whose trials run."""
 
     open: set[str]
-    """Ids of trials without a result."""
+    """Ids of the trials without a result."""
     values: list[float] = field(default_factory=list)
 
 
 class SeedAveragedSearcher(Searcher):
-    """Asks another searcher for points, and tells it the mean over the seeds.
+    """Get points from another searcher, and report the mean over the seeds to it.
 
-    What earlier commands have run is told at once: with the same seed the same points are suggested, and
-    the search goes on from where it stopped.
+    Results of earlier commands are reported at once. The same seed gives the same suggestions, so the search
+    resumes where it stopped.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class SeedAveragedSearcher(Searcher):
         metric: str,
         mode: str,
     ):
-        """`trials_of`: the trials of a point, checked; `value_of`: the result, by hash, of one that has
-        ended; `config_of`: Tune's config of a trial."""
+        """`trials_of` returns the checked trials of a point, `value_of` the result of an ended trial by its
+        hash, and `config_of` Tune's config of a trial."""
         super().__init__(metric=metric, mode=mode)
         self._inner, self._left = inner, num_samples
         self._trials_of, self._value_of, self._config_of = trials_of, value_of, config_of
@@ -49,7 +49,7 @@ class SeedAveragedSearcher(Searcher):
         self._seen: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it for a restore of its own, which is not used
+        return {}  # Tune pickles it for its own restore, which rayfl does not use
 
     def suggest(self, trial_id: str) -> Any:
         while not self._waiting:
@@ -73,13 +73,13 @@ class SeedAveragedSearcher(Searcher):
         self._tell(suggestion)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what MLflow has is told again instead."""
+        """Do nothing; a resumed search gets its results from MLflow."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing, as `save`."""
 
     def _ask(self) -> bool:
-        """Get the next point; False if there is none yet."""
+        """Get the next point. Return False if there is none yet."""
         suggestion = f"point-{self._suggested}"
         point = self._inner.suggest(suggestion)
         if point is None or point == Searcher.FINISHED:
@@ -97,7 +97,7 @@ class SeedAveragedSearcher(Searcher):
         return True
 
     def _tell(self, suggestion: str) -> None:
-        """Tell the result of a point once all of its trials have ended."""
+        """Report the result of a point once all of its trials have ended."""
         found = self._suggestions[suggestion]
         if found.open or any(waiting == suggestion for waiting, _ in self._waiting):
             return

@@ -1,8 +1,8 @@
-"""The search space of a sweep: axes over dotted keys of the experiment -> points.
+"""Search space of a sweep: axes over dotted keys of the experiment -> points.
 
-An axis says which values its key takes, and `when` it applies: only in points where other axes have the
-given values. A point is a mapping from dotted key to value. Grid axes are crossed with each other; sampled
-axes are drawn, and every draw is crossed with the grid.
+An axis defines the values of its key. With `when`, it applies only to points where other axes have the given
+values. A point is a mapping from dotted key to value. Grid axes are crossed with each other; sampled axes are
+drawn, and every draw is crossed with the grid.
 """
 
 import json
@@ -32,7 +32,7 @@ Bounds = tuple[float, float]
 
 
 class Axis(Section):
-    """The values that one key takes."""
+    """Values of one key."""
 
     grid: Annotated[
         tuple[Value, ...] | None, Field(min_length=1, description="each of these values")
@@ -88,11 +88,11 @@ class Axis(Section):
         return self.kind in _GRIDS
 
     def values(self) -> tuple[Value, ...]:
-        """All values of a grid axis."""
+        """Return all values of a grid axis."""
         if self.grid is not None:
             return self.grid
         assert self.range is not None
-        # In decimals: 0.1 + 0.2 must be 0.3, which is part of an experiment's identity.
+        # Decimal, because 0.1 + 0.2 must be 0.3: the value is part of the experiment's identity.
         first, last, step = (Decimal(repr(number)) for number in self.range)
         numbers = [first + i * step for i in range(int((last - first) / step) + 1)]
         # All of one type: among fractions, the cohort 1.0 is all clients, and 1 would be one.
@@ -100,7 +100,7 @@ class Axis(Section):
         return tuple(map(int if are_integers else float, numbers))
 
     def draw(self, rng: np.random.Generator) -> Value:
-        """One value of a sampled axis."""
+        """Draw one value of a sampled axis."""
         if self.choice is not None:
             return self.choice[int(rng.integers(len(self.choice)))]
         if self.integers is not None:
@@ -112,7 +112,7 @@ class Axis(Section):
         return float(rng.uniform(*self.uniform))
 
     def applies(self, point: Point) -> bool:
-        """Whether the point has the values that `when` asks for (one of them, where it is a list)."""
+        """Return True if the point matches `when` (any value, where it is a list)."""
         return all(
             key in point and point[key] in (value if isinstance(value, list) else [value])
             for key, value in self.when.items()
@@ -123,7 +123,7 @@ Space = Mapping[str, Axis]
 
 
 def dotted(space: Layer, prefix: str = "") -> Layer:
-    """The space with dotted keys, as `algorithm: {rho: {grid: ...}}` is `algorithm.rho: {grid: ...}`."""
+    """Return the space with dotted keys: `algorithm: {rho: ...}` becomes `algorithm.rho: ...`."""
     flat: Layer = {}
     for key, value in space.items():
         path = f"{prefix}{key}"
@@ -134,27 +134,27 @@ def dotted(space: Layer, prefix: str = "") -> Layer:
 
 
 def text(point: Point) -> str:
-    """The point as overrides give it."""
+    """Return the point as overrides."""
     return " ".join(f"{key}={shown_value(value)}" for key, value in point.items())
 
 
 def shown_value(value: Value) -> str:
-    """A value as overrides give it."""
+    """Return a value as in an override."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def task(point: Point) -> Hashable:
-    """What a point says about the task, as opposed to the method."""
+    """Return the part of a point that defines the task, without the method."""
     return tuple(sorted((key, repr(value)) for key, value in point.items() if is_task(key)))
 
 
 def is_task(key: str) -> bool:
-    """Whether an axis decides what is learned, rather than how."""
+    """Return True if an axis changes the task rather than the method."""
     return f"{key}.".startswith(_TASK)
 
 
 def check(space: Space) -> None:
-    """Raise ConfigError for axes that cannot be."""
+    """Raise ConfigError for invalid axes."""
     for key, axis in space.items():
         section = key.partition(".")[0]
         if key in RENAMED:
@@ -176,10 +176,10 @@ def check(space: Space) -> None:
 
 
 def points(space: Space, samples: int | None, seed: int) -> Iterator[Point]:
-    """All points: the grid, crossed with `samples` draws of the sampled axes (None: there are none).
+    """Yield all points: the grid, crossed with `samples` draws of the sampled axes (None: there are none).
 
-    Draw i of an axis depends on (seed, i, key) alone, so more samples or another axis leave the earlier
-    draws as they are.
+    Draw i of an axis depends on (seed, i, key) alone, so more samples or another axis do not change
+    the earlier draws.
     """
     for i in range(samples if samples is not None else 1):
         drawn = {
@@ -191,7 +191,7 @@ def points(space: Space, samples: int | None, seed: int) -> Iterator[Point]:
 
 
 def layer(point: Point) -> Layer:
-    """The point as a layer of a config."""
+    """Return the point as a layer of a config."""
     layers: Layer = {}
     for key, value in point.items():
         *sections, last = key.split(".")
@@ -203,7 +203,7 @@ def layer(point: Point) -> Layer:
 
 
 def applicable(space: Space, suggested: Point) -> Point:
-    """What of a searcher's suggestion applies: axes whose `when` does not hold are left out."""
+    """Drop the axes of a searcher's suggestion whose `when` is false."""
     point: Point = {}
     for key, axis in _ordered(space).items():
         if key in suggested and axis.applies(point):
@@ -224,7 +224,7 @@ def _grid(axes: dict[str, Axis], drawn: Point, point: Point) -> Iterator[Point]:
 
 
 def _ordered(space: Space) -> dict[str, Axis]:
-    """The axes, each after those that its `when` names; ConfigError if they go in a circle."""
+    """Order the axes, each after those in its `when`. Raises ConfigError for a circle."""
     ordered: dict[str, Axis] = {}
     waiting = dict(space)
     while waiting:

@@ -1,4 +1,4 @@
-"""When a trial ends before its last round: the rules of `stop`, over the metrics by round."""
+"""Rules of `stop`, which end a trial before its last round."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ Rows = Mapping[int, Mapping[str, float]]
 
 
 def reason(stop: Stop, rows: Rows, metric: str, mode: str) -> str | None:
-    """Which rule holds after the last of these rounds, in words; None if none does."""
+    """Describe the rule that holds after the last of these rounds, if there is one."""
     if not rows:
         return None
     last = max(rows)
@@ -29,7 +29,7 @@ def reason(stop: Stop, rows: Rows, metric: str, mode: str) -> str | None:
 
 
 def needs_metrics(stop: Stop) -> bool:
-    """Whether a rule looks at evaluations, so that they must be waited for."""
+    """Return True if a rule needs the evaluations, so that the trial must wait for them."""
     return stop.accuracy is not None or stop.plateau is not None
 
 

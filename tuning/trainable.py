@@ -1,6 +1,6 @@
 """A trial as Ray Tune sees it: a class trainable in a placement group with a bundle for each client actor.
 
-Tune's config of a trial is `job` and, under their dotted keys, the hyper-parameters that population-based
+Tune's config of a trial is `spec` and, under their dotted keys, the hyper-parameters that population-based
 training changes. Tune's checkpoints are whole ones of rayfl, which an exploit takes over.
 """
 
@@ -26,7 +26,7 @@ class Trainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         mutated = {key: value for key, value in new_config.items() if "." in key}
         # Not the config's hash: an exploit copies the whole config of the other trial.
-        self.execution.begin(self.trial_name, new_config["job"], mutated)
+        self.execution.begin(self.trial_name, new_config["spec"], mutated)
         return True
 
     def step(self) -> dict[str, Any]:

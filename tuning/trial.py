@@ -7,7 +7,6 @@ checkpoint.
 
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,10 @@ from rayfl.config.layers import merge
 from rayfl.config.named import NAMED
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
-from rayfl.experiment import client_accuracies, prepare
-from rayfl.federation.history import History
-from rayfl.federation.server import Record, Server
-from rayfl.runtime import cluster
+from rayfl.federation.metrics import Metrics, RoundMetrics
+from rayfl.federation.session import Session
+from rayfl.prepare import client_accuracies, prepare
+from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.checkpoint_writer import CheckpointWriter
@@ -38,8 +37,8 @@ MUTATED = "mutated/"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a trial is about."""
+class TrialSpec:
+    """The experiment of a trial."""
 
     experiment: dict[str, Any]
     checkpoints: str | None
@@ -52,19 +51,19 @@ class Execution:
     def __init__(self, shared: SharedInputs, sweep: Sweep, group: Any):
         """`group`: the placement group, with a bundle for each client actor."""
         self._shared, self._sweep, self._group = shared, sweep, group
-        self._server: Server | None = None
+        self._session: Session | None = None
 
     def step(self) -> dict[str, Any]:
-        """Some rounds, and what Tune and the driver want to know of them."""
-        self._reported: list[Record] = []
-        resumed = max((record.round for record in self._resumed), default=0)
+        """Run some rounds; everything that Tune and the driver want to know of them."""
+        self._reported, self._resumed = self._resumed, []
+        resumed = max((metrics.round for metrics in self._reported), default=0)
         described: dict[str, Any] = {}
         ending: dict[str, Any] = {}
         try:
             if self._failure is not None:
                 raise self._failure
             described = self._described()
-            stopped = self._rounds()
+            stopped = self._run_rounds()
             if stopped is not None or self._round == self._last:
                 ending = self._ending(stopped)
         except StateLostError:
@@ -75,7 +74,7 @@ class Execution:
         return {
             "rounds": self._round,
             "resumed": resumed,
-            "records": [tuple(record) for record in self._reported],
+            "records": [tuple(metrics) for metrics in self._reported],
             **({self._sweep.metric: latest} if latest is not None else {}),
             **described,
             **ending,
@@ -85,88 +84,80 @@ class Execution:
         """Write server state, client memories and history, for this trial or one that takes them over."""
         checkpoints = self._checkpoints_in(directory, every=None)
         checkpoints.prepare()
-        checkpoints.save(self._running.snapshot(), self._history.rows)
+        checkpoints.save(self._running.server.snapshot(), self._running.history.rows)
 
     def load(self, directory: str) -> None:
         """Go on from what was saved, with this trial's hyper-parameters."""
-        saved = saved_in(Storage(directory))[-1]
-        self._running.restore(saved.snapshot())
-        self._history = History()
-        for round, metrics in saved.history().items():
-            self._history.add(round, metrics)
-        self._run = self._running.run(self._last)
+        self._running.go_on(saved_in(Storage(directory))[-1])
+        self._rounds = self._running.rounds(self._last)
 
     def close(self) -> None:
         """End the client actors."""
         for actor in self._actors():
             ray.kill(actor)
 
-    def begin(self, identity: str, job: Job, mutated: Point) -> None:
+    def begin(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
         """Make the server of this experiment; the client actors stay, if there are any.
 
-        What is wrong with the experiment, the first step tells. `identity`: hash of the experiment as the
+        The first step raises what is wrong with the experiment. `identity`: hash of the experiment as the
         sweep planned it, which is not that of what is `mutated`.
         """
         self._failure: Exception | None = None
-        self._history, self._reported = History(), []
-        self._resumed: list[Record] = []
+        self._reported: list[Metrics] = []
+        self._resumed: list[Metrics] = []
         self._is_described = False
-        self._mutated = mutated
         try:
-            self._experiment = load_config(merge(job.experiment, layer(mutated), NAMED))
-            self._start(identity, job)
+            self._experiment = load_config(merge(spec.experiment, layer(mutated), NAMED))
+            self._start(identity, spec, mutated)
         except StateLostError:
             raise
         except Exception as error:
             self._failure = error
 
-    def _start(self, identity: str, job: Job) -> None:
+    def _start(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
         dataset, partition = self._shared.data[data_key(self._experiment)]
         self._prepared = prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
-        server, client = cluster.actor_arguments(prepared.job(), dataset)
-        placement = self._shared.placement
+        server, client = prepared.specs()
         limit = self._experiment.resources.time_limit_s
-        self._server = cluster.make_server(
-            server, client, placement, self._group, self._actors(), limit
+        made = make_server(
+            server,
+            stored(client, dataset),
+            self._shared.placement,
+            self._group,
+            actors=self._actors(),
+            time_limit=limit,
         )
         rounds = prepared.federation.rounds
         self._last = min(rounds, self._sweep.stop.rounds or rounds)
-        self._checkpoints = None
+        # The curve of what is mutated is what population-based training found.
+        constants = {f"{MUTATED}{key}": float(value) for key, value in mutated.items()}
+        self._session = Session(made, constants=constants)
         every = self._experiment.checkpoint.every
-        if job.checkpoints is not None and every is not None:
+        if spec.checkpoints is not None and every is not None:
             # Not the config's hash: in population-based training it moves away from the identity.
-            location = below(job.checkpoints, identity, self._sweep.name)
-            self._checkpoints = self._checkpoints_in(location, every)
-            self._checkpoints.prepare()
-            if saved := self._checkpoints.latest():
-                self._server.restore(saved.snapshot())
-                rows = saved.history().items()
-                self._resumed = [self._noted(Record(*row)) for row in rows]
-        self._run = self._server.run(self._last)
+            location = below(spec.checkpoints, identity, self._sweep.name)
+            self._session.checkpoints = self._checkpoints_in(location, every)
+            self._session.checkpoints.prepare()
+            self._resumed = [*self._session.restore()]
+        self._rounds = self._session.rounds(self._last)
 
-    def _rounds(self) -> str | None:
+    def _run_rounds(self) -> str | None:
         """Run rounds until there is something to report; why the trial ends, if a rule of `stop` says so."""
-        server, began = self._running, time.monotonic()
-        self._reported, self._resumed = self._resumed, []
-        interval = self._sweep.scheduler.interval
-        looks = needs_metrics(self._sweep.stop)
-        for record in self._run:
-            self._reported.append(self._noted(record))
-            if not (record.round == server.round and "train/loss" in record.metrics):
+        session, began = self._running, time.monotonic()
+        rules, interval = self._sweep.stop, self._sweep.scheduler.interval
+        eval_every = self._experiment.federation.eval_every
+        for metrics in self._rounds:
+            self._reported.append(metrics)
+            if not isinstance(metrics, RoundMetrics):
                 continue  # an evaluation, which may come later than its round
-            round = record.round
+            round = metrics.round
             at_interval = interval is not None and round % interval == 0
-            if at_interval or (looks and round % self._experiment.federation.eval_every == 0):
-                self._settle(server.settle())
-            stopped = reason(
-                self._sweep.stop, self._history.rows, self._sweep.metric, self._sweep.mode
-            )
+            if at_interval or (needs_metrics(rules) and round % eval_every == 0):
+                self._reported += session.settle()
+            stopped = reason(rules, session.history.rows, self._sweep.metric, self._sweep.mode)
             if stopped is not None and round < self._experiment.federation.rounds:
-                self._settle(server.settle())
+                self._reported += session.settle()
                 return stopped
-            if self._checkpoints is not None and self._checkpoints.due(round):
-                self._settle(server.settle())
-                self._checkpoints.save(server.snapshot(), self._history.rows)
             if at_interval and round < self._last:
                 return None
             late = time.monotonic() - began > REPORT_SECONDS
@@ -175,16 +166,17 @@ class Execution:
         return None
 
     def _ending(self, stopped: str | None) -> dict[str, Any]:
+        session = self._running
         if self._latest(self._sweep.metric) is None:
-            found = sorted({key for row in self._history.rows.values() for key in row})
+            found = sorted({key for row in session.history.rows.values() for key in row})
             there = f"there are {', '.join(found)}"
             raise ConfigError("no round has it", "metric", self._sweep.metric, hint=there)
-        w = torch.tensor(self._running.parameters()[0])
-        clients = client_accuracies(self._prepared, self._running.correct)
+        w = torch.tensor(session.parameters()[0])
+        clients = client_accuracies(self._prepared, session.correct())
         return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
 
     def _failed(self, error: Exception) -> dict[str, str]:
-        """Why the trial failed, in one line and in full."""
+        """The error that ended the trial, in one line and in full."""
         text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
         line = (
             str(error.rekeyed(self._sweep.key))
@@ -193,27 +185,17 @@ class Execution:
         )
         return {"failed": line.strip().splitlines()[0], "traceback": text}
 
-    def _settle(self, records: Iterator[Record]) -> None:
-        self._reported += map(self._noted, records)
-
-    def _noted(self, record: Record) -> Record:
-        if "train/loss" in record.metrics:
-            # What is mutated is a metric too: its curve is what population-based training found.
-            mutated = {f"{MUTATED}{key}": float(v) for key, v in self._mutated.items()}
-            record = record._replace(metrics=record.metrics | mutated)
-        self._history.add(*record)
-        return record
-
     def _latest(self, metric: str) -> float | None:
-        values = [row[metric] for _, row in sorted(self._history.rows.items()) if metric in row]
-        return values[-1] if values else None
+        rows = self._session.history.rows if self._session is not None else {}
+        values = [row[metric] for _, row in sorted(rows.items()) if metric in row]
+        return values[-1] if values and self._failure is None else None
 
     def _described(self) -> dict[str, Any]:
-        """Where the client actors run, once they do: no round's time counts their start. Once only."""
+        """The client actors, once they run: no round's time counts their start. Once only."""
         if self._is_described:
             return {}
         self._is_described = True
-        return {"actors": self._running.pool.describe()}
+        return {"actors": self._running.describe()}
 
     def _checkpoints_in(self, location: str, every: Any) -> CheckpointWriter:
         return CheckpointWriter(
@@ -226,14 +208,15 @@ class Execution:
         )
 
     def _actors(self) -> list[Any]:
-        pool = self._server.pool if self._server is not None else None
+        pool = self._session.server.pool if self._session is not None else None
         return pool.actors if isinstance(pool, ActorPool) else []
 
     @property
-    def _running(self) -> Server:
-        assert self._server is not None
-        return self._server
+    def _running(self) -> Session:
+        assert self._session is not None
+        return self._session
 
     @property
     def _round(self) -> int:
-        return self._server.round if self._server is not None and self._failure is None else 0
+        failed = self._failure is not None or self._session is None
+        return 0 if failed else self._running.server.round

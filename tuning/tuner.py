@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray import tune
 
-from rayfl.experiment import storage
+from rayfl.prepare import storage
 from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
@@ -26,7 +26,7 @@ from tuning.seed_averaged_searcher import SeedAveragedSearcher
 from tuning.space import Point, applicable
 from tuning.tracking import SweepTracker
 from tuning.trainable import Trainable
-from tuning.trial import MUTATED, Job
+from tuning.trial import MUTATED, TrialSpec
 
 
 class SweepRunner:
@@ -123,7 +123,7 @@ class SweepRunner:
         if mutated:
             mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
         content = trial.experiment.model_dump(mode="json")
-        return {"hash": trial.hash, "job": Job(content, root), **mutated}
+        return {"hash": trial.hash, "spec": TrialSpec(content, root), **mutated}
 
     def _scheduler(self) -> Any:
         scheduler, sweep = self.sweep.scheduler, self.sweep

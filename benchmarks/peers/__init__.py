@@ -1,1 +1,1 @@
-"""Other frameworks beside rayfl, where they are installed."""
+"""Comparison with other frameworks that are installed."""

@@ -1,4 +1,4 @@
-"""Seconds per round of other frameworks, where they are installed, and of rayfl, in turn.
+"""Seconds per round of other installed frameworks and of rayfl, in turn.
 
     pip install flwr             # Flower, its simulation on Ray; alone: pip install "flwr[simulation]"
     pip install "pfl[pytorch]"   # pfl-research
@@ -29,7 +29,7 @@ from benchmarks.findings import Finding, median
 from benchmarks.peers.turn import FAILED, Turn
 from benchmarks.rounds import WARM_UP, run_rayfl
 from benchmarks.workloads import SCRATCH, Workload, workloads
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +39,9 @@ LAUNCHERS = {
     "pfl_research": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", PROCESSES],
 }
 ROUNDS = {"lenet5": 4, "mlp": 10, "mlp_small": 10}
-"""Of the other frameworks' turns; rayfl's have the workload's."""
+"""Rounds of the other frameworks' turns; rayfl's turns have those of the workload."""
 TARGETS = {("mlp", "flower"): 1 / 25, ("mlp_small", "flower"): 1 / 100}
-"""The most that rayfl may take, over the other."""
+"""Limit of rayfl's time relative to the other framework."""
 
 
 class PeerError(Exception):
@@ -49,7 +49,7 @@ class PeerError(Exception):
 
 
 def measure(cifar10: Path | None, repeats: int) -> list[Finding]:
-    """The installed frameworks on all workloads, each `repeats` times."""
+    """Measure the installed frameworks on all workloads, `repeats` times each."""
     installed = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
     if not installed:
         print('peers: nothing to compare with; pip install flwr "pfl[pytorch]" (either will do)')
@@ -69,7 +69,7 @@ def _compare(
     config = workload.experiment({"name": "fedavg"}, rounds=rounds, eval_every=rounds)
     prepared = prepare(config)
     once = replace(prepared, federation=replace(prepared.federation, rounds=1))
-    start, first = prepared.job().initial[0], _rayfl(once)[1]
+    start, first = prepared.specs()[0].w, _rayfl(once)[1]
     ours: list[float] = []
     theirs: dict[str, list[float]] = {peer: [] for peer in peers}
     for _ in range(repeats):
@@ -93,14 +93,14 @@ def _compare(
 
 
 def _rayfl(prepared: Prepared) -> tuple[list[float], np.ndarray]:
-    """Seconds of each round, and w at the end."""
+    """Return the seconds of each round, and the final w."""
     with cluster.connected(None):
         timing = run_rayfl(prepared)
     return timing.seconds, timing.w.numpy()
 
 
 def _turn(peer: str, workload: str, rounds: int, cifar10: Path | None) -> Turn:
-    """All rounds, in fresh processes."""
+    """Run all rounds in fresh processes."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     out, log = SCRATCH / f"{peer}.npz", SCRATCH / f"{peer}.log"
     out.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ def _turn(peer: str, workload: str, rounds: int, cifar10: Path | None) -> Turn:
 
 
 def _check(turn: Turn, start: np.ndarray, first: np.ndarray, rounding: float) -> None:
-    """That it computed what rayfl does."""
+    """Check that the framework computed the same as rayfl."""
     apart = np.linalg.norm(turn.first - first) / np.linalg.norm(first - start)
     if not apart < rounding:
         raise PeerError(f"it computes something else: {apart:.1%} apart after one round")
@@ -129,7 +129,7 @@ def _check(turn: Turn, start: np.ndarray, first: np.ndarray, rounding: float) ->
 
 
 def _reason(output: str) -> str:
-    """The line of it that says what went wrong."""
+    """Return the line of the output that states the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     told = [line.partition(FAILED)[2] for line in lines if FAILED in line]
     return (told or lines[-1:])[0]

@@ -29,7 +29,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One client's round."""
+    """Train one client for a round."""
     config = message.content["config"]
     task = loaded(config["workload"], config["rounds"], config["cifar10"])
     model = task.prepared.model
@@ -41,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 class Observed(FedAvg):
-    """FedAvg with given cohorts, which notes when each round has been aggregated."""
+    """FedAvg with given cohorts that records the time of each aggregation."""
 
     def __init__(self, task: Task):
         f = task.prepared.federation
@@ -83,14 +83,14 @@ class Observed(FedAvg):
         return arrays, metrics
 
     def flat(self, arrays: ArrayRecord) -> np.ndarray:
-        """`[P]`."""
+        """Return w `[P]`."""
         model = self.task.prepared.model
         model.load_state_dict(arrays.to_torch_state_dict())
         return Layout(model).flatten(model)[0].numpy()
 
 
 def run(workload: str, rounds: int, cifar10: str) -> Turn:
-    """All rounds."""
+    """Run all rounds."""
     task = loaded(workload, rounds, cifar10)
     strategy, last = Observed(task), []
     server = ServerApp()

@@ -28,7 +28,7 @@ from rayfl.training.flat import Layout
 
 
 class Trained(nn.Module):
-    """A model with the two methods that pfl asks of it."""
+    """Model with the two methods that pfl requires."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -43,7 +43,7 @@ class Trained(nn.Module):
 
 
 class Client(Dataset):
-    """A client's samples, in the minibatches of one round."""
+    """Samples of a client, in the minibatches of one round."""
 
     def __init__(self, task: Task, round: int, client: int):
         super().__init__((task.x, task.y), user_id=str(client))
@@ -58,7 +58,7 @@ class Client(Dataset):
 
 
 class Observer(TrainingProcessCallback):
-    """Notes when each round ends, and w after the first."""
+    """Callback that records the end of each round, and w after the first."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -72,7 +72,7 @@ class Observer(TrainingProcessCallback):
 
 
 def run(workload: str, rounds: int, cifar10: str) -> Turn | None:
-    """All rounds; None in all workers but one."""
+    """Run all rounds. Return None in all workers but one."""
     task = load(workload, rounds, cifar10)
     f, s = task.prepared.federation, task.prepared.settings
     # Both workers draw all users, and each takes every other one.
@@ -108,6 +108,6 @@ def run(workload: str, rounds: int, cifar10: str) -> Turn | None:
 
 
 def _flat(model: PyTorchModel) -> np.ndarray:
-    """`[P]`."""
+    """Return w `[P]`."""
     plain = model.pytorch_model.model
     return Layout(plain).flatten(plain)[0].numpy()

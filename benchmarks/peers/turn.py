@@ -1,4 +1,4 @@
-"""One turn of another framework, in processes of its own.
+"""One turn of another framework in its own processes.
 
     python -m benchmarks.peers.turn flower WORKLOAD ROUNDS OUT.npz [CIFAR10]
 
@@ -16,40 +16,40 @@ import torch
 
 from benchmarks.bare import tensors
 from benchmarks.workloads import workloads
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 
 FAILED = "the framework failed: "
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a framework did."""
+    """Result of a framework's turn."""
 
     ends: np.ndarray
-    """When each round was over, in seconds since some moment."""
+    """End of each round, in seconds since an arbitrary moment."""
     first: np.ndarray
     """w `[P]` after the first round."""
     last: np.ndarray
-    """And after the last one."""
+    """w `[P]` after the last round."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every process of the framework loads once and keeps."""
+    """Data, partition and model that each process of the framework loads once."""
 
     prepared: Prepared
     x: torch.Tensor
     y: torch.Tensor
 
     def cohorts(self) -> Iterator[list[int]]:
-        """The clients of each round, the same that rayfl samples."""
+        """Return the clients of each round, the same as in rayfl."""
         f = self.prepared.federation
         for round in range(1, f.rounds + 1):
             yield f.cohort(round)
 
 
 def load(workload: str, rounds: int, cifar10: str) -> Task:
-    """Data, partition and model, in a process of one thread."""
+    """Load data, partition and model, in a process of one thread."""
     torch.set_num_threads(1)
     known = workloads(Path(cifar10) if cifar10 else None)
     prepared = prepare(known[workload].experiment({"name": "fedavg"}, rounds=rounds))
@@ -65,7 +65,7 @@ def main(framework: str, workload: str, rounds: str, out: str, cifar10: str = ""
 
 
 def _cause(error: BaseException) -> str:
-    """The exception that all others came from, in one line."""
+    """Return the root exception in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
     lines = str(error).strip().splitlines() or [""]

@@ -4,7 +4,6 @@ from rayfl.algorithms.base import Algorithm
 from rayfl.algorithms.fedacg import FedACG
 from rayfl.algorithms.fedadamw import FedAdamW
 from rayfl.algorithms.fedasam import FedASAM
-from rayfl.algorithms.fedavg import FedAvg
 from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
@@ -20,6 +19,7 @@ from rayfl.algorithms.fedsmoo import FedSMOO
 from rayfl.algorithms.fedspeed import FedSpeed
 from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
+from rayfl.algorithms.fedwmsam_released import FedWMSAMReleased
 from rayfl.algorithms.igfl import IGFL
 from rayfl.algorithms.local_adamw import LocalAdamW
 from rayfl.algorithms.mofedsam import MoFedSAM
@@ -32,7 +32,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedadam": FedAdam,
     "fedadamw": FedAdamW,
     "fedasam": FedASAM,
-    "fedavg": FedAvg,
+    "fedavg": Algorithm,
     "fedavgm": FedAvgM,
     "fedcm": FedCM,
     "feddyn": FedDyn,
@@ -51,6 +51,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedspeed": FedSpeed,
     "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,
+    "fedwmsam_released": FedWMSAMReleased,
     "fedyogi": FedYogi,
     "igfl": IGFL,
     "local_adamw": LocalAdamW,

@@ -1,11 +1,23 @@
-"""What an algorithm is: six pure functions on flat vectors. Their defaults together are FedAvg.
+"""The interface of an algorithm: six pure functions on flat vectors, whose defaults together are FedAvg.
+
+FedAvg is McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, arXiv:1602.05629, Algorithm 1: local SGD, then the mean. Deviation: the mean over the cohort is
+uniform, not weighted by sample counts, as in the papers that this project reproduces; a server learning rate
+`server_lr` (1 in the paper) scales the mean update.
 
 Shapes: P parameters, C clients of a stack. Every vector is `[..., P]`, every scalar `[..., 1]`:
 `[P]` and `[1]` on the server, `[C, P]` and `[C, 1]` where C clients are trained together. Reduce over
 the last axis only, and one rule serves both.
 
-Algorithms draw no random numbers but those of `ctx.random`, do no I/O, keep nothing to themselves from
-one call to the next, and change no tensor or dict that they were given.
+Rules, which `rayfl.training.contract` checks on a method of one's own before any actor starts:
+
+* Draw no random numbers but those of `ctx.random`, do no I/O, and keep nothing from one call to the next.
+* Change no tensor or dict that a function was given.
+* Do not look at the value of a tensor that has a row for each client (`if`, `float()`, `.item()`): one Python
+  number cannot serve several clients, and a branch on it would depend on who is trained beside whom. Choose
+  with `torch.where`. Branch on `ctx.step`, hyper-parameters and shapes as you like.
+* Return finite values, with the names, shapes and dtypes that `init_server` and `init_client` gave.
+
 Gradients, momenta and control variates point uphill (the gradient convention).
 """
 
@@ -13,8 +25,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from rayfl.algorithms.fields import ServerLR
 from rayfl.algorithms.vectors import perturb_, scaled_to
 
 Vectors = dict[str, Tensor]
@@ -56,24 +70,52 @@ def unseeded(like: Tensor, fill: Fill = Tensor.normal_) -> Tensor:
     raise RuntimeError("this context has no random numbers: it was made without a seed")
 
 
+class TensorInfo(NamedTuple):
+    """One tensor of the model and its place in the flat vector."""
+
+    name: str
+    """As PyTorch names it, such as "0.weight"."""
+    shape: torch.Size
+    offset: int
+    """Of its first entry in the flat vector."""
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.shape.numel()
+
+    def view(self, flat: Tensor) -> Tensor:
+        """The tensor as a view of `flat`, `[..., P] -> [..., *shape]`.
+
+        Kernels of 2-d convolutions lie in memory channels last; their views have PyTorch's order.
+        """
+        part, stack = flat[..., self.offset : self.offset + self.size], flat.shape[:-1]
+        if len(self.shape) == 4:
+            out, into, height, width = self.shape
+            return part.view(*stack, out, height, width, into).movedim(-1, -3)
+        return part.view((*stack, *self.shape))
+
+
 class ExperimentInfo(NamedTuple):
-    """What is the same for all clients and rounds of an experiment."""
+    """Facts that are the same for all clients and rounds of an experiment."""
 
-    clients: int
-    """N."""
-    nominal_steps: float
-    """E n_0 / B with the n_0 samples of client 0, a fraction perhaps, where a round is E epochs; else K."""
-    sizes: tuple[int, ...]
-    """Parameters of each tensor of the model, in their order in the flat vector; they add up to P."""
-    first: Tensor
-    """int64 `[len(sizes)]`: where the flat vector has the first entries that it would have in torch's order.
+    samples: tuple[int, ...]
+    """Training samples of each of the N clients."""
+    batch_size: int
+    local_epochs: int | None
+    """E; None: each client takes `local_steps`."""
+    local_steps: int | None
+    tensors: tuple[TensorInfo, ...]
+    """The model's trained tensors in PyTorch's order, which is theirs in the flat vector."""
 
-    It keeps convolutions channels-last, so entry j of torch's flattened parameters is entry `first[j]`.
-    """
+    @property
+    def clients(self) -> int:
+        """N."""
+        return len(self.samples)
 
 
 class ClientContext(NamedTuple):
-    """What a client knows in its round."""
+    """A client's knowledge in its round."""
 
     start: Tensor
     """Start point of the round, `[..., P]`."""
@@ -85,13 +127,15 @@ class ClientContext(NamedTuple):
     """K_i, local steps that the client takes in this round, `[..., 1]`."""
     step: int
     """k, number of the current local step, from 0."""
+    round: int | Tensor
+    """Number of the round, from 1; the local loop has it as a tensor `[]`, as `lr`."""
     experiment: ExperimentInfo
     random: Random = unseeded
     """Seeded random numbers; `upload` has others than any step."""
 
 
 class ServerContext(NamedTuple):
-    """What the server knows when it aggregates."""
+    """The server's knowledge when it aggregates."""
 
     lr: float
     """Local learning rate of this round."""
@@ -99,6 +143,8 @@ class ServerContext(NamedTuple):
     """Mean of K_i over the cohort."""
     participation: float
     """S / N, with the S clients whose uploads are averaged."""
+    round: int
+    """Number of the round, from 1."""
     random: Random = unseeded
     """Seeded random numbers."""
 
@@ -107,13 +153,14 @@ class ServerContext(NamedTuple):
 class Algorithm:
     """FedAvg, and the base of every other method: the fields of a subclass are its hyper-parameters."""
 
-    paper: ClassVar[str] = ""
-    """Where the method comes from, one line."""
+    paper: ClassVar[str] = "McMahan et al., AISTATS 2017, arXiv:1602.05629"
+    """Source of the method, one line."""
     clips_gradients: ClassVar[bool] = False
-    """What `federation.clip_norm` clips: each gradient, or the direction d.
+    """Let `federation.clip_norm` clip each gradient, not the direction d.
 
     Set it where d is no sum of gradients: the norm of Adam's is about sqrt(P) whatever the gradient's.
     """
+    server_lr: ServerLR = 1.0
 
     def init_server(self, w: Tensor) -> Vectors:
         """Server state before the first round."""
@@ -137,7 +184,7 @@ class Algorithm:
         return grad(x), memory
 
     def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
-        """What travels up after the last step, given `delta` = last iterate - start, and the memory.
+        """Uploads after the last step, given `delta` = last iterate - start, and the memory.
 
         The client remembers the memory that this returns, with the names that `init_client` gave it.
         `ctx.step` is the number of steps of the longest client here.
@@ -148,7 +195,7 @@ class Algorithm:
         self, w: Tensor, server: Vectors, mean: Vectors, ctx: ServerContext
     ) -> tuple[Tensor, Vectors]:
         """New parameters and server state; `mean[name]` is the cohort's mean of that upload."""
-        return w + mean["delta"], server
+        return w + self.server_lr * mean["delta"], server
 
 
 def sam(grad: Grad, rho: float) -> Grad:

@@ -11,12 +11,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from rayfl.algorithms.base import adaptive_sam
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm, adaptive_sam
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedASAM(FedAvg):
+class FedASAM(Algorithm):
     paper: ClassVar[str] = "Caldarola et al., ECCV 2022, arXiv:2203.11834"
 
     rho: Annotated[float, Field(ge=0, description="radius, relative to the parameters")] = 0.5

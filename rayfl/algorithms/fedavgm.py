@@ -6,23 +6,23 @@ Legend: m = momentum, a trace of the mean updates (a displacement: it points dow
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.fields import Momentum
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedAvgM(Algorithm):
     paper: ClassVar[str] = "Hsu, Qi and Brown, 2019, arXiv:1909.06335"
 
-    gamma: Annotated[float, Field(ge=0, lt=1, description="server momentum")] = 0.9
+    gamma: Momentum = 0.9
 
     def init_server(self, w):
         return {"m": torch.zeros_like(w)}
 
     def server_step(self, w, server, mean, ctx):
         m = self.gamma * server["m"] + mean["delta"]  # a trace: no factor (1 - gamma)
-        return w + m, {"m": m}
+        return w + self.server_lr * m, {"m": m}

@@ -7,12 +7,12 @@ of the local gradient.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.fields import LocalWeight
 from rayfl.algorithms.vectors import scale_add_
 
 
@@ -20,8 +20,7 @@ from rayfl.algorithms.vectors import scale_add_
 class FedCM(Algorithm):
     paper: ClassVar[str] = "Xu et al., 2021, arXiv:2106.10874"
 
-    alpha: Annotated[float, Field(gt=0, le=1, description="weight of the local gradient")] = 0.1
-    server_lr: Annotated[float, Field(gt=0, description="server learning rate eta_g")] = 1.0
+    alpha: LocalWeight = 0.1
 
     def init_server(self, w):
         return {"Delta": torch.zeros_like(w)}
@@ -34,4 +33,4 @@ class FedCM(Algorithm):
 
     def server_step(self, w, server, mean, ctx):
         Delta = mean["delta"] / (-ctx.steps * ctx.lr)
-        return w + self.server_lr * mean["delta"], {"Delta": Delta}
+        return super().server_step(w, server, mean, ctx)[0], {"Delta": Delta}

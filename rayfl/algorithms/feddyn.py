@@ -8,7 +8,7 @@ Legend (displacement convention: these point downhill):
     h_i    sum of client i's updates D_i so far; the paper's gradient of client i is -lam h_i
     h      mean of h_i over all N clients, seen or not; the paper's h is -lam h
 Client:  d = g + lam (y - start) + lam h_i;  h_i <- h_i + D_i
-Server:  h <- h + S/N D;  w <- w + D + h
+Server:  h <- h + S/N D;  w <- w + server_lr D + h
 
 Deviations: a client takes steps on its objective instead of minimising it exactly. The linear and the
 quadratic half of the regulariser are both in the direction (released code has the quadratic half as
@@ -44,4 +44,4 @@ class FedDyn(Algorithm):
 
     def server_step(self, w, server, mean, ctx):
         h = server["h"] + ctx.participation * mean["delta"]
-        return w + mean["delta"] + h, {"h": h}
+        return super().server_step(w, server, mean, ctx)[0] + h, {"h": h}

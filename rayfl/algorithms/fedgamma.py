@@ -6,11 +6,10 @@ Legend: c, c_i as in SCAFFOLD; the perturbation follows the local gradient, with
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from rayfl.algorithms.base import sam
+from rayfl.algorithms.fields import Rho
 from rayfl.algorithms.scaffold import Scaffold
 
 
@@ -18,7 +17,7 @@ from rayfl.algorithms.scaffold import Scaffold
 class FedGAMMA(Scaffold):
     paper: ClassVar[str] = "Dai et al., TNNLS 2023; arXiv:1910.06378 with arXiv:2010.01412"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.1
+    rho: Rho = 0.1
 
     def local_step(self, x, memory, grad, ctx):
         return super().local_step(x, memory, sam(grad, self.rho), ctx)

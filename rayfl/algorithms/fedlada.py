@@ -25,18 +25,19 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.fields import Decay1, Decay2
 from rayfl.algorithms.vectors import scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedLADA(FedAvg):
+class FedLADA(Algorithm):
     paper: ClassVar[str] = "Sun et al., TPAMI 2023, arXiv:2308.00522 (needs a small lr)"
     clips_gradients: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(gt=0, le=1, description="weight of the adaptive direction")] = 0.1
-    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.99
+    beta1: Decay1 = 0.9
+    beta2: Decay2 = 0.99
     epsilon: Annotated[float, Field(ge=1e-15, description="least root of the second moment")] = 1e-8
 
     def init_server(self, w):

@@ -22,8 +22,8 @@ import torch
 from pydantic import Field
 
 from rayfl.algorithms.base import Algorithm, ClientContext, Grad, Vectors, shifted
-from rayfl.algorithms.fedavg import FedAvg
 from rayfl.algorithms.feddyn import FedDyn
+from rayfl.algorithms.fields import Rho
 from rayfl.algorithms.scaffold import Scaffold
 from rayfl.algorithms.vectors import scaled_to
 
@@ -34,7 +34,7 @@ class GlobalPerturbation(Algorithm):
 
     paper: ClassVar[str] = "Fan et al., ICML 2024, arXiv:2405.18890"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.1
+    rho: Rho = 0.1
     estimate: Annotated[
         Literal["last_seen", "last_update"],
         Field(description="perturb against the way since the client's last cohort, or round"),
@@ -74,7 +74,7 @@ class GlobalPerturbation(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedLESAM(GlobalPerturbation, FedAvg):
+class FedLESAM(GlobalPerturbation):
     def local_step(self, x, memory, grad, ctx):
         return self.perturbed(grad, memory, ctx)(x), memory
 

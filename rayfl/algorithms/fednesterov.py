@@ -6,18 +6,17 @@ Legend: m = momentum, the last displacement of w; clients start at z = w + gamma
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from rayfl.algorithms.fedavgm import FedAvgM
+from rayfl.algorithms.fields import Momentum
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedNesterov(FedAvgM):
     paper: ClassVar[str] = "baseline of FedNSAM, 2026, arXiv:2602.23827"
 
-    gamma: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum")] = 0.85
+    gamma: Momentum = 0.85
 
     def broadcast(self, w, server):
         return w + self.gamma * server["m"], {}

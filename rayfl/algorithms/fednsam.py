@@ -27,6 +27,7 @@ from pydantic import Field
 from rayfl.algorithms.base import sam
 from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fednesterov import FedNesterov
+from rayfl.algorithms.fields import Momentum, Rho
 from rayfl.algorithms.vectors import scaled_to
 
 
@@ -34,7 +35,7 @@ from rayfl.algorithms.vectors import scaled_to
 class FedNSAM(FedNesterov):
     paper: ClassVar[str] = "FedNSAM, 2026, arXiv:2602.23827 (extrapolation and local SAM)"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
+    rho: Rho = 0.05
     released_server: Annotated[
         bool, Field(description="the released server, which forgets the old m: (1 + gamma) D")
     ] = False
@@ -51,15 +52,15 @@ class FedNSAM(FedNesterov):
             return super().server_step(w, server, mean, ctx)
         # Not "m = 0" for the first round: an m may be 0 later, in some of its entries above all.
         m = (1 + self.gamma * server["begun"]) * mean["delta"]
-        return w + m, {"m": m, "begun": torch.ones_like(server["begun"])}
+        return w + self.server_lr * m, {"m": m, "begun": torch.ones_like(server["begun"])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedNSAMMomentum(FedAvgM):
     paper: ClassVar[str] = "FedNSAM, 2026, arXiv:2602.23827 (one backward pass, momentum as both)"
 
-    gamma: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum")] = 0.85
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
+    gamma: Momentum = 0.85
+    rho: Rho = 0.05
 
     def broadcast(self, w, server):
         return w, {"ahead": self.gamma * server["m"] - scaled_to(server["m"], self.rho)}

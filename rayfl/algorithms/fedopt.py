@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.fields import Decay1, Decay2, ServerLR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class FedOpt(Algorithm):
 
     paper: ClassVar[str] = "Reddi et al., ICLR 2021, arXiv:2003.00295"
 
-    server_lr: Annotated[float, Field(gt=0, description="server learning rate eta")] = 0.03
-    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
+    server_lr: ServerLR = 0.03
+    beta1: Decay1 = 0.9
     tau: Annotated[float, Field(gt=0, description="degree of adaptivity, beside sqrt(v)")] = 0.01
 
     def init_server(self, w):
@@ -51,8 +52,8 @@ class FedOpt(Algorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdagrad(FedOpt):
-    server_lr: Annotated[float, Field(gt=0, description="server learning rate eta")] = 0.1
-    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.0
+    server_lr: ServerLR = 0.1
+    beta1: Decay1 = 0.0
 
     def second_moment(self, v, squared):
         return v + squared
@@ -60,7 +61,7 @@ class FedAdagrad(FedOpt):
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdam(FedOpt):
-    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.99
+    beta2: Decay2 = 0.99
 
     def second_moment(self, v, squared):
         return self.beta2 * v + (1 - self.beta2) * squared
@@ -68,7 +69,7 @@ class FedAdam(FedOpt):
 
 @dataclass(frozen=True, kw_only=True)
 class FedYogi(FedOpt):
-    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.99
+    beta2: Decay2 = 0.99
 
     def second_moment(self, v, squared):
         return v - (1 - self.beta2) * squared * torch.sign(v - squared)

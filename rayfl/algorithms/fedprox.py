@@ -11,11 +11,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedProx(FedAvg):
+class FedProx(Algorithm):
     paper: ClassVar[str] = "Li et al., MLSys 2020, arXiv:1812.06127"
 
     mu: Annotated[float, Field(ge=0, description="weight of the proximal term")] = 0.1

@@ -5,19 +5,17 @@ arXiv:2206.02618, Algorithm 1; Caldarola, Caputo and Ciccone, ECCV 2022, arXiv:2
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
-
-from rayfl.algorithms.base import sam
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm, sam
+from rayfl.algorithms.fields import Rho
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedSAM(FedAvg):
+class FedSAM(Algorithm):
     paper: ClassVar[str] = "Qu et al., ICML 2022, arXiv:2206.02618"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.05
+    rho: Rho = 0.05
 
     def local_step(self, x, memory, grad, ctx):
         return sam(grad, self.rho)(x), memory

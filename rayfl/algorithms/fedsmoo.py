@@ -15,13 +15,13 @@ code that the FedWMSAM paper compares with.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 
 from rayfl.algorithms.base import shifted
 from rayfl.algorithms.feddyn import FedDyn
+from rayfl.algorithms.fields import Rho
 from rayfl.algorithms.vectors import scaled_to
 
 
@@ -29,7 +29,7 @@ from rayfl.algorithms.vectors import scaled_to
 class FedSMOO(FedDyn):
     paper: ClassVar[str] = "Sun et al., ICML 2023, arXiv:2305.11584"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.1
+    rho: Rho = 0.1
 
     def init_server(self, w):
         return super().init_server(w) | {"s": torch.zeros_like(w)}

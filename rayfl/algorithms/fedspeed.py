@@ -8,19 +8,18 @@ alone (the paper mixes it with the unperturbed one), and the server is FedDyn's.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from rayfl.algorithms.base import sam
 from rayfl.algorithms.feddyn import FedDyn
+from rayfl.algorithms.fields import Rho
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedSpeed(FedDyn):
     paper: ClassVar[str] = "Sun et al., ICLR 2023, arXiv:2302.10429"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.1
+    rho: Rho = 0.1
 
     def local_step(self, x, memory, grad, ctx):
         return super().local_step(x, memory, sam(grad, self.rho), ctx)

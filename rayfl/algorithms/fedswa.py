@@ -5,7 +5,7 @@ Momentum-Based Stochastic Controlled Weight Averaging", ICML 2025, arXiv:2507.20
 
 Legend:
     f_k    learning rate of local step k over the round's, 1 - (1 - rho) k / K_i: falls from 1 to almost rho
-    alpha  server step: w <- w + alpha D
+    alpha  server step w <- w + alpha D: `server_lr`
     m      FedMoSWA's momentum, the server's control variate;  c_i = that of client i
 FedSWA:    d = f_k g
 FedMoSWA:  d = f_k (g + m - c_i);  c_i+ = c_i - m - D_i / (lr sum_k f_k);  m <- m + gamma mean(c_i+ - m)
@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rayfl.algorithms.base import Algorithm, ClientContext
+from rayfl.algorithms.fields import ServerLR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class FedSWA(Algorithm):
     paper: ClassVar[str] = "Liu et al., ICML 2025, arXiv:2507.20016"
 
     rho: Annotated[float, Field(ge=0, le=1, description="last local lr over the first")] = 0.1
-    alpha: Annotated[float, Field(gt=0, description="server step towards and past the mean")] = 1.5
+    server_lr: ServerLR = 1.5
 
     def falling(self, ctx: ClientContext) -> Tensor:
         """f_k of the current step, `[..., 1]`."""
@@ -42,9 +43,6 @@ class FedSWA(Algorithm):
 
     def local_step(self, x, memory, grad, ctx):
         return self.falling(ctx) * grad(x), memory
-
-    def server_step(self, w, server, mean, ctx):
-        return w + self.alpha * mean["delta"], server
 
 
 @dataclass(frozen=True, kw_only=True)

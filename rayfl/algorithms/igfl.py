@@ -20,11 +20,11 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
-class IGFL(FedAvg):
+class IGFL(Algorithm):
     paper: ClassVar[str] = "baseline of FedNSAM, 2026, arXiv:2602.23827"
 
     gamma: Annotated[float, Field(ge=0, le=1, description="weight of the global gradient")] = 0.9

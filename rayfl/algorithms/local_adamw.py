@@ -21,17 +21,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayfl.algorithms.base import Vectors
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm, Vectors
+from rayfl.algorithms.fields import Decay1, Decay2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalAdamW(FedAvg):
+class LocalAdamW(Algorithm):
     paper: ClassVar[str] = "Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101 (needs a small lr)"
     clips_gradients: ClassVar[bool] = True
 
-    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.999
+    beta1: Decay1 = 0.9
+    beta2: Decay2 = 0.999
     epsilon: Annotated[float, Field(gt=0, description="added to the root of the second moment")] = (
         1e-8
     )

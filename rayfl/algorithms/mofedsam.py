@@ -6,19 +6,18 @@ Legend: Delta, alpha as in FedCM; the perturbation follows the local gradient, b
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from rayfl.algorithms.base import sam
 from rayfl.algorithms.fedcm import FedCM
+from rayfl.algorithms.fields import Rho
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoFedSAM(FedCM):
     paper: ClassVar[str] = "Qu et al., ICML 2022, arXiv:2206.02618"
 
-    rho: Annotated[float, Field(ge=0, description="radius of the perturbation")] = 0.1
+    rho: Rho = 0.1
 
     def local_step(self, x, memory, grad, ctx):
         return super().local_step(x, memory, sam(grad, self.rho), ctx)

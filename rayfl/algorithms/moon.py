@@ -21,11 +21,11 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from rayfl.algorithms.fedavg import FedAvg
+from rayfl.algorithms.base import Algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moon(FedAvg):
+class Moon(Algorithm):
     paper: ClassVar[str] = "Li, He and Song, CVPR 2021, arXiv:2103.16257"
 
     mu: Annotated[float, Field(ge=0, description="weight of the contrastive term")] = 1.0

@@ -8,10 +8,9 @@ Deviation: c_i is computed from the executed update, so weight decay and clippin
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 
 from rayfl.algorithms.base import Algorithm
 
@@ -19,8 +18,6 @@ from rayfl.algorithms.base import Algorithm
 @dataclass(frozen=True, kw_only=True)
 class Scaffold(Algorithm):
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020, arXiv:1910.06378"
-
-    server_lr: Annotated[float, Field(gt=0, description="server learning rate eta_g")] = 1.0
 
     def init_server(self, w):
         return {"c": torch.zeros_like(w)}
@@ -40,4 +37,4 @@ class Scaffold(Algorithm):
 
     def server_step(self, w, server, mean, ctx):
         c = server["c"] + ctx.participation * mean["c_change"]
-        return w + self.server_lr * mean["delta"], {"c": c}
+        return super().server_step(w, server, mean, ctx)[0], {"c": c}

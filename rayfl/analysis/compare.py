@@ -1,13 +1,12 @@
-"""Two sets of runs, seed by seed: mean difference and its 95 % confidence interval (paired t)."""
+"""Paired comparison of two sets of runs over seeds: mean difference and its 95 % confidence interval (t)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from rayfl.analysis import filters as filters
+from rayfl.analysis import filters
 from rayfl.analysis.aggregate import groups
 from rayfl.analysis.metrics import Metric, metric
 from rayfl.analysis.runs import axes, values
@@ -15,28 +14,28 @@ from rayfl.analysis.tables import NONE, Table, shown
 from rayfl.errors import ConfigError
 
 FEW = 5
-"""Pairs below which an interval is to be taken with care."""
+"""Number of pairs below which the verdict carries a warning."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A minus B."""
+class PairedComparison:
+    """Metric of A minus metric of B, over pairs of runs with the same seed."""
 
     metric: Metric
     by: tuple[str, ...]
-    """Keys that vary within both sides: each of their settings is a row."""
+    """Keys that vary within both sides; each combination of their values is a row."""
     rows: pd.DataFrame
-    """The keys in `by`; `a`, `b`: means over the pairs; `difference`: its mean; `low`, `high`: 95 %
-    confidence interval; `n` pairs; `verdict`."""
+    """The keys in `by`; `a`, `b`: means over the pairs; `difference`: mean difference; `low`, `high`: its
+    95 % confidence interval; `n` pairs; `verdict`."""
     notes: tuple[str, ...]
-    """What was left out, and what differs besides."""
+    """Runs that were left out."""
 
 
-def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> Comparison:
-    """Compare the finished runs that two filters select; a bare word names an algorithm.
+def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> PairedComparison:
+    """Compare the finished runs that two filters select; a word without a sign names an algorithm.
 
     Runs are paired by their seed and every key that varies. A key may differ between the sides only if a
-    filter names it (with `algorithm.name` go all options of the algorithm). Raises ConfigError if a seed
+    filter names it (`algorithm.name` also covers all options of the algorithm). Raises ConfigError if a seed
     has several runs on one side, or if nothing can be paired.
     """
     m, conditions = metric(name), [filters.parse(side) for side in (a, b)]
@@ -70,11 +69,11 @@ def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> Compari
         dict(zip(by, key, strict=True)) | _row(pd.DataFrame(members[["a", "b"]], dtype=float), m)
         for key, members in groups(table, by)
     ]
-    return Comparison(m, by, pd.DataFrame(rows), tuple(notes))
+    return PairedComparison(m, by, pd.DataFrame(rows), tuple(notes))
 
 
-def table_of(result: Comparison) -> Table:
-    """The rows of a comparison, in the unit of the metric."""
+def table_of(result: PairedComparison) -> Table:
+    """Format the rows of a comparison in the unit of the metric."""
     m = result.metric
 
     def number(value: float, form: str = "") -> str:
@@ -109,7 +108,7 @@ def _side(runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]
 
 
 def _by_setting(side: pd.DataFrame, by: Sequence[str], text: str) -> dict[Any, pd.Series]:
-    """The run of each (setting, seed); ConfigError if there are several."""
+    """Index the runs by (setting, seed); ConfigError if one has several."""
     found = {}
     for key, members in groups(side, (*by, "seed")):
         if len(members) > 1:
@@ -130,7 +129,7 @@ def _by_setting(side: pd.DataFrame, by: Sequence[str], text: str) -> dict[Any, p
 
 
 def _why_none(sides: Sequence[pd.DataFrame], by: Sequence[str]) -> str:
-    """The keys that no pair can agree in, else the seeds."""
+    """Name the keys without a common value, for the message that nothing can be paired."""
     apart = [
         f"{key} is {', '.join(map(shown, values(sides[0], key))) or 'missing'} there and "
         f"{', '.join(map(shown, values(sides[1], key))) or 'missing'} here"
@@ -164,24 +163,31 @@ def _notes(
 
 
 def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
-    """Mean difference of the pairs that have both numbers, and its interval."""
+    """Return the numbers of one row, over the pairs in which both runs have the metric."""
     pairs = pairs.dropna()
-    differences, n = (pairs["a"] - pairs["b"]).to_numpy(), len(pairs)
-    mean, low, high = float(differences.mean()) if n else math.nan, math.nan, math.nan
-    if n > 1:
-        from scipy.special import stdtrit
-
-        half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1)) / math.sqrt(n)
-        low, high = mean - half, mean + half
+    differences, n = pairs.loc[:, "a"] - pairs.loc[:, "b"], len(pairs)
+    low, high = _interval(differences)
     return {
         "a": pairs["a"].mean(),
         "b": pairs["b"].mean(),
-        "difference": mean,
+        "difference": differences.mean(),
         "low": low,
         "high": high,
         "n": n,
         "verdict": _verdict(low, high, n, m),
     }
+
+
+def _interval(differences: pd.Series) -> tuple[float, float]:
+    """95 % confidence interval of the mean by Student's t; NaN with fewer than two values."""
+    from scipy import stats  # its import takes about a second
+
+    if len(differences) < 2:
+        return float("nan"), float("nan")
+    mean, error = float(differences.mean()), float(stats.sem(differences))
+    if error == 0:  # scipy would return NaN
+        return mean, mean
+    return stats.t.interval(0.95, len(differences) - 1, mean, error)
 
 
 def _verdict(low: float, high: float, n: int, m: Metric) -> str:

@@ -1,7 +1,7 @@
-"""Figures of rounds: curves and traces, from the tables of `results` to a matplotlib Figure.
+"""Figures over rounds: learning curves and traces, from the tables of `rayfl.analysis.runs`.
 
-Colours are those of Okabe and Ito, which the colour-blind tell apart, and lines differ in their dashes
-too, so that a print in grey can be read. A band is one standard deviation over the seeds.
+The palette is that of Okabe and Ito, which is safe for colour-blind readers. Lines differ in their dashes
+too, so that they can be told apart in greyscale. A band is one standard deviation over the seeds.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rayfl.analysis.aggregate import Key, groups, summarize
-from rayfl.analysis.metrics import metric
 from rayfl.analysis.plots import DPI, Drawing, finished, group_name
 from rayfl.analysis.runs import axes as varying
 from rayfl.errors import ConfigError
@@ -36,12 +35,12 @@ _LEGEND_BELOW = 4  # lines up to which the legend is below the axes
 
 
 def curve_metrics(x: str) -> list[str]:
-    """Metrics by round that `curves` needs."""
+    """List the per-round metrics that `curves` needs."""
     return ["test/accuracy", *_X[x][1]]
 
 
 def trace_metrics(runs: pd.DataFrame) -> list[str]:
-    """The scalars that the servers of these runs keep, such as `server/alpha`."""
+    """List the scalars that the servers of these runs record, such as `server/alpha`."""
     done = finished(runs)
     names = sorted(
         c for c in runs.columns if c.startswith("server/") and done.loc[:, c].notna().any()
@@ -57,7 +56,7 @@ def drawn(
     name: str = "last10",
     scalars: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The runs whose histories `curves` needs, or `traces` of these scalars."""
+    """Select the runs whose histories `curves` needs, or `traces` of these scalars."""
     chosen, _, _ = _chosen(_keeping(runs, scalars), by, name)
     return pd.concat([members for _, members in chosen])
 
@@ -69,11 +68,10 @@ def curves(
     x: Abscissa = "rounds",
     name: str = "last10",
 ) -> Drawing:
-    """Test accuracy against rounds, traffic or time: mean over the seeds, one line a group.
+    """Draw test accuracy against rounds, traffic or time: mean over the seeds, one line per group.
 
-    `rounds` are the histories of the runs' `curve_metrics(x)`. Traffic and time add up over the rounds, and
-    are averaged over the seeds of a group at each round. `name`: metric by which the best groups are chosen
-    if there are too many.
+    `rounds` are the histories of the runs' `curve_metrics(x)`. Traffic and time are cumulative, and averaged
+    over the seeds of a group at each round. `name`: metric that selects the best groups of too many.
     """
     label, costs, scale = _X[x]
     chosen, by, notes = _chosen(runs, by, name)
@@ -101,7 +99,7 @@ def traces(
     by: Sequence[str] | None = None,
     name: str = "last10",
 ) -> Drawing:
-    """What the server keeps as a scalar (an adaptive alpha, a cosine) by round: one panel each.
+    """Draw the scalars that the server records (an adaptive alpha, a cosine) by round, one panel each.
 
     `rounds` are the histories of the runs' `trace_metrics`.
     """
@@ -124,29 +122,30 @@ def traces(
 
 
 def _keeping(runs: pd.DataFrame, scalars: Sequence[str]) -> pd.DataFrame:
+    """Select the runs that have any of these scalars."""
     return runs.loc[runs[list(scalars)].notna().any(axis=1)] if scalars else runs
 
 
 def _chosen(
     runs: pd.DataFrame, by: Sequence[str] | None, name: str
 ) -> tuple[list[tuple[Key, pd.DataFrame]], list[str], tuple[str, ...]]:
-    """The groups to draw, the keys that make them, and a note if those are not all groups."""
-    done = finished(runs)
-    by = varying(done) if by is None else list(by)
-    grouped, summary = groups(done, by), summarize(done, by, [name])
-    notes = summary.notes
-    if len(grouped) > MOST_LINES:
-        ranked = summary.rows.loc[:, name].sort_values(
-            ascending=not metric(name).higher, kind="stable"
-        )
-        kept = sorted(ranked.index[:MOST_LINES])
-        note = f"drawn are the {MOST_LINES} best of {len(grouped)} groups by {name}"
-        grouped, notes = [grouped[i] for i in kept], (note, *notes)
-    return grouped, by, notes
+    """Choose the groups to draw; return their finished runs, the keys of the groups, and the notes."""
+    by = varying(finished(runs)) if by is None else list(by)
+    summary = summarize(runs, by, [name])
+    of_row = [
+        (key, members.loc[members["state"] == "finished"]) for key, members in groups(runs, by)
+    ]
+    drawable = [i for i, (_, members) in enumerate(of_row) if len(members)]
+    if len(drawable) <= MOST_LINES:
+        return [of_row[i] for i in drawable], by, summary.notes
+    best_first = dict.fromkeys([*summary.ranking, *drawable])
+    note = f"drawn are the {MOST_LINES} best of {len(drawable)} groups by {name}"
+    kept = sorted(list(best_first)[:MOST_LINES])
+    return [of_row[i] for i in kept], by, (note, *summary.notes)
 
 
 def _line(axes: Axes, rounds: pd.DataFrame, column: str, i: int, label: str) -> None:
-    """Mean of the runs at each round, with its band; nothing if no run has the column."""
+    """Draw the mean of the runs at each round and its band; nothing if no run has the column."""
     if rounds.empty:
         return
     columns = rounds.loc[:, ["round", "_x", column]].astype(float).groupby("round")
@@ -161,7 +160,7 @@ def _line(axes: Axes, rounds: pd.DataFrame, column: str, i: int, label: str) -> 
 
 
 def _width(chosen: Sequence[Any]) -> float:
-    """Inches: with room for the legend, if it is beside the axes."""
+    """Return the width in inches, with room for a legend beside the axes."""
     return 10 if len(chosen) > _LEGEND_BELOW else 7
 
 
@@ -190,5 +189,5 @@ def _plain(axes: Axes) -> None:
 
 
 def _count_rounds(axes: Axes) -> None:
-    """No ticks between two rounds."""
+    """Place ticks at whole rounds only."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rayfl.analysis import filters as filters
+from rayfl.analysis import filters
 from rayfl.analysis.metrics import Metric, metric, numbers
 from rayfl.config.identity import is_identity
 from rayfl.errors import ConfigError, first_line
@@ -35,7 +35,8 @@ ABOUT = {
     "config_hash": "identity of the experiment",
     "started": "milliseconds since 1970",
 }
-STATES = ("finished", "stopped_early", "failed", "infeasible", "interrupted", "running")
+ENDED = ("finished", "stopped_early", "failed", "infeasible")
+STATES = (*ENDED, "interrupted", "running")
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
@@ -203,7 +204,7 @@ def _state(status: str, tag: str | None) -> str:
     """The tag knows more than MLflow's status, but not that the run was taken up again."""
     if status in ("RUNNING", "SCHEDULED"):
         return "running"
-    return tag if tag in STATES[:4] else _STATE_BY_STATUS.get(status, "failed")
+    return tag if tag in ENDED else _STATE_BY_STATUS.get(status, "failed")
 
 
 def _once_each(runs: pd.DataFrame) -> pd.DataFrame:

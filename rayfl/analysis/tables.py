@@ -1,11 +1,11 @@
 """Tables as text: for a terminal, CSV, JSON, Markdown or LaTeX.
 
-CSV and JSON carry plain numbers in the units of MLflow; the others `mean ± standard deviation` in the
-units of their headers, with the best row marked.
+CSV and JSON have plain numbers in the units of MLflow; the other formats have `mean ± standard deviation`
+in the units of their headers, with the best row marked.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +26,18 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people: text in every cell."""
+    """A table for readers: text in every cell."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     best: int | None = None
     """Index of the row to mark."""
     left: int = 0
-    """Columns from the left that are text; the others are numbers."""
+    """Number of text columns, which come first; the others hold numbers."""
 
 
 def table_of(summary: Summary) -> Table:
-    """The rows of a summary."""
+    """Format the rows of a summary."""
     header, columns = list(summary.by), [list(map(shown, summary.rows[k])) for k in summary.by]
     for m in summary.metrics:
         header.append(f"{m.name} (MB)" if m.scale != 1 else m.name)
@@ -49,13 +49,12 @@ def table_of(summary: Summary) -> Table:
     for count in ("n", *summary.states):
         header.append(count.replace("_", " "))
         columns.append([str(c) for c in summary.rows[count]])
-    best = [i for i, is_best in enumerate(summary.rows["is_best"]) if is_best]
-    rows = tuple(zip(*columns, strict=True))
-    return Table(tuple(header), rows, best[0] if best else None, len(summary.by))
+    best = summary.ranking[0] if summary.ranking else None
+    return Table(tuple(header), tuple(zip(*columns, strict=True)), best, len(summary.by))
 
 
 def spread(m: Metric, mean: float, std: float) -> str:
-    """`mean ± standard deviation`, as far as they are known."""
+    """Format `mean ± standard deviation`, without what is NaN."""
     if pd.isna(mean):
         return NONE
     text = f"{mean * m.scale:.{m.digits}f}"
@@ -63,14 +62,14 @@ def spread(m: Metric, mean: float, std: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A config value as in an override."""
+    """Format a config value as in an override."""
     if value is None:
         return NONE
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def setting(point: Mapping[str, Any], among: Iterable[str] | None = None) -> list[str]:
-    """Config values in short: names bare, other keys by their last part where no other of `among` has it."""
+    """Format config values briefly: names without a key, other keys shortened as in `short`."""
     keys = point if among is None else among
     return [
         shown(value) if key.endswith(".name") else f"{short(key, keys)}={shown(value)}"
@@ -79,14 +78,14 @@ def setting(point: Mapping[str, Any], among: Iterable[str] | None = None) -> lis
 
 
 def short(key: str, among: Iterable[str]) -> str:
-    """The last part of a dotted key, unless it is ambiguous; the Dirichlet parameter is never bare."""
+    """Return the last part of a dotted key if it is unambiguous; `alpha` always keeps its section."""
     last = key.rpartition(".")[2]
     same = [other for other in among if other.rpartition(".")[2] == last]
     return key if len(same) > 1 or last == "alpha" else last
 
 
 def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:
-    """A table as text of a format other than `table`; `rows` are its numbers."""
+    """Convert a table to text in a format other than `table`; `rows` are its numbers."""
     if form == "csv":
         return rows.to_csv(index=False).rstrip("\n")
     if form == "json":
@@ -95,28 +94,30 @@ def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:
 
 
 def _plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows in JSON's types; what is not a number is null."""
+    """Convert the rows to JSON's types; NaN becomes null."""
     return json.loads(rows.to_json(orient="records", double_precision=15) or "[]")
 
 
 def _markdown(table: Table) -> str:
-    rule = ["---" if i < table.left else "---:" for i in range(len(table.header))]
-    lines = [table.header, rule]
-    for i, row in enumerate(table.rows):
-        escaped = [cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row]
-        lines.append([f"**{cell}**" for cell in escaped] if i == table.best else escaped)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def escaped(text: str) -> str:
+        return text.replace("\\", "\\\\").replace("|", "\\|")
+
+    sides = ["left" if i < table.left else "right" for i in range(len(table.header))]
+    frame = _marked(table, escaped, "**{}**")
+    # tabulate would otherwise format the numbers anew.
+    return frame.to_markdown(index=False, colalign=sides, disable_numparse=True)
 
 
 def _latex(table: Table) -> str:
-    """Needs the package booktabs."""
+    """A LaTeX table; it needs the package booktabs."""
     kinds = "l" * table.left + "r" * (len(table.header) - table.left)
-    lines = [f"\\begin{{tabular}}{{{kinds}}}", "\\toprule", _latex_row(table.header), "\\midrule"]
-    for i, row in enumerate(table.rows):
-        lines.append(_latex_row(row, bold=i == table.best))
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+    frame = _marked(table, lambda text: text.translate(_LATEX), r"\textbf{{{}}}")
+    return frame.to_latex(index=False, escape=False, column_format=kinds).rstrip("\n")
 
 
-def _latex_row(cells: Sequence[str], bold: bool = False) -> str:
-    escaped = [cell.translate(_LATEX) for cell in cells]
-    return " & ".join(f"\\textbf{{{c}}}" if bold else c for c in escaped) + r" \\"
+def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
+    """The table with every text escaped and the best row in bold."""
+    rows = [[escaped(cell) for cell in row] for row in table.rows]
+    if table.best is not None:
+        rows[table.best] = [bold.format(cell) for cell in rows[table.best]]
+    return pd.DataFrame(rows, columns=pd.Index([escaped(name) for name in table.header]))

@@ -1,4 +1,4 @@
-"""What a run shows: where it runs, its rounds as they come, and the table at the end."""
+"""Display of a run: its placement, its rounds, and the table at the end."""
 
 import os
 import time
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rayfl.experiment import Result, Start
-    from rayfl.federation.server import Record
+    from rayfl.federation.metrics import Metrics
 
 _PLAIN_SECONDS = 5.0
 
 
 class RunDisplay:
-    """A live display on a terminal; plain lines elsewhere."""
+    """Live display on a terminal; plain lines elsewhere."""
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, live: bool = True):
+        """`live`: redraw on a terminal, which would get into a debugger's way."""
+        self._console, self._is_live = console, live and console.is_terminal
         columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
         self._bar = Progress(*columns, TextColumn("left"), expand=True)
         self._text = Text("preparing", no_wrap=True, overflow="ellipsis")
@@ -35,7 +36,7 @@ class RunDisplay:
         self._start: Start | None = None
 
     def __enter__(self) -> "RunDisplay":
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         return self
 
@@ -45,14 +46,14 @@ class RunDisplay:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Show what is going on. Fit for a signal handler."""
-        if self._console.is_terminal:
+        """Show a message. Safe in a signal handler."""
+        if self._is_live:
             self._text.plain = text
         else:
             os.write(2, f"{text}\n".encode())
 
     def start(self, start: "Start") -> None:
-        """Say what runs where, before it does."""
+        """Show the experiment and its placement, before the actors start."""
         prepared, f = start.prepared, start.prepared.federation
         self._start, self._rounds = start, f.rounds
         parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
@@ -71,15 +72,15 @@ class RunDisplay:
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
         self._text.plain = "starting the actors"
 
-    def record(self, record: "Record") -> None:
+    def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""
-        self._latest |= record.metrics
-        self._round = max(self._round, record.round)
+        self._latest |= metrics.values
+        self._round = max(self._round, metrics.round)
         self._bar.update(self._task, completed=self._round)
         self._text.plain = self._metrics()
         now = time.monotonic()
-        last = record.round == self._rounds and "test/accuracy" in record.metrics
-        if not self._console.is_terminal and (last or now - self._printed >= _PLAIN_SECONDS):
+        last = metrics.round == self._rounds and "test/accuracy" in metrics.values
+        if not self._is_live and (last or now - self._printed >= _PLAIN_SECONDS):
             self._printed = now
             self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
 
@@ -97,7 +98,7 @@ class RunDisplay:
         )
 
     def interrupted(self) -> None:
-        """Say what is left of a run that the user stopped."""
+        """Show the state of a run that the user stopped."""
         if self._round == 0:
             self._console.print("stopped before the first round was done")
             return
@@ -106,7 +107,7 @@ class RunDisplay:
             self._console.print(f"MLflow run {self._start.run_id}")
 
     def conclude(self, result: "Result") -> None:
-        """The table at the end, the run's id and what opens it."""
+        """Show the final table, and the id of the MLflow run with the command that opens it."""
         s = result.summary
         last = result.history.iloc[-1]
         rows = {
@@ -128,7 +129,7 @@ class RunDisplay:
 
 
 def sizes_held(sizes: np.ndarray) -> str:
-    """What the clients hold, so that nobody takes the mean for one over samples."""
+    """Describe the clients' sizes, because the mean over clients is not the mean over samples."""
     fewest, most = int(sizes.min()), int(sizes.max())
     return (
         f"they hold {fewest:,} to {most:,} samples" if fewest < most else f"{most:,} samples each"

@@ -23,17 +23,20 @@ def run(
             metavar="latest|PATH|RUN_ID", help="Go on from a checkpoint of the same config."
         ),
     ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray: for a debugger.")
+    ] = False,
 ) -> None:
     """Run one experiment."""
     from rayfl.cli.run_display import RunDisplay
 
-    progress = RunDisplay(console(stderr=True))
-    with showing(progress) as on_start:
+    progress = RunDisplay(console(stderr=True), live=not local)
+    with showing(progress, redirect=not local) as on_start:
         resolved = load(config, overrides)
         listen_locally(resolved.ray.address)
         from rayfl import experiment
 
-        result = experiment.run(resolved, on_start, progress.record, resume)
+        result = experiment.run(resolved, on_start, progress.metrics, resume, local)
     if as_json:
         print(json.dumps(_as_json(resolved, result)))
     else:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run in order: actors go, and MLflow gets the rounds that are finished."""
+"""Clean end of a run at Ctrl-C or SIGTERM: actors end, and MLflow gets the finished rounds."""
 
 import os
 import signal
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AGAIN_SECONDS = 0.05  # time for the interpreter to leave the destructor
+_AGAIN_SECONDS = 0.05  # time in which the interpreter leaves the destructor
 
 
 class Interrupts:
-    """While it is entered, the first signal raises KeyboardInterrupt; a third one ends the process.
+    """Context in which the first signal raises KeyboardInterrupt, and a third one ends the process.
 
-    `say` is called in a signal handler: it must neither wait nor print through Python's buffers.
+    `say` is called in a signal handler: it must neither block nor print through Python's buffers.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -29,13 +29,13 @@ class Interrupts:
         return self
 
     def take(self) -> None:
-        """Handle the signals; again, if someone else (Ray, when it starts) has taken one over."""
+        """Install the handlers; again after Ray's start, which replaces one."""
         for number in _SIGNALS:
             signal.signal(number, self._handle)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind in (KeyboardInterrupt, SystemExit):
-            return  # The process is about to end, and further signals must not disturb that.
+            return  # The process is about to end, and further signals must not disturb its end.
         sys.unraisablehook = self._hook
         for number, handler in zip(_SIGNALS, self._handlers, strict=True):
             signal.signal(number, handler)
@@ -53,7 +53,7 @@ class Interrupts:
         self._say("still stopping; once more to quit at once")
 
     def _unraisable(self, unraisable: Any) -> None:
-        """Python drops what is raised while it frees an object: raise the interrupt once more."""
+        """Raise the interrupt again if Python drops it, as it does in a destructor."""
         if unraisable.exc_type is not KeyboardInterrupt:
             self._hook(unraisable)
             return

@@ -1,17 +1,19 @@
-"""What a sweep has come to: the table at the end, the best points, and the same for programs."""
+"""The results of a sweep: the table at its end, the best points, and the same as JSON."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
-from statistics import fmean, stdev
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from rayfl.analysis.tables import short
+from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
+from rayfl.analysis.metrics import Metric
+from rayfl.analysis.tables import short, spread
 from tuning.space import Point, shown_value, task, text
-from tuning.states import SUCCEEDED, counted
+from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
@@ -19,39 +21,37 @@ if TYPE_CHECKING:
 
 
 def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
-    """A row for every point: its values, and mean and spread of the metric over the seeds."""
-    keys = list(sweep.space)
+    """Make a row for every point: its values, and the metric's mean and spread over the finished seeds."""
+    m, keys = Metric(sweep.metric, sweep.metric), list(sweep.space)
     names = [short(key, keys) for key in keys]
-    table = Table(*names, sweep.metric, "seeds", "", header_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(*names, m.name, "seeds", "", header_style="bold", box=box.SIMPLE_HEAD)
     best = best_points(result, sweep)
     for rows in _by_point(result):
-        values = [row.value for row in rows if row.value is not None and _is_good(row)]
-        mean = f"{fmean(values):.4f}" if values else ""
-        spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-        notes = counted(row.state for row in rows if row.state != "finished")
-        point = rows[0].trial.point
-        is_best = point in best
+        point, found = rows[0].trial.point, _aggregate(rows)
         cells = [escape(shown_value(point[key])) if key in point else "" for key in keys]
-        words = " ".join(filter(None, ["best" * is_best, notes]))
-        style = "bold" if is_best else None
-        table.add_row(*cells, mean + spread, f"{len(values)}/{len(rows)}", words, style=style)
+        notes = counted(row.state for row in rows if row.state != "finished")
+        words = " ".join(filter(None, ["best" * (point in best), notes]))
+        style = "bold" if point in best else None
+        numbers = spread(m, found.mean, found.std), f"{found.n}/{len(rows)}"
+        table.add_row(*cells, *numbers, words, style=style)
     return table
 
 
 def best_points(result: "SweepResult", sweep: "Sweep") -> list[Point]:
-    """The best point of each task, by the mean of the metric over all of its seeds."""
-    sign = 1 if sweep.mode == "max" else -1
-    means: dict[Hashable, list[tuple[float, Point]]] = {}
+    """Return the best point of each task, by the rule of `rayfl.analysis.aggregate.ranked`."""
+    tasks: dict[Hashable, list[tuple[Point, Aggregate]]] = {}
     for rows in _by_point(result):
-        if all(_is_good(row) and row.value is not None for row in rows):
-            mean = fmean(row.value for row in rows if row.value is not None)
-            point = rows[0].trial.point
-            means.setdefault(task(point), []).append((sign * mean, point))
-    return [max(found, key=lambda pair: pair[0])[1] for found in means.values()]
+        point = rows[0].trial.point
+        tasks.setdefault(task(point), []).append((point, _aggregate(rows)))
+    rankings = [
+        (found, ranked([aggregate for _, aggregate in found], sweep.mode == "max"))
+        for found in tasks.values()
+    ]
+    return [found[ranking[0]][0] for found, ranking in rankings if ranking]
 
 
 def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
-    """The object that `rayfl sweep --json` ends with."""
+    """Build the object that `rayfl sweep --json` prints at its end."""
     return {
         "sweep": sweep.name,
         "run_id": result.parent_id,
@@ -77,13 +77,15 @@ def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
     }
 
 
-def _by_point(result: "SweepResult") -> Iterable[list["TrialResult"]]:
-    """The rows of each point."""
+def _by_point(result: "SweepResult") -> list[list["TrialResult"]]:
+    """Group the rows by point."""
     points: dict[str, list[TrialResult]] = {}
     for row in result.rows:
         points.setdefault(text(row.trial.point), []).append(row)
-    return points.values()
+    return list(points.values())
 
 
-def _is_good(row: "TrialResult") -> bool:
-    return row.state in SUCCEEDED
+def _aggregate(rows: "list[TrialResult]") -> Aggregate:
+    """Aggregate the sweep's metric over the seeds of a point."""
+    frame = pd.DataFrame({"state": [r.state for r in rows], "value": [r.value for r in rows]})
+    return aggregate(frame, "value")

@@ -60,10 +60,13 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def showing(progress: "RunDisplay | SweepDisplay") -> "Iterator[Callable[[Any], None]]":
+def showing(
+    progress: "RunDisplay | SweepDisplay", redirect: bool = True
+) -> "Iterator[Callable[[Any], None]]":
     """Show progress while the context is entered; Ctrl-C ends the command with exit code 130.
 
-    Yields the callback for the moment when Ray has started.
+    Yields the callback for the moment when Ray has started. `redirect`: keep what libraries print off
+    stdout; a debugger needs it as it is.
     """
     interrupts = Interrupts(progress.say)
 
@@ -71,8 +74,9 @@ def showing(progress: "RunDisplay | SweepDisplay") -> "Iterator[Callable[[Any], 
         interrupts.take()
         progress.start(start)
 
+    results = _stdout_for_results() if redirect else contextlib.nullcontext()
     try:
-        with interrupts, progress, _stdout_for_results():
+        with interrupts, progress, results:
             yield on_start
     except (KeyboardInterrupt, SystemExit):  # while it starts, Ray exits at SIGTERM
         progress.interrupted()

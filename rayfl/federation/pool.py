@@ -1,30 +1,26 @@
-"""The pool of workers that the server gives its work units to."""
+"""The protocol between server and clients, and the pool that needs no other process."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rayfl.federation.client import Client
 from rayfl.training.engine import Arrays, Broadcast, WorkUnit
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A promise of one unit's result."""
+class Future:
+    """The result of one unit, once it is `done`."""
 
-    call: tuple[str, tuple[Any, ...], int]
-    """Method of the client, its arguments, and the number of memories that it returns."""
-    label: str
     memories: list[Any] = field(default_factory=list)
     """Handle of each client's new memory, if the algorithm has one."""
     result: Any = None
     done: bool = False
     actor: int = 0
     """Place in the pool of the actor that has it, or had it last."""
-    deaths: int = 0
-    """Actors that died over it."""
 
 
 class Pool(Protocol):
-    """What the server needs of a pool."""
+    """A set of clients that execute work units."""
 
     lost_units: int
     """Work units that had to run again, so far."""
@@ -45,18 +41,52 @@ class Pool(Protocol):
         """A client's memory, read-only."""
         ...
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
+    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
         """Queue a work unit. `memories`: a handle or None for each client; None: the algorithm has none."""
         ...
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Ticket:
+    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
         """Queue the evaluation of test samples `first` to `last`."""
         ...
 
-    def wait(self, ticket: Ticket) -> Any:
-        """The ticket's result; other tickets go on meanwhile. Raises ClientError or RunError."""
+    def wait(self, future: Future) -> Any:
+        """The future's result; other futures go on meanwhile. Raises ClientError or RunError."""
         ...
 
     def poll(self) -> None:
         """Notice what has finished, without waiting."""
         ...
+
+
+class LocalPool:
+    """Executes every unit at once, in this process: the reference that any other pool must equal."""
+
+    def __init__(self, client: Client):
+        self.client = client
+        self.lost_units = 0
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [self.client.describe()]
+
+    def put(self, broadcast: Broadcast) -> Any:
+        return broadcast
+
+    def store(self, memory: Arrays) -> Any:
+        return memory
+
+    def fetch(self, handle: Any) -> Arrays:
+        return handle
+
+    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
+        given: list[Arrays | None] = memories or [None] * len(unit.clients)
+        result, new = self.client.train(unit, broadcast, given)
+        return Future(result=result, memories=new, done=True)
+
+    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
+        return Future(result=self.client.evaluate(round, broadcast, first, last), done=True)
+
+    def wait(self, future: Future) -> Any:
+        return future.result
+
+    def poll(self) -> None:
+        pass

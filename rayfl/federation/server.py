@@ -9,18 +9,18 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rayfl.algorithms.base import Algorithm, ServerContext
+from rayfl.algorithms.base import ServerContext
 from rayfl.algorithms.noise import server_noise
 from rayfl.errors import DivergedError
-from rayfl.federation.evaluation import Breakdown
-from rayfl.federation.pool import Pool, Ticket
-from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort, survivors
+from rayfl.federation.metrics import EvaluationMetrics, Metrics, PendingRound, RoundMetrics
+from rayfl.federation.pool import Future, Pool
+from rayfl.federation.sampling import survivors
+from rayfl.federation.specs import ServerSpec
 from rayfl.storage.checkpoint import Memory, Snapshot
 from rayfl.training.engine import (
     Broadcast,
@@ -34,63 +34,8 @@ from rayfl.training.engine import (
 EVALUATION_UNIT = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Federation:
-    """The rounds of one experiment."""
-
-    seed: int
-    clients: int
-    participation: float
-    """S / N as asked for."""
-    sampling: Sampling
-    sizes: np.ndarray
-    """Training samples of each client, int64 `[N]`."""
-    client_dropout: float
-    """Probability that a client of a cohort is lost, and its update with it."""
-    rounds: int
-    lrs: tuple[float, ...]
-    """Local learning rate of each round."""
-    clients_per_unit: int
-    eval_every: int
-    test_samples: int
-    breakdown: Breakdown
-    """What is computed from the correct predictions, beside their share."""
-
-    @property
-    def cohort_size(self) -> int:
-        """S, on average where it varies."""
-        return cohort_size(self.participation, self.clients)
-
-    def cohort(self, round: int) -> list[int]:
-        """Client ids of this round, ascending, whether they will come back or not."""
-        return sample_cohort(self.sampling, self.participation, self.sizes, self.seed, round)
-
-
-class Record(NamedTuple):
-    """Metrics after `round` rounds. A round's evaluation comes in a record of its own, later."""
-
-    round: int
-    metrics: dict[str, float]
-
-
-class Opened(NamedTuple):
-    """A round whose work units are on their way."""
-
-    round: int
-    began: float
-    lr: float
-    sampled: int
-    """Clients of the cohort, those that will be lost among them."""
-    clients: int
-    """Clients that come back."""
-    bytes_down: int
-    """For one client."""
-    units: list[WorkUnit]
-    tickets: list[Ticket]
-
-
-class Kept(NamedTuple):
-    """Where one client's memory is."""
+class MemoryRef(NamedTuple):
+    """One client's memory, where the pool keeps it."""
 
     round: int
     """The client's last round."""
@@ -101,33 +46,26 @@ class Kept(NamedTuple):
 class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        name: str,
-        w: np.ndarray,
-        buffers: np.ndarray,
-        federation: Federation,
-        pool: Pool,
-    ):
-        self.algorithm, self.name, self.federation, self.pool = algorithm, name, federation, pool
+    def __init__(self, spec: ServerSpec, pool: Pool):
+        algorithm, self.name, w, buffers, self.federation = spec
+        self.algorithm, self.pool = algorithm, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
         self._infinite = {name for name, value in self.state.items() if value.isinf().any()}
         """Server state that begins at infinity, as a running minimum does, and may stay there."""
         self.round = 0
         """Rounds that are done."""
-        self.memories: dict[int, Kept] = {}
+        self.memories: dict[int, MemoryRef] = {}
         """Each client's memory, by client id; clients never sampled have none."""
         self._remembers = bool(algorithm.init_client(self.w))
         self.correct: np.ndarray | None = None
         """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
-        self._evaluations: deque[tuple[int, list[Ticket]]] = deque()
+        self._evaluations: deque[tuple[int, list[Future]]] = deque()
         self._due: int | None = None
         """Round that `self.w` is to be evaluated after, once the next round's units are on their way."""
 
     @torch.no_grad()
-    def run(self, until: int | None = None) -> Iterator[Record]:
+    def run(self, until: int | None = None) -> Iterator[Metrics]:
         """The rounds after `self.round` up to `until` (None: all), with all evaluations that are due.
 
         Evaluations overlap the rounds after theirs: an actor takes to them when no unit is left.
@@ -135,18 +73,18 @@ class Server:
         f = self.federation
         last = f.rounds if until is None else min(until, f.rounds)
         for round in range(self.round + 1, last + 1):
-            opened = self._open(round)
+            pending = self._open(round)
             # While the actors train: what has become known of the rounds before.
             self.pool.poll()
             yield from self._evaluated(wait=False)
-            record = self._close(opened)
+            metrics = self._close(pending)
             self.round = round
             if round % f.eval_every == 0 or round == f.rounds:
                 self._due = round
-            yield record
+            yield metrics
         yield from self.settle()
 
-    def settle(self) -> Iterator[Record]:
+    def settle(self) -> Iterator[EvaluationMetrics]:
         """Wait for the evaluations of the rounds so far."""
         if self._due is not None:
             self._evaluate(self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy())))
@@ -177,11 +115,11 @@ class Server:
         self.round, self.state, self._due = snapshot.round, state, None
         self.w, self.buffers = tensors["w"], tensors["buffers"]
         self.memories = {
-            client: Kept(memory.round, self.pool.store(memory.fetch()))
+            client: MemoryRef(memory.round, self.pool.store(memory.fetch()))
             for client, memory in snapshot.memories.items()
         }
 
-    def _open(self, round: int) -> Opened:
+    def _open(self, round: int) -> PendingRound:
         """Send the broadcast and the work units, and behind them the evaluation of the round before."""
         f, began = self.federation, time.perf_counter()
         lr = f.lrs[round - 1]
@@ -201,38 +139,42 @@ class Server:
             WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
-        tickets = self._submit(units, handle)
+        futures = self._submit(units, handle)
         if self._due is not None:
             self._evaluate(evaluated)
         down = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
         bytes_down = sum(v.nbytes for v in down)
-        return Opened(round, began, lr, len(sampled), len(cohort), bytes_down, units, tickets)
+        return PendingRound(round, began, lr, len(sampled), len(cohort), bytes_down, units, futures)
 
-    def _close(self, opened: Opened) -> Record:
+    def _close(self, pending: PendingRound) -> RoundMetrics:
         """Add up what the units bring back, and let the algorithm aggregate."""
         sums: dict[str, torch.Tensor] = {}
         results: list[UnitResult] = []
         busy: dict[int, float] = defaultdict(float)
-        for unit, ticket in zip(opened.units, opened.tickets, strict=True):
+        for unit, future in zip(pending.units, pending.futures, strict=True):
             # In unit order, whoever is first.
-            result = self._add(unit, self.pool.wait(ticket), sums)
-            ticket.result = None
+            result = self._add(unit, self.pool.wait(future), sums)
+            future.result = None
             results.append(result)
-            busy[ticket.actor] += result.seconds
-            for client, handle in zip(unit.clients, ticket.memories, strict=False):
-                self.memories[client] = Kept(opened.round, handle)
-        mean = {name: value.div_(opened.clients) for name, value in sums.items()}
+            busy[future.actor] += result.seconds
+            for client, handle in zip(unit.clients, future.memories, strict=False):
+                self.memories[client] = MemoryRef(pending.round, handle)
+        mean = {name: value.div_(pending.clients) for name, value in sums.items()}
         self.buffers = mean.pop("buffers")
-        steps = sum(result.steps for result in results) / opened.clients
-        participation = opened.clients / self.federation.clients
-        random = server_noise(self.federation.seed, opened.round)
-        ctx = ServerContext(opened.lr, steps, participation, random)
+        steps = sum(result.steps for result in results) / pending.clients
+        participation = pending.clients / self.federation.clients
+        random = server_noise(self.federation.seed, pending.round)
+        ctx = ServerContext(pending.lr, steps, participation, pending.round, random)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
-        self._check_aggregated(opened.round)
-        metrics = self._metrics(opened, mean, results)
-        took = time.perf_counter() - opened.began
+        self._check_aggregated(pending.round)
+        # An adaptive scalar of the algorithm, such as FedWMSAM's alpha, is worth a curve.
+        scalars = {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
+        bytes_up = sum(v.nbytes for v in (*mean.values(), self.buffers))
+        metrics = pending.metrics(results, bytes_up) | scalars
+        metrics["runtime/lost_units"] = float(self.pool.lost_units)
+        took = time.perf_counter() - pending.began
         times = {"time/overhead_s": took - max(busy.values()), "time/round_s": took}
-        return Record(opened.round, metrics | times)
+        return RoundMetrics(pending.round, metrics | times)
 
     def _add(self, unit: WorkUnit, result: UnitResult, sums: dict[str, torch.Tensor]) -> UnitResult:
         """Add the unit's sums to `sums`; the rest of the result.
@@ -247,13 +189,13 @@ class Server:
                 sums[name] = as_tensor(value).clone()
         return result._replace(sums={}, losses=result.losses.copy(), drifts=result.drifts.copy())
 
-    def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Ticket]:
-        """A ticket for each unit. The longest go first, so that no actor is left with one at the end."""
+    def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Future]:
+        """A future for each unit. The longest go first, so that no actor is left with one at the end."""
         samples = [int(self.federation.sizes[list(unit.clients)].sum()) for unit in units]
-        tickets: dict[int, Ticket] = {}
+        futures: dict[int, Future] = {}
         for i in sorted(range(len(units)), key=lambda i: -samples[i]):
-            tickets[i] = self.pool.train(units[i], broadcast, self._memories(units[i]))
-        return [tickets[i] for i in range(len(units))]
+            futures[i] = self.pool.train(units[i], broadcast, self._memories(units[i]))
+        return [futures[i] for i in range(len(units))]
 
     def _memories(self, unit: WorkUnit) -> list[Any] | None:
         if not self._remembers:
@@ -283,55 +225,31 @@ class Server:
             f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.clip_norm"
         )
 
-    def _metrics(
-        self, opened: Opened, mean: dict[str, torch.Tensor], results: list[UnitResult]
-    ) -> dict[str, float]:
-        """The round's metrics. Clients that were lost cost bytes down, nothing else."""
-        cohort = opened.clients
-        up = [*mean.values(), self.buffers]
-        # Whatever the algorithm keeps as a scalar (an adaptive alpha) is worth a curve.
-        scalars = {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
-        return {
-            "train/loss": float(np.concatenate([r.losses for r in results]).mean(dtype=np.float64)),
-            "train/drift": float(
-                np.concatenate([r.drifts for r in results]).mean(dtype=np.float64)
-            ),
-            "train/lr": opened.lr,
-            **scalars,
-            "cohort/size": float(cohort),
-            "cohort/dropped": float(opened.sampled - cohort),
-            "cost/bytes_down": float(opened.sampled * opened.bytes_down),
-            "cost/bytes_up": float(cohort * sum(v.nbytes for v in up)),
-            "cost/backward_passes": float(sum(r.backward_passes for r in results)),
-            "runtime/lost_units": float(self.pool.lost_units),
-            "time/client_s": sum(r.seconds for r in results),
-        }
-
     def _evaluate(self, handle: Any) -> None:
         """Queue the evaluation that is due, of the broadcast whose start is `self.w`."""
         assert self._due is not None
         round, self._due = self._due, None
         n = self.federation.test_samples
-        tickets = [
+        futures = [
             self.pool.evaluate(round, handle, first, min(first + EVALUATION_UNIT, n))
             for first in range(0, n, EVALUATION_UNIT)
         ]
-        self._evaluations.append((round, tickets))
+        self._evaluations.append((round, futures))
 
-    def _evaluated(self, wait: bool) -> Iterator[Record]:
+    def _evaluated(self, wait: bool) -> Iterator[EvaluationMetrics]:
         """Finished evaluations in the order of their rounds."""
         while self._evaluations:
-            round, tickets = self._evaluations[0]
-            if not wait and not all(ticket.done for ticket in tickets):
+            round, futures = self._evaluations[0]
+            if not wait and not all(future.done for future in futures):
                 return
-            parts: list[EvaluationResult] = [self.pool.wait(ticket) for ticket in tickets]
+            parts: list[EvaluationResult] = [self.pool.wait(future) for future in futures]
             self._evaluations.popleft()
             self.correct = np.concatenate([part.correct for part in parts])
             samples = len(self.correct)
             loss = sum(part.loss for part in parts) / samples
             if not math.isfinite(loss):
                 raise self._diverged(round, "the test loss")
-            yield Record(
+            yield EvaluationMetrics(
                 round,
                 {
                     "test/loss": loss,

@@ -9,8 +9,8 @@ from rayfl.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demand:
-    """What the client actors of one experiment ask for."""
+class ResourceRequest:
+    """Resources that the client actors of one experiment ask for."""
 
     num_actors: int | None
     """None: as many as the cluster has room for, but no more than there are work units in a round."""
@@ -54,34 +54,34 @@ class Placement:
         return f"1 server actor, {actors}, {on}"
 
 
-def place(demand: Demand, units_per_round: int) -> Placement:
+def place(request: ResourceRequest, units_per_round: int) -> Placement:
     """How many client actors fit on the connected cluster.
 
-    What its nodes have no room for may wait for an autoscaler, which adds nodes for a demand that is
+    What its nodes have no room for may wait for an autoscaler, which adds nodes for a request that is
     made. How far a cluster can grow is nothing that Ray tells, so this needs a number of actors (and
-    their share of a GPU) and a time: `demand.autoscale_timeout_s`.
+    their share of a GPU) and a time: `request.autoscale_timeout_s`.
 
     Raises ConfigError if not even one actor fits, or if fewer fit than `num_actors` asks for, and
     there is nothing to wait for.
     """
     nodes = _alive()
-    gpus = demand.gpus_per_actor
+    gpus = request.gpus_per_actor
     if gpus is None:
         gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
-    waits = demand.autoscale_timeout_s > 0 and demand.num_actors is not None
+    waits = request.autoscale_timeout_s > 0 and request.num_actors is not None
     # Rather a new node than a part of a CPU.
-    shares = [demand.cpus_per_actor or 1.0]
-    if demand.cpus_per_actor is None and not waits:
+    shares = [request.cpus_per_actor or 1.0]
+    if request.cpus_per_actor is None and not waits:
         shares += [0.5, 0.25]
     for cpus in shares:
         slots = [room_on(node, cpus, gpus) for node in nodes]
         room = sum(slots)
-        fits = 0 < room >= (demand.num_actors or 1)
+        fits = 0 < room >= (request.num_actors or 1)
         if fits or waits:
-            actors = demand.num_actors or min(room, units_per_round)
+            actors = request.num_actors or min(room, units_per_round)
             used = min(sum(1 for count in slots if count), actors) if fits else 0
-            most = 0 if demand.num_actors else units_per_round
-            autoscale_timeout_s = demand.autoscale_timeout_s
+            most = 0 if request.num_actors else units_per_round
+            autoscale_timeout_s = request.autoscale_timeout_s
             return Placement(
                 actors=actors,
                 cpus=cpus,
@@ -90,12 +90,12 @@ def place(demand: Demand, units_per_round: int) -> Placement:
                 autoscale_timeout_s=autoscale_timeout_s,
                 most=most,
             )
-    asked = f"{demand.num_actors or 1} client actors with {cpus:g} CPU"
+    asked = f"{request.num_actors or 1} client actors with {cpus:g} CPU"
     asked += f" and {gpus:g} GPU each" if gpus else " each"
     has = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
     how = (
         "resources.num_actors must be a number"
-        if demand.autoscale_timeout_s
+        if request.autoscale_timeout_s
         else "resources.autoscale_timeout_s"
     )
     advice = (
@@ -103,7 +103,7 @@ def place(demand: Demand, units_per_round: int) -> Placement:
         f"of an autoscaler: {how})"
     )
     raise ConfigError(
-        f"resources.num_actors = {demand.num_actors or 'auto'}: {asked} do not fit; the cluster's "
+        f"resources.num_actors = {request.num_actors or 'auto'}: {asked} do not fit; the cluster's "
         f"nodes have [{has}], room for {room}; {advice}"
     )
 

@@ -1,6 +1,6 @@
-"""The pool of client actors that execute the work units.
+"""The pool of client actors, which execute the work units.
 
-A pool takes work units first in, first out, and gives a ticket for each. The server waits for the ticket
+A pool takes work units first in, first out, and gives a future for each. The server waits for the future
 that it needs next; meanwhile every idle actor takes the next unit. A unit whose actor dies runs again
 elsewhere: it is a pure function, so nothing a result depends on is decided here.
 """
@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
-from rayfl.federation.pool import Ticket
+from rayfl.federation.pool import Future
 from rayfl.training.engine import Arrays, Broadcast, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
@@ -37,18 +37,29 @@ START_RETRIES = 10
 DEATHS = (RayActorError, OutOfMemoryError)
 
 
+@dataclass(eq=False, kw_only=True)
+class ActorFuture(Future):
+    """A unit that is queued, or at work on an actor."""
+
+    call: tuple[str, tuple[Any, ...], int]
+    """Method of the client actor, its arguments, and the number of memories that it returns."""
+    label: str
+    deaths: int = 0
+    """Actors that died over it."""
+
+
 class ResultLost(Exception):
     """A unit was executed, but its result is gone."""
 
 
 @dataclass(eq=False)
-class Slot:
-    """A place of the pool and the actor that has it now."""
+class Worker:
+    """One place of the pool, and the actor that holds it now."""
 
     index: int
     actor: Any
     starting: Any
-    """Promise of the actor's description; None once it is ready."""
+    """Reference to the actor's description; None once it is ready."""
     load: int = 0
     """Units that it has been given."""
     since: float = 0.0
@@ -73,10 +84,10 @@ class ActorPool:
     ):
         self.lost_units = 0
         self._spawn, self._another_fits, self._time_limit = spawn, another_fits, time_limit
-        self._slots: list[Slot] = []
+        self._workers: list[Worker] = []
         self._described: list[dict[str, Any]] = []
-        self._queue: deque[Ticket] = deque()
-        self._running: dict[Any, tuple[Ticket, Slot, Any]] = {}
+        self._queue: deque[ActorFuture] = deque()
+        self._running: dict[Any, tuple[ActorFuture, Worker, Any]] = {}
         self._depth = 1
         self._looked = self._moved = time.monotonic()
         for _ in range(size):
@@ -85,7 +96,7 @@ class ActorPool:
     @property
     def actors(self) -> list[Any]:
         """The actors of now, ready or not."""
-        return [slot.actor for slot in self._slots]
+        return [worker.actor for worker in self._workers]
 
     def describe(self) -> list[dict[str, Any]]:
         while not self._described or self._starting():
@@ -106,46 +117,48 @@ class ActorPool:
         except ObjectLostError as error:
             raise StateLostError(f"a client's memory was lost with its node: {error}") from error
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
+    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> ActorFuture:
         given = memories if memories is not None else [None] * len(unit.clients)
         returned = len(unit.clients) if memories is not None else 0
         shown = ", ".join(map(str, unit.clients))
         label = f"round {unit.round}, clients [{shown}]"
-        return self._submit(Ticket(("train", (unit, broadcast, *given), returned), label))
+        call = ("train", (unit, broadcast, *given), returned)
+        return self._submit(ActorFuture(call=call, label=label))
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Ticket:
+    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> ActorFuture:
         label = f"round {round}, evaluation of test samples {first} to {last}"
-        return self._submit(Ticket(("evaluate", (round, broadcast, first, last), 0), label))
+        call = ("evaluate", (round, broadcast, first, last), 0)
+        return self._submit(ActorFuture(call=call, label=label))
 
-    def wait(self, ticket: Ticket) -> Any:
-        while not ticket.done:
+    def wait(self, future: Future) -> Any:
+        while not future.done:
             self._collect(timeout=None)
-        return ticket.result
+        return future.result
 
     def poll(self) -> None:
         self._collect(timeout=0)
 
-    def _submit(self, ticket: Ticket) -> Ticket:
-        self._queue.append(ticket)
+    def _submit(self, future: ActorFuture) -> ActorFuture:
+        self._queue.append(future)
         self._dispatch()
-        return ticket
+        return future
 
     def _dispatch(self) -> None:
-        ready = [slot for slot in self._slots if slot.starting is None]
+        ready = [worker for worker in self._workers if worker.starting is None]
         while self._queue and ready:
-            slot = min(ready, key=attrgetter("load"))
-            if slot.load >= self._depth:
+            worker = min(ready, key=attrgetter("load"))
+            if worker.load >= self._depth:
                 return
-            ticket = self._queue.popleft()
-            method, arguments, returned = ticket.call
-            call = getattr(slot.actor, method).options(num_returns=1 + returned)
+            future = self._queue.popleft()
+            method, arguments, returned = future.call
+            call = getattr(worker.actor, method).options(num_returns=1 + returned)
             refs = call.remote(*arguments)
-            ref, *ticket.memories = refs if returned else [refs]
-            self._running[ref] = (ticket, slot, slot.actor)
-            ticket.actor = slot.index
-            if slot.load == 0:
-                slot.since = time.monotonic()
-            slot.load += 1
+            ref, *future.memories = refs if returned else [refs]
+            self._running[ref] = (future, worker, worker.actor)
+            future.actor = worker.index
+            if worker.load == 0:
+                worker.since = time.monotonic()
+            worker.load += 1
 
     def _collect(self, timeout: float | None) -> None:
         """Take in one thing that has happened; wait for it up to `timeout`, and no longer than a while."""
@@ -164,78 +177,78 @@ class ActorPool:
         self._dispatch()
 
     def _finished(self, ref: Any) -> None:
-        ticket, slot, actor = self._running.pop(ref)
-        if slot.actor is actor:
-            slot.load -= 1
-            slot.since = self._moved
+        future, worker, actor = self._running.pop(ref)
+        if worker.actor is actor:
+            worker.load -= 1
+            worker.since = self._moved
         try:
-            ticket.result = self._get(ref, ticket)
+            future.result = self._get(ref, future)
         except (*DEATHS, ResultLost) as error:
-            self._lost(ticket, slot, actor, error)
+            self._lost(future, worker, actor, error)
             return
-        ticket.done = True
+        future.done = True
         # The arguments' references would keep this round's broadcast in the store.
-        ticket.call = (ticket.call[0], (), 0)
-        seconds = getattr(ticket.result, "seconds", None)
+        future.call = (future.call[0], (), 0)
+        seconds = getattr(future.result, "seconds", None)
         if seconds is not None:
             self._depth = 2 if seconds < SHORT_UNIT_SECONDS else 1
 
-    def _get(self, ref: Any, ticket: Ticket) -> Any:
+    def _get(self, ref: Any, future: ActorFuture) -> Any:
         try:
             return ray.get(ref)
         except RayTaskError as error:
             if isinstance(error.cause, ClientError):
                 raise error.cause from None
             if isinstance(error.cause, ObjectLostError):
-                raise self._state_lost(ticket, error.cause) from error
-            raise RunError(f"{ticket.label}: {error}") from error
+                raise self._state_lost(future, error.cause) from error
+            raise RunError(f"{future.label}: {error}") from error
         except ObjectLostError as error:
             if error.object_ref_hex == ref.hex():  # done, and lost with its node before it was read
                 raise ResultLost from error
-            raise self._state_lost(ticket, error) from error
+            raise self._state_lost(future, error) from error
 
     @staticmethod
-    def _state_lost(ticket: Ticket, error: ObjectLostError) -> StateLostError:
+    def _state_lost(future: ActorFuture, error: ObjectLostError) -> StateLostError:
         return StateLostError(
-            f"{ticket.label}: a memory was lost with its node: {first_line(error)}"
+            f"{future.label}: a memory was lost with its node: {first_line(error)}"
         )
 
-    def _lost(self, ticket: Ticket, slot: Slot, actor: Any, error: Exception) -> None:
+    def _lost(self, future: ActorFuture, worker: Worker, actor: Any, error: Exception) -> None:
         """Replace the actor, if that has not been done yet, and put its unit first in the queue."""
         self.lost_units += 1
-        ticket.deaths += 1
-        if ticket.deaths > RETRIES:
+        future.deaths += 1
+        if future.deaths > RETRIES:
             limit = f" (or took more than {self._time_limit:g} s)" if self._time_limit else ""
             raise RunError(
-                f"{ticket.label}: the client actor died{limit}, {ticket.deaths} times in a row: {error}"
+                f"{future.label}: the client actor died{limit}, {future.deaths} times in a row: {error}"
             ) from error
-        if slot.actor is actor:  # a result may be lost only with the actor's node
-            self._replace(slot)
-        self._queue.appendleft(ticket)
+        if worker.actor is actor:  # a result may be lost only with the actor's node
+            self._replace(worker)
+        self._queue.appendleft(future)
 
-    def _replace(self, slot: Slot) -> None:
-        ray.kill(slot.actor)  # one that was only out of reach must not come back
-        slot.actor, slot.load = self._spawn(slot.index), 0
-        slot.starting = slot.actor.describe.remote()
+    def _replace(self, worker: Worker) -> None:
+        ray.kill(worker.actor)  # one that was only out of reach must not come back
+        worker.actor, worker.load = self._spawn(worker.index), 0
+        worker.starting = worker.actor.describe.remote()
 
     def _grow(self) -> None:
-        actor = self._spawn(len(self._slots))
-        self._slots.append(Slot(len(self._slots), actor, actor.describe.remote()))
+        actor = self._spawn(len(self._workers))
+        self._workers.append(Worker(len(self._workers), actor, actor.describe.remote()))
 
-    def _starting(self) -> dict[Any, Slot]:
-        return {slot.starting: slot for slot in self._slots if slot.starting is not None}
+    def _starting(self) -> dict[Any, Worker]:
+        return {worker.starting: worker for worker in self._workers if worker.starting is not None}
 
-    def _started(self, slot: Slot, ref: Any) -> None:
+    def _started(self, worker: Worker, ref: Any) -> None:
         try:
             self._described.append(ray.get(ref))
         except DEATHS as error:
-            slot.failed_starts += 1
+            worker.failed_starts += 1
             raised = getattr(error, "actor_init_failed", False)
-            if raised or slot.failed_starts > START_RETRIES:
+            if raised or worker.failed_starts > START_RETRIES:
                 raise RunError(f"a client actor could not start: {error}") from error
-            self._replace(slot)
+            self._replace(worker)
             return
-        slot.starting, slot.failed_starts = None, 0
+        worker.starting, worker.failed_starts = None, 0
 
     def _look_around(self) -> None:
         """Every few seconds: is there room for another actor, and does one take too long?"""
@@ -243,13 +256,13 @@ class ActorPool:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        if not self._starting() and self._another_fits(len(self._slots)):
+        if not self._starting() and self._another_fits(len(self._workers)):
             self._grow()
         if self._time_limit is not None:
-            for slot in self._slots:
-                if slot.load and now - slot.since > self._time_limit:
-                    ray.kill(slot.actor)  # its units come back as those of one that died
-        if not any(slot.starting is None for slot in self._slots) and (
+            for worker in self._workers:
+                if worker.load and now - worker.since > self._time_limit:
+                    ray.kill(worker.actor)  # its units come back as those of one that died
+        if not any(worker.starting is None for worker in self._workers) and (
             now - self._moved > START_SECONDS
         ):
             raise RunError(

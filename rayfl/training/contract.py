@@ -8,6 +8,7 @@ runs beside them, without a word.
 Shapes: C clients of the stack, P parameters.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from rayfl.algorithms.base import (
     ExperimentInfo,
     Grad,
     ServerContext,
+    TensorInfo,
     Vectors,
 )
 from rayfl.algorithms.noise import ClientNoise, server_noise
@@ -72,11 +74,26 @@ def check(
 
 def _shorter(info: ExperimentInfo) -> ExperimentInfo:
     """As many tensors with about `MOST_PARAMETERS` in all; `info` itself if it has no more."""
-    size = sum(info.sizes)
+    size = sum(t.size for t in info.tensors)
     if size <= MOST_PARAMETERS:
         return info
-    sizes = tuple(max(1, n * MOST_PARAMETERS // size) for n in info.sizes)
-    return info._replace(sizes=sizes, first=torch.arange(len(sizes)))
+    tensors: list[TensorInfo] = []
+    offset = 0
+    for t in info.tensors:
+        tensors.append(
+            TensorInfo(t.name, _shrunk(t.shape, t.size * MOST_PARAMETERS // size), offset)
+        )
+        offset += tensors[-1].size
+    return info._replace(tensors=tuple(tensors))
+
+
+def _shrunk(shape: torch.Size, most: int) -> torch.Size:
+    """A shape of as many dimensions with at most so many entries, or one."""
+    dims = list(shape)
+    while math.prod(dims) > max(1, most):
+        longest = dims.index(max(dims))
+        dims[longest] = (dims[longest] + 1) // 2
+    return torch.Size(dims)
 
 
 @torch.no_grad()
@@ -88,21 +105,23 @@ def _train(
     dtype: torch.dtype,
 ) -> None:
     """A round for each learning rate; raises `Broken`."""
-    problem = Quadratics(sum(info.sizes), len(STEPS), dtype)
+    problem = Quadratics(sum(t.size for t in info.tensors), len(STEPS), dtype)
     method = Watched(method=algorithm, oracle=problem, watch=Watch(algorithm))
     w, memory = problem.point(), {}
     server = method.init_server(w)
-    for lr in lrs:
+    for round, lr in enumerate(lrs, 1):
         start, shared = method.broadcast(w, server)
         first = method.init_client(start)
         memory = memory or {name: torch.stack([v] * len(STEPS)) for name, v in first.items()}
         step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, clip_norm=None), info)
         method.batches[:] = [problem.batch() for _ in range(max(STEPS))]
-        trained = train_stack(step, method.batches.__getitem__, start, shared, memory, list(STEPS))
+        trained = train_stack(
+            step, method.batches.__getitem__, start, shared, memory, list(STEPS), round=round
+        )
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")
         memory = trained.memory
         mean = {name: value.sum(0) / len(STEPS) for name, value in trained.uploads.items()}
-        ctx = ServerContext(lr, sum(STEPS) / len(STEPS), participation)
+        ctx = ServerContext(lr, sum(STEPS) / len(STEPS), participation, round)
         w, server = method.server_step(w, server, mean, ctx)
 
 
@@ -244,7 +263,7 @@ class Watched(Algorithm):
 
 def _given(ctx: ClientContext) -> Given:
     own: Given = {"ctx.start": ctx.start, "ctx.shared": ctx.shared, "ctx.steps": ctx.steps}
-    return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.experiment.first": ctx.experiment.first}
+    return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.round": torch.as_tensor(ctx.round)}
 
 
 def _seeded(ctx: ClientContext, clients: Sequence[int]) -> ClientContext:

@@ -81,6 +81,7 @@ class GraphedSteps:
                 memory={},
                 lr=stack.lr.clone(),
                 counts=stack.counts.clone(),
+                round=stack.round.clone(),
                 noise=stack.noise,
             )
             self._held[shape] = StaticBuffers(own, {n: v.clone() for n, v in stack.memory.items()})
@@ -92,6 +93,7 @@ class GraphedSteps:
             (held.stack.start, stack.start),
             (held.stack.lr, stack.lr),
             (held.stack.counts, stack.counts),
+            (held.stack.round, stack.round),
         ):
             mine.copy_(other)
         held.stack.noise = stack.noise

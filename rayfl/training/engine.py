@@ -130,9 +130,8 @@ class Engine:
         self.oracle = self._oracle()
         on_gpu = self.device.type == "cuda"
         self.records = settings.cuda_graphs and on_gpu and self.oracle.recordable
-        self.recorded: GraphedSteps | None = None
-        info = experiment_info(self.layout, partition, settings)
-        self.experiment = info._replace(first=info.first.to(self.device))
+        self.graphed: GraphedSteps | None = None
+        self.experiment = experiment_info(self.layout, partition, settings)
 
     @torch.no_grad()
     def train(
@@ -271,27 +270,26 @@ class Engine:
 
         sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, clip_norm=s.clip_norm)
         step = LocalStep(self.algorithm, self.oracle, sgd, self.experiment)
-        if self.records and self.recorded is None:
-            self.recorded = GraphedSteps(step, cuda_graphs())
+        if self.records and self.graphed is None:
+            self.graphed = GraphedSteps(step, cuda_graphs())
         steps = [len(p.sizes) for p in schedules]
         noise = ClientNoise(s.seed, unit.round, clients, steps)
         with local_steps(s.precision):
-            return train_stack(step, minibatch, start, shared, memory, steps, self.recorded, noise)
+            return train_stack(
+                step, minibatch, start, shared, memory, steps, self.graphed, noise, unit.round
+            )
 
 
 def experiment_info(
     layout: Layout, partition: Partition, settings: LocalSettings
 ) -> ExperimentInfo:
-    """What is the same for all clients and rounds."""
-    nominal = settings.local_steps
-    if nominal is None:
-        assert settings.local_epochs is not None
-        nominal = settings.local_epochs * len(partition.client(0)) / settings.batch_size
+    """Facts that are the same for all clients and rounds."""
     return ExperimentInfo(
-        clients=len(partition.sizes),
-        nominal_steps=float(nominal),
-        sizes=tuple(slot.shape.numel() for slot in layout.parameters),
-        first=layout.first_entries(),
+        samples=tuple(partition.sizes.tolist()),
+        batch_size=settings.batch_size,
+        local_epochs=settings.local_epochs,
+        local_steps=settings.local_steps,
+        tensors=tuple(layout.parameters),
     )
 
 

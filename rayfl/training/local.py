@@ -61,6 +61,8 @@ class Stack:
     """`[]`."""
     counts: Tensor
     """K_i, int64 `[C, 1]`."""
+    round: Tensor
+    """`[]`."""
     noise: ClientNoise | None
     """None: whoever draws random numbers raises."""
     x: Tensor = field(init=False)
@@ -79,6 +81,7 @@ class Stack:
             lr=self.lr,
             steps=self.counts.to(self.start.dtype),
             step=step,
+            round=self.round,
             experiment=info,
             random=self.noise.at(step) if self.noise else unseeded,
         )
@@ -139,8 +142,8 @@ class LocalStep:
         return len(calls)
 
 
-class Recorded(Protocol):
-    """Takes steps for a `LocalStep` on stacks that it holds; see `recorded.py`."""
+class StepRunner(Protocol):
+    """Takes steps for a `LocalStep` on stacks that it holds; see `cuda_graphs.py`."""
 
     def hold(self, stack: Stack) -> Stack: ...
 
@@ -156,20 +159,24 @@ def train_stack(
     shared: Vectors,
     memory: Vectors,
     steps: list[int],
-    recorded: Recorded | None = None,
+    runner: StepRunner | None = None,
     noise: ClientNoise | None = None,
+    round: int = 1,
 ) -> Trained:
     """Train C clients from `start [P]` for `steps[i]` steps each; a finished client stays as it is."""
-    lr = torch.as_tensor(step.sgd.lr, dtype=start.dtype, device=start.device)
+    lr, number = (
+        torch.as_tensor(value, dtype=start.dtype, device=start.device)
+        for value in (step.sgd.lr, round)
+    )
     counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
-    stack, take, passes = Stack(start, shared, memory, lr, counts, noise), step, 0
-    if recorded is not None:
-        stack, take = recorded.hold(stack), recorded
+    stack, take, passes = Stack(start, shared, memory, lr, counts, number, noise), step, 0
+    if runner is not None:
+        stack, take = runner.hold(stack), runner
     for k in range(max(steps)):
         running = sum(k < count for count in steps)
         passes += running * take(stack, minibatch(k), k, running == len(steps))
-    if recorded is not None:
-        stack = recorded.release(stack)
+    if runner is not None:
+        stack = runner.release(stack)
     ctx = stack.context(max(steps), step.experiment)
     uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
     return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)

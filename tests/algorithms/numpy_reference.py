@@ -15,11 +15,20 @@ after every round.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
 from numpy.linalg import norm
+
+# The released code without what it does otherwise than the paper.
+PAPER = {
+    "perturbation": "vector",
+    "perturb_sign": 1,
+    "momentum_factor": 1.0,
+    "nominal_steps": False,
+    "adapt_at_zero": False,
+}
 
 
 class Federation(NamedTuple):
@@ -88,7 +97,7 @@ def fedavg(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
         yield Outcome(x, {}, {})
 
 
-def fedavgm(f: Federation, *, gamma: float) -> Iterator[Outcome]:
+def fedavgm(f: Federation, *, gamma: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
         D = np.zeros_like(x)
@@ -98,7 +107,7 @@ def fedavgm(f: Federation, *, gamma: float) -> Iterator[Outcome]:
                 y = f.step(r, y, f.gradient(r, i, k, y))
             D = D + (y - x) / len(S)
         m = gamma * m + D
-        x = x + m
+        x = x + server_lr * m
         yield Outcome(x, {"m": m}, {})
 
 
@@ -147,7 +156,12 @@ def fedsam(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Out
 
 
 def fednsam(
-    f: Federation, *, gamma: float, rho: float, released_server: bool = False
+    f: Federation,
+    *,
+    gamma: float,
+    rho: float,
+    released_server: bool = False,
+    server_lr: float = 1.0,
 ) -> Iterator[Outcome]:
     """Clients start at the extrapolated z = x + gamma m and run local SAM.
 
@@ -165,11 +179,13 @@ def fednsam(
             D = D + (y - z) / len(S)
         old = D if released_server and r > 0 else m
         m = gamma * old + D
-        x = x + m
+        x = x + server_lr * m
         yield Outcome(x, {"m": m} | ({"begun": 1.0} if released_server else {}), {})
 
 
-def fednsam_momentum(f: Federation, *, gamma: float, rho: float) -> Iterator[Outcome]:
+def fednsam_momentum(
+    f: Federation, *, gamma: float, rho: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
     """Clients start at x; the momentum is both the look-ahead and the perturbation of every step."""
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
@@ -181,11 +197,11 @@ def fednsam_momentum(f: Federation, *, gamma: float, rho: float) -> Iterator[Out
                 y = f.step(r, y, f.gradient(r, i, k, y + gamma * m + e))
             D = D + (y - x) / len(S)
         m = gamma * m + D
-        x = x + m
+        x = x + server_lr * m
         yield Outcome(x, {"m": m}, {})
 
 
-def fedwmsam(
+def fedwmsam_released(
     f: Federation,
     *,
     rho: float,
@@ -195,12 +211,12 @@ def fedwmsam(
     alpha_max: float = 0.9,
     adaptive: bool = True,
     control_variates: bool = True,
-    perturb_sign: int = 1,
+    perturb_sign: int = -1,
     lookahead_scale: float | str = 1.0,
-    momentum_factor: float = 1.0,
-    perturbation: str = "vector",
-    nominal_steps: bool = False,
-    adapt_at_zero: bool = False,
+    momentum_factor: float = 0.998,
+    perturbation: str = "scalars",
+    nominal_steps: bool = True,
+    adapt_at_zero: bool = True,
     raw_cosine: bool = False,
     server_lr: float = 1.0,
 ) -> Iterator[Outcome]:
@@ -245,6 +261,11 @@ def fedwmsam(
         c, c_i = c + (c_i_new - c_i).sum(axis=0) / f.N, c_i_new
         server = {"Delta": Delta, "alpha": alpha} | ({"c": c} if control_variates else {})
         yield Outcome(x, server, {"c_i": c_i} if control_variates else {})
+
+
+def fedwmsam(f: Federation, **options: Any) -> Iterator[Outcome]:
+    """The paper's method: the released code without what it does otherwise."""
+    return fedwmsam_released(f, **options, **PAPER)
 
 
 def fedprox(f: Federation, *, mu: float, server_lr: float = 1.0) -> Iterator[Outcome]:
@@ -312,7 +333,7 @@ def fedgamma(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[O
         yield Outcome(x, {"c": c}, {"c_i": c_i})
 
 
-def feddyn(f: Federation, *, lam: float) -> Iterator[Outcome]:
+def feddyn(f: Federation, *, lam: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """h_i is the sum of client i's updates; the server adds their mean over all N to the mean iterate."""
     x, h_i = f.x0, np.zeros((f.N, f.x0.size))
     for r, S in enumerate(f.cohorts):
@@ -324,11 +345,11 @@ def feddyn(f: Federation, *, lam: float) -> Iterator[Outcome]:
             h_i[i] = h_i[i] + (y - x)
             ends.append(y)
         h = h_i.sum(axis=0) / f.N
-        x = np.mean(ends, axis=0) + h
+        x = x + server_lr * (np.mean(ends, axis=0) - x) + h
         yield Outcome(x, {"h": h}, {"h_i": h_i})
 
 
-def fedspeed(f: Federation, *, lam: float, rho: float) -> Iterator[Outcome]:
+def fedspeed(f: Federation, *, lam: float, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     x, h_i = f.x0, np.zeros((f.N, f.x0.size))
     for r, S in enumerate(f.cohorts):
         ends, h_i = [], h_i.copy()
@@ -341,11 +362,11 @@ def fedspeed(f: Federation, *, lam: float, rho: float) -> Iterator[Outcome]:
             h_i[i] = h_i[i] + (y - x)
             ends.append(y)
         h = h_i.sum(axis=0) / f.N
-        x = np.mean(ends, axis=0) + h
+        x = x + server_lr * (np.mean(ends, axis=0) - x) + h
         yield Outcome(x, {"h": h}, {"h_i": h_i})
 
 
-def fedsmoo(f: Federation, *, lam: float, rho: float) -> Iterator[Outcome]:
+def fedsmoo(f: Federation, *, lam: float, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """mu_i is updated in every local step; s has the norm rho."""
     x, s, h_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
     mu_i = np.zeros_like(h_i)
@@ -361,7 +382,7 @@ def fedsmoo(f: Federation, *, lam: float, rho: float) -> Iterator[Outcome]:
             h_i[i] = h_i[i] + (y - x)
             ends.append(y)
         h = h_i.sum(axis=0) / f.N
-        x = np.mean(ends, axis=0) + h
+        x = x + server_lr * (np.mean(ends, axis=0) - x) + h
         mu = np.mean([mu_i[i] for i in S], axis=0)
         s = rho * mu / norm(mu)
         yield Outcome(x, {"h": h, "s": s}, {"h_i": h_i, "mu_i": mu_i})
@@ -439,7 +460,7 @@ def fedlesam_s(
 
 
 def fedlesam_d(
-    f: Federation, *, lam: float, rho: float, estimate: str = "last_seen"
+    f: Federation, *, lam: float, rho: float, estimate: str = "last_seen", server_lr: float = 1.0
 ) -> Iterator[Outcome]:
     x, h_i, path = f.x0, np.zeros((f.N, f.x0.size)), Path(f, rho, estimate)
     for r, S in enumerate(f.cohorts):
@@ -451,13 +472,15 @@ def fedlesam_d(
             h_i[i] = h_i[i] + (y - x)
             ends.append(y)
         h = h_i.sum(axis=0) / f.N
-        x = np.mean(ends, axis=0) + h
+        x = x + server_lr * (np.mean(ends, axis=0) - x) + h
         path.models.append(x)
         yield Outcome(x, {"h": h} | path.server(), {"h_i": h_i} | path.memories(r))
 
 
-def fedacg(f: Federation, *, gamma: float, beta: float) -> Iterator[Outcome]:
-    """Clients start at z = x + gamma m and are held near it; x becomes the mean of their last iterates."""
+def fedacg(
+    f: Federation, *, gamma: float, beta: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    """Clients start at z = x + gamma m and are held near it; x moves to the mean of their last iterates."""
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
         z, ends = x + gamma * m, []
@@ -467,11 +490,11 @@ def fedacg(f: Federation, *, gamma: float, beta: float) -> Iterator[Outcome]:
                 y = f.step(r, y, f.gradient(r, i, k, y) + beta * (y - z))
             ends.append(y)
         m = gamma * m + np.mean(ends, axis=0) - z
-        x = np.mean(ends, axis=0)
+        x = x + server_lr * (np.mean(ends, axis=0) - x)
         yield Outcome(x, {"m": m}, {})
 
 
-def fednesterov(f: Federation, *, gamma: float) -> Iterator[Outcome]:
+def fednesterov(f: Federation, *, gamma: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
         z, D = x + gamma * m, np.zeros_like(x)
@@ -481,7 +504,7 @@ def fednesterov(f: Federation, *, gamma: float) -> Iterator[Outcome]:
                 y = f.step(r, y, f.gradient(r, i, k, y))
             D = D + (y - z) / len(S)
         m = gamma * m + D
-        x = x + m
+        x = x + server_lr * m
         yield Outcome(x, {"m": m}, {})
 
 
@@ -521,7 +544,7 @@ def fedadagrad(f: Federation, **options: float) -> Iterator[Outcome]:
     return fedadam(f, **options, rule="adagrad")
 
 
-def fedswa(f: Federation, *, rho: float, alpha: float) -> Iterator[Outcome]:
+def fedswa(f: Federation, *, rho: float, server_lr: float) -> Iterator[Outcome]:
     """Step k has the learning rate eta ((1 - k/K_i) + k/K_i rho); the clip sees it, weight decay not."""
     x = f.x0
     for r, S in enumerate(f.cohorts):
@@ -531,11 +554,11 @@ def fedswa(f: Federation, *, rho: float, alpha: float) -> Iterator[Outcome]:
             for k in range(K):
                 y = f.step(r, y, (1 - k / K + k / K * rho) * f.gradient(r, i, k, y))
             ends.append(y)
-        x = x + alpha * (np.mean(ends, axis=0) - x)
+        x = x + server_lr * (np.mean(ends, axis=0) - x)
         yield Outcome(x, {}, {})
 
 
-def fedmoswa(f: Federation, *, rho: float, alpha: float, gamma: float) -> Iterator[Outcome]:
+def fedmoswa(f: Federation, *, rho: float, server_lr: float, gamma: float) -> Iterator[Outcome]:
     """The momentum m takes c's place in SCAFFOLD, as a moving average of the cohort's new c_i."""
     x, m, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
     for r, S in enumerate(f.cohorts):
@@ -548,7 +571,7 @@ def fedmoswa(f: Federation, *, rho: float, alpha: float, gamma: float) -> Iterat
             c_i[i] = c_i[i] - m + (x - y) / sum(f.eta[r] * factor for factor in falling)
             gaps.append(c_i[i] - m)
             ends.append(y)
-        x = x + alpha * (np.mean(ends, axis=0) - x)
+        x = x + server_lr * (np.mean(ends, axis=0) - x)
         m = m + gamma * np.mean(gaps, axis=0)
         yield Outcome(x, {"m": m}, {"c_i": c_i})
 
@@ -694,6 +717,7 @@ METHODS = {
     "fedspeed": fedspeed,
     "fedswa": fedswa,
     "fedwmsam": fedwmsam,
+    "fedwmsam_released": fedwmsam_released,
     "fedyogi": fedyogi,
     "igfl": igfl,
     "local_adamw": local_adamw,

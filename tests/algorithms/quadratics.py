@@ -12,7 +12,7 @@ from numpy_reference import Federation
 from torch import Tensor
 
 from rayfl.algorithms import Algorithm
-from rayfl.algorithms.base import ExperimentInfo, Penalty, ServerContext, Vectors
+from rayfl.algorithms.base import ExperimentInfo, Penalty, ServerContext, TensorInfo, Vectors
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 
@@ -79,8 +79,8 @@ def federation(
         cohorts=tuple(tuple(cohorts[r % len(cohorts)]) for r in range(rounds)),
         K=tuple(K),
         eta=tuple(0.1 * 0.9**r for r in range(rounds)),
-        sizes=(1, 2, size - 3),
-        first=(0, 3, 1),
+        sizes=(4, size - 4),  # a kernel, of which the second entry in torch's order lies third
+        first=(0, 2),
         nominal=3.5,
         **rest,
     )
@@ -113,8 +113,13 @@ def train(
 
 
 def info(f: Federation) -> ExperimentInfo:
-    """Return the facts that all clients of `f` know."""
-    return ExperimentInfo(f.N, f.nominal, f.sizes, torch.tensor(f.first))
+    """Return the facts that all clients of `f` know: one epoch of batches of two samples."""
+    offsets = np.cumsum(f.sizes) - f.sizes
+    tensors = (
+        TensorInfo(str(i), torch.Size([1, 2, 1, 2] if n == 4 else [n]), int(offset))
+        for i, (n, offset) in enumerate(zip(f.sizes, offsets, strict=True))
+    )
+    return ExperimentInfo((round(2 * f.nominal),) * f.N, 2, 1, None, tuple(tensors))
 
 
 def aggregate(algorithm: Algorithm, f: Federation, r: int, state: State, trained: Trained) -> State:
@@ -122,7 +127,7 @@ def aggregate(algorithm: Algorithm, f: Federation, r: int, state: State, trained
     cohort = f.cohorts[r]
     mean = {name: value.sum(0) / len(cohort) for name, value in trained.uploads.items()}
     steps = sum(f.K[i] for i in cohort) / len(cohort)
-    ctx = ServerContext(lr=f.eta[r], steps=steps, participation=len(cohort) / f.N)
+    ctx = ServerContext(lr=f.eta[r], steps=steps, participation=len(cohort) / f.N, round=r + 1)
     w, server = algorithm.server_step(state.w, state.server, mean, ctx)
     memories = list(state.memories)
     for row, i in enumerate(cohort):

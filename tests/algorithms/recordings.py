@@ -12,21 +12,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from local_pool import LocalPool
 from torch import Tensor, nn
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.federation.client import Client
 from rayfl.federation.evaluation import Breakdown
-from rayfl.federation.server import Federation, Server
-from rayfl.runtime.client import Client
+from rayfl.federation.pool import LocalPool
+from rayfl.federation.server import Server
+from rayfl.federation.specs import FederationSpec, ServerSpec
 from rayfl.training.batches import BatchSchedule, DeviceData, Minibatch, StackBatches
 from rayfl.training.engine import Engine, LocalSettings
 from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Shortcuts
 
 FOLDER = Path(__file__).parent / "released"
+# The recordings name the paper's method, with a switch for each difference.
+RENAMED = {"fedwmsam": "fedwmsam_released"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ def _convolutional(z: Mapping[str, np.ndarray]) -> dict[str, Trace]:
         for name in (n for n in about if n.startswith(f"{problem}/")):
             options = dict(about[name])
             found[name] = Trace(
-                method=options.pop("rayfl"),
+                method=RENAMED.get(method := options.pop("rayfl"), method),
                 options=options,
                 w=z[f"{name}/w"],
                 alpha=z.get(f"{name}/alpha"),
@@ -222,12 +225,12 @@ class ReplayingEngine(Engine):
 
 
 class ReplayingClient(Client):
-    def begin(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine):
         self.name, self.engine = "recorded", engine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordedCohorts(Federation):
+class RecordedCohorts(FederationSpec):
     cohorts: tuple[tuple[int, ...], ...]
 
     def cohort(self, round: int) -> list[int]:
@@ -255,8 +258,10 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         breakdown=Breakdown.of(trace.dataset(), engine.partition, False, False),
     )
     w0 = in_our_order(engine.layout, trace.w0)
-    pool = LocalPool(ReplayingClient(1, 0.0, engine=engine))
-    server = Server(algorithm, "", w0.numpy(), np.zeros(0, np.float32), federation, pool)
+    pool = LocalPool(ReplayingClient(engine))
+    server = Server(
+        ServerSpec(algorithm, "", w0.numpy(), np.zeros(0, np.float32), federation), pool
+    )
     for theirs, _ in zip(trace.w, server.run(rounds), strict=True):
         w = in_our_order(engine.layout, theirs)
         yield server, float((w - server.w).norm() / (w - w0).norm())

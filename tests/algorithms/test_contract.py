@@ -37,17 +37,8 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedwmsam-rho_0": ALGORITHMS["fedwmsam"](rho=0.0),
     "fedwmsam-alpha_1": ALGORITHMS["fedwmsam"](alpha=1.0, adaptive=False),
     "fedwmsam-lr_scale": ALGORITHMS["fedwmsam"](lookahead_scale="lr"),
-    "fedwmsam-sum_of_norms": ALGORITHMS["fedwmsam"](perturbation="sum_of_norms"),
-    "fedwmsam-released": ALGORITHMS["fedwmsam"](
-        perturbation="scalars",
-        perturb_sign=-1,
-        momentum_factor=0.998,
-        nominal_steps=True,
-        adapt_at_zero=True,
-    ),
-    "fedwmsam-scalars-alpha_1": ALGORITHMS["fedwmsam"](
-        perturbation="scalars", alpha=1.0, adaptive=False
-    ),
+    "fedwmsam_released-sum_of_norms": ALGORITHMS["fedwmsam_released"](perturbation="sum_of_norms"),
+    "fedwmsam_released-alpha_1": ALGORITHMS["fedwmsam_released"](alpha=1.0, adaptive=False),
     "fedavg-server_lr": ALGORITHMS["fedavg"](server_lr=0.5),
     "fednsam-released_server": ALGORITHMS["fednsam"](released_server=True),
     "fedlesam-last_update": ALGORITHMS["fedlesam"](estimate="last_update"),
@@ -65,19 +56,23 @@ HYPER_PARAMETERS = {
 OTHERS = {
     ("fedwmsam", "adaptive"): False,
     ("fedwmsam", "control_variates"): False,
-    ("fedwmsam", "perturb_sign"): -1,
     ("fedwmsam", "alpha_max"): 0.2,
     ("fedwmsam", "raw_cosine"): True,
-    ("fedwmsam", "perturbation"): "scalars",
-    ("fedwmsam", "nominal_steps"): True,
-    ("fedwmsam", "adapt_at_zero"): True,
+    ("fedwmsam_released", "adaptive"): False,
+    ("fedwmsam_released", "control_variates"): False,
+    ("fedwmsam_released", "alpha_max"): 0.2,
+    ("fedwmsam_released", "raw_cosine"): True,
+    ("fedwmsam_released", "perturbation"): "vector",
+    ("fedwmsam_released", "perturb_sign"): 1,
+    ("fedwmsam_released", "nominal_steps"): False,
+    ("fedwmsam_released", "adapt_at_zero"): False,
     ("fednsam", "released_server"): True,
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
     ("fedlesam_d", "estimate"): "last_update",
 }
 # Where an option shows only beside another than the default of these.
-BESIDE = {("fedwmsam", "adapt_at_zero"): {"alpha": 0.5}}
+BESIDE = {("fedwmsam_released", "adapt_at_zero"): {"alpha": 0.5}}
 DTYPES = [torch.float32, torch.float64]
 
 # Odd, and longer than a vector register: a reduction's tail counts.
@@ -137,7 +132,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
     x = start + torch.linspace(0.1, 0.3, 3, dtype=start.dtype).unsqueeze(1)
     steps = torch.full((3, 1), 4.0, dtype=start.dtype)
     ctx = ClientContext(
-        start.expand(3, -1), shared, lr=0.1, steps=steps, step=0, experiment=info(f)
+        start.expand(3, -1), shared, lr=0.1, steps=steps, step=0, round=1, experiment=info(f)
     )
     watched: list[Vectors] = [{"w": state.w, "start": start, "x": x}, state.server, shared, memory]
     kept = [copied(group) for group in watched]
@@ -160,7 +155,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
     uploads, newest_memory = algorithm.upload(delta, memory, ctx._replace(step=4))
     watch(uploads), watch(newest_memory)
     mean = watch({name: value.mean(0) for name, value in uploads.items()})
-    server_ctx = ServerContext(lr=0.1, steps=4.0, participation=1.0)
+    server_ctx = ServerContext(lr=0.1, steps=4.0, participation=1.0, round=1)
     w, server = algorithm.server_step(state.w, state.server, mean, server_ctx)
     watch({"w": w}), watch(server)
     algorithm.broadcast(w, server)

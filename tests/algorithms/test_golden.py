@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import each
-from numpy_reference import METHODS, Federation, Outcome, fedavg
+from numpy_reference import METHODS, PAPER, Federation, Outcome, fedavg
 from quadratics import State, begin, federation, states, train
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
@@ -21,18 +21,12 @@ WMSAM = {"rho": 0.2, "alpha": 0.3, "ema": 0.3}
 LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
 ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
-RELEASED = {
-    "perturbation": "scalars",
-    "perturb_sign": -1,
-    "momentum_factor": 0.998,
-    "nominal_steps": True,
-    "adapt_at_zero": True,
-}
 TWO_PASSES = {"fedasam", "fedgamma", "fednsam", "fedsam", "fedsmoo", "fedspeed", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
     "fedavgm": ("fedavgm", {"gamma": 0.8}),
+    "fedavgm-server_lr": ("fedavgm", {"gamma": 0.8, "server_lr": 0.7}),
     "fedcm": ("fedcm", {"alpha": 0.3}),
     "fedcm-server_lr": ("fedcm", {"alpha": 0.3, "server_lr": 0.7}),
     "scaffold": ("scaffold", {}),
@@ -40,25 +34,46 @@ CASES = {
     "fedsam": ("fedsam", {"rho": 0.2}),
     "fedsam-server_lr": ("fedsam", {"rho": 0.2, "server_lr": 0.7}),
     "fednsam": ("fednsam", {"gamma": 0.8, "rho": 0.2}),
+    "fednsam-server_lr": ("fednsam", {"gamma": 0.8, "rho": 0.2, "server_lr": 0.7}),
     "fednsam_momentum": ("fednsam_momentum", {"gamma": 0.8, "rho": 0.2}),
+    "fednsam_momentum-server_lr": (
+        "fednsam_momentum",
+        {"gamma": 0.8, "rho": 0.2, "server_lr": 0.7},
+    ),
     "fedwmsam": ("fedwmsam", WMSAM),
     "fedwmsam-no_control_variates": ("fedwmsam", WMSAM | {"control_variates": False}),
     "fedwmsam-fixed_alpha": ("fedwmsam", WMSAM | {"adaptive": False}),
-    "fedwmsam-ahead": ("fedwmsam", WMSAM | {"perturb_sign": -1}),
+    "fedwmsam_released-ahead": ("fedwmsam_released", WMSAM | PAPER | {"perturb_sign": -1}),
     "fedwmsam-lr_scale": ("fedwmsam", WMSAM | {"lookahead_scale": "lr"}),
     "fedwmsam-half_scale": ("fedwmsam", WMSAM | {"lookahead_scale": 0.5}),
     "fedwmsam-tight_alpha": ("fedwmsam", WMSAM | {"alpha_min": 0.4, "alpha_max": 0.5}),
     "fedwmsam-server_lr": ("fedwmsam", WMSAM | {"server_lr": 0.7}),
-    "fedwmsam-momentum_factor": ("fedwmsam", WMSAM | {"momentum_factor": 0.8}),
+    "fedwmsam_released-momentum_factor": (
+        "fedwmsam_released",
+        WMSAM | PAPER | {"momentum_factor": 0.8},
+    ),
     "fedwmsam-raw_cosine": ("fedwmsam", WMSAM | {"raw_cosine": True}),
-    "fedwmsam-sum_of_norms": ("fedwmsam", WMSAM | {"perturbation": "sum_of_norms"}),
-    "fedwmsam-scalars": ("fedwmsam", WMSAM | {"perturbation": "scalars"}),
-    "fedwmsam-nominal_steps": ("fedwmsam", WMSAM | {"nominal_steps": True}),
-    "fedwmsam-adapt_at_zero": ("fedwmsam", WMSAM | {"adapt_at_zero": True}),
-    "fedwmsam-released": ("fedwmsam", WMSAM | RELEASED),
+    "fedwmsam_released-sum_of_norms": (
+        "fedwmsam_released",
+        WMSAM | PAPER | {"perturbation": "sum_of_norms"},
+    ),
+    "fedwmsam_released-scalars": ("fedwmsam_released", WMSAM | PAPER | {"perturbation": "scalars"}),
+    "fedwmsam_released-nominal_steps": (
+        "fedwmsam_released",
+        WMSAM | PAPER | {"nominal_steps": True},
+    ),
+    "fedwmsam_released-adapt_at_zero": (
+        "fedwmsam_released",
+        WMSAM | PAPER | {"adapt_at_zero": True},
+    ),
+    "fedwmsam_released": ("fedwmsam_released", WMSAM),
     "fednsam-released_server": (
         "fednsam",
         {"gamma": 0.8, "rho": 0.2, "released_server": True},
+    ),
+    "fednsam-released_server-server_lr": (
+        "fednsam",
+        {"gamma": 0.8, "rho": 0.2, "released_server": True, "server_lr": 0.7},
     ),
     "mofedsam": ("mofedsam", {"alpha": 0.3, "rho": 0.2}),
     "mofedsam-server_lr": ("mofedsam", {"alpha": 0.3, "rho": 0.2, "server_lr": 0.7}),
@@ -67,8 +82,11 @@ CASES = {
     "fedprox": ("fedprox", {"mu": 0.5}),
     "fedprox-server_lr": ("fedprox", {"mu": 0.5, "server_lr": 0.7}),
     "feddyn": ("feddyn", {"lam": 0.3}),
+    "feddyn-server_lr": ("feddyn", {"lam": 0.3, "server_lr": 0.7}),
     "fedspeed": ("fedspeed", {"lam": 0.3, "rho": 0.2}),
+    "fedspeed-server_lr": ("fedspeed", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
     "fedsmoo": ("fedsmoo", {"lam": 0.3, "rho": 0.2}),
+    "fedsmoo-server_lr": ("fedsmoo", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
     "fedlesam": ("fedlesam", {"rho": 0.4}),
     "fedlesam-last_update": ("fedlesam", LAST_UPDATE),
     "fedlesam-server_lr": ("fedlesam", {"rho": 0.4, "server_lr": 0.7}),
@@ -78,16 +96,19 @@ CASES = {
     "fedlesam_s-weak": ("fedlesam_s", {"rho": 0.4, "correction": 0.1}),
     "fedlesam_s-server_lr": ("fedlesam_s", {"rho": 0.4, "server_lr": 0.7}),
     "fedlesam_d": ("fedlesam_d", {"rho": 0.4, "lam": 0.3}),
+    "fedlesam_d-server_lr": ("fedlesam_d", {"rho": 0.4, "lam": 0.3, "server_lr": 0.7}),
     "fedlesam_d-last_update": ("fedlesam_d", LAST_UPDATE | {"lam": 0.3}),
     "fedacg": ("fedacg", {"gamma": 0.8, "beta": 0.3}),
+    "fedacg-server_lr": ("fedacg", {"gamma": 0.8, "beta": 0.3, "server_lr": 0.7}),
     "fednesterov": ("fednesterov", {"gamma": 0.8}),
+    "fednesterov-server_lr": ("fednesterov", {"gamma": 0.8, "server_lr": 0.7}),
     "fedadam": ("fedadam", ADAPTIVE | {"beta2": 0.8}),
     "fedyogi": ("fedyogi", ADAPTIVE | {"beta2": 0.8}),
     "fedadagrad": ("fedadagrad", ADAPTIVE),
     "fedasam": ("fedasam", {"rho": 0.5, "eta": 0.2}),
     "fedasam-server_lr": ("fedasam", {"rho": 0.5, "eta": 0.2, "server_lr": 0.7}),
-    "fedswa": ("fedswa", {"rho": 0.2, "alpha": 1.3}),
-    "fedmoswa": ("fedmoswa", {"rho": 0.2, "alpha": 1.3, "gamma": 0.3}),
+    "fedswa": ("fedswa", {"rho": 0.2, "server_lr": 1.3}),
+    "fedmoswa": ("fedmoswa", {"rho": 0.2, "server_lr": 1.3, "gamma": 0.3}),
     "igfl": ("igfl", {"gamma": 0.7}),
     "igfl-server_lr": ("igfl", {"gamma": 0.7, "server_lr": 0.7}),
     "local_adamw": ("local_adamw", ADAM),

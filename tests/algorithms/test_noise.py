@@ -121,8 +121,8 @@ def test_a_fill_that_leaves_its_row_as_it_is_is_refused():
 def test_a_context_without_a_seed_says_so():
     like = torch.zeros(3)
     contexts = (
-        ClientContext(like, {}, 0.1, like, 0, experiment=None),  # pyright: ignore
-        ServerContext(0.1, 1.0, 1.0),
+        ClientContext(like, {}, 0.1, like, 0, 1, experiment=None),  # pyright: ignore
+        ServerContext(0.1, 1.0, 1.0, 1),
     )
     for ctx in contexts:
         with pytest.raises(RuntimeError, match="made without a seed"):

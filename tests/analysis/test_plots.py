@@ -81,6 +81,7 @@ def test_lines_can_be_told_apart_without_colour(runs, history):
 
 def test_of_many_groups_the_best_are_drawn(runs, history, monkeypatch):
     monkeypatch.setattr(curves, "MOST_LINES", 2)
+    runs = plots.finished(runs)
     drawing = curves.curves(runs, history)
     assert sorted(lines(drawing.figure.axes[0])) == [
         "fedwmsam, rho=0.1, partition.alpha=0.1 (n=3)",
@@ -118,7 +119,7 @@ def test_heatmap_holds_the_means(runs, stored):
 
 
 def test_parallel_has_a_line_for_each_group(runs):
-    axes = plots.parallel(runs).figure.axes[0]
+    axes = plots.parallel(plots.finished(runs)).figure.axes[0]
     best = [line for line in axes.get_lines() if line.get_label() == "best"]
     paths = [line for line in axes.get_lines() if len(line.get_xdata()) == 4]
     assert len(paths) == 6

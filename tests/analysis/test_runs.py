@@ -56,8 +56,19 @@ def test_mean_and_spread_over_seeds(runs, expected):
     np.testing.assert_allclose(rows["last10"].astype(float), expected["mean"], rtol=1e-12)
     np.testing.assert_allclose(rows["last10_std"].astype(float), expected["std"], rtol=1e-12)
     assert list(rows["algorithm.rho"]) == [None, None, 0.05, 0.05, 0.1, 0.1]
-    assert list(rows["is_best"]) == [False] * 5 + [True]
+    assert summary.notes == ("1 row(s) with a better mean: more of their runs lack last10",)
+
+
+def test_the_best_has_a_number_for_all_of_its_seeds(runs):
+    """Seeds of the last row failed or were stopped early: its mean is over those that survived."""
+    assert list(aggregate.summarize(runs, BY).rows["is_best"]) == [False] * 4 + [True, False]
+    summary = aggregate.summarize(runs[runs["state"] == "finished"], BY)
+    assert list(summary.rows["is_best"]) == [False] * 5 + [True]
+    assert summary.ranking == tuple(summary.rows["last10"].sort_values(ascending=False).index)
     assert summary.notes == ()
+    for state in ("running", "interrupted"):  # these may still finish
+        some = runs[runs["state"].isin(["finished", state])]
+        assert aggregate.summarize(some, BY).ranking == summary.ranking
 
 
 def test_other_states_have_columns_of_their_own(runs):
@@ -78,8 +89,8 @@ def test_the_order_does_not_depend_on_the_runs(runs):
 def test_a_row_over_more_than_seeds_says_so(runs):
     summary = aggregate.summarize(runs, ["algorithm.name"])
     assert list(summary.rows["n"]) == [6, 12]
-    assert summary.notes == (
-        "means are over other keys than the seed too: algorithm.rho, partition.alpha",
+    assert summary.notes[0] == (
+        "means are over other keys than the seed too: algorithm.rho, partition.alpha"
     )
 
 
@@ -186,6 +197,7 @@ def test_the_fixture_has_what_it_says(stored):
 
 
 def test_tables_mark_the_best_and_count_what_reached(runs):
+    runs = runs[runs["state"] == "finished"]
     summary = aggregate.summarize(runs, BY, ["last10", "rounds_to_0.7", "bytes_to_0.66"])
     table = tables.table_of(summary)
     assert table.header[3:7] == ("last10", "rounds_to_0.7", "reached", "bytes_to_0.66 (MB)")

@@ -21,7 +21,8 @@ from rayfl.cli import main
 from rayfl.cli.run_display import RunDisplay, sizes_held
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
-from rayfl.experiment import prepare
+from rayfl.federation.metrics import EvaluationMetrics, RoundMetrics
+from rayfl.prepare import prepare
 from rayfl.training.shortcuts import Shortcuts
 
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
@@ -341,8 +342,8 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_record, resume):
-            from rayfl.experiment import prepare
+        def run(config, on_start, on_metrics, resume, local):
+            from rayfl.prepare import prepare
 
             on_start(SimpleNamespace(
                 prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui",
@@ -350,9 +351,9 @@ def fake_run(monkeypatch):
             ))  # fmt: skip
             for round in (1, 2, 3):
                 metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
-                on_record(SimpleNamespace(round=round, metrics=metrics))
+                on_metrics(RoundMetrics(round, metrics))
             for round in (1, 2, 3):
-                on_record(SimpleNamespace(round=round, metrics={"test/accuracy": round / 10}))
+                on_metrics(EvaluationMetrics(round, {"test/accuracy": round / 10}))
             then()
             history = pd.DataFrame({"test/accuracy": [0.91]})
             return SimpleNamespace(
@@ -461,7 +462,7 @@ def test_the_live_display_fits_the_terminal(width):
             SimpleNamespace(prepared=prepared, placement=Placement(), run_id=None, resumed_round=0)
         )
         metrics = {"train/loss": 12.3456, "test/accuracy": 1.0, "server/alpha": 0.123}
-        progress.record(SimpleNamespace(round=1234, metrics=metrics | {"time/round_s": 12.345}))
+        progress.metrics(RoundMetrics(1234, metrics | {"time/round_s": 12.345}))
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
     assert "uniform mean over the clients of a round (they hold 10 to 1,000 samples)" in plain
     bar, text = plain.splitlines()[-2:]

@@ -78,7 +78,9 @@ def experiment(file):
         refused = str(error)
     began, during = time.monotonic(), []
     waiting = load_config(file, [*on_cluster, "resources.autoscale_timeout_s=120"])
-    done = run(waiting, on_record=lambda record: during.append((nodes(), time.monotonic() - began)))
+    done = run(
+        waiting, on_metrics=lambda record: during.append((nodes(), time.monotonic() - began))
+    )
     return {
         "without waiting": refused,
         "cluster": done.model_sha256,

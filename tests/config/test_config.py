@@ -80,7 +80,10 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("algorithm.rho=*a", f"algorithm.rho = '*a': {NUMBER}"),
         ("algorithm.adaptive=1", "algorithm.adaptive = 1: must be true or false"),
         ("algorithm.adaptive=yes", "algorithm.adaptive = 'yes': must be true or false"),
-        ("algorithm.perturb_sign=2", "algorithm.perturb_sign = 2: must be 1 or -1"),
+        (
+            "algorithm={name: fedwmsam_released, perturb_sign: 2}",
+            "algorithm.perturb_sign = 2: must be -1 or 1",
+        ),
         (
             "algorithm.lookahead_scale=lt",
             "algorithm.lookahead_scale = 'lt': must be 'lr' or a number of at least 0",
@@ -727,7 +730,7 @@ def test_a_config_cannot_be_changed():
 
 
 def test_more_clients_than_samples():
-    from rayfl.experiment import prepare
+    from rayfl.prepare import prepare
 
     with pytest.raises(ConfigError) as caught:
         prepare(load_config(BASE, ["federation.clients=5000"]))
@@ -737,7 +740,7 @@ def test_more_clients_than_samples():
 
 
 def test_a_model_that_does_not_fit_the_data():
-    from rayfl.experiment import prepare
+    from rayfl.prepare import prepare
 
     with pytest.raises(ConfigError, match=r"^model.name = 'lenet5': .*; .*$") as caught:
         prepare(load_config(BASE, ["model.name=lenet5"]))

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from local_pool import LocalPool, client_arguments
+from local_pool import a_server
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
-from rayfl.experiment import prepare
+from rayfl.federation.metrics import RoundMetrics
+from rayfl.federation.pool import LocalPool
 from rayfl.federation.sampling import survivors
-from rayfl.federation.server import Server
-from rayfl.runtime.client import Client
-from rayfl.training.flat import Layout
+from rayfl.prepare import prepare
 
 OPTIONS = [
     {"sampling": "bernoulli"},
@@ -54,11 +53,9 @@ class RecordingPool(LocalPool):
 
 def here(prepared, algorithm):
     """The server after all rounds, its pool, and each round's metrics."""
-    pool = RecordingPool(Client(**client_arguments(prepared, algorithm)))
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(algorithm, "test", w, buffers, prepared.federation, pool)
-    records = [r for r in server.run() if "train/loss" in r.metrics]
-    return server, pool, {r.round: r.metrics for r in records}
+    server = a_server(prepared, algorithm, pool=RecordingPool)
+    rounds = {m.round: m.values for m in server.run() if isinstance(m, RoundMetrics)}
+    return server, server.pool, rounds
 
 
 def clients_of(pool, round):
@@ -146,7 +143,7 @@ def test_stragglers_take_fewer_steps_of_the_same_batches(small):
     assert {step for taken in steps for step in taken} == set(range(1, 7))
 
     small["federation"]["straggler_prob"] = 0
-    whole = Client(**client_arguments(prepare(load_config(small)), ALGORITHMS["fedavg"]())).engine
+    whole = a_server(prepare(load_config(small)), ALGORITHMS["fedavg"]()).pool.client.engine
     for client in range(10):
         cut, full = engine.schedule(1, client), whole.schedule(1, client)
         assert len(full.sizes) == 6

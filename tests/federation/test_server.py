@@ -15,16 +15,18 @@ import torch
 from conftest import each
 from convolutions import ENGINES, METHODS_AND_ENGINES
 from failing import Dies, EndsOn, Explodes, HangsOnce, RaisesInRoundTwo, RenamesItsMemory
-from local_pool import LocalPool, client_arguments
+from local_pool import a_server, specs
 from reusable import ReusableClient
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
-from rayfl.experiment import prepare
 from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.metrics import EvaluationMetrics, RoundMetrics
+from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
-from rayfl.runtime.client import Client
+from rayfl.prepare import prepare
+from rayfl.runtime.client import ClientActor
 from rayfl.runtime.pool import ActorPool
 from rayfl.training.flat import Layout
 
@@ -35,22 +37,25 @@ def actors(ray_session):
     return [remote.remote() for _ in range(3)]
 
 
-def train(prepared, algorithm, pool, name="test"):
-    """The server after all rounds, and the records."""
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(algorithm, name, w, buffers, prepared.federation, pool)
+def on_actors(prepared, algorithm, actors, name="test"):
+    """The server after all rounds, and the metrics."""
+    server_spec, client = specs(prepared, algorithm, name)
+    ray.get([actor.begin.remote(*client) for actor in actors])
+    server = Server(server_spec, ActorPool(len(actors), actors.__getitem__))
     return server, list(server.run())
 
 
-def on_actors(prepared, algorithm, actors, name="test"):
-    arguments = client_arguments(prepared, algorithm, name)
-    ray.get([actor.become.remote(arguments) for actor in actors])
-    return train(prepared, algorithm, ActorPool(len(actors), actors.__getitem__), name)
+def here(prepared, algorithm, name="test", pool=LocalPool):
+    """The server after all rounds, and the metrics."""
+    server = a_server(prepared, algorithm, name, pool)
+    return server, list(server.run())
 
 
-def here(prepared, algorithm, name="test"):
-    client = Client(**client_arguments(prepared, algorithm, name))
-    return train(prepared, algorithm, LocalPool(client), name)
+def on_own_actors(prepared, algorithm, count=2, **options):
+    """A server with client actors of its own."""
+    server, client = specs(prepared, algorithm)
+    remote = ray.remote(num_cpus=0)(ClientActor)
+    return Server(server, ActorPool(count, lambda index: remote.remote(1, 0.0, *client), **options))
 
 
 def same_bits(a, b):
@@ -113,7 +118,7 @@ def metrics(records):
     """Metrics by round, without times; evaluations may come later, not differently."""
     rows = {}
     for record in records:
-        kept = {k: v for k, v in record.metrics.items() if not k.startswith("time/")}
+        kept = {k: v for k, v in record.values.items() if not k.startswith("time/")}
         rows.setdefault(record.round, {}).update(kept)
     return rows
 
@@ -175,7 +180,7 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
     servers += [
         on_actors(prepared, prepared.config.algorithm, actors[:count]) for count in (1, 2, 3)
     ]
-    found = [server_records[1][-1].metrics for server_records in servers]
+    found = [server_records[1][-1].values for server_records in servers]
     assert found == [found[0]] * 4
 
     Layout(prepared.model).load(prepared.model, servers[0][0].w, servers[0][0].buffers)
@@ -258,13 +263,13 @@ def test_evaluation_overlaps_but_is_of_its_own_round(name, small, actors):
     small["federation"] |= {"rounds": 4, "eval_every": 1}
     prepared = prepare(load_config(small))
     _, records = on_actors(prepared, prepared.config.algorithm, actors[:2])
-    evaluated = {r.round: r.metrics for r in records if "test/accuracy" in r.metrics}
+    evaluated = {r.round: r.values for r in records if isinstance(r, EvaluationMetrics)}
     assert sorted(evaluated) == [1, 2, 3, 4]
 
     for rounds in (1, 3):  # a run that ends there evaluates the same w
         small["federation"]["rounds"] = rounds
         _, last = here(prepare(load_config(small)), prepared.config.algorithm)
-        assert last[-1].metrics == evaluated[rounds]
+        assert last[-1].values == evaluated[rounds]
 
 
 def test_one_broadcast_a_round_for_training_and_for_the_evaluation_behind_it(small):
@@ -284,7 +289,7 @@ def test_one_broadcast_a_round_for_training_and_for_the_evaluation_behind_it(sma
             return super().evaluate(*arguments)
 
     algorithm = ALGORITHMS["fedavg"]()
-    train(prepared, algorithm, Noting(Client(**client_arguments(prepared, algorithm))))
+    here(prepared, algorithm, pool=Noting)
     units = ["put", *["train"] * 3]
     assert calls == [*units, *units, "evaluate", *units, "evaluate", "put", "evaluate"]
 
@@ -307,7 +312,7 @@ def test_what_a_unit_brought_back_is_let_go_once_it_is_added(small):
             return ticket.result
 
     algorithm = ALGORITHMS["scaffold"]()
-    train(prepared, algorithm, Watching(Client(**client_arguments(prepared, algorithm))))
+    here(prepared, algorithm, pool=Watching)
     assert len(brought) == 15 * 5
 
 
@@ -317,7 +322,7 @@ def test_the_overhead_is_the_round_beside_its_busiest_actor(small, actors):
     prepared = prepare(load_config(small))
     for count in (1, 2):
         _, records = on_actors(prepared, prepared.config.algorithm, actors[:count])
-        for times in (r.metrics for r in records if "time/round_s" in r.metrics):
+        for times in (r.values for r in records if "time/round_s" in r.values):
             busiest = times["time/round_s"] - times["time/overhead_s"]
             if count == 1:
                 assert busiest == pytest.approx(times["time/client_s"])
@@ -329,7 +334,7 @@ def test_the_overhead_is_the_round_beside_its_busiest_actor(small, actors):
 def test_eval_every_and_the_last_round(small):
     small["federation"] |= {"rounds": 5, "eval_every": 2}
     _, records = here(prepare(load_config(small)), ALGORITHMS["fedavg"]())
-    assert [r.round for r in records if "test/accuracy" in r.metrics] == [2, 4, 5]
+    assert [r.round for r in records if isinstance(r, EvaluationMetrics)] == [2, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -351,9 +356,9 @@ def test_costs_are_counted(name, vectors_down, vectors_up, passes, small):
     server, records = here(prepared, ALGORITHMS[name]())
     vector = 5 * 4 * len(server.w)  # cohort x float32 x P
 
-    assert records[0].metrics["cost/bytes_down"] == vectors_down * vector
-    assert records[0].metrics["cost/bytes_up"] == vectors_up * vector
-    assert records[0].metrics["cost/backward_passes"] == 5 * 3 * passes
+    assert records[0].values["cost/bytes_down"] == vectors_down * vector
+    assert records[0].values["cost/bytes_up"] == vectors_up * vector
+    assert records[0].values["cost/backward_passes"] == 5 * 3 * passes
 
 
 def test_an_exception_in_client_code_ends_the_run_with_its_traceback(small, actors):
@@ -395,15 +400,13 @@ AGGREGATED = r"what the server aggregated \({}\) is not finite; lower federation
 def test_what_the_server_ends_a_round_on_must_be_finite(where, value, what, round, small):
     prepared, records = prepare(load_config(small)), []
     algorithm = EndsOn(round=round, value=str(value), where=where)
-    client = Client(**client_arguments(prepared, algorithm, "mine"))
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(algorithm, "mine", w, buffers, prepared.federation, LocalPool(client))
+    server = a_server(prepared, algorithm, "mine")
     with pytest.raises(DivergedError, match=rf"^round \d, algorithm 'mine': {what}") as caught:
         records += server.run()
     assert "\n" not in str(caught.value)
     # Finite parameters that no float32 can compute with show in their evaluation, or in the next round.
     assert f"round {round}" in str(caught.value) or (round, value) == (1, 1e38)
-    assert all(np.isfinite(list(r.metrics.values())).all() for r in records)
+    assert all(np.isfinite(list(r.values.values())).all() for r in records)
 
 
 @pytest.mark.parametrize("value", [1e38, -3.0])
@@ -446,9 +449,8 @@ def test_buffers_must_be_finite_too(small):
                 ticket.result.sums["buffers"] = np.full(3, np.inf, np.float32)
             return ticket.result
 
-    client = Client(**client_arguments(prepared, algorithm))
     with pytest.raises(DivergedError, match=r"^round 1, .*aggregated \(buffers\) is not finite"):
-        train(prepared, algorithm, Overflowing(client))
+        here(prepared, algorithm, pool=Overflowing)
 
 
 def test_memory_must_keep_its_names(small):
@@ -472,13 +474,10 @@ def test_killed_actors_change_nothing(name, engine, small, ray_session):
     prepared = prepare(load_config(small, ENGINES[engine]))
     reference, _ = here(prepared, prepared.config.algorithm)
 
-    arguments = client_arguments(prepared, prepared.config.algorithm)
-    remote = ray.remote(num_cpus=0)(Client)
-    pool = ActorPool(2, lambda index: remote.remote(**arguments))
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(prepared.config.algorithm, name, w, buffers, prepared.federation, pool)
+    server = on_own_actors(prepared, prepared.config.algorithm, 2)
+    pool = server.pool
     for record in server.run():
-        if "train/loss" in record.metrics and record.round in (5, 10, 15):
+        if isinstance(record, RoundMetrics) and record.round in (5, 10, 15):
             victims = pool.actors if record.round == 15 else pool.actors[:1]
             for pid in [ray.get(actor.describe.remote())["pid"] for actor in victims]:
                 os.kill(pid, signal.SIGKILL)
@@ -492,11 +491,8 @@ def test_a_client_that_hangs_is_killed_and_runs_again(small, tmp_path, ray_sessi
     prepared = prepare(load_config(small))
     reference, _ = here(prepared, ALGORITHMS["fedavg"]())
     hangs = HangsOnce(marker=str(tmp_path / "hung"))
-    arguments = client_arguments(prepared, hangs)
-    remote = ray.remote(num_cpus=0)(Client)
-    pool = ActorPool(2, lambda index: remote.remote(**arguments), time_limit=20)
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(hangs, "mine", w, buffers, prepared.federation, pool)
+    server = on_own_actors(prepared, hangs, 2, time_limit=20)
+    pool = server.pool
     list(server.run())
 
     assert Path(hangs.marker).exists()
@@ -509,11 +505,8 @@ def test_the_pool_grows_while_another_actor_fits(small, ray_session):
     small["federation"]["rounds"] = 300
     prepared = prepare(load_config(small))
     reference, _ = here(prepared, prepared.config.algorithm)
-    arguments = client_arguments(prepared, prepared.config.algorithm)
-    remote = ray.remote(num_cpus=0)(Client)
-    pool = ActorPool(1, lambda index: remote.remote(**arguments), another_fits=lambda n: n < 3)
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(prepared.config.algorithm, "test", w, buffers, prepared.federation, pool)
+    server = on_own_actors(prepared, prepared.config.algorithm, 1, another_fits=lambda n: n < 3)
+    pool = server.pool
     for _ in server.run():
         pass
     while len(pool.describe()) < 3:  # they are slow to start, and the rounds may be over
@@ -527,9 +520,9 @@ def test_the_pool_grows_while_another_actor_fits(small, ray_session):
 @pytest.mark.slow
 def test_an_actor_that_cannot_start_is_an_error(small, ray_session):
     prepared = prepare(load_config(small))
-    arguments = client_arguments(prepared, ALGORITHMS["fedavg"]()) | {"model": None}
-    remote = ray.remote(num_cpus=0)(Client)
-    pool = ActorPool(1, lambda index: remote.remote(**arguments))
+    _, client = specs(prepared, ALGORITHMS["fedavg"]())
+    remote = ray.remote(num_cpus=0)(ClientActor)
+    pool = ActorPool(1, lambda index: remote.remote(1, 0.0, *client._replace(model=None)))
     with pytest.raises(RunError, match=r"(?s)a client actor could not start: .*TypeError"):
         pool.describe()
 
@@ -537,11 +530,7 @@ def test_an_actor_that_cannot_start_is_an_error(small, ray_session):
 @pytest.mark.slow
 def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(small, ray_session):
     prepared = prepare(load_config(small))
-    arguments = client_arguments(prepared, Dies())
-    remote = ray.remote(num_cpus=0)(Client)
-    pool = ActorPool(1, lambda index: remote.remote(**arguments))
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    server = Server(Dies(), "mine", w, buffers, prepared.federation, pool)
+    server = on_own_actors(prepared, Dies(), 1)
 
     with pytest.raises(RunError, match=r"round 1, clients \[.*\]: the client actor died, 4 times"):
         list(server.run())
@@ -558,8 +547,7 @@ def test_the_longest_units_go_first_and_change_nothing(small):
             taken.append(unit)
             return super().train(unit, broadcast, memories)
 
-    client = Client(**client_arguments(prepared, algorithm))
-    server, _ = train(prepared, algorithm, Noting(client))
+    server, _ = here(prepared, algorithm, pool=Noting)
     sizes = [prepared.partition.sizes[unit.clients[0]] for unit in taken]
     assert len(set(sizes)) > 3
     for first in range(0, len(sizes), 5):

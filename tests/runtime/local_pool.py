@@ -1,75 +1,38 @@
-"""A pool without Ray: the reference that any number of actors must equal."""
+"""A server without Ray: the reference that any number of actors must equal."""
 
-from typing import Any
+from collections.abc import Callable
 
 from rayfl.algorithms import Algorithm
 from rayfl.config.schema import Experiment
-from rayfl.experiment import Prepared, prepare
+from rayfl.federation.client import Client
+from rayfl.federation.pool import LocalPool, Pool
 from rayfl.federation.server import Server
-from rayfl.runtime.client import Client
-from rayfl.runtime.pool import Ticket
-from rayfl.training.engine import Broadcast, WorkUnit
-from rayfl.training.flat import Layout, sha256
-from rayfl.training.travel import packed
+from rayfl.federation.specs import ClientSpec, ServerSpec
+from rayfl.prepare import Prepared, prepare
+from rayfl.training.flat import sha256
 
 
-class LocalPool:
-    """Executes every unit at once in this process: the reference that any other pool must equal."""
-
-    def __init__(self, client: Client):
-        self.client = client
-        self.lost_units = 0
-
-    def put(self, broadcast: Broadcast) -> Broadcast:
-        return broadcast
-
-    def store(self, memory: Any) -> Any:
-        return memory
-
-    def fetch(self, handle: Any) -> Any:
-        return handle
-
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Ticket:
-        given = memories if memories is not None else [None] * len(unit.clients)
-        ticket = Ticket(("train", (), 0), "", done=True)
-        ticket.result = self.client.train(unit, broadcast, *given)
-        if memories is not None:
-            ticket.result, *ticket.memories = ticket.result
-        return ticket
-
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Ticket:
-        result = self.client.evaluate(round, broadcast, first, last)
-        return Ticket(("evaluate", (), 0), "", result=result, done=True)
-
-    def wait(self, ticket: Ticket) -> Any:
-        return ticket.result
-
-    def poll(self) -> None:
-        pass
+def specs(
+    prepared: Prepared, algorithm: Algorithm | None = None, name: str = "test"
+) -> tuple[ServerSpec, ClientSpec]:
+    """The specs of this experiment with an algorithm that need not be its own."""
+    server, client = prepared.specs()
+    algorithm = algorithm or server.algorithm
+    return (
+        server._replace(algorithm=algorithm, name=name),
+        client._replace(algorithm=algorithm, name=name),
+    )
 
 
-def client_arguments(
-    prepared: Prepared, algorithm: Algorithm, name: str = "test"
-) -> dict[str, Any]:
-    """What makes a client of this experiment on one thread of a CPU."""
-    return {
-        "name": name,
-        "model": packed(prepared.model),
-        "algorithm": algorithm,
-        "dataset": prepared.data,
-        "partition": prepared.partition,
-        "settings": prepared.settings,
-        "threads": 1,
-        "gpu_fraction": 0,
-    }
-
-
-def a_server(prepared: Prepared) -> Server:
+def a_server(
+    prepared: Prepared,
+    algorithm: Algorithm | None = None,
+    name: str = "test",
+    pool: Callable[[Client], Pool] = LocalPool,
+) -> Server:
     """A server whose clients are trained in this process."""
-    algorithm = prepared.config.algorithm
-    client = Client(**client_arguments(prepared, algorithm))
-    w, buffers = (v.numpy() for v in Layout(prepared.model).flatten(prepared.model))
-    return Server(algorithm, "test", w, buffers, prepared.federation, LocalPool(client))
+    server, client = specs(prepared, algorithm, name)
+    return Server(server, pool(Client(client)))
 
 
 def undisturbed(config: Experiment) -> str:

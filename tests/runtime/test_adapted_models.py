@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from rayfl import load_config, models, run
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
 from rayfl.models.lora import merged
+from rayfl.prepare import prepare
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import Broadcast, Engine, WorkUnit
 from rayfl.training.flat import Layout, sha256

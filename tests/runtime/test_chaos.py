@@ -18,6 +18,7 @@ from conftest import head, node
 from local_pool import undisturbed
 
 from rayfl import load_config, run
+from rayfl.federation.metrics import RoundMetrics
 
 RAYFL = str(Path(sys.executable).parent / "rayfl")
 
@@ -67,11 +68,11 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
             kills.append(client.pid)
 
     def later(record):
-        if "time/round_s" in record.metrics and len(kills) < 20:
+        if isinstance(record, RoundMetrics) and len(kills) < 20:
             threading.Timer(moments.uniform(0, 0.2), kill).start()
 
     try:
-        result = run(config, on_record=later)
+        result = run(config, on_metrics=later)
     finally:
         ended.set()
     assert result.model_sha256 == undisturbed(config)
@@ -87,12 +88,12 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     killed = []
 
     def kill(record):
-        if record.round in (7, 8, 21) and "train/loss" in record.metrics:
+        if record.round in (7, 8, 21) and isinstance(record, RoundMetrics):
             (server,) = processes("ray::ServerActor")
             server.kill()
             killed.append(record.round)
 
-    result = run(load_config(thirty_rounds), on_record=kill)
+    result = run(load_config(thirty_rounds), on_metrics=kill)
     assert killed == [7, 8, 21]
     assert result.model_sha256 == reference.model_sha256
     accuracy = result.history["test/accuracy"]

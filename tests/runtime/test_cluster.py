@@ -8,19 +8,21 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from rayfl.errors import ConfigError
-from rayfl.runtime import cluster
-from rayfl.runtime.placement import Demand, place
+from rayfl.runtime import actors, cluster
+from rayfl.runtime.placement import ResourceRequest, place
 
 
 def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypatch):
-    monkeypatch.setattr(cluster, "PLACEMENT_TIMEOUT_S", 1)
+    monkeypatch.setattr(actors, "PLACEMENT_TIMEOUT_S", 1)
     group = ray.util.placement_group([{"CPU": 3}])
     assert group.wait(20)
     try:
-        placement = place(Demand(num_actors=1, cpus_per_actor=None, gpus_per_actor=None), 10)
+        placement = place(
+            ResourceRequest(num_actors=1, cpus_per_actor=None, gpus_per_actor=None), 10
+        )
         with (
             pytest.raises(ConfigError, match=r"its resources are in use \(free: 0 CPU"),
-            cluster.launched(None, placement),
+            actors.server_actor(None, None, placement),
         ):
             pass
     finally:
@@ -28,13 +30,15 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
 
 
 def test_nodes_that_never_come_are_an_error_after_the_wait(ray_session, monkeypatch):
-    monkeypatch.setattr(cluster, "PLACEMENT_TIMEOUT_S", 1)
-    wanted = Demand(num_actors=50, cpus_per_actor=1, gpus_per_actor=None, autoscale_timeout_s=1.0)
+    monkeypatch.setattr(actors, "PLACEMENT_TIMEOUT_S", 1)
+    wanted = ResourceRequest(
+        num_actors=50, cpus_per_actor=1, gpus_per_actor=None, autoscale_timeout_s=1.0
+    )
     with (
         pytest.raises(
             ConfigError, match=r"= 50: the cluster did not grow .*\.autoscale_timeout_s = 1,"
         ),
-        cluster.launched(None, place(wanted, 10)),
+        actors.server_actor(None, None, place(wanted, 10)),
     ):
         pass
     (state,) = {g["state"] for g in placement_group_table().values() if len(g["bundles"]) == 50}
@@ -54,7 +58,7 @@ def test_nobody_at_the_address_is_an_error(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_an_object_store_larger_than_the_machine_is_an_error():
-    code = "from rayfl.runtime import cluster\nwith cluster.connected(None, 1000.0): pass"
+    code = "from rayfl.runtime import actors, cluster\nwith cluster.connected(None, 1000.0): pass"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ConfigError: ray.object_store_gb = 1000: must leave room" in started.stderr
 

@@ -3,11 +3,11 @@
 import pytest
 
 from rayfl.errors import ConfigError
-from rayfl.runtime.placement import Demand, place, room_on
+from rayfl.runtime.placement import ResourceRequest, place, room_on
 
 
 def demand(actors=None, cpus=None, gpus=None, autoscale_timeout_s=0.0):
-    return Demand(
+    return ResourceRequest(
         num_actors=actors,
         cpus_per_actor=cpus,
         gpus_per_actor=gpus,

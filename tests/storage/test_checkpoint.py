@@ -20,8 +20,8 @@ from pyarrow import fs
 from rayfl import load_config
 from rayfl import run as run_on_actors
 from rayfl.errors import CheckpointError, ConfigError
-from rayfl.experiment import prepare
 from rayfl.federation.history import History
+from rayfl.prepare import prepare
 from rayfl.storage.checkpoint import Memory, Snapshot, find, saved_in
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
@@ -35,8 +35,7 @@ def checkpoints(location, keep_last=2, every=1):
 
 def untimed(records):
     return [
-        (r.round, {k: v for k, v in r.metrics.items() if not k.startswith("time/")})
-        for r in records
+        (r.round, {k: v for k, v in r.values.items() if not k.startswith("time/")}) for r in records
     ]
 
 
@@ -87,7 +86,7 @@ def interrupted(tmp_path_factory, empty_store):
             raise KeyboardInterrupt
 
     with contextlib.chdir(folder), pytest.raises(KeyboardInterrupt):
-        run(load_config(config), on_record=stop)
+        run(load_config(config), on_metrics=stop)
     return folder, config
 
 

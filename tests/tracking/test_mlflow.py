@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from rayfl.analysis.runs import open_store
 from rayfl.config.schema import load_config
-from rayfl.experiment import storage
+from rayfl.prepare import storage
 from rayfl.storage.storage import Storage
 from rayfl.tracking.defaults import database_file, default_uri
 from rayfl.tracking.store import TrackingStore

@@ -46,12 +46,16 @@ class StepsAndRates(Algorithm):
 
     def local_step(self, x, memory, grad, ctx):
         memory = memory | {"first": x.clone()} if ctx.step == 0 else memory
-        warm = min(1.0, (ctx.step + 1) / ctx.experiment.nominal_steps)
+        warm = min(1.0, (ctx.step + 1) / ctx.experiment.local_steps)
         return grad(x) * warm / ctx.steps + 0.01 * (x - memory["first"]), memory
 
     def upload(self, delta, memory, ctx):
         own = delta / ctx.steps / ctx.lr
-        return {"delta": delta, "own": own, "head": delta[..., : ctx.experiment.sizes[0]]}, {}
+        return {
+            "delta": delta,
+            "own": own,
+            "head": ctx.experiment.tensors[0].view(delta).flatten(1),
+        }, {}
 
     def server_step(self, w, server, mean, ctx):
         seen = torch.cat([server["seen"][1:], mean["own"][None]])

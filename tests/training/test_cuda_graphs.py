@@ -97,9 +97,7 @@ def three_rounds(
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
     layout = Layout(model)
     w, _ = layout.flatten(model)
-    info = ExperimentInfo(
-        3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries()
-    )
+    info = ExperimentInfo((9, 9, 9), 3, 1, None, tuple(layout.parameters))
     server, first = algorithm.init_server(w), algorithm.init_client(w)
     memory = {name: value.repeat(len(steps), 1) for name, value in first.items()}
     results = []
@@ -109,12 +107,12 @@ def three_rounds(
         minibatches = batches(round, len(steps), ragged=len(steps) > 1)
         noise = ClientNoise(0, round, range(len(steps)), steps)
         trained = train_stack(
-            step, minibatches.__getitem__, start, shared, memory, steps, recorded, noise
+            step, minibatches.__getitem__, start, shared, memory, steps, recorded, noise, round
         )
         results.append(trained)
         memory = trained.memory
         mean = {name: value.mean(0) for name, value in trained.uploads.items()}
-        ctx = ServerContext(lr=lr, steps=sum(steps) / len(steps), participation=1.0)
+        ctx = ServerContext(lr=lr, steps=sum(steps) / len(steps), participation=1.0, round=round)
         w, server = algorithm.server_step(w, server, mean, ctx)
     return results
 
@@ -128,9 +126,7 @@ def oracle(kind: str) -> Oracle:
 def recorder(algorithm: Algorithm, oracle: Oracle, record=tape, **sgd: Any) -> GraphedSteps:
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
     layout = Layout(model)
-    info = ExperimentInfo(
-        3, 3.0, tuple(s.shape.numel() for s in layout.parameters), layout.first_entries()
-    )
+    info = ExperimentInfo((9, 9, 9), 3, 1, None, tuple(layout.parameters))
     return GraphedSteps(LocalStep(algorithm, oracle, SGD(lr=99.0, **sgd), info), record)
 
 
@@ -264,7 +260,7 @@ def test_channels_stay_last_where_a_recording_reads_them():
             seen.append(batch.inputs)
             return super().__call__(x, batch, penalty)
 
-    info = ExperimentInfo(3, 3.0, (layout.size,), torch.tensor([0]))
+    info = ExperimentInfo((9, 9, 9), 3, 1, None, tuple(layout.parameters))
     sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
     step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, info)
     w, _ = layout.flatten(model)

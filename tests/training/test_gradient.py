@@ -313,7 +313,7 @@ def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
     moon = ALGORITHMS["moon"](mu=3.0, tau=0.4)
     memory = {"w_prev": w_prev[None], "seen": torch.ones(1, 1, dtype=torch.float64)}
     sgd = SGD(lr=0.2, weight_decay=0.1, clip_norm=1.0)
-    info = ExperimentInfo(clients=1, nominal_steps=3.0, sizes=(60, 5), first=torch.tensor([0, 1]))
+    info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
     step = LocalStep(moon, oracle, sgd, info)
     trained = train_stack(step, batches.__getitem__, start, {}, memory, [3])
 
@@ -351,7 +351,7 @@ def test_batch_statistics_move_once_a_local_step(name):
     start, shared = algorithm.broadcast(w, server)
     stack = {n: v.unsqueeze(0) for n, v in memory.items()}
     sgd = SGD(lr=lr, weight_decay=0.0, clip_norm=None)
-    info = ExperimentInfo(clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0]))
+    info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
     step = LocalStep(algorithm, oracle, sgd, info)
     trained = train_stack(step, minibatch, start, shared, stack, [steps])
 
@@ -380,9 +380,7 @@ def test_moons_other_models_leave_batch_statistics_alone():
 
         memory = {n: (v + 1).unsqueeze(0) for n, v in algorithm.init_client(w).items()}
         sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
-        info = ExperimentInfo(
-            clients=1, nominal_steps=3.0, sizes=(len(w),), first=torch.tensor([0])
-        )
+        info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
         step = LocalStep(algorithm, oracle, sgd, info)
         trained = train_stack(step, minibatch, w, {}, memory, [3])
         counter = oracle.buffers["1.num_batches_tracked"].item()

@@ -9,12 +9,12 @@ from noisy import Noisy
 from torch import Tensor
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ExperimentInfo
+from rayfl.algorithms.base import ExperimentInfo, TensorInfo
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
-INFO = ExperimentInfo(clients=3, nominal_steps=2.0, sizes=(2,), first=torch.tensor([0]))
+INFO = ExperimentInfo((8, 8, 8), 4, 1, None, (TensorInfo("w", torch.Size([2]), 0),))
 PLAIN = SGD(lr=0.5, weight_decay=0.0, clip_norm=None)
 
 

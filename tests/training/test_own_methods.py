@@ -1,5 +1,6 @@
 """The check of one's own method: what keeps the rules passes, what breaks one is a line that says which."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -9,14 +10,24 @@ from conftest import ROOT
 from own_methods import RIGHT, WRONG
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ExperimentInfo
+from rayfl.algorithms.base import ExperimentInfo, TensorInfo
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.training import contract
 
-SMALL = ExperimentInfo(10, 3.5, (16 * 64, 16 * 4, 10), torch.tensor([0, 4, 8]))
-LARGE = ExperimentInfo(10, 3.5, (8_000, 100, 2_000, 1), torch.tensor([0, 9, 18, 27]))
+
+def info(*shapes: tuple[int, ...], clients: int = 10) -> ExperimentInfo:
+    sizes = [math.prod(shape) for shape in shapes]
+    tensors = (
+        TensorInfo(f"{i}.weight", torch.Size(shape), sum(sizes[:i]))
+        for i, shape in enumerate(shapes)
+    )
+    return ExperimentInfo((7,) * clients, 2, None, 4, tuple(tensors))
+
+
+SMALL = info((16, 64), (4, 4, 2, 2), (10,))
+LARGE = info((80, 100), (100,), (10, 8, 5, 5), ())
 EXPONENTIAL = [0.1, 0.09, 0.08]
 
 
@@ -24,7 +35,7 @@ def check(algorithm: Algorithm, info: ExperimentInfo = SMALL, lrs=EXPONENTIAL) -
     contract.check(algorithm, "mine:Method", info, 0.5, lrs)
 
 
-@pytest.mark.parametrize("info", [LARGE, ExperimentInfo(2, 1.0, (1,), torch.tensor([0]))])
+@pytest.mark.parametrize("info", [LARGE, info((1,), clients=2)])
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), *RIGHT], ids=lambda a: a.__name__)
 def test_a_method_that_keeps_the_rules_passes(algorithm, info):
     check(algorithm(), info)
@@ -79,7 +90,7 @@ class Masked(Algorithm):
 
 
 def test_a_method_for_one_size_is_checked_with_that():
-    size = sum(LARGE.sizes)
+    size = sum(t.size for t in LARGE.tensors)
     check(Masked(size=size), LARGE)
     with pytest.raises(ConfigError, match="local_step raises RuntimeError: The size of tensor"):
         check(Masked(size=size - 1), LARGE)
@@ -96,10 +107,14 @@ def test_the_experiment_of_a_shorter_vector_holds_together():
 
     check(Looks(), LARGE)
     for size, info in seen:
-        assert sum(info.sizes) == size <= 4003
-        assert len(info.sizes) == len(info.first) == len(info.first.unique()) == 4
-        assert info.first.max() < size
-        assert (info.clients, info.nominal_steps) == (10, 3.5)
+        offset = 0
+        for tensor, larger in zip(info.tensors, LARGE.tensors, strict=True):
+            assert (tensor.name, tensor.offset) == (larger.name, offset)
+            assert len(tensor.shape) == len(larger.shape)
+            assert tensor.view(torch.zeros(2, size)).shape == (2, *tensor.shape)
+            offset += tensor.size
+        assert offset == size <= 4003
+        assert info._replace(tensors=()) == LARGE._replace(tensors=())
 
 
 def test_nothing_of_the_process_is_changed():

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
 from rayfl.models.lenet import LeNet5
+from rayfl.prepare import prepare
 from rayfl.training.batches import Minibatch
 from rayfl.training.engine import Broadcast, Engine, WorkUnit
 from rayfl.training.flat import Layout, views

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.training.batches import batch_schedule
 from rayfl.training.flat import Layout
 

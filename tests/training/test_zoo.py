@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rayfl import load_config, seeds
 from rayfl.data.federated import federate
 from rayfl.errors import ConfigError
-from rayfl.experiment import Prepared, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.training.batches import DeviceData, batch_schedule
 from rayfl.training.engine import Broadcast
 from rayfl.training.flat import Layout
@@ -118,8 +118,8 @@ def test_what_is_trained_is_what_a_plain_loop_trains(model, rho):
         logits = plain(images)
     loss = float(F.cross_entropy(logits, data.y))
     accuracy = float((logits.argmax(1) == data.y).float().mean())
-    assert records[-1].metrics["test/loss"] == pytest.approx(loss, rel=1e-5)
-    assert records[-1].metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert records[-1].values["test/loss"] == pytest.approx(loss, rel=1e-5)
+    assert records[-1].values["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
 @pytest.mark.parametrize("model", zoo.REFUSED, ids=lambda model: model.__name__)

@@ -1,6 +1,7 @@
 """Presets: every file gives experiments, the published numbers are the papers', the comparison adds up."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -63,7 +64,9 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
     for value in preset.published.values:
         about = [repr(point) for point in everywhere if value.covers(point)]
         lists = [v for v in value.at.values() if isinstance(v, list)]
-        assert len(about) == (len(lists[0]) if lists else 1), value.at
+        # The released code stands for its method where somebody runs it; the presets do not.
+        own = [v for v in lists[0] if v != "fedwmsam_released"] if lists else [None]
+        assert len(about) == len(own), value.at
         metric = value.metric or preset.published.metric
         assert not seen & {(point, metric) for point in about}, f"{value.at} twice"
         seen |= {(point, metric) for point in about}
@@ -172,12 +175,14 @@ def test_the_comparison_is_what_a_hand_computes():
     rows += [row(c, 0, "infeasible"), row(c, 1, "stopped_early", accuracy_best=0.9)]
     comparison = compare.compare(preset, rows)
     first, second, third = comparison.lines
-    assert (first.published, first.n, first.seeds, first.states) == (0.7, 2, 2, "")
-    assert first.mean == pytest.approx(0.6)
-    assert first.std == pytest.approx(0.02**0.5)
+    assert (first.published, first.ours.n, first.seeds, first.states) == (0.7, 2, 2, "")
+    assert first.ours.mean == pytest.approx(0.6)
+    assert first.ours.std == pytest.approx(0.02**0.5)
     assert first.difference == pytest.approx(-0.1)
-    assert (second.mean, second.std, second.n, second.states) == (0.59, None, 1, "1 failed")
-    assert (third.point, third.published, third.mean, third.n) == (c, None, None, 0)
+    assert (second.ours.mean, second.ours.n, second.states) == (0.59, 1, "1 failed")
+    assert math.isnan(second.ours.std)
+    assert (third.point, third.published, third.ours.n) == (c, None, 0)
+    assert math.isnan(third.ours.mean)
     assert third.states == "1 stopped early, 1 infeasible"
     # Published .7 < .8, ours .6 > .59: the opposite order.
     assert comparison.agreement == (compare.Agreement("best", -1.0, 2),)
@@ -224,18 +229,22 @@ def test_the_best_of_several_and_what_was_not_reached():
         for n, b in (("fedlesam", 0.4), ("fedlesam_s", 0.5))
     ]
     (line,) = compare.compare(preset_of([{"at": at, "value": 0.6}], space), rows).lines
-    assert (line.point, line.mean) == ({"algorithm.name": "fedlesam_s"}, 0.5)
+    assert (line.point, line.ours.mean) == ({"algorithm.name": "fedlesam_s"}, 0.5)
 
-    # Fewer rounds are better; a run that never got there does not count.
+    # A point that always gets there is better than one that is faster with some seeds.
     rows = [
-        row({"algorithm.name": "fedlesam"}, 0, accuracy_best=0.8, **{"rounds_to_0.7": 30}),
+        row({"algorithm.name": "fedlesam"}, 0, accuracy_best=0.8, **{"rounds_to_0.7": 15}),
         row({"algorithm.name": "fedlesam"}, 1, accuracy_best=0.6),
         row({"algorithm.name": "fedlesam_s"}, 0, accuracy_best=0.8, **{"rounds_to_0.7": 20}),
     ]
     values = [{"at": at, "value": 25}, {"at": {"algorithm.name": "fedlesam"}, "value": None}]
     best, not_reached = compare.compare(preset_of(values, space, "rounds_to_0.7"), rows).lines
-    assert (best.mean, best.difference) == (20, -5)
-    assert (not_reached.mean, not_reached.n, not_reached.states) == (30, 1, "1 not reached")
+    assert (best.ours.mean, best.difference) == (20, -5)
+    assert (not_reached.ours.mean, not_reached.ours.n, not_reached.states) == (
+        15,
+        1,
+        "1 not reached",
+    )
     assert not_reached.difference is None
 
 
@@ -333,8 +342,8 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
             if row.trial.point == line.point
         ]
         assert line.published == known[line.point["algorithm.rho"]]
-        assert line.mean == pytest.approx(sum(best) / 2)
-        assert (line.n, line.seeds) == (2, 2)
+        assert line.ours.mean == pytest.approx(sum(best) / 2)
+        assert (line.ours.n, line.seeds) == (2, 2)
     assert any("not comparable" in remark for remark in compare.remarks(comparison))
 
 

@@ -8,12 +8,12 @@ from local_pool import undisturbed
 from ray.util import placement_group, remove_placement_group
 
 from rayfl.config.schema import load_config
-from rayfl.experiment import prepare
+from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
 from rayfl.training.flat import sha256
 from tuning.config import Stop, Sweep
 from tuning.inputs import SharedInputs, data_key
-from tuning.trial import MUTATED, Execution, Job
+from tuning.trial import MUTATED, Execution, TrialSpec
 
 IDENTITY = "0123456789abcdef"
 
@@ -48,7 +48,7 @@ def execution(group):
 
 
 def job(experiment, checkpoints=None):
-    return Job(experiment.model_dump(mode="json"), str(checkpoints) if checkpoints else None)
+    return TrialSpec(experiment.model_dump(mode="json"), str(checkpoints) if checkpoints else None)
 
 
 def every(rounds):

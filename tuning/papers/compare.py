@@ -1,18 +1,18 @@
-"""The runs of a preset beside the numbers that its paper reports."""
+"""The results of a preset beside the numbers that its paper reports."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
 from rayfl.analysis.metrics import metric
 from rayfl.analysis.tables import NONE, Table, spread
 from rayfl.analysis.tables import shown as cell
 from rayfl.errors import ConfigError
-from tuning.papers.presets import Preset, Value
+from tuning.papers.presets import Preset, PublishedValue
 from tuning.space import Point, is_task
 from tuning.states import counted
 
@@ -28,39 +28,34 @@ class Line:
     point: Point
     metric: str
     published: float | None
-    mean: float | None
-    """Ours, over the seeds; None: no run has it."""
-    std: float | None
-    """Sample standard deviation over the seeds; None with fewer than two."""
-    n: int
-    """Runs that the mean is over."""
+    ours: Aggregate
     seeds: int
     states: str
-    """What became of the other trials, such as `1 failed`."""
+    """Trials without a number, such as `1 failed`."""
     note: str
 
     @property
     def difference(self) -> float | None:
         """Ours minus published."""
-        if self.mean is None or self.published is None:
+        if not self.ours.n or self.published is None:
             return None
-        return self.mean - self.published
+        return self.ours.mean - self.published
 
 
 class Agreement(NamedTuple):
-    """How alike ours and the published numbers are in order."""
+    """Rank correlation of our numbers with the published ones."""
 
     of: str
     """Metric and task."""
     tau: float | None
-    """Kendall's tau-b, 1 is the same order; None where either side is constant."""
+    """Kendall's tau-b; 1 is the same order, None means that one side is constant."""
     pairs: int
-    """Points that have both numbers."""
+    """Number of points that have both numbers."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What a preset gave."""
+class Replication:
+    """The results of a preset beside the published ones."""
 
     preset: Preset
     lines: tuple[Line, ...]
@@ -71,19 +66,18 @@ def reproduce(
     preset: Preset,
     on_start: "Callable[[SweepStart], None]" = lambda start: None,
     on_update: "OnUpdate" = lambda update: None,
-) -> "tuple[Comparison, SweepResult]":
-    """Run what is missing of the preset's sweep, as `tuning.sweep.run` does, and compare."""
+) -> "tuple[Replication, SweepResult]":
+    """Run the missing trials of the preset's sweep, as `tuning.sweep.run` does, and compare."""
     from tuning import sweep as sweeps
 
     result = sweeps.run(preset.sweep, on_start, on_update)
     return compare(preset, result.rows), result
 
 
-def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Comparison:
-    """The rows of a sweep beside the published numbers; other points follow without one.
+def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
+    """Put the rows of a sweep beside the published numbers; other points follow without one.
 
-    Means and spreads are over finished trials. A published number whose points the sweep does not have is
-    left out.
+    A published number about points that the sweep does not have is left out.
     """
     of_point: dict[str, list[TrialResult]] = {}
     for row in rows:
@@ -99,27 +93,26 @@ def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Comparison:
         lines.append(_best([_line(group, name, value) for group in about], name))
     rest = [group for group in groups if id(group) not in covered]
     lines += [_line(group, preset.published.metric, None) for group in rest]
-    return Comparison(preset, tuple(lines), tuple(_agreements(lines)))
+    return Replication(preset, tuple(lines), tuple(_agreements(lines)))
 
 
-def table(comparison: Comparison) -> Table:
-    """The lines for people; with differences where the setting is the paper's."""
-    keys, several, differences = _columns(comparison)
+def table(replication: Replication) -> Table:
+    """Format the lines for readers, with differences if the setting is the paper's."""
+    keys, several, differences = _columns(replication)
     header = [*keys, *several, "published", "ours", "n", *differences, ""]
     rows = []
-    for line in comparison.lines:
+    for line in replication.lines:
         m = metric(line.metric)
-        digits = m.digits
-        ours = spread(m, _nan(line.mean), _nan(line.std))
-        difference = NONE if line.difference is None else f"{line.difference:+.{digits}f}"
-        published = NONE if line.published is None else f"{line.published:.{digits}f}"
+        ours = spread(m, line.ours.mean, line.ours.std)
+        difference = NONE if line.difference is None else f"{line.difference:+.{m.digits}f}"
+        published = NONE if line.published is None else f"{line.published:.{m.digits}f}"
         shown_keys = [cell(line.point[key]) if key in line.point else "" for key in keys]
         remark = "; ".join(filter(None, [line.states, line.note]))
         rows.append(
             (
                 *shown_keys,
                 *([line.metric] if several else []),
-                *(published, ours, f"{line.n}/{line.seeds}"),
+                *(published, ours, f"{line.ours.n}/{line.seeds}"),
                 *([difference] if differences else []),
                 remark,
             )
@@ -127,22 +120,24 @@ def table(comparison: Comparison) -> Table:
     return Table(tuple(header), tuple(rows), left=len(keys) + len(several))
 
 
-def frame(comparison: Comparison) -> pd.DataFrame:
-    """The lines for programs."""
-    keys, _, differences = _columns(comparison)
-    columns = ["metric", "published", "mean", "std", "n", "seeds", *differences, "states", "note"]
+def frame(replication: Replication) -> pd.DataFrame:
+    """Convert the lines to a frame of plain numbers."""
+    keys, _, differences = _columns(replication)
     return pd.DataFrame(
         [
             {key: line.point.get(key) for key in keys}
-            | {column: getattr(line, column) for column in columns}
-            for line in comparison.lines
+            | {"metric": line.metric, "published": line.published}
+            | {"mean": line.ours.mean, "std": line.ours.std, "n": line.ours.n, "seeds": line.seeds}
+            | ({"difference": line.difference} if differences else {})
+            | {"states": line.states, "note": line.note}
+            for line in replication.lines
         ]
     )
 
 
-def remarks(comparison: Comparison, overrides: Sequence[str] = ()) -> list[str]:
-    """What a reader of the numbers must know."""
-    preset = comparison.preset
+def remarks(replication: Replication, overrides: Sequence[str] = ()) -> list[str]:
+    """List the facts needed to read the numbers correctly."""
+    preset = replication.preset
     said = [f"published: {preset.published.source}", *preset.published.notes]
     if overrides:
         said.append(f"with {' '.join(overrides)}: not the preset's own setting")
@@ -151,57 +146,55 @@ def remarks(comparison: Comparison, overrides: Sequence[str] = ()) -> list[str]:
             "scale small: other data, model and size than published, so levels are not comparable; compare "
             "the ordering, as far as it exceeds the spread over seeds"
         )
-    for of, tau, pairs in comparison.agreement:
+    for of, tau, pairs in replication.agreement:
         value = NONE if tau is None else f"{tau:+.2f}"
         said.append(f"rank agreement, {of}: Kendall's tau {value} over {pairs} points")
     return said
 
 
-def _line(group: "Sequence[TrialResult]", name: str, value: Value | None) -> Line:
-    finished = [row for row in group if row.state == "finished"]
-    found = _numbers([row.summary for row in finished], name)
+def _line(group: "Sequence[TrialResult]", name: str, value: PublishedValue | None) -> Line:
+    ours = _aggregate(group, name)
+    missed = ours.finished - ours.n
     words = [counted(row.state for row in group if row.state != "finished")]
-    if len(found) < len(finished):
-        words.append(f"{len(finished) - len(found)} not reached")
+    words += [f"{missed} not reached"] if missed else []
     return Line(
         point=group[0].trial.point,
         metric=name,
         published=value.value if value else None,
-        mean=fmean(found) if found else None,
-        std=stdev(found) if len(found) > 1 else None,
-        n=len(found),
+        ours=ours,
         seeds=len(group),
         states=", ".join(filter(None, words)),
         note=value.note if value else "",
     )
 
 
-def _numbers(summaries: list[dict[str, float]], name: str) -> list[float]:
-    """The metric of those runs that have it."""
-    if not summaries:
-        return []
-    found = metric(name).of_summaries(pd.DataFrame(summaries))
+def _aggregate(group: "Sequence[TrialResult]", name: str) -> Aggregate:
+    """Aggregate a metric over the trials of a point."""
+    runs = pd.DataFrame([{**row.summary, "state": row.state} for row in group])
+    finished = runs.loc[runs["state"] == "finished"]
+    found = metric(name).of_summaries(finished) if len(finished) else pd.Series(dtype=float)
     if found is None:
         raise ConfigError(
             f"metric {name}: the runs have not recorded it; add its target to base.tracking.targets"
         )
-    return [float(number) for number in found.dropna()]
+    return aggregate(runs.assign(_value=found), "_value")
 
 
 def _best(lines: list[Line], name: str) -> Line:
-    """The line with the best mean, if any has one."""
-    measured = [line for line in lines if line.mean is not None]
-    choose = max if metric(name).higher else min
-    return choose(measured, key=lambda line: line.mean) if measured else lines[0]  # type: ignore[arg-type,return-value]
+    """Return the best line by the rule of `ranked`; the first if none has a number."""
+    ranking = ranked([line.ours for line in lines], metric(name).higher)
+    return lines[ranking[0]] if ranking else lines[0]
 
 
 def _agreements(lines: Iterable[Line]) -> list[Agreement]:
-    """One for each metric and task: levels of different tasks would agree by themselves."""
+    """Correlate ranks within each metric and task; the levels of different tasks differ in any case."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        if line.mean is not None and line.published is not None:
+        if line.difference is not None and line.published is not None:
             task = [f"{key}={cell(v)}" for key, v in line.point.items() if is_task(key)]
-            pairs.setdefault(" ".join([line.metric, *task]), []).append((line.published, line.mean))
+            pairs.setdefault(" ".join([line.metric, *task]), []).append(
+                (line.published, line.ours.mean)
+            )
     agreements = []
     for of, found in pairs.items():
         if len(found) > 1:
@@ -211,13 +204,11 @@ def _agreements(lines: Iterable[Line]) -> list[Agreement]:
     return agreements
 
 
-def _columns(comparison: Comparison) -> tuple[list[str], list[str], list[str]]:
-    """The axes, `metric` if there are several, and `difference` if levels can be compared."""
-    keys = [k for k in comparison.preset.sweep.space if any(k in x.point for x in comparison.lines)]
-    several = len({line.metric for line in comparison.lines}) > 1
-    comparable = comparison.preset.scale == "full"
+def _columns(replication: Replication) -> tuple[list[str], list[str], list[str]]:
+    """Return the axes, `metric` if there are several, and `difference` if levels can be compared."""
+    keys = [
+        k for k in replication.preset.sweep.space if any(k in x.point for x in replication.lines)
+    ]
+    several = len({line.metric for line in replication.lines}) > 1
+    comparable = replication.preset.scale == "full"
     return keys, ["metric"] * several, ["difference"] * comparable
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -32,7 +32,7 @@ Scale = Literal["small", "full"]
 _FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
 
 
-class Value(Section):
+class PublishedValue(Section):
     """One published number."""
 
     at: Annotated[
@@ -44,7 +44,7 @@ class Value(Section):
     note: str = ""
 
     def covers(self, point: Point) -> bool:
-        """Whether the number is about this point."""
+        """Return True if the number is about this point."""
         return all(
             key in point and point[key] in (value if isinstance(value, list) else [value])
             for key, value in self.at.items()
@@ -58,12 +58,12 @@ class Published(Section):
     source: str
     metric: Annotated[str, Field(description="of the values, as in `rayfl results`")]
     notes: Annotated[tuple[str, ...], Field(description="what is not known of them")] = ()
-    values: tuple[Value, ...] = ()
+    values: tuple[PublishedValue, ...] = ()
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A table of a paper at some scale, ready to run."""
+    """A paper's table or figure at one scale, ready to run."""
 
     name: str
     scale: Scale
@@ -80,7 +80,7 @@ def names() -> list[str]:
 
 
 def scales(name: str) -> list[Scale]:
-    """The scales that a preset has."""
+    """List the scales of a preset."""
     return [
         s
         for s, folder in _FOLDERS.items()
@@ -91,7 +91,7 @@ def scales(name: str) -> list[Scale]:
 def load(
     name: str, scale: Scale = "small", overrides: Sequence[str] = (), only: str | None = None
 ) -> Preset:
-    """A preset with overrides of its sweep, and of its axes the values alone that a filter selects."""
+    """Load a preset with overrides of its sweep; the filter `only` restricts the values of its axes."""
     known = names()
     if "=" in name:
         raise ConfigError(f"{shown(name)}: the preset's name comes first, then the overrides")
@@ -107,7 +107,7 @@ def load(
 
 
 def restricted(sweep: Sweep, only: str) -> Sweep:
-    """The sweep with those values of its axes that a filter selects."""
+    """Restrict the axes of a sweep to the values that a filter selects."""
     space = dict(sweep.space)
     for condition in filters.parse(only):
         key = condition.key
@@ -125,7 +125,7 @@ def restricted(sweep: Sweep, only: str) -> Sweep:
 
 
 def size(sweep: Sweep) -> tuple[int, int, int]:
-    """Trials, rounds of the longest, and the client updates of all rounds of all trials."""
+    """Count the trials, the rounds of the longest one, and the client updates of all of them."""
     experiments = [sweep.experiment(p, sweep.seeds[0]) for p in points(sweep.space, None, 0)]
     seeds = len(sweep.seeds)
     updates = sum(e.federation.rounds * e.federation.cohort_size for e in experiments)

@@ -1,0 +1,57 @@
+"""Executor of an experiment's work units, in whichever process it is."""
+
+import os
+import traceback
+from typing import Any
+
+import torch
+
+from rayfl.errors import ClientError
+from rayfl.federation.specs import ClientSpec
+from rayfl.training.engine import Arrays, Broadcast, Engine, EvaluationResult, UnitResult, WorkUnit
+from rayfl.training.precision import in_effect
+from rayfl.training.travel import unpacked
+
+
+class Client:
+    """Holds an engine, and nothing that a result depends on."""
+
+    def __init__(self, spec: ClientSpec, device: str = "cpu"):
+        self.name = spec.name
+        self.engine = Engine(
+            unpacked(spec.model),
+            spec.algorithm,
+            spec.dataset,
+            spec.partition,
+            spec.settings,
+            device,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The process, device, engine and arithmetic that compute."""
+        device = self.engine.device
+        return {
+            "pid": os.getpid(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "engine": str(self.engine),
+            "precision": in_effect(self.engine.settings.precision, device),
+        }
+
+    def train(
+        self, unit: WorkUnit, broadcast: Broadcast, memories: list[Arrays | None]
+    ) -> tuple[UnitResult, list[Arrays]]:
+        """Execute a work unit: its result, and each client's new memory. Raises ClientError."""
+        try:
+            return self.engine.train(unit, broadcast, memories)
+        except Exception as error:
+            raise self._error(unit.round, unit.clients) from error
+
+    def evaluate(self, round: int, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
+        """Evaluate test samples `first` to `last`. Raises ClientError."""
+        try:
+            return self.engine.evaluate(broadcast, first, last)
+        except Exception as error:
+            raise self._error(round, ()) from error
+
+    def _error(self, round: int, clients: tuple[int, ...]) -> ClientError:
+        return ClientError(round, clients, self.name, traceback.format_exc())

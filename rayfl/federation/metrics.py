@@ -1,0 +1,60 @@
+"""Metrics of a round, and of its evaluation, which comes later."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rayfl.federation.pool import Future
+from rayfl.training.engine import UnitResult, WorkUnit
+
+
+class RoundMetrics(NamedTuple):
+    """Metrics of a finished round. Of a round that a checkpoint brought back, its evaluation's too."""
+
+    round: int
+    values: dict[str, float]
+
+
+class EvaluationMetrics(NamedTuple):
+    """Metrics of the parameters after `round` rounds."""
+
+    round: int
+    values: dict[str, float]
+
+
+Metrics = RoundMetrics | EvaluationMetrics
+
+
+class PendingRound(NamedTuple):
+    """A round whose work units are at work."""
+
+    round: int
+    began: float
+    lr: float
+    sampled: int
+    """Clients of the cohort, those that will be lost among them."""
+    clients: int
+    """Clients that come back."""
+    bytes_down: int
+    """For one client."""
+    units: list[WorkUnit]
+    futures: list[Future]
+
+    def metrics(self, results: list[UnitResult], bytes_up: int) -> dict[str, float]:
+        """The round's metrics. Clients that were lost cost bytes down, nothing else.
+
+        `results`: the units'; `bytes_up`: of one client.
+        """
+        losses = np.concatenate([result.losses for result in results])
+        drifts = np.concatenate([result.drifts for result in results])
+        return {
+            "train/loss": float(losses.mean(dtype=np.float64)),
+            "train/drift": float(drifts.mean(dtype=np.float64)),
+            "train/lr": self.lr,
+            "cohort/size": float(self.clients),
+            "cohort/dropped": float(self.sampled - self.clients),
+            "cost/bytes_down": float(self.sampled * self.bytes_down),
+            "cost/bytes_up": float(self.clients * bytes_up),
+            "cost/backward_passes": float(sum(result.backward_passes for result in results)),
+            "time/client_s": sum(result.seconds for result in results),
+        }

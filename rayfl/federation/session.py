@@ -1,0 +1,89 @@
+"""The loop of a run: go on from a checkpoint, run rounds, keep their metrics, write checkpoints."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rayfl.federation.history import History
+from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
+from rayfl.federation.server import Server
+from rayfl.storage.checkpoint import SavedCheckpoint
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+
+M = TypeVar("M", bound=Metrics)
+
+
+class Session:
+    """A server with the history and the checkpoints of its run."""
+
+    def __init__(
+        self,
+        server: Server,
+        checkpoints: CheckpointWriter | None = None,
+        constants: Mapping[str, float] | None = None,
+    ):
+        """`constants`: metrics to add to every round that is run here."""
+        self.server, self.checkpoints, self.history = server, checkpoints, History()
+        self._constants = dict(constants or {})
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each client process, once all of them are ready."""
+        return self.server.pool.describe()
+
+    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """w `[P]` and buffers `[Q]`."""
+        return self.server.parameters()
+
+    def correct(self) -> np.ndarray | None:
+        """Correct predictions of the last evaluated w on the test set, bool `[n]`; None before."""
+        return self.server.correct
+
+    def run(self) -> Iterator[Metrics]:
+        """The whole run: the rounds of the newest checkpoint, if there is one, and all others."""
+        yield from self.restore()
+        yield from self.rounds()
+        self.save()
+
+    def restore(self) -> list[RoundMetrics]:
+        """Go on from the newest checkpoint, if there is one; the metrics of its rounds."""
+        saved = self.checkpoints.latest() if self.checkpoints else None
+        return self.go_on(saved) if saved else []
+
+    def go_on(self, saved: SavedCheckpoint) -> list[RoundMetrics]:
+        """Take over the state and the history of a checkpoint; the metrics of its rounds."""
+        self.server.restore(saved.snapshot())
+        self.history = History()
+        rounds = [RoundMetrics(*row) for row in saved.history().items()]
+        for metrics in rounds:
+            self.history.add(*metrics)
+        return rounds
+
+    def rounds(self, until: int | None = None) -> Iterator[Metrics]:
+        """Run the rounds up to `until` (None: all); each checkpoint that is due is written first."""
+        for metrics in self.server.run(until):
+            noted = self._noted(metrics)
+            settled: list[EvaluationMetrics] = []
+            if isinstance(metrics, RoundMetrics) and self._is_due(metrics.round):
+                settled = list(self.settle())
+                self.save()
+            yield noted
+            yield from settled
+
+    def settle(self) -> Iterator[EvaluationMetrics]:
+        """Wait for the evaluations of the rounds so far."""
+        return map(self._noted, self.server.settle())
+
+    def save(self) -> None:
+        """Write a checkpoint of the last round, if there is none yet."""
+        if self.checkpoints is not None and self.checkpoints.round != self.server.round:
+            self.checkpoints.save(self.server.snapshot(), self.history.rows)
+
+    def _is_due(self, round: int) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due(round)
+
+    def _noted(self, metrics: M) -> M:
+        if isinstance(metrics, RoundMetrics):
+            metrics.values.update(self._constants)
+        self.history.add(*metrics)
+        return metrics

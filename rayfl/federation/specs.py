@@ -1,0 +1,75 @@
+"""Everything that a server and its clients are made of."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from rayfl.algorithms.base import Algorithm
+from rayfl.data.datasets import Dataset
+from rayfl.data.partition import Partition
+from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
+from rayfl.training.engine import LocalSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSpec:
+    """The rounds of one experiment."""
+
+    seed: int
+    clients: int
+    participation: float
+    """S / N as asked for."""
+    sampling: Sampling
+    sizes: np.ndarray
+    """Training samples of each client, int64 `[N]`."""
+    client_dropout: float
+    """Probability that a client of a cohort is lost, and its update with it."""
+    rounds: int
+    lrs: tuple[float, ...]
+    """Local learning rate of each round."""
+    clients_per_unit: int
+    eval_every: int
+    test_samples: int
+    breakdown: Breakdown
+    """Metrics that follow from the correct predictions, beside their share."""
+
+    @property
+    def cohort_size(self) -> int:
+        """S, on average where it varies."""
+        return cohort_size(self.participation, self.clients)
+
+    @property
+    def units_per_round(self) -> int:
+        return -(-self.cohort_size // self.clients_per_unit)
+
+    def cohort(self, round: int) -> list[int]:
+        """Client ids of this round, ascending, whether they will come back or not."""
+        return sample_cohort(self.sampling, self.participation, self.sizes, self.seed, round)
+
+
+class ServerSpec(NamedTuple):
+    """Arguments of a `Server`, without its pool."""
+
+    algorithm: Algorithm
+    name: str
+    """The algorithm's, as users write it."""
+    w: np.ndarray
+    """First parameters `[P]`."""
+    buffers: np.ndarray
+    """First buffers `[Q]`."""
+    federation: FederationSpec
+
+
+class ClientSpec(NamedTuple):
+    """An experiment as its clients need it. A runtime may hold any field by reference."""
+
+    algorithm: Algorithm
+    name: str
+    """The algorithm's, as users write it."""
+    model: bytes
+    """As `packed`."""
+    dataset: Dataset
+    partition: Partition
+    settings: LocalSettings

@@ -1,0 +1,85 @@
+"""The two places of a run's server and clients: a Ray cluster, or this process."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from rayfl.config.sections import Resources
+from rayfl.federation.client import Client
+from rayfl.federation.pool import LocalPool
+from rayfl.federation.server import Server
+from rayfl.federation.session import Session
+from rayfl.prepare import Prepared
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.training.process import configure_process
+
+if TYPE_CHECKING:
+    from rayfl.runtime.actors import RemoteServer
+    from rayfl.runtime.placement import Placement, ResourceRequest
+
+Launch = Callable[
+    [CheckpointWriter | None], contextlib.AbstractContextManager["RemoteServer | Session"]
+]
+
+
+@contextlib.contextmanager
+def on_cluster(prepared: Prepared) -> Iterator[tuple[Prepared, "Placement", Launch]]:
+    """Connect to Ray, and find a place for the actors.
+
+    Gives the experiment with its data as the object store holds them, the placement, and the function that
+    starts the actors. Raises ConfigError if they do not fit.
+    """
+    from rayfl.runtime import actors, cluster  # Ray takes a second to import
+    from rayfl.runtime.placement import place
+
+    config = prepared.config
+    with cluster.connected(**config.ray.model_dump()):
+        placement = place(resource_request(config.resources), prepared.federation.units_per_round)
+        dataset, data = cluster.put_dataset(prepared.data)
+        prepared = replace(prepared, data=data)  # this process needs no copy of its own
+
+        def launch(
+            checkpoints: CheckpointWriter | None,
+        ) -> contextlib.AbstractContextManager["RemoteServer"]:
+            server, client = prepared.specs()
+            limit = config.resources.time_limit_s
+            client = actors.stored(client, dataset)
+            return actors.server_actor(server, client, placement, checkpoints, limit)
+
+        yield prepared, placement, launch
+
+
+@contextlib.contextmanager
+def in_this_process(prepared: Prepared) -> Iterator[tuple[Prepared, str, Launch]]:
+    """As `on_cluster`, without Ray: every work unit runs in this process, on the GPU if there is one."""
+    resources = prepared.config.resources
+    cpus = 1 if resources.cpus_per_actor == "auto" else resources.cpus_per_actor
+    on_gpu = torch.cuda.is_available() and resources.gpus_per_actor != 0
+    threads_before = torch.get_num_threads()
+    configure_process(max(1, math.floor(cpus)))
+
+    def launch(checkpoints: CheckpointWriter | None) -> contextlib.AbstractContextManager[Session]:
+        server, client = prepared.specs()
+        pool = LocalPool(Client(client, "cuda" if on_gpu else "cpu"))
+        return contextlib.nullcontext(Session(Server(server, pool), checkpoints))
+
+    try:
+        yield prepared, "server and clients in this process, without Ray", launch
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def resource_request(resources: Resources) -> "ResourceRequest":
+    """The section `resources` as the runtime asks for it: None for "auto"."""
+    from rayfl.runtime.placement import ResourceRequest
+
+    return ResourceRequest(
+        num_actors=None if resources.num_actors == "auto" else resources.num_actors,
+        cpus_per_actor=None if resources.cpus_per_actor == "auto" else resources.cpus_per_actor,
+        gpus_per_actor=None if resources.gpus_per_actor == "auto" else resources.gpus_per_actor,
+        autoscale_timeout_s=resources.autoscale_timeout_s,
+    )

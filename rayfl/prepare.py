@@ -1,0 +1,249 @@
+"""Everything that is done and checked before an actor starts: data, partition, model, local settings."""
+
+import math
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from rayfl import models
+from rayfl.config.schema import Experiment
+from rayfl.data.datasets import Dataset
+from rayfl.data.federated import federate
+from rayfl.data.partition import Partition
+from rayfl.errors import CheckpointError, ConfigError
+from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.specs import ClientSpec, FederationSpec, ServerSpec
+from rayfl.storage import checkpoint
+from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.storage import Storage, below
+from rayfl.training import contract
+from rayfl.training.batches import DeviceData
+from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
+from rayfl.training.flat import Layout
+from rayfl.training.shortcuts import Mode, Samples, choose
+from rayfl.training.travel import packed
+
+# What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
+# server handles on the cores that train.
+STEP_FLOP = 12.5e6
+UNIT_FLOP = 2e9
+# Of each minibatch on which the ways to compute a model are compared: batch normalisation needs two, and
+# with three hides little.
+COMPARED_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked experiment."""
+
+    config: Experiment
+    data: Dataset
+    partition: Partition
+    model: nn.Module
+    federation: FederationSpec
+    settings: LocalSettings
+
+    def specs(self) -> tuple[ServerSpec, ClientSpec]:
+        """Everything that the server and the clients need."""
+        w, buffers = Layout(self.model).flatten(self.model)
+        algorithm, name = self.config.algorithm, self.config.algorithm_name
+        server = ServerSpec(algorithm, name, w.numpy(), buffers.numpy(), self.federation)
+        model = packed(self.model)
+        return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
+
+
+def prepare(
+    config: Experiment, data: Dataset | None = None, partition: Partition | None = None
+) -> Prepared:
+    """Load the data, split them among the clients and build the model; ConfigError if that cannot be.
+
+    `data`, `partition`: those of the config, where they have been made before.
+    """
+    fed = config.federation
+    if config.checkpoint.every is not None:
+        _check_storage(config)
+    if data is None or partition is None:
+        data, partition = federate(
+            config.data, config.partition, config.heterogeneity, fed.clients, config.seed
+        )
+    trial = torch.from_numpy(data.trial())
+    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)
+    shortcuts = choose(
+        model,
+        models.name_of(config.model),
+        data.num_classes,
+        _two_minibatches(data),
+        single_samples=_single_samples(config, data, partition),
+        stack=fed.stack,
+    )
+    federation = FederationSpec(
+        seed=config.seed,
+        clients=fed.clients,
+        participation=fed.participation,
+        sampling=fed.sampling,
+        sizes=partition.sizes,
+        client_dropout=fed.client_dropout,
+        rounds=fed.rounds,
+        lrs=fed.lrs,
+        clients_per_unit=fed.clients_per_unit
+        or clients_per_unit(
+            Layout(model).size,
+            shortcuts.dense,
+            fed.cohort_size,
+            fed.batch_size,
+            _samples(config, data),
+            fed.stack,
+        ),
+        eval_every=fed.eval_every,
+        test_samples=len(data.y_test),
+        breakdown=Breakdown.of(
+            data, partition, config.evaluation.per_class, config.evaluation.per_client
+        ),
+    )
+    settings = LocalSettings(
+        seed=config.seed,
+        batch_size=fed.batch_size,
+        local_epochs=fed.local_epochs,
+        local_steps=fed.local_steps,
+        weight_decay=fed.weight_decay,
+        clip_norm=fed.clip_norm,
+        precision=fed.precision,
+        augment=config.data.augment,
+        straggler_prob=fed.straggler_prob,
+        stack=fed.stack,
+        cuda_graphs=config.resources.cuda_graphs,
+        shortcuts=shortcuts,
+    )
+    if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check
+        contract.check(
+            config.algorithm,
+            config.algorithm_name,
+            experiment_info(Layout(model), partition, settings),
+            federation.cohort_size / federation.clients,
+            federation.lrs,
+        )
+    return Prepared(config, data, partition, model, federation, settings)
+
+
+def clients_per_unit(
+    parameters: int,
+    dense: bool,
+    cohort_size: int,
+    batch_size: int,
+    samples: float,
+    stack: int | None = None,
+) -> int:
+    """Clients of a work unit where the config leaves it open; never a matter of how many actors there are.
+
+    One, in cohorts of up to 64, so that any number of actors shares a round evenly; or a whole `stack`,
+    if the config gives one. Chains of linear layers (`dense`) train as a stack: so many clients that each
+    step's arithmetic outweighs the launch of its kernels, and the unit's (`samples` of a client a round)
+    outweighs the message that brings it.
+    """
+    if not dense:
+        return max(-(-cohort_size // 64), min(stack or 1, cohort_size))
+    flop_per_sample = 6 * parameters
+    smallest = max(
+        STEP_FLOP / (flop_per_sample * batch_size), UNIT_FLOP / (flop_per_sample * samples)
+    )
+    # A power of two, so that two, four or eight actors get the same share.
+    units = 2 ** int(math.log2(max(cohort_size / max(smallest, 1), 1)))
+    return -(-cohort_size // units)
+
+
+def client_accuracies(prepared: Prepared, correct: np.ndarray | None) -> pd.DataFrame | None:
+    """Each client's samples and accuracy, from what the server predicts correctly, if that is wanted."""
+    breakdown = prepared.federation.breakdown
+    if correct is None or breakdown.holdings is None:
+        return None
+    columns = {"samples": prepared.partition.sizes, "accuracy": breakdown.clients(correct)}
+    return pd.DataFrame(columns).rename_axis("client")
+
+
+def _samples(config: Experiment, data: Dataset) -> float:
+    """Samples that a client's gradients see in a round, on average."""
+    fed = config.federation
+    if fed.local_steps is not None:
+        return fed.local_steps * fed.batch_size
+    return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
+
+
+def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
+    """Training samples from all over the data, as the engine makes them."""
+    device_data = DeviceData(data, "train", torch.device("cpu"))
+    indices = torch.linspace(0, len(device_data) - 1, 2 * COMPARED_SAMPLES).long()
+    first, second = (
+        (device_data.preprocess(part, None, None), device_data.y[part])
+        for part in indices.split(COMPARED_SAMPLES)
+    )
+    return first, second
+
+
+def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> set[Mode]:
+    """In which modes the model meets a batch of one sample: the last of an epoch, or of the test set."""
+    fed = config.federation
+    sizes = [len(partition.client(i)) for i in range(fed.clients)]
+    reaches_last = (fed.local_steps is None or n <= fed.local_steps * fed.batch_size for n in sizes)
+    in_training = fed.batch_size == 1 or any(
+        n % fed.batch_size == 1 and reached for n, reached in zip(sizes, reaches_last, strict=True)
+    )
+    in_evaluation = len(data.y_test) % EVALUATION_BATCH["cpu"] == 1
+    modes: tuple[tuple[Mode, bool], ...] = (
+        ("training", in_training),
+        ("evaluation", in_evaluation),
+    )
+    return {mode for mode, meets in modes if meets}
+
+
+def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
+    try:
+        saved = checkpoint.find(storage(config), config.hash, resume)
+        saved.check_config(config.hash, config.flat_identity())
+        saved.check()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return saved
+
+
+def checkpoints_of(
+    config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
+) -> CheckpointWriter | None:
+    every = config.checkpoint.every
+    if every is None:
+        return None
+    run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
+    checkpoints = CheckpointWriter(
+        location=str(saved.storage) if saved else below(storage(config), config.hash, run),
+        config_hash=config.hash,
+        config=config.flat_identity(),
+        run_id=run_id,
+        every=None if every == "auto" else every,
+        keep_last=config.checkpoint.keep_last,
+    )
+    try:
+        checkpoints.prepare()
+        if saved:
+            saved.make_newest()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return checkpoints
+
+
+def _check_storage(config: Experiment) -> None:
+    try:
+        Storage(storage(config))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def storage(config: Experiment) -> str:
+    """Where checkpoints are: a URI, or an absolute path, for the server actor may run elsewhere."""
+    directory = config.checkpoint.dir
+    return directory if "://" in directory else str(Path(os.path.expanduser(directory)).absolute())

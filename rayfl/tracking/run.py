@@ -1,0 +1,52 @@
+"""The MLflow run of an experiment, from its start to its end."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rayfl.config.schema import Experiment
+from rayfl.federation.history import History
+
+if TYPE_CHECKING:
+    from rayfl.tracking.mlflow import RunTracker
+    from rayfl.tracking.store import TrackingStore
+
+
+def open_store(config: Experiment) -> "TrackingStore | None":
+    """The store that the config names; None without tracking."""
+    if not config.tracking.enabled:
+        return None
+    from rayfl.tracking.store import TrackingStore  # imports mlflow, which takes seconds
+
+    return TrackingStore(config.tracking.uri, config.tracking.experiment)
+
+
+@contextlib.contextmanager
+def tracked(
+    store: "TrackingStore | None",
+    config: Experiment,
+    dataset: str,
+    history: History,
+    run_id: str | None,
+) -> Iterator["RunTracker | None"]:
+    """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
+
+    `dataset`: its name; `run_id`: the run to go on with, if not None.
+    """
+    if store is None:
+        yield None
+        return
+    from rayfl.tracking.mlflow import RunTracker
+
+    tracker = RunTracker(store, config, dataset, run_id)
+    status = "FAILED"
+    try:
+        if run_id is None:
+            tracker.describe_config()
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status, history.summary(config.tracking.targets))
