@@ -48,7 +48,7 @@ class Condition:
     value: Any
 
     def holds(self, value: Any) -> bool:
-        """Whether a run whose key has this value is selected."""
+        """Return True if a run whose key has this value is selected."""
         if self.sign == "in":
             return any(_equal(value, choice) for choice in self.value)
         if self.sign in _ORDER:
@@ -57,7 +57,7 @@ class Condition:
 
 
 def parse(text: str) -> tuple[Condition, ...]:
-    """The conditions of a filter; ConfigError says what could not be read."""
+    """Parse the conditions of a filter; ConfigError names the part that cannot be read."""
     tokens, conditions = _Tokens(text), []
     try:
         while not conditions or tokens.take(",", "and"):
@@ -70,7 +70,7 @@ def parse(text: str) -> tuple[Condition, ...]:
 
 
 def select(runs: pd.DataFrame, conditions: Iterable[Condition]) -> pd.DataFrame:
-    """The runs for which every condition holds; ConfigError for a key that no run has."""
+    """Select the runs for which every condition holds; ConfigError for a key that no run has."""
     for condition in conditions:
         check_key(condition.key, runs.columns)
         runs = runs.loc[[condition.holds(null_if_missing(v)) for v in runs[condition.key]]]
@@ -78,7 +78,7 @@ def select(runs: pd.DataFrame, conditions: Iterable[Condition]) -> pd.DataFrame:
 
 
 def check_key(key: str, known: Iterable[str]) -> None:
-    """ConfigError if no run has this key, with the key that comes closest."""
+    """Raise ConfigError with the closest key if no run has this key."""
     names = list(known)
     if key in names:
         return
@@ -94,12 +94,12 @@ def check_key(key: str, known: Iterable[str]) -> None:
 
 
 def null_if_missing(value: Any) -> Any:
-    """A cell of a frame of runs, where NaN says that the run does not have the key."""
+    """Convert a cell of a frame of runs: NaN, which stands for a missing key, becomes None."""
     return None if isinstance(value, float) and value != value else value
 
 
 class _Tokens:
-    """What is left of a filter: pairs of kind and text."""
+    """The tokens of a filter that are still to be parsed: pairs of kind and text."""
 
     def __init__(self, text: str):
         self._text, self.rest, at = text, [], 0
@@ -121,11 +121,11 @@ class _Tokens:
 
     @property
     def ends_condition(self) -> bool:
-        """Whether no comparison follows."""
+        """True if no comparison follows."""
         return not self.rest or self.rest[0] in (("sign", ","), ("word", "and"))
 
     def take(self, *expected: str) -> bool:
-        """Whether the next token is one of these, which is then taken."""
+        """Consume the next token and return True if it is one of these."""
         if self.rest and self.rest[0][0] != "text" and self.rest[0][1] in expected:
             self.rest.pop(0)
             return True
@@ -166,7 +166,7 @@ def _value(tokens: _Tokens) -> Any:
 
 
 def plain_value(text: str) -> Any:
-    """What a word means: a number, true, false, null or a list (as a tuple), else itself."""
+    """Parse a word: a number, true, false, null or a list (as a tuple), else the text itself."""
     try:
         return _hashable(json.loads(text))
     except ValueError:

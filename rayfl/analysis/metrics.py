@@ -1,10 +1,9 @@
-"""The numbers that runs are compared by: where each comes from, its unit and its better direction.
+"""The metrics that runs are compared by: source, unit and better direction of each.
 
 `final`, `best`, `last10` and `loss` are those of the test set; `seconds` is the time of all rounds and
 `bytes` the traffic up and down. `rounds_to_0.7`, `bytes_to_0.7` and `seconds_to_0.7` are counted up to
-the first evaluation whose accuracy is at least 0.7; a run that never got there has none. Any metric that
-MLflow has for the runs may be asked for by its name there; it is the better the lower it is, unless
-its name speaks of accuracy.
+the first evaluation whose accuracy is at least 0.7; a run that never gets there has none. Any metric that
+MLflow has for the runs may be used by its name there; lower is better unless the name contains "accuracy".
 """
 
 import re
@@ -29,26 +28,26 @@ class Metric:
 
     name: str
     label: str
-    """For an axis."""
+    """Label of an axis."""
     higher: bool = False
-    """Whether more is better."""
+    """True if higher is better."""
     column: str = ""
-    """Summary in MLflow."""
+    """Name of the summary in MLflow."""
     cost: str = ""
-    """What is counted, if this is a cost."""
+    """Unit of a cost: rounds, bytes or seconds; empty for other metrics."""
     target: float | None = None
-    """Accuracy up to which the cost is counted."""
+    """Accuracy up to which the cost is summed."""
     scale: float = 1.0
-    """To the unit of tables and axes."""
+    """Factor to the unit of tables and axes."""
     digits: int = 4
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """Metrics by round that `of_rounds` needs."""
+        """Per-round metrics that `of_rounds` needs."""
         return ("test/accuracy", *_COSTS[self.cost])
 
     def of_summaries(self, runs: pd.DataFrame) -> "pd.Series | None":
-        """The number for each run, NaN where it has none; None if the summaries do not tell."""
+        """Return the number of each run (NaN: it has none), or None if it needs the run's rounds."""
         if self.target is not None:
             return self._rounds_to_target(runs) if self.cost == "rounds" else None
         if self.cost == "bytes":
@@ -64,7 +63,7 @@ class Metric:
         return numbers(runs, self.column)
 
     def of_rounds(self, rounds: pd.DataFrame) -> float:
-        """The cost of a run up to its target; `rounds` has the columns `round` and `histories`."""
+        """Return the cost of a run up to its target; `rounds` has the columns `round` and `histories`."""
         first = rounds.loc[rounds["test/accuracy"] >= self.target, "round"].min()
         if self.cost == "rounds":
             return float(first)
@@ -92,7 +91,7 @@ NAMES = (*_FIXED, "rounds_to_0.7", "bytes_to_0.7", "seconds_to_0.7")
 
 
 def metric(name: str) -> Metric:
-    """The metric of this name; ConfigError for a target that is no accuracy."""
+    """Return the metric of this name; ConfigError for a target that is no accuracy."""
     if name in _FIXED:
         return _FIXED[name]
     cost, separator, _ = name.partition("_to_")
@@ -115,7 +114,7 @@ def metric(name: str) -> Metric:
 
 
 def numbers(runs: pd.DataFrame, column: str) -> pd.Series:
-    """A column as floats; all NaN if there is none."""
+    """Return a column as floats; all NaN if there is none."""
     if column not in runs:
         return pd.Series(float("nan"), index=runs.index)
     return runs.loc[:, column].astype(float)

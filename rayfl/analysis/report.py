@@ -1,4 +1,4 @@
-"""One HTML page about a set of runs, which opens without a network and may be mailed.
+"""One HTML page about a set of runs, which opens offline and may be mailed.
 
 The template (`report.html`) escapes every text; figures are inline as SVG data.
 """
@@ -19,8 +19,9 @@ import pandas as pd
 from rayfl.analysis import curves, plots
 from rayfl.analysis.aggregate import Summary, groups, summarize
 from rayfl.analysis.metrics import metric
-from rayfl.analysis.rerun import BASE, Reproduction
-from rayfl.analysis.runs import STATES, address_of, axes, histories, load, values
+from rayfl.analysis.rerun import BASE, RerunCommands
+from rayfl.analysis.runs import STATES, axes, histories, load, values
+from rayfl.analysis.store import address_of
 from rayfl.analysis.tables import shown, table_of
 from rayfl.errors import ConfigError
 
@@ -36,11 +37,11 @@ _ABSCISSAE: tuple[tuple[curves.Abscissa, str], ...] = (
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page."""
+    """A figure of the page, and the command that draws it."""
 
     title: str
     data: str
-    """As base64."""
+    """SVG as base64."""
     command: str
     notes: tuple[str, ...]
 
@@ -52,14 +53,13 @@ def render(
     name: str = "last10",
     title: str | None = None,
 ) -> str:
-    """The page about the runs that `results.load` finds with these arguments."""
+    """Render the page about the runs that `runs.load` finds with these arguments."""
     runs = load(experiment, uri, where, [name])
     names, runs = _with_beside(runs, name)
     by = axes(runs)
-    summary, again = summarize(runs, by, names), Reproduction(runs)
+    summary, again = summarize(runs, by, names), RerunCommands(runs)
     source = {"--experiment": experiment, "--uri": uri and address_of(uri), "--where": where}
     options = [word for key, value in source.items() if value for word in (key, value)]
-    best = summary.rows.index[summary.rows.loc[:, "is_best"]]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(
         files("rayfl.analysis").joinpath("report.html").read_text("utf-8")
@@ -74,8 +74,8 @@ def render(
         table=table_of(summary),
         results_command=shlex.join(["rayfl", "results", *options, "--metric", ",".join(names)]),
         notes=summary.notes,
-        best=_best(summary, int(best[0]), runs, again) if len(best) else None,
-        figures=list(_figures(runs, name, uri, options)) if len(best) else [],
+        best=_best(summary, runs, again) if summary.ranking else None,
+        figures=list(_figures(runs, name, uri, options)) if summary.ranking else [],
         failures=[
             _trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] != "finished")
         ],
@@ -87,7 +87,7 @@ def render(
 
 
 def _with_beside(runs: pd.DataFrame, name: str) -> tuple[list[str], pd.DataFrame]:
-    """The metrics of the page's table, the one asked for first, and the runs with all of them."""
+    """Return the metrics of the page's table, the one asked for first, and the runs with all of them."""
     best = runs.get("accuracy_best")
     recorded = [
         c for c in runs.columns if c.startswith("rounds_to_") and runs.loc[:, c].notna().any()
@@ -113,9 +113,9 @@ def _counts(runs: pd.DataFrame) -> list[tuple[str, int]]:
     return [(state.replace("_", " "), int(found.loc[state])) for state in STATES if state in found]
 
 
-def _best(summary: Summary, best: int, runs: pd.DataFrame, again: Reproduction) -> dict[str, Any]:
-    """The best row of the summary with the commands of its runs."""
-    table = table_of(summary)
+def _best(summary: Summary, runs: pd.DataFrame, again: RerunCommands) -> dict[str, Any]:
+    """Return the best row of the summary with the commands of its finished runs."""
+    table, best = table_of(summary), summary.ranking[0]
     _, members = groups(runs, summary.by)[best]
     ids = set(members.loc[members["state"] == "finished", "run_id"])
     return {
@@ -128,7 +128,7 @@ def _positions(mask: pd.Series) -> list[int]:
     return [i for i, chosen in enumerate(mask) if chosen]
 
 
-def _trial(runs: pd.DataFrame, i: int, again: Reproduction, by: Sequence[str]) -> dict[str, Any]:
+def _trial(runs: pd.DataFrame, i: int, again: RerunCommands, by: Sequence[str]) -> dict[str, Any]:
     run = runs.iloc[i]
     settings = [f"{k}={shown(run[k])}" for k in (*by, "seed") if k in run and run[k] == run[k]]
     return {
@@ -143,9 +143,7 @@ def _trial(runs: pd.DataFrame, i: int, again: Reproduction, by: Sequence[str]) -
 def _figures(
     runs: pd.DataFrame, name: str, uri: str | None, options: Sequence[str]
 ) -> Iterator[Plot]:
-    by = axes(
-        plots.finished(runs)
-    )  # what varies only in runs that failed tells the others not apart
+    by = axes(plots.finished(runs))  # a key may vary only because of runs that failed
 
     def plot(title: str, kind: str, draw: Callable[[], plots.Drawing], *more: str) -> Plot:
         command = ["rayfl", "plot", kind, *options, "--metric", name, *more]
@@ -177,7 +175,7 @@ def _figures(
 
 
 def _pairs(by: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of axes that are worth a heatmap."""
+    """Choose the pairs of axes for heatmaps."""
     keys = [key for key in by if not key.endswith(".name")]
     if len(keys) < 2:
         keys = list(by)

@@ -1,4 +1,4 @@
-"""Commands that run the experiments of a set of runs again: one base config, and overrides for each."""
+"""Commands that repeat the experiments of a set of runs: one base config, and overrides for each."""
 
 import json
 import shlex
@@ -16,8 +16,8 @@ from rayfl.errors import ConfigError
 BASE = "base.yaml"
 
 
-class Reproduction:
-    """What all runs of a set have in common, and what tells them apart."""
+class RerunCommands:
+    """A base config that all runs of a set share, and the command of each run."""
 
     def __init__(self, runs: pd.DataFrame):
         # The places are no part of an experiment's identity, but it needs its files.
@@ -26,7 +26,7 @@ class Reproduction:
             {key: v for key, v in zip(keys, row, strict=True) if v is None or v == v}
             for row in runs[keys].itertuples(index=False, name=None)
         ]
-        # What was found infeasible has recorded only what its sweep varies.
+        # An infeasible run has recorded only the keys that its sweep varies.
         most = max(map(len, self._configs)) / 2
         complete = [config for config in self._configs if len(config) > most]
         self.base = _common(complete)
@@ -34,7 +34,7 @@ class Reproduction:
 
     @property
     def base_yaml(self) -> str:
-        """The config file that every command starts from."""
+        """Config file that every command starts from."""
         nested: dict[str, Any] = {}
         for key, value in self.base.items():
             *sections, name = key.split(".")
@@ -45,7 +45,7 @@ class Reproduction:
         return to_yaml(nested)
 
     def overrides(self, i: int) -> list[str]:
-        """`key=value` of run i of the set, the names of sections before their options."""
+        """Return the `key=value` of run i of the set, the names of sections before their options."""
         different = {
             key: value
             for key, value in self._configs[i].items()
@@ -54,12 +54,12 @@ class Reproduction:
         return [override(key, different[key]) for key in sorted(different, key=_names_first)]
 
     def command(self, i: int) -> str:
-        """The command that runs run i of the set again."""
+        """Return the command that repeats run i of the set."""
         return shlex.join(["rayfl", "run", BASE, *self.overrides(i)])
 
 
 def override(key: str, value: Any) -> str:
-    """`key=value`, read by `rayfl run` as this very value."""
+    """Write `key=value` so that `rayfl run` reads exactly this value."""
     quoted = f"{key}={json.dumps(value)}"
     if not isinstance(value, str):
         return quoted
@@ -78,7 +78,7 @@ def _common(configs: list[dict[str, Any]]) -> Mapping[str, Any]:
         for key, value in first.items()
         if all(key in c and canonical(c[key]) == canonical(value) for c in configs)
     }
-    # An override of a section's name brings all its options, so that none of another name's stays.
+    # An override of a section's name must be followed by all of its options.
     renamed = tuple(
         key.removesuffix("name")
         for c in configs

@@ -1,6 +1,6 @@
-"""The commands that ask MLflow: `rayfl results`, `compare`, `plot` and `report`.
+"""The commands that read MLflow: `rayfl results`, `compare`, `plot` and `report`.
 
-`main` adds them to its own. What takes long to import is imported where it is used.
+`main` registers them. Slow imports stand where they are used.
 """
 
 import sys

@@ -60,7 +60,7 @@ class RunDisplay:
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
             f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
-            f"uniform mean over the clients of a round ({sizes_held(f.sizes)})\n"
+            f"uniform mean over the clients of a round ({describe_sizes(f.sizes)})\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
             markup=False,
@@ -128,7 +128,7 @@ class RunDisplay:
             console.print(f"[bold]{label:<15}[/] {escape(value)}")
 
 
-def sizes_held(sizes: np.ndarray) -> str:
+def describe_sizes(sizes: np.ndarray) -> str:
     """Describe the clients' sizes, because the mean over clients is not the mean over samples."""
     fewest, most = int(sizes.min()), int(sizes.max())
     return (

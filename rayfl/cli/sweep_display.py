@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from rayfl.cli.sweep_plan import MOST_LISTED, by_reason, describe, quantity
+from rayfl.cli.sweep_plan import describe, listing, quantity
 from rayfl.cli.sweep_progress import SweepProgress, duration
 from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate
     from tuning.config import Sweep
+    from tuning.plan import PlannedTrial
     from tuning.sweep import SweepResult, SweepStart
 
 _PLAIN_SECONDS = 10.0
@@ -141,12 +142,11 @@ class SweepDisplay:
 def _print_failures(console: Console, result: "SweepResult") -> None:
     """Print the trials that failed or are infeasible, grouped by reason."""
     logs = {row.trial.hash: row.log for row in result.rows if row.log is not None}
+
+    def show(trial: "PlannedTrial") -> str:
+        return f"{trial}  cat {logs[trial.hash]}" if trial.hash in logs else str(trial)
+
     for state in ("failed", "infeasible"):
         ended = [(row.trial, row.reason) for row in result.rows if row.state == state]
-        for reason, trials in by_reason(ended).items():
-            console.print(f"{state}: {escape(reason)}")
-            for trial in trials[:MOST_LISTED]:
-                log = f"  cat {logs[trial.hash]}" if trial.hash in logs else ""
-                console.print(f"    {escape(str(trial))}{log}")
-            if len(trials) > MOST_LISTED:
-                console.print(f"    and {len(trials) - MOST_LISTED} more; --json lists all")
+        for line in listing(ended, f"{state}: ", show, "; --json lists all"):
+            console.print(escape(line))

@@ -1,13 +1,12 @@
 """Description of a sweep's plan, as text."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tuning.plan import PlannedTrial, SweepPlan
 
-MOST_LISTED = 10
-"""Number of listed trials with the same problem."""
+_MOST_LISTED = 10  # trials with the same problem
 
 
 def describe(plan: "SweepPlan") -> str:
@@ -35,19 +34,26 @@ def describe(plan: "SweepPlan") -> str:
         )
     if impossible:
         lines.append(f"{quantity(len(impossible), 'trial')} cannot run:")
-    for problem, trials in by_reason((t, t.problem or "") for t in impossible).items():
-        lines += [f"  {problem}", *(f"    {t.settings}" for t in trials[:MOST_LISTED])]
-        if len(trials) > MOST_LISTED:
-            lines.append(f"    and {len(trials) - MOST_LISTED} more")
+    problems = ((trial, trial.problem or "") for trial in impossible)
+    lines += listing(problems, "  ", lambda trial: trial.settings)
     return "\n".join(lines)
 
 
-def by_reason(reasons: "Iterable[tuple[PlannedTrial, str]]") -> "dict[str, list[PlannedTrial]]":
-    """Group the trials by reason."""
+def listing(
+    reasons: "Iterable[tuple[PlannedTrial, str]]",
+    prefix: str,
+    show: "Callable[[PlannedTrial], str]",
+    hint: str = "",
+) -> Iterator[str]:
+    """Yield each reason once, followed by its first trials and the number of the others."""
     found: dict[str, list[PlannedTrial]] = {}
     for trial, reason in reasons:
         found.setdefault(reason, []).append(trial)
-    return found
+    for reason, trials in found.items():
+        yield f"{prefix}{reason}"
+        yield from (f"    {show(trial)}" for trial in trials[:_MOST_LISTED])
+        if len(trials) > _MOST_LISTED:
+            yield f"    and {len(trials) - _MOST_LISTED} more{hint}"
 
 
 def quantity(n: int, noun: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from rayfl.analysis import report
 from rayfl.analysis import runs as store
-from rayfl.analysis.rerun import Reproduction, override
+from rayfl.analysis.rerun import RerunCommands, override
 from rayfl.config.schema import load_config
 
 
@@ -25,7 +25,7 @@ def page(stored):
 
 def test_commands_give_the_same_experiments_again(runs, tmp_path):
     """The identity of what a command runs is the identity that was recorded."""
-    again = Reproduction(runs)
+    again = RerunCommands(runs)
     (tmp_path / "base.yaml").write_text(again.base_yaml)
     for i, recorded in enumerate(runs["config_hash"]):
         rayfl, run, base, *overrides = shlex.split(again.command(i))
@@ -34,7 +34,7 @@ def test_commands_give_the_same_experiments_again(runs, tmp_path):
 
 
 def test_commands_say_what_differs_and_no_more(runs):
-    again = Reproduction(runs[runs["algorithm.name"] == "fedavg"])
+    again = RerunCommands(runs[runs["algorithm.name"] == "fedavg"])
     assert again.overrides(1) == ["partition.alpha=0.1", "seed=1"]
     assert "algorithm:\n  name: fedavg\n" in again.base_yaml
 

@@ -7,6 +7,7 @@ from stored import ALPHAS, RHOS, ROUNDS, config, rounds, top
 
 from rayfl.analysis import aggregate, tables
 from rayfl.analysis import runs as store
+from rayfl.analysis.store import address_of
 from rayfl.errors import ConfigError
 
 BY = ["algorithm.name", "algorithm.rho", "partition.alpha"]
@@ -185,8 +186,8 @@ def test_what_is_not_there_is_named(stored, arguments, message):
 
 
 def test_a_password_is_not_shown():
-    assert store.address_of("http://me:secret@host:5000") == "http://...@host:5000"
-    assert store.address_of("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+    assert address_of("http://me:secret@host:5000") == "http://...@host:5000"
+    assert address_of("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
 
 
 def test_the_fixture_has_what_it_says(stored):

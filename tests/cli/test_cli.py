@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayfl.cli import main
-from rayfl.cli.run_display import RunDisplay, sizes_held
+from rayfl.cli.run_display import RunDisplay, describe_sizes
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, RunError
 from rayfl.federation.metrics import EvaluationMetrics, RoundMetrics
@@ -430,7 +430,7 @@ def test_a_run_that_fails_is_code_1(rayfl, fake_run, error, ending):
 
 
 def test_clients_of_one_size_are_said_to_be():
-    assert sizes_held(np.array([100, 100])) == "100 samples each"
+    assert describe_sizes(np.array([100, 100])) == "100 samples each"
 
 
 def test_a_run_says_which_short_cuts_it_does_not_take(small):

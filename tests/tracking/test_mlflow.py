@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from rayfl.analysis.runs import open_store
+from rayfl.analysis.store import open_store
 from rayfl.config.schema import load_config
 from rayfl.prepare import storage
 from rayfl.storage.storage import Storage

@@ -1,0 +1,102 @@
+"""The MLflow store: its address, its runs, and their histories."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from rayfl.errors import ConfigError, first_line
+from rayfl.text import nearest, shown
+from rayfl.tracking.defaults import database_file, default_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+_RUNS_PER_PAGE = 1000
+_READERS = 4  # threads
+
+
+def open_store(uri: str | None) -> tuple["MlflowClient", str]:
+    """Return a client of the store, and its address without a password; ConfigError if there is no store."""
+    uri, address = uri or default_uri(), address_of(uri)
+    file = database_file(uri)
+    if file is not None and not file.is_file():  # MLflow would create it
+        raise ConfigError(
+            f"no MLflow store at {address}: there is no such file; give --uri, or go to the directory "
+            "where `rayfl run` was started"
+        )
+    from mlflow.tracking import MlflowClient
+
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets through whatever its backend raises
+        raise ConfigError(
+            f"--uri = {shown(address)}: MLflow cannot use it ({first_line(error)}); give a sqlite:/// "
+            "file or the http address of a running MLflow server"
+        ) from error
+    return client, address
+
+
+def address_of(uri: str | None) -> str:
+    """Return the store's address without a password."""
+    uri = uri or default_uri()
+    scheme, separator, rest = uri.partition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}...@{host}" if at and "/" not in user else uri
+
+
+def fetch_runs(
+    client: "MlflowClient", address: str, experiment: str | None
+) -> list[tuple[str, "Run"]]:
+    """Fetch the runs of rayfl, each with the name of its experiment."""
+    found = {e.name: e.experiment_id for e in client.search_experiments()}
+    if experiment is not None and experiment not in found:
+        raise ConfigError(
+            f"--experiment = {shown(experiment)}: is not in {address}{nearest(experiment, found)}; "
+            f"it has {', '.join(sorted(found))}"
+        )
+    name_of = {i: name for name, i in found.items() if experiment in (None, name)}
+    runs, token = [], ""
+    while token is not None:
+        page = client.search_runs(
+            list(name_of), max_results=_RUNS_PER_PAGE, page_token=token or None
+        )
+        runs += [(name_of[run.info.experiment_id], run) for run in page if _is_experiment(run)]
+        token = page.token or None
+    return runs
+
+
+def _is_experiment(run: "Run") -> bool:
+    """Return True for a run of rayfl, except for a sweep, which is the parent of its trials."""
+    kind = run.data.tags.get("rayfl.kind", "experiment")
+    return kind == "experiment" and (
+        "rayfl.config_hash" in run.data.tags or "rayfl.kind" in run.data.tags
+    )
+
+
+def read_histories(
+    client: "MlflowClient", run_ids: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """Read per-round metrics: `run_id`, `round` and one column per metric (NaN: not measured)."""
+
+    def read(pair: tuple[str, str]) -> dict[int, float]:
+        # A resumed run may record a round twice; its last record counts.
+        entries = client.get_metric_history(*pair)
+        return {m.step: m.value for m in sorted(entries, key=lambda m: m.timestamp)}
+
+    pairs = [(run_id, name) for run_id in run_ids for name in metrics]
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = dict(zip(pairs, readers.map(read, pairs), strict=True))
+    frames = [
+        pd.DataFrame({name: pd.Series(found[run_id, name], dtype=float) for name in metrics})
+        .rename_axis("round")
+        .sort_index()
+        .reset_index()
+        .assign(run_id=run_id)
+        for run_id in run_ids
+    ]
+    every = pd.concat([pd.DataFrame(columns=["run_id", "round", *metrics]), *frames])
+    return every.reset_index(drop=True).astype(dict.fromkeys(["round", *metrics], float))
