@@ -34,7 +34,7 @@ class Pathological(Scheme):
         return deal(labels, _even_counts(holds, class_sizes, rng), rng)
 
     def _holders(self, class_sizes: np.ndarray, clients: int) -> np.ndarray:
-        """Number of clients that hold each class, [C]: in proportion to its size, 1 at the least."""
+        """How many clients hold each class, [C]: in proportion to its size, 1 at the least."""
         most = np.minimum(class_sizes, clients)  # a holder needs at least one sample
         total = self.classes_per_client * clients
         fewest = -(-len(class_sizes) // clients)
@@ -120,15 +120,15 @@ def _even_counts(
         for k, class_size in enumerate(class_sizes):
             holding = np.flatnonzero(holds[:, k])
             others = sizes[holding] - counts[holding, k]
-            counts[holding, k] = _level(others, class_size)
+            counts[holding, k] = raise_lowest(others, class_size)
             sizes[holding] = others + counts[holding, k]
         if (sizes**2).sum() == before:
             break
     return counts
 
 
-def _level(heights: np.ndarray, amount: int) -> np.ndarray:
-    """Spread `amount` units, at least one for each, so that they level the heights, like water poured in."""
+def raise_lowest(heights: np.ndarray, amount: int) -> np.ndarray:
+    """How `amount` units, at least one for each, best level the heights, like water poured in."""
     order = np.argsort(heights, kind="stable")
     low = heights[order] + 1
     water = amount - len(heights)
