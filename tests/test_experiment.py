@@ -1,4 +1,4 @@
-"""`run` from config to MLflow, on real actors and a real store."""
+"""`run` from config to MLflow, in a real store; on real actors once: a run without Ray is the same."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,6 @@ from rayfl.data.partition import split
 from rayfl.errors import ClientError, ConfigError, DivergedError
 from rayfl.prepare import clients_per_unit, prepare
 from rayfl.training.flat import Layout
-
-pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def the_run(client):
 
 def test_run_returns_history_and_a_state_dict_of_the_plain_model(small):
     config = load_config(small)
-    result = run(config)
+    result = run(config, local=True)
 
     assert isinstance(result.history, pd.DataFrame)
     assert result.history.index.tolist() == [1, 2, 3]
@@ -54,10 +52,12 @@ def test_run_returns_history_and_a_state_dict_of_the_plain_model(small):
     assert accuracy == pytest.approx(result.history["test/accuracy"].iloc[-1], abs=0.003)
 
 
-def test_the_run_is_found_again_in_mlflow(tracked, client):
+def test_the_run_is_found_again_in_mlflow(tracked, client, ray_session):
+    """On client actors; without Ray the bits are the same."""
     config = load_config(tracked)
     result = run(config)
-    found = the_run(client)
+    assert run(config, local=True).model_sha256 == result.model_sha256
+    found = client.get_run(result.run_id)
 
     assert found.info.run_id == result.run_id
     assert found.info.status == "FINISHED"
@@ -103,14 +103,14 @@ def test_what_is_evaluated_is_the_configs_to_say_and_not_part_of_its_hash(small)
     detailed = load_config(small, ["federation.rounds=1", "evaluation.per_class=true"])
     assert bare.hash == detailed.hash
     assert prepare(detailed).federation.breakdown.per_class
-    result = run(bare)
+    result = run(bare, local=True)
     assert result.clients is None
     assert not [name for name in result.history if name.startswith(("client/", "test/class/"))]
 
 
 def test_a_query_finds_runs_by_parameter(tracked, client):
     for rho in (0.01, 0.2):
-        run(load_config(tracked, [f"algorithm.rho={rho}"]))
+        run(load_config(tracked, [f"algorithm.rho={rho}"]), local=True)
     frame = mlflow.search_runs(
         [client.get_experiment_by_name("rayfl").experiment_id],
         "params.`algorithm.rho` = '0.2' and attributes.status = 'FINISHED'",
@@ -125,7 +125,7 @@ def test_an_interrupted_run_is_killed_and_keeps_its_rounds(tracked, client):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(load_config(tracked), on_metrics=stop)
+        run(load_config(tracked), local=True, on_metrics=stop)
     found = the_run(client)
     assert found.info.status == "KILLED"
     kept = client.get_metric_history(found.info.run_id, "train/loss")
@@ -142,7 +142,7 @@ def test_an_interrupted_run_is_killed_and_keeps_its_rounds(tracked, client):
 def test_a_failed_run_keeps_its_rounds(tracked, client, name, error, message, rounds):
     tracked["algorithm"] = {"name": name}
     with pytest.raises(error, match=message):
-        run(load_config(tracked))
+        run(load_config(tracked), local=True)
     found = the_run(client)
     assert found.info.status == "FAILED"
     kept = client.get_metric_history(found.info.run_id, "train/loss")
@@ -193,7 +193,7 @@ def test_lenet_on_cifar10(small, cifar10):
         "rounds": 2,
         "eval_every": 2,
     }
-    result = run(load_config(small))
+    result = run(load_config(small), local=True)
     assert result.history["train/loss"].iloc[1] < 2.5
     assert result.summary["accuracy_final"] > 0.1
     assert sum(v.numel() for v in result.state_dict.values()) == 797_962

@@ -13,6 +13,7 @@ LAYERS = [
     {"cli"},
     {"tuning"},
     {"experiment", "analysis"},
+    {"launch"},
     {"prepare", "tracking"},
     {"runtime", "config"},
     {"federation"},

@@ -77,7 +77,7 @@ class TensorInfo(NamedTuple):
     """As PyTorch names it, such as "0.weight"."""
     shape: torch.Size
     offset: int
-    """Of its first entry in the flat vector."""
+    """Position of its first entry in the flat vector."""
 
     @property
     def size(self) -> int:

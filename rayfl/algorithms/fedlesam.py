@@ -30,7 +30,7 @@ from rayfl.algorithms.vectors import scaled_to
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalPerturbation(Algorithm):
-    """What the three share: put it before the method that takes the steps."""
+    """Common part of the three: put it before the method that takes the steps."""
 
     paper: ClassVar[str] = "Fan et al., ICML 2024, arXiv:2405.18890"
 

@@ -29,7 +29,7 @@ from rayfl.algorithms.fields import Decay1, Decay2, ServerLR
 
 @dataclass(frozen=True, kw_only=True)
 class FedOpt(Algorithm):
-    """What the three share: all but the second moment."""
+    """Common part of the three: all but the second moment."""
 
     paper: ClassVar[str] = "Reddi et al., ICLR 2021, arXiv:2003.00295"
 

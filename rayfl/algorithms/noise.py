@@ -27,7 +27,7 @@ class ClientNoise:
     steps: Sequence[int]
     """K_i of each."""
     drawn: bool = field(default=False, init=False)
-    """Whether anything was drawn so far."""
+    """True once anything was drawn."""
 
     def at(self, step: int) -> Random:
         """Draws of local step `step`; of `upload` for a client that has taken all its steps."""
@@ -43,7 +43,7 @@ class ClientNoise:
 
     @cached_property
     def _seeds(self) -> list[np.ndarray]:
-        """Of each client's steps 0 to K_i: the last one is that of `upload`, in every stack."""
+        """Seeds of each client's steps 0 to K_i: the last one is that of `upload`, in every stack."""
         streams = (seeds.generator(self.seed, "method", self.round, c) for c in self.clients)
         return [
             rng.integers(2**63, size=count + 1)

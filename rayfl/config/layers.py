@@ -117,12 +117,14 @@ def _dropped(old: Layer, new: Layer, has: Has, path: str) -> set[str]:
         if keys
     ]
     if words:
-        _say(f"{path}.name = {shown(new['name'])}, not {shown(old['name'])}: {'; '.join(words)}")
+        say_once(
+            f"{path}.name = {shown(new['name'])}, not {shown(old['name'])}: {'; '.join(words)}"
+        )
     return set(dropped)
 
 
 @functools.cache
-def _say(message: str) -> None:
+def say_once(message: str) -> None:
     """Log a message once: hundreds of points of a sweep say the same."""
     logger.warning(message)
 

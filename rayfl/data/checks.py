@@ -1,4 +1,4 @@
-"""What is wrong with the arrays of a data set, in words; and what was read, if nothing is.
+"""Checks of the arrays of a data set, in words; and a summary of what was read.
 
 Shapes: n samples, H x W pixels, C channels, F features, L tokens.
 """
@@ -73,7 +73,7 @@ def check(dataset: "Dataset") -> None:
 
 
 def account(dataset: "Dataset") -> tuple[str, ...]:
-    """What was read and what was left out, in lines for users."""
+    """Summary for users of what was read and what was left out, in lines."""
     train, test = dataset.x_train, dataset.x_test
     n = dataset.files
     files = "" if n is None else f" from {n:,} file{'s' if n != 1 else ''}"

@@ -1,4 +1,4 @@
-"""What a data set is, and what a source of one has to do.
+"""The types of a data set and of a source of one.
 
 A source (rayfl/data/sources/) reads arrays from disk; `Source.load` checks them, so all that follows can
 rely on what `Dataset` promises. A new source is a subclass with a `read` method that ends in `from_arrays`.
@@ -63,7 +63,7 @@ class Dataset:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the samples are integers that are no images, such as the words of a text."""
+        """True if the samples are integers that are no images, such as the words of a text."""
         return self.x_train.dtype == np.int64
 
     def trial(self) -> np.ndarray:
@@ -145,7 +145,7 @@ class Source(ABC):
 
 
 def _give_back_memory() -> None:
-    """What reading leaves free, hundreds of MB for CIFAR-10, the allocators would keep."""
+    """Return freed memory to the operating system: hundreds of MB after reading CIFAR-10."""
     if pyarrow := sys.modules.get("pyarrow"):
         pyarrow.default_memory_pool().release_unused()
     if platform.libc_ver()[0] == "glibc":

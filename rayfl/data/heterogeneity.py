@@ -1,4 +1,4 @@
-"""What makes clients differ, beyond who owns which sample: fewer samples of some classes, other features,
+"""Differences between clients beyond who owns which sample: fewer samples of some classes, other features,
 wrong labels.
 
 All of it is done once to the training arrays, before a run starts. The test set stays as it is: it measures
@@ -26,7 +26,7 @@ from rayfl.seeds import generator
 
 
 class Heterogeneity(BaseModel):
-    """What is done to the training data. A shift of features grows from the first client group, which has
+    """Changes to the training data. A shift of features grows from the first client group, which has
     none, to the last."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

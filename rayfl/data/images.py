@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
     pixels: np.ndarray
     """uint8 [n, H, W, C]; C is 1 if all images are grey, otherwise 3."""
     animated: list[str]
-    """Where the images are that have more frames than the first, which is the one that counts."""
+    """Positions of the images that have more frames than the first, which is the one that counts."""
 
 
 @functools.cache

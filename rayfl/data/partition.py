@@ -1,4 +1,4 @@
-"""How the training samples are spread over the clients.
+"""The assignment of training samples to clients.
 
 Every scheme (rayfl/data/schemes/) is a true partition: each sample belongs to exactly one client and no
 client is empty. A scheme therefore returns one number per sample, its owner.

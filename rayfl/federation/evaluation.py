@@ -85,7 +85,7 @@ class Breakdown:
             metrics["test/domain_mean"] = float(np.mean(list(domains.values())))
             metrics["test/domain_worst"] = min(domains.values())
         if self.holdings is not None:
-            metrics |= _statistics(self._accuracies(correct), self.holdings.clients)
+            metrics |= client_statistics(self._accuracies(correct), self.holdings.clients)
         return metrics
 
     def clients(self, correct: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ def metric_names(names: Sequence[str]) -> list[str]:
     return [f"{i} {key}" for i, key in enumerate(keys)]
 
 
-def _statistics(accuracies: np.ndarray, clients: np.ndarray) -> dict[str, float]:
+def client_statistics(accuracies: np.ndarray, clients: np.ndarray) -> dict[str, float]:
     """Mean, quantiles and the mean of the worst tenth (rounded up) over the clients.
 
     `accuracies [D]`, each that of so many `clients [D]`.

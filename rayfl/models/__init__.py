@@ -129,7 +129,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def name_of(spec: Model) -> str:
-    """How the config names this model."""
+    """The name of this model in a config."""
     if isinstance(spec, Factory):
         return spec.path
     registered = (name for name, known in MODELS.items() if known is type(spec))

@@ -1,4 +1,4 @@
-"""What image models share: the check of their input, and the size that they see it in."""
+"""Common parts of image models: the check of their input, and the size that they see it in."""
 
 from dataclasses import dataclass
 

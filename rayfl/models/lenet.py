@@ -45,7 +45,7 @@ class LeNet5:
 
 
 def _pooled(side: int) -> int:
-    """What two rounds of 5x5 convolution without padding and 2x2 pooling leave of a side."""
+    """Side of the map after two rounds of 5x5 convolution without padding and 2x2 pooling."""
     for _ in range(2):
         side = (side - 4) // 2
     return side

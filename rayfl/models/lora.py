@@ -25,7 +25,7 @@ from rayfl.text import shown
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """How a model is adapted. The defaults are FedNSAM's, but for its dropout of 0.05."""
+    """Settings of the adapters. The defaults are FedNSAM's, but for its dropout of 0.05."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -107,7 +107,7 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `add` was called on the model."""
+    """True if `add` was called on the model."""
     return any(isinstance(part, SelfAttention) or _is_adapted(part) for part in model.modules())
 
 

@@ -133,7 +133,7 @@ def _path(pretrained: str) -> Path:
 
 @functools.lru_cache
 def _sha256(path: Path, modified: int, size: int) -> str:
-    """Of a file; read once as long as neither its time nor its size changes."""
+    """SHA-256 of a file; read once as long as neither its time nor its size changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

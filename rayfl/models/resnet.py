@@ -89,7 +89,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class Block(nn.Module):
-    """What two or three convolutions make of x `[n, C, H, W]`, added to x or to a projection of it."""
+    """Two or three convolutions of x `[n, C, H, W]`, added to x or to a projection of it."""
 
     def __init__(self, channels: int, width: int, stride: int, bottleneck: bool, norm: Norm):
         super().__init__()

@@ -24,7 +24,7 @@ _Size = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer(Pretrainable):
-    """What transformers share: adapters instead of training all weights."""
+    """Base of transformers: adapters instead of training all weights."""
 
     head: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]

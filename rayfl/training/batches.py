@@ -23,7 +23,7 @@ FETCHED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
 class BatchSchedule(NamedTuple):
-    """What one client's round consists of; drawn on the CPU, equal on every device."""
+    """The minibatches of one client's round; drawn on the CPU, equal on every device."""
 
     indices: np.ndarray
     """Samples of each step, int64 `[K, B]`; entries past `sizes[k]` are 0."""
@@ -202,7 +202,7 @@ class StackBatches:
         return self._stack(drawn, steps, width) if drawn else None
 
     def _stack(self, values: list[np.ndarray], steps: int, width: int) -> Tensor:
-        """What every client's plan drew, `[C, K, B, ...]`."""
+        """Stack the values of every client's schedule, `[C, K, B, ...]`."""
         padded = np.zeros((len(values), steps, width, *values[0].shape[2:]), values[0].dtype)
         for client, v in enumerate(values):
             padded[client, : len(v), : v.shape[1]] = v

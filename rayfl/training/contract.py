@@ -1,4 +1,4 @@
-"""What `algorithms/base.py` asks of a method, checked on one's own before any actor starts.
+"""Check a method of one's own against the rules of `algorithms/base.py` before any actor starts.
 
 The method runs for a few rounds in the real local loop, with a small stack of clients, and each call of its
 six functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
@@ -132,7 +132,7 @@ class Watched(Algorithm):
     watch: Watch
     oracle: Quadratics
     batches: list[Minibatch] = field(default_factory=list)
-    """Of the round's local steps."""
+    """One for each of the round's local steps."""
 
     def init_server(self, w: Tensor) -> Vectors:
         return self.watch("init_server", {"w": w}, lambda: self.method.init_server(w))

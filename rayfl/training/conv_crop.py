@@ -23,7 +23,7 @@ class Crop(NamedTuple):
     rows: slice
     columns: slice
     padding: tuple[int, int]
-    """What their convolution pads its maps with."""
+    """Padding of the maps for these taps."""
 
 
 Crops = Mapping[str, Crop]

@@ -1,8 +1,8 @@
-"""Local steps as recordings that a device takes again without Python: CUDA graphs.
+"""Local steps as CUDA graphs: recordings that a device replays without Python.
 
 A small model's step is hundreds of kernels of a few microseconds each, and launching them one by one from
 Python takes several times as long as they run. A recording is launched as one. It reads and writes the
-memory that it was recorded on: of each shape one `Stack` is held, and filled anew for every use.
+memory that it was recorded on: reuse one static buffer per shape.
 """
 
 import copy
@@ -30,7 +30,7 @@ class StaticBuffers(NamedTuple):
 
     stack: Stack
     vectors: Vectors
-    """Of the clients' memories, whichever of them the stack has at a time."""
+    """All vectors of the clients' memories; the stack has some of them at a time."""
 
     def values(self) -> Vectors:
         """Copies of all that a local step changes."""
@@ -53,7 +53,7 @@ class Recording(NamedTuple):
 
     replay: Work
     names: tuple[str, ...]
-    """Of the memory after it."""
+    """Names in the memory after it."""
     backward_passes: int
 
 
@@ -68,7 +68,7 @@ class GraphedSteps:
         """Steps that were taken by a recording."""
         self._held: dict[object, StaticBuffers] = {}
         self._slots: dict[object, Minibatch] = {}
-        """Where recordings read minibatches of each shape."""
+        """Minibatch that recordings read, by shape."""
         self._recordings: dict[object, Recording] = {}
 
     def hold(self, stack: Stack) -> Stack:

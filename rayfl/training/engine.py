@@ -45,7 +45,7 @@ STACK_PARAMETERS = {"cpu": 800_000, "cuda": 200_000_000}
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
-    """How clients train, the same for all of them."""
+    """Settings of local training, the same for all clients."""
 
     seed: int
     batch_size: int
@@ -60,9 +60,9 @@ class LocalSettings:
     stack: int | None
     """Clients that train at once, at most; None: chosen by the engine."""
     cuda_graphs: bool
-    """Whether local steps are recorded where that can be; changes no result."""
+    """Record local steps as CUDA graphs where possible; changes no result."""
     shortcuts: Shortcuts
-    """What may be done to be fast, for it changes nothing."""
+    """Faster ways to compute that change no result."""
 
 
 class WorkUnit(NamedTuple):
@@ -74,7 +74,7 @@ class WorkUnit(NamedTuple):
 
 
 class Broadcast(NamedTuple):
-    """What travels down, float32 arrays."""
+    """Vectors that travel down, float32."""
 
     start: np.ndarray
     """`[P]`."""
@@ -85,7 +85,7 @@ class Broadcast(NamedTuple):
 
 
 class UnitResult(NamedTuple):
-    """What a work unit brings back; the clients' memories travel beside it."""
+    """Sums and measurements of a work unit; the clients' memories travel beside it."""
 
     sums: Arrays
     """Each upload summed over the unit's clients in their order; `buffers [Q]` among them."""
@@ -100,7 +100,7 @@ class UnitResult(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """What a piece of the test set says about the model."""
+    """Loss and hits of the model on a piece of the test set."""
 
     loss: float
     """Summed over the samples."""
@@ -208,7 +208,7 @@ class Engine:
         return kind(self.function, precision)
 
     def __str__(self) -> str:
-        """How local steps are computed: "PerClientGradient, CUDA graphs", "BatchedMLP of at most 4"."""
+        """Describe the local steps: "PerClientGradient, CUDA graphs", "BatchedMLP of at most 4"."""
         kind = type(self.oracle).__name__
         size = f" of at most {self._most}" if self.oracle.stacks else ""
         return kind + size + (", CUDA graphs" if self.records else "")

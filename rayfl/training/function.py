@@ -16,7 +16,7 @@ from rayfl.training.flat import Layout, views
 
 T = TypeVar("T")
 GradientHooks = Mapping[str, tuple[Callable[[Tensor], Tensor | None], ...]]
-"""What parameters do to their gradients (`Tensor.register_hook`), by name of the parameter."""
+"""Hooks on gradients (`Tensor.register_hook`), by name of the parameter."""
 
 
 @dataclass(eq=False)
@@ -26,19 +26,19 @@ class Function:
     model: nn.Module
     layout: Layout
     crops: Crops = field(default_factory=dict)
-    """How `model` wants its kernels, if `cropped` made it."""
+    """Crops of the kernels, if `cropped` made `model`."""
     channels_last: bool = True
-    """Whether images and kernels may lie channels last in memory, as convolutions like them. A model that
+    """Images and kernels may lie channels last in memory, as convolutions like them. A model that
     views maps as rows (`x.view(len(x), -1)`) needs them channels first, as PyTorch makes them."""
     shares_inputs: bool = True
-    """Whether several passes may read the same inputs: no pass changes them."""
+    """Several passes may read the same inputs: no pass changes them."""
     hooks: GradientHooks = field(default_factory=dict)
 
     def __post_init__(self):
         self._frame = _Frame(self.model)
 
     def places(self, flat: Tensor) -> dict[str, Tensor]:
-        """Where the model's parameters lie in `[..., P]`: views."""
+        """Views of the model's parameters in `[..., P]`."""
         return crop(views(self.layout.parameters, flat), self.crops)
 
     def parameters(self, flat: Tensor) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ class Function:
         return samples if self.shares_inputs else samples.clone()
 
     def within(self, tensors: dict[str, Tensor], work: Callable[[nn.Module], T]) -> T:
-        """What `work` makes of the model while these, by name, are its parameters and buffers.
+        """Return `work(model)` while these, by name, are its parameters and buffers.
 
         A backward pass belongs in there too: layers that keep no results compute them again.
         """

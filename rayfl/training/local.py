@@ -89,7 +89,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stack of clients brought back."""
+    """Results of a stack of clients."""
 
     uploads: Vectors
     """`[C, P]` or `[C, 1]` each."""

@@ -1,11 +1,11 @@
-"""What plain PyTorch makes of a model: the measure of every faster way to compute it."""
+"""A model as plain PyTorch computes it: the measure of every faster way."""
 
 import contextlib
 import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Set
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,35 +15,19 @@ from torch.nn import functional as F
 from rayfl.errors import first_line, reason
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import channels_first
+from rayfl.training.outcome import Outcome, Tensors, changed_parameters
 
-Tensors = dict[str, Tensor]
 Samples = tuple[Tensor, Tensor]
 """Inputs `[B, *sample_shape]` as the engine makes them, and labels `[B]`."""
 Mode = Literal["training", "evaluation"]
 
 # Several threads bring a model of fewer parameters nothing, and wait for each other where others compute too.
 FEW_PARAMETERS = 1_000_000
-# Differences that are rounding: relative to the tensor, and to all tensors together. Models that compute in
-# float32 in between are compared as coarsely as that makes necessary.
-ROUNDING = {torch.float64: (1e-5, 1e-8), torch.float32: (1e-2, 1e-3)}
 _WHOSE: dict[Mode, str] = {
     "training": "some client is that small; take group normalisation (model.norm=group), another "
     "federation.batch_size or another seed",
     "evaluation": "the test set is that small; leave out a test sample, or change the model",
 }
-
-
-class Outcome(NamedTuple):
-    """What a minibatch makes of a model."""
-
-    loss: Tensors
-    gradient: Tensors
-    buffers: Tensors
-    """Float buffers after the step."""
-    parameters: Tensors
-    """After the step, if the forward pass changes them, as embeddings with `max_norm` do."""
-    logits: Tensors
-    """In evaluation mode."""
 
 
 class Unfit(Exception):
@@ -65,7 +49,7 @@ class Plain:
             n: b.clone() for n, b in model.named_buffers() if not b.is_floating_point()
         }
         self.changes_inputs = False
-        """Whether a forward pass changes the samples that it is given."""
+        """True if a forward pass changes the samples that it is given."""
         self.first = self._begun(batches)
         """Outcome of the first minibatch."""
         if not self.first.loss["loss"].isfinite():
@@ -87,7 +71,7 @@ class Plain:
             self.restore()
 
     def outcome(self) -> Outcome:
-        """What plain PyTorch makes of the model and the first minibatch."""
+        """Results of plain PyTorch on the first minibatch."""
         x, y = self.batches[0]
         step = self.step(x, y)
         self.model.eval()
@@ -154,7 +138,7 @@ class Plain:
         self.restore()
 
     def _frozen(self) -> dict[str, float]:
-        """What tells whether frozen parameters have changed."""
+        """Sums by which a change of frozen parameters shows."""
         frozen = ((n, p) for n, p in self.model.named_parameters() if not p.requires_grad)
         return {name: float(p.detach().to(torch.float64).sum()) for name, p in frozen}
 
@@ -231,7 +215,7 @@ def check_tensors(model: nn.Module) -> None:
 
 
 def _problem(model: nn.Module) -> str | None:
-    """What keeps the model's tensors from being two float32 vectors."""
+    """Obstacle to two float32 vectors; None: there is none."""
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         return "has no trainable parameters; set requires_grad of those that clients shall train"
@@ -306,41 +290,3 @@ def _dense(parameter: nn.Parameter) -> Tensor:
 def seed() -> None:
     """Let each pass draw the same random numbers."""
     torch.default_generator.manual_seed(0)
-
-
-def changed_parameters(after: Tensors, before: Tensors) -> Tensors:
-    """Copies of those that differ."""
-    return {n: t.clone() for n, t in after.items() if not torch.equal(t, before[n])}
-
-
-def difference(mine: Outcome, plain: Outcome) -> str | None:
-    """What differs by more than rounding, and by how much."""
-    words = ("its {}", "the gradient of {!r}", "the buffer {!r}", "after a pass {!r}", "its {}")
-    for found, expected, saying in zip(mine, plain, words, strict=True):
-        if found.keys() != expected.keys():
-            return f"a pass changes the parameters {sorted(found.keys() ^ expected.keys())}"
-        if largest := _largest(found, expected):
-            name, by = largest
-            return f"{saying.format(name)} differs by {by:.1%}"
-    return None
-
-
-def _largest(mine: Tensors, plain: Tensors) -> tuple[str, float] | None:
-    """The tensor that differs most, and its relative difference; None: all differences are rounding."""
-    norms = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in plain.items()}
-    whole, found = math.hypot(*norms.values()), {}
-    for name, tensor in plain.items():
-        own, common = ROUNDING.get(tensor.dtype, ROUNDING[torch.float32])
-        by = _distance(mine[name], tensor)
-        if by and not by <= own * norms[name] + common * whole:
-            found[name] = by / max(norms[name], 1e-300)
-    return max(found.items(), key=lambda item: item[1], default=None)
-
-
-def _distance(mine: Tensor, plain: Tensor) -> float:
-    """L2 norm of the difference; where both are NaN, or infinite alike, they are equal."""
-    by = float(torch.linalg.vector_norm(mine - plain))
-    if math.isfinite(by):
-        return by
-    same = (mine == plain) | (mine.isnan() & plain.isnan())
-    return float(torch.linalg.vector_norm(torch.where(same, 0.0, mine - plain)))

@@ -1,4 +1,4 @@
-"""In which arithmetic local steps run; all flat vectors, and evaluation, stay float32.
+"""The arithmetic of local steps; all flat vectors, and evaluation, stay float32.
 
 float32 is float32 everywhere: PyTorch's own default rounds the inputs of convolutions to TF32 on GPUs.
 tf32 rounds the inputs of matrix products and convolutions on NVIDIA GPUs, and is float32 on CPUs.
@@ -19,13 +19,13 @@ _convolutions: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttribut
 
 
 def forward_pass(precision: Precision, device: torch.device) -> torch.autocast:
-    """Where a forward pass runs that the gradient follows."""
+    """Autocast context for differentiated forward passes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextlib.contextmanager
 def local_steps(precision: Precision) -> Iterator[None]:
-    """Where local steps run: with TF32 if that was asked for, as it is not elsewhere."""
+    """Context of local steps: with TF32 if that was asked for, as it is not elsewhere."""
     if precision != "tf32":
         yield
         return
@@ -38,11 +38,11 @@ def local_steps(precision: Precision) -> Iterator[None]:
 
 
 def round_inputs(products: str, convolutions: str) -> None:
-    """What GPUs do to the float32 inputs of both: "tf32" rounds them, "ieee" does not."""
+    """Set the rounding of float32 inputs on GPUs: "tf32" rounds them, "ieee" does not."""
     _products.fp32_precision = products
     _convolutions.fp32_precision = convolutions
 
 
 def in_effect(precision: Precision, device: torch.device) -> Precision:
-    """What local steps on that device compute in: tf32 exists on GPUs only."""
+    """Precision of local steps on that device: tf32 exists on GPUs only."""
     return "float32" if precision == "tf32" and device.type != "cuda" else precision

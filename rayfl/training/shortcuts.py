@@ -1,4 +1,4 @@
-"""Which short cuts are taken for a model: those that change nothing.
+"""Choose the short cuts for a model: those that change nothing.
 
 Before the first round one local step is computed as plain PyTorch does, and in each way that the engine
 knows, on the same model, samples and mode; in float64 where the model allows it. A way that gives something
@@ -18,15 +18,13 @@ from rayfl.training.conv_crop import Crops, cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function, GradientHooks, channels_first, gradient_hooks
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient, mlp_layers
+from rayfl.training.outcome import Outcome, changed_parameters, difference
 from rayfl.training.plain import (
     Mode,
-    Outcome,
     Plain,
     Samples,
     Unfit,
-    changed_parameters,
     check_tensors,
-    difference,
     numbers,
     restored,
     seed,
@@ -36,16 +34,16 @@ from rayfl.training.travel import packed, unpacked
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcuts:
-    """How the engine may compute the local steps and evaluations of a model."""
+    """Ways in which the engine may compute the steps and evaluations of a model."""
 
     channels_last: bool = True
     crops: Crops = field(default_factory=dict)
     dense: bool = False
-    """Whether the model is a chain of linear layers, which has a hand-written backward pass."""
+    """The model is a chain of linear layers, which has a hand-written backward pass."""
     shares_inputs: bool = True
     hooks: GradientHooks = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
-    """What would have been faster and is not done, and why; for users."""
+    """Faster ways that are not taken, and why; for users."""
 
     def function(self, model: nn.Module) -> Function:
         """The model as a function of flat vectors."""
@@ -152,7 +150,7 @@ class Comparison:
             self.plain.restore()
 
     def _why_not(self, shortcuts: Shortcuts, twice: bool = False) -> str | None:
-        """How the model as a function of a flat vector differs from plain PyTorch; None: it does not.
+        """Describe how the model as a function of a flat vector differs from plain PyTorch, or None.
 
         `twice`: not even when the same process takes the same step again.
         """
@@ -196,7 +194,7 @@ class Comparison:
         )
 
     def _why_no_rows(self, oracle: Oracle) -> str | None:
-        """How a stack of two clients differs from what plain PyTorch gives for each."""
+        """Describe how a stack of two clients differs from plain PyTorch on each; None: it does not."""
         plain = self.plain
         xs, ys = (torch.stack(parts) for parts in zip(*plain.batches, strict=True))
         second = plain.step(*plain.batches[1])

@@ -1,4 +1,4 @@
-"""How a model travels to the processes that train it: as bytes, without its weights.
+"""Pack a model for the processes that train it: as bytes, without its weights.
 
 Passes bring their own parameters, so of a model only its code, its frozen parts and its buffers need to
 arrive.

@@ -1,4 +1,4 @@
-"""Where a method turns a tensor of several clients into one Python value: an `if` on it, float() or .item().
+"""Find reads of a tensor of several clients as one Python value: an `if` on it, float() or .item().
 
 All clients of a stack would then take the same branch, but no value tells so: in a short check the branch may
 never be taken. So the tensors themselves are followed, from what a function is given to what it looks at.
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 READS = ("__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose")
-"""What gives one Python value for a whole tensor."""
+"""Functions that give one Python value for a whole tensor."""
 
 
 class ValueReads(TorchFunctionMode):
@@ -26,7 +26,7 @@ class ValueReads(TorchFunctionMode):
         self._libraries = libraries
         self._followed = {id(t): t for t in tensors}  # kept, so that no other gets the id
         self.places: list[str] = []
-        """Where a look was written, "file:line"; those in `libraries` only check their input."""
+        """Places of reads, "file:line"; those in `libraries` only check their input."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

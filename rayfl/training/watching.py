@@ -19,7 +19,7 @@ from rayfl.training.value_reads import ValueReads
 
 Doubt = Literal["size", "rounding"]
 Given = dict[str, Tensor | Vectors]
-"""What a function was given, by its name there."""
+"""Arguments of a function, by name."""
 
 # What each function returns: vectors are tensors, the rest are dicts of them.
 RETURNS = {
@@ -48,7 +48,7 @@ class Broken(Exception):
     def __init__(self, words: str, doubt: Doubt | None):
         super().__init__(words)
         self.doubt = doubt
-        """What else may be to blame: that the vector is shorter than the model's, or float32."""
+        """Another possible cause: a vector shorter than the model's, or float32."""
 
 
 class Watch:
@@ -60,7 +60,7 @@ class Watch:
         """Server state that begins at infinity, as a running minimum does."""
 
     def __call__(self, function: str, given: Given, call: Callable[[], Any]) -> Any:
-        """What `call` returns, if that is all it does, and the same each time."""
+        """Return the result of `call`, if that is all it does, and the same each time."""
         process, before = _process_generators(), _flat(given)
         # The version tells of writes that leave the values as they are, such as half of 0.
         copies = {name: (value._version, value.clone()) for name, value in before.items()}
@@ -137,7 +137,7 @@ class Watch:
         raise Broken(f"{function}{place} {words}", doubt)
 
     def returned(self, function: str, call: Callable[[], Any]) -> Any:
-        """What `call` returns; `Broken` names what it raises."""
+        """Return the result of `call`; `Broken` names what it raises."""
         try:
             return call()
         except Exception as error:  # whatever the method raises
@@ -169,14 +169,14 @@ class Watch:
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors are equal, NaNs too."""
+    """True if two tensors are equal, NaNs too."""
     if a is None or b is None or kind(a) != kind(b):
         return a is b
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def kind(value: Tensor) -> str:
-    """What a tensor is, such as "float32 [2, 10]"."""
+    """Dtype and shape of a tensor, such as "float32 [2, 10]"."""
     device = "" if value.device.type == "cpu" else f" on {value.device}"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{device}"
 
@@ -193,7 +193,7 @@ def _flat(given: Given) -> dict[str, Tensor]:
 
 
 def _of_several(function: str, given: dict[str, Tensor]) -> list[Tensor]:
-    """What has a row for each client."""
+    """Tensors with a row for each client."""
     return [t for name, t in given.items() if name.startswith(ROWS.get(function, ()))]
 
 

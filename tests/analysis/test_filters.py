@@ -81,7 +81,9 @@ def test_says_what_cannot_be_read(text, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("word", [".05", "5e-2", "1_0", "~", "yes", "2024-01-01", "-3", "a:B", "0x1f"])
+@pytest.mark.parametrize(
+    "word", [".05", "5e-2", "1_0", "~", "yes", "2024-01-01", "-3", "a:B", "0x1f"]
+)
 def test_a_word_means_the_same_in_an_override(word):
     (condition,) = parse(f"a.b={word}")
     value = parse_overrides([f"a.b={word}"])["a"]["b"]

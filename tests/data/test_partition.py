@@ -16,8 +16,8 @@ from rayfl.data.schemes import (
     Quantity,
     Shards,
 )
-from rayfl.data.schemes.dirichlet import _draw_classes, log_gammas
-from rayfl.data.schemes.pathological import _level
+from rayfl.data.schemes.dirichlet import draw_classes, log_gammas
+from rayfl.data.schemes.pathological import raise_lowest
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
@@ -182,7 +182,7 @@ def test_dirichlet_two_samples_of_a_client_are_alike_as_theory_has_it(alpha):
     """P(same class) = E sum p_k^2 = (alpha + 1) / (C alpha + 1), while no class has run out."""
     clients, classes, rng = 40_000, 10, generator(3, "partition")
     logs, everything = log_gammas(alpha, (clients, classes), rng), np.ones(classes, dtype=bool)
-    first, second = (_draw_classes(logs, everything, rng.random(clients)) for _ in range(2))
+    first, second = (draw_classes(logs, everything, rng.random(clients)) for _ in range(2))
     expected = (
         (1 + 1 / alpha) / (classes + 1 / alpha) if alpha > 1 else (alpha + 1) / (10 * alpha + 1)
     )
@@ -234,7 +234,8 @@ def test_dirichlet_per_class_spreads_a_class_as_theory_has_it(alpha):
         10**6,
     )
     shares = (
-        np.stack([scheme._draw(np.array([size]), clients, rng)[:, 0] for _ in range(3000)]) / size
+        np.stack([scheme.draw_counts(np.array([size]), clients, rng)[:, 0] for _ in range(3000)])
+        / size
     )
     p = 1 / clients
     assert shares.mean(axis=0) == pytest.approx(np.full(clients, p), abs=0.025)
@@ -308,7 +309,7 @@ def test_level_pours_like_water(heights, extra):
     expected = [height + 1 for height in heights]
     for _ in range(extra):
         expected[expected.index(min(expected))] += 1
-    added = _level(np.array(heights), extra + len(heights))
+    added = raise_lowest(np.array(heights), extra + len(heights))
     assert added.min() >= 1
     assert sorted(added + heights) == sorted(expected)
 

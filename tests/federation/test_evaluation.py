@@ -8,7 +8,7 @@ import pytest
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.federation.evaluation import NAMED_DOMAINS, Breakdown, _statistics, metric_names
+from rayfl.federation.evaluation import NAMED_DOMAINS, Breakdown, client_statistics, metric_names
 
 CLASSES, GROUPS, CLIENTS = ("cat", "dog", "eel"), ("art", "photo"), 7
 
@@ -168,7 +168,7 @@ def test_statistics_over_clients_are_those_of_all_their_values():
     for n in (1, 2, 3, 10, 11, 100, 999):
         accuracies, clients = rng.random(n), rng.integers(1, 5, n)
         values = np.repeat(accuracies, clients)
-        found = _statistics(accuracies, clients)
+        found = client_statistics(accuracies, clients)
         worst = np.sort(values)[: -(-len(values) // 10)]
         expected = {f"p{q}": np.quantile(values, q / 100) for q in (10, 50, 90)}
         expected |= {"mean": values.mean(), "worst10": worst.mean()}

@@ -84,7 +84,7 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
 @pytest.mark.slow
 def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     thirty_rounds["federation"]["local_steps"] = 500
-    reference = run(load_config(thirty_rounds))
+    reference = run(load_config(thirty_rounds), local=True)
     killed = []
 
     def kill(record):

@@ -24,7 +24,7 @@ def alone(ray_session):
     """A config, and the result of running it undisturbed. FedAvg, as the algorithms of failing.py."""
     config = small_config() | {"algorithm": {"name": "fedavg"}}
     config["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5}
-    return config, run(load_config(config))
+    return config, run(load_config(config), local=True)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_killed_while_it_evaluates(small, tmp_path, ray_session):
     small["model"] = {"name": "failing:MortalWhenEvaluated", "armed": str(armed)}
     small["federation"]["rounds"] = 40
     small["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5}
-    undisturbed = run(load_config(small))
+    undisturbed = run(load_config(small), local=True)
 
     result = run(load_config(small), on_start=lambda start: armed.touch())
     assert not armed.exists()

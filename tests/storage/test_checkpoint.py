@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +17,16 @@ from local_pool import a_server
 from mlflow.tracking import MlflowClient
 from pyarrow import fs
 
-from rayfl import load_config, run
+from rayfl import load_config
+from rayfl import run as run_on_actors
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.history import History
 from rayfl.prepare import prepare
 from rayfl.storage.checkpoint import Memory, Snapshot, find, saved_in
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
+
+run = partial(run_on_actors, local=True)
 
 
 def checkpoints(location, keep_last=2, every=1):
@@ -35,19 +39,25 @@ def untimed(records):
     ]
 
 
-@pytest.mark.parametrize(("name", "engine"), METHODS_AND_ENGINES)
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        pytest.param(*case, marks=() if case[1] == "BatchedMLP" else pytest.mark.slow)
+        for case in METHODS_AND_ENGINES
+    ],
+)
 def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
     small["algorithm"] = {"name": name}
-    small["federation"]["rounds"] = 6
+    small["federation"]["rounds"] = 4
     prepared = prepare(load_config(small, ENGINES[engine]))
     whole = a_server(prepared)
     expected = list(whole.run())
 
     first, writer, history = a_server(prepared), checkpoints(tmp_path), History()
     writer.prepare()
-    records = list(first.run(until=2))
+    records = list(first.run(until=1))
     writer.save(first.snapshot(), history.rows)
-    records += first.run(until=4)  # only what this cohort changed is written now
+    records += first.run(until=2)  # only what this cohort changed is written now
     writer.save(first.snapshot(), history.rows)
     second = a_server(prepared)
     second.restore(checkpoints(tmp_path).latest().snapshot())
@@ -64,15 +74,15 @@ def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory, ray_session, empty_store):
-    """Folder and config of a run that was interrupted after the checkpoint of round 2."""
+def interrupted(tmp_path_factory, empty_store):
+    """Folder and config of a run that was interrupted after some checkpoints."""
     folder = tmp_path_factory.mktemp("interrupted")
     shutil.copy(empty_store, folder)
     config = small_config() | {"tracking": {"enabled": True}, "checkpoint": {"every": 2}}
-    config["federation"]["rounds"] = 80
+    config["federation"]["rounds"] = 10
 
     def stop(record):
-        if record.round == 4:
+        if record.round == 6:
             raise KeyboardInterrupt
 
     with contextlib.chdir(folder), pytest.raises(KeyboardInterrupt):
@@ -89,23 +99,26 @@ def stopped(interrupted, tmp_path, monkeypatch):
     return copy.deepcopy(config)
 
 
-def test_a_run_goes_on_in_its_mlflow_run_on_another_number_of_actors(stopped, tmp_path):
+@pytest.mark.slow
+def test_a_run_goes_on_in_its_mlflow_run_on_another_number_of_actors(
+    stopped, tmp_path, ray_session
+):
     undisturbed = run(load_config(stopped | {"tracking": {"enabled": False}}))
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("rayfl").experiment_id
     (before,) = client.search_runs([experiment])
     started = []
-    result = run(
+    result = run_on_actors(
         load_config(stopped, ["resources.num_actors=1"]), started.append, resume=before.info.run_id
     )
 
-    assert 2 <= started[0].resumed_round < 80
+    assert 2 <= started[0].resumed_round < 10
     assert result.model_sha256 == undisturbed.model_sha256
     assert result.run_id == before.info.run_id
     (after,) = client.search_runs([experiment])
     assert after.info.status == "FINISHED"
     accuracy = client.get_metric_history(result.run_id, "test/accuracy")
-    assert [m.step for m in accuracy] == list(range(1, 81))
+    assert [m.step for m in accuracy] == list(range(1, 11))
     assert [m.value for m in accuracy] == undisturbed.history["test/accuracy"].tolist()
     assert after.data.metrics["bytes_up"] == undisturbed.summary["bytes_up"]
 
@@ -173,7 +186,7 @@ def test_another_version_is_refused(stopped, tmp_path):
         ConfigError, match=f"is no checkpoint of rayfl.* there is also {older.name}"
     ):
         run(load_config(stopped), resume="latest")
-    assert run(load_config(stopped), resume=str(older)).summary["rounds"] == 80
+    assert run(load_config(stopped), resume=str(older)).summary["rounds"] == 10
 
 
 def test_one_that_cannot_be_read_stands_in_nobodys_way_but_its_own(tmp_path):
@@ -236,7 +249,7 @@ def test_what_is_not_there_is_said(which, small, tmp_path, monkeypatch):
         run(load_config(small), resume=which)
 
 
-def test_a_place_that_cannot_be_written_is_an_error_before_any_actor(small, tmp_path, ray_session):
+def test_a_place_that_cannot_be_written_is_an_error_before_any_actor(small, tmp_path):
     (tmp_path / "file").write_text("")
     started = []
     refused = {

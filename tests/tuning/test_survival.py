@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import head, node
+from local_pool import undisturbed
 from mlflow.tracking import MlflowClient
 from sweeps import runs
 
-from rayfl.experiment import run as run_one
 from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.storage import Storage
 from tuning.config import load_sweep
@@ -60,7 +60,7 @@ def test_kill_9_in_the_middle_and_the_same_sweep_is_as_if_nothing_was(
         steps = [m.step for m in client.get_metric_history(row.run_id, "train/loss")]
         assert sorted(steps) == list(range(1, 31))
         if row.trial.hash in reached:
-            assert run_one(row.trial.experiment).model_sha256 == row.model_sha256
+            assert undisturbed(row.trial.experiment) == row.model_sha256
 
 
 @pytest.mark.slow

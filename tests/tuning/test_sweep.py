@@ -39,7 +39,7 @@ def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
     assert len(trials) == len(runs(tmp_path)) == 3
     assert parent.info.run_id == wider.parent_id == first.parent_id
     one = first.rows[0].trial.experiment
-    alone = run_one(one)
+    alone = run_one(one, local=True)
     assert first.rows[0].model_sha256 == alone.model_sha256
     mine, own = (
         trials[one.hash],

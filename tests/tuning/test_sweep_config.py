@@ -140,7 +140,7 @@ def test_a_missing_package_says_how_to_get_it(load, monkeypatch):
 
 
 def test_another_name_keeps_what_it_shares_in_axes_overrides_and_bases(load, caplog):
-    layers._say.cache_clear()
+    layers.say_once.cache_clear()
     names = "space.algorithm.name.grid=[fedavg, fednsam, fedwmsam]"
     sweep = load("base.algorithm={name: fedsam, rho: 0.3}", names)
     rhos = [
@@ -156,7 +156,7 @@ def test_another_name_keeps_what_it_shares_in_axes_overrides_and_bases(load, cap
 
 
 def test_overrides_of_a_sweep_s_own_names_keep_what_they_share(tmp_path, caplog):
-    layers._say.cache_clear()
+    layers.say_once.cache_clear()
     (tmp_path / "base.yaml").write_text(BASE)
     drawn = SWEEP.replace("grid", "uniform")
     (tmp_path / "s.yaml").write_text(drawn + "search: {name: random, num_samples: 7, seed: 3}\n")

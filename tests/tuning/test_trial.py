@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import ray
 import torch
+from local_pool import undisturbed
 from ray.util import placement_group, remove_placement_group
 
 from rayfl.config.schema import load_config
-from rayfl.experiment import run
 from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
 from rayfl.training.flat import sha256
@@ -84,7 +84,7 @@ def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
         digests.append(report["model_sha256"])
         pids.append(ray.get(trials._actors()[0].describe.remote())["pid"])
     assert pids[0] == pids[1]
-    assert digests == [run(first).model_sha256, run(second).model_sha256]
+    assert digests == [undisturbed(first), undisturbed(second)]
 
 
 @pytest.mark.slow

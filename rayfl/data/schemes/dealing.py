@@ -1,4 +1,4 @@
-"""How a scheme hands out samples once it knows how many each client gets.
+"""Deal out samples, given how many each client gets.
 
 Shapes: n samples, N clients, C classes.
 """

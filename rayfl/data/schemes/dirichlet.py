@@ -46,7 +46,7 @@ class Dirichlet(Scheme):
         start = 0
         while start < len(slots):
             owners = slots[start : start + _CHUNK]
-            classes = _draw_classes(priors[owners], left > 0, uniforms[start : start + _CHUNK])
+            classes = draw_classes(priors[owners], left > 0, uniforms[start : start + _CHUNK])
             # Which classes are masked changes only where a class runs out: keep the draws up to
             # there, and draw the others again.
             taken = (classes[:, None] == np.arange(len(left))).cumsum(axis=0)
@@ -80,7 +80,7 @@ class DirichletPerClass(Scheme):
                 *(key, self.min_samples),
             )
         for _ in range(_ATTEMPTS):
-            counts = self._draw(np.bincount(labels), clients, rng)
+            counts = self.draw_counts(np.bincount(labels), clients, rng)
             if counts.sum(axis=1).min() >= self.min_samples:
                 return deal(labels, counts, rng)
         raise ConfigError(
@@ -92,7 +92,7 @@ class DirichletPerClass(Scheme):
             keys=(key, "federation.clients", "partition.name"),
         )
 
-    def _draw(
+    def draw_counts(
         self, class_sizes: np.ndarray, clients: int, rng: np.random.Generator
     ) -> np.ndarray:  # [N, C]
         counts = np.zeros((clients, len(class_sizes)), dtype=np.int64)
@@ -126,7 +126,7 @@ def _proportions(logs: np.ndarray, available: np.ndarray) -> np.ndarray:
     return np.exp(masked - masked.max(axis=-1, keepdims=True))
 
 
-def _draw_classes(logs: np.ndarray, available: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+def draw_classes(logs: np.ndarray, available: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """One class per row of log priors [m, C] by inverse CDF, among the available classes [C] only."""
     cdf = np.cumsum(_proportions(logs, available), axis=1)
     reached = uniforms[:, None] * cdf[:, -1:]

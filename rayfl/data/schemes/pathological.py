@@ -125,14 +125,14 @@ def _even_counts(
         for k, class_size in enumerate(class_sizes):
             holding = np.flatnonzero(holds[:, k])
             others = sizes[holding] - counts[holding, k]
-            counts[holding, k] = _level(others, class_size)
+            counts[holding, k] = raise_lowest(others, class_size)
             sizes[holding] = others + counts[holding, k]
         if (sizes**2).sum() == before:
             break
     return counts
 
 
-def _level(heights: np.ndarray, amount: int) -> np.ndarray:
+def raise_lowest(heights: np.ndarray, amount: int) -> np.ndarray:
     """How `amount` units, at least one for each, best level the heights, like water poured in."""
     order = np.argsort(heights, kind="stable")
     low = heights[order] + 1

@@ -56,7 +56,7 @@ def others(directory: Path, used: Sequence[Path], refuse: Refuse) -> list[str]:
 
 
 def _parquet(directory: Path, refuse: Refuse) -> list[Path]:
-    """What has the suffix of Parquet files, sorted: Spark writes folders of such names, too."""
+    """List the paths with the suffix of Parquet files, sorted: Spark writes folders of such names, too."""
     try:
         return sorted(directory / n for n in os.listdir(directory) if n.lower().endswith(_SUFFIX))
     except OSError as error:
@@ -89,7 +89,7 @@ def _inside(tree: Tree, folder: Path) -> list[Path]:
 
 
 def _missing(shards: list[re.Match[str]], split: str, refuse: Refuse) -> list[str]:
-    """What to say of shards that say how many they are, if not all are there."""
+    """Describe the shards that are missing, where their names say how many there are."""
     totals = {found["total"] for found in shards}
     if totals <= {None}:
         return []

@@ -1,4 +1,4 @@
-"""The protocol of gradient oracles, and what those by autograd share.
+"""The protocol of gradient oracles, and the base of those by autograd.
 
 Shapes: C clients, B samples, P parameters.
 """
@@ -23,7 +23,7 @@ class Oracle(Protocol):
 
     @property
     def stacks(self) -> bool:
-        """Whether several clients go into one call."""
+        """True if several clients go into one call."""
         ...
 
     def __call__(
@@ -33,7 +33,7 @@ class Oracle(Protocol):
 
 @dataclass(eq=False)
 class Autograd:
-    """What oracles by autograd share: leaves that are views of the flat vector, and the way back."""
+    """Base of oracles by autograd: leaves that are views of the flat vector, and the way back."""
 
     function: Function
     precision: Precision = "float32"

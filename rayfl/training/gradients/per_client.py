@@ -21,7 +21,7 @@ class PerClientGradient(Autograd):
 
     stacks = False
     buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """Of the client that is being trained."""
+    """Buffers of the client that is being trained."""
 
     def __post_init__(self):
         self._fresh_step = True
@@ -34,7 +34,7 @@ class PerClientGradient(Autograd):
 
     @property
     def recordable(self) -> bool:
-        """Whether a recording of its passes can serve other clients: each client has buffers of its own."""
+        """True if a recording of its passes can serve other clients: none has buffers of its own."""
         return not self.function.layout.buffers and not self._counters
 
     def begin_client(self, buffers: Tensor) -> None:
