@@ -35,7 +35,7 @@ class Pathological(Scheme):
         return deal(labels, _even_counts(holds, class_sizes, rng), rng)
 
     def _holders(self, class_sizes: np.ndarray, clients: int) -> np.ndarray:
-        """How many clients hold each class, [C]: in proportion to its size, 1 at the least."""
+        """Number of clients that hold each class, [C]: in proportion to its size, 1 at the least."""
         most = np.minimum(class_sizes, clients)  # a holder needs at least one sample
         total = self.classes_per_client * clients
         fewest = -(-len(class_sizes) // clients)
@@ -133,7 +133,7 @@ def _even_counts(
 
 
 def raise_lowest(heights: np.ndarray, amount: int) -> np.ndarray:
-    """How `amount` units, at least one for each, best level the heights, like water poured in."""
+    """Spread `amount` units, at least one for each, so that they level the heights, like water poured in."""
     order = np.argsort(heights, kind="stable")
     low = heights[order] + 1
     water = amount - len(heights)
