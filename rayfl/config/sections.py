@@ -143,12 +143,14 @@ class Federation(Section):
     @property
     def lrs(self) -> tuple[float, ...]:
         """Local learning rate of each round."""
-        factor = {
-            "constant": lambda r: 1.0,
-            "exponential": lambda r: self.lr_decay**r,
-            "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r / self.rounds)),
-        }[self.lr_schedule]
-        return tuple(self.lr * factor(r) for r in range(self.rounds))
+        return tuple(self.lr * self._factor(r) for r in range(self.rounds))
+
+    def _factor(self, r: int) -> float:
+        if self.lr_schedule == "exponential":
+            return self.lr_decay**r
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * r / self.rounds))
+        return 1.0
 
 
 class Evaluation(Section):

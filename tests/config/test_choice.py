@@ -79,7 +79,7 @@ def test_every_registered_name_comes_back(choice):
 
 
 def test_options_of_the_users_own_class(own):
-    written = {"name": "own:Mine", "gamma": 0.5, "layers": [3], "table": {"a": 1}}
+    written = {"name": "own:Mine", "server_lr": 1.0, "gamma": 0.5, "layers": [3], "table": {"a": 1}}
     built = ALGORITHM.parse(written)
     assert (built.gamma, built.layers, built.table) == (0.5, (3,), {"a": 1})
     assert ALGORITHM.dump(built) == written
@@ -101,7 +101,7 @@ def test_options_of_the_users_own_class(own):
         (
             {"gamma": 0, "layer": [1]},
             "algorithm.layer = [1]: unknown key (did you mean 'algorithm.layers'?); "
-            "allowed in algorithm: gamma, layers, name, table",
+            "allowed in algorithm: gamma, layers, name, server_lr, table",
         ),
     ],
 )
