@@ -1,4 +1,4 @@
-"""How values, names and errors are shown: on one line, printable, cut where they are long."""
+"""Values, names and errors as text: on one line, printable, cut where they are long."""
 
 import difflib
 import json
