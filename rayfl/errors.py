@@ -10,7 +10,7 @@ class KeyedError(Exception):
     """An error about keys of a config, worded as `key = value: message; hint`.
 
     `allowed` stands for the message "must be ...". `value` is left out where there is none to show.
-    `keys` are the other dotted keys that these name; none of them is a part of another.
+    `keys` are the other dotted keys that these name; no key is a part of another.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class KeyedError(Exception):
     def rekeyed(self, name: Callable[[str], str]) -> Self:
         """Return this error with each key as `name` gives it, such as the key in a sweep's file."""
         words = [self.message, self.allowed, self.hint]
-        for key in filter(lambda key: "." in key, self.keys):
+        for key in filter(lambda key: "." in key, {self.key, *self.keys}):
             words = [text.replace(key, name(key)) for text in words]
         message, allowed, hint = words
         keys = tuple(map(name, self.keys))
@@ -45,6 +45,10 @@ class KeyedError(Exception):
 
 class ConfigError(KeyedError):
     """Bad input, found before any actor starts. The command line exits with code 2."""
+
+
+Refuse = Callable[..., ConfigError]
+"""Makes the error of one option from a message: `partial(ConfigError, key=..., value=...)`."""
 
 
 class RunError(KeyedError):

@@ -122,16 +122,19 @@ class PBT(Scheduler):
         for key in self.mutate:
             if key not in space:
                 raise ConfigError(
-                    f"scheduler.mutate: {key!r} is no axis of the space{nearest(key, space)}; "
-                    f"axes: {', '.join(space)}"
+                    f"{key!r} is no axis of the space{nearest(key, space)}; "
+                    f"axes: {', '.join(space)}",
+                    key="scheduler.mutate",
                 )
             if is_task(key) or not key.startswith(("algorithm.", "federation.")) or space[key].when:
                 raise ConfigError(
-                    f"scheduler.mutate: {key!r} cannot change within a run; numbers of algorithm and "
-                    "federation.lr, without 'when', can"
+                    f"{key!r} cannot change within a run; numbers of algorithm and "
+                    "federation.lr, without 'when', can",
+                    key="scheduler.mutate",
+                    keys=("federation.lr",),
                 )
         if search.points(space) is None:
-            raise ConfigError("scheduler.name = 'pbt': needs search.name grid or random")
+            raise ConfigError("needs search.name grid or random", key="scheduler.name", value="pbt")
 
     def group(self, point: Point, seed: int) -> Hashable:
         fixed = sorted((k, repr(v)) for k, v in point.items() if k not in self.mutate)

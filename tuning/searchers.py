@@ -38,8 +38,9 @@ class Grid(Search):
         for key, axis in space.items():
             if not axis.is_grid:
                 raise ConfigError(
-                    f"space.{key}.{axis.kind}: is drawn at random, but search.name = 'grid'; "
-                    "give 'grid' or 'range', or set search.name to random"
+                    "is drawn at random, but search.name = 'grid'; "
+                    "give 'grid' or 'range', or set search.name to random",
+                    key=f"space.{key}.{axis.kind}",
                 )
 
     def points(self, space: Space) -> Iterator[Point]:
@@ -56,8 +57,10 @@ class Random(Search):
     def check(self, space: Space) -> None:
         if all(axis.is_grid for axis in space.values()):
             raise ConfigError(
-                "search.name = 'random': no axis of the space is drawn; give one of them choice, "
-                "uniform, loguniform or integers, or set search.name to grid"
+                "no axis of the space is drawn; give one of them choice, "
+                "uniform, loguniform or integers, or set search.name to grid",
+                key="search.name",
+                value="random",
             )
 
     def points(self, space: Space) -> Iterator[Point]:
@@ -82,13 +85,15 @@ class Optuna(Search):
         for key, axis in space.items():
             if axis.is_grid:
                 raise ConfigError(
-                    f"space.{key}.{axis.kind}: search.name = 'optuna' draws every axis; give "
-                    "choice, uniform, loguniform or integers"
+                    "search.name = 'optuna' draws every axis; give "
+                    "choice, uniform, loguniform or integers",
+                    key=f"space.{key}.{axis.kind}",
                 )
             if is_task(key):
                 raise ConfigError(
-                    f"space.{key}: search.name = 'optuna' would search for the easiest task; set "
-                    f"base.{key} and run a sweep for each of its values"
+                    "search.name = 'optuna' would search for the easiest task; set "
+                    f"base.{key} and run a sweep for each of its values",
+                    key=f"space.{key}",
                 )
         _require("optuna", "search.name = 'optuna'", "pip install 'rayfl[optuna]'")
 

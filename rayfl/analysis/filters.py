@@ -3,7 +3,7 @@
     filter    = condition { ("and" | ",") condition }
     condition = key ("=" | "!=" | "<" | "<=" | ">" | ">=") value  |  key "in" "[" value, ... "]"
               | algorithm, which is short for algorithm.name=algorithm
-    value     = number | true | false | null | word | 'text' | "text" | [ value, ... ]
+    value     = word | 'text' | "text" | [ value, ... ], where a word is read as in an override
 
 A filter is data: it is parsed here, never evaluated as code. A key that a run does not have is null.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from rayfl.config.values import parse_value, plain
 from rayfl.errors import ConfigError
 from rayfl.text import shown
 
@@ -141,7 +142,7 @@ def _condition(tokens: _Tokens) -> Condition:
     _, sign = tokens.next("one of = != < <= > >= in")
     if sign not in (*_ORDER, "=", "==", "!=", "in"):
         raise tokens.error(f"'{sign}' stands where one of = != < <= > >= in should")
-    value = _value(tokens)
+    value = _value(tokens, key)
     if sign in _ORDER and not _is_number(value):
         raise tokens.error(f"{key} {sign} {shown(value)} must compare with a number")
     if sign == "in" and not isinstance(value, tuple):
@@ -149,7 +150,7 @@ def _condition(tokens: _Tokens) -> Condition:
     return Condition(key, "=" if sign == "==" else sign, value)
 
 
-def _value(tokens: _Tokens) -> Any:
+def _value(tokens: _Tokens, key: str) -> Any:
     kind, text = tokens.next("a value")
     if kind == "text":
         return text[1:-1]
@@ -158,15 +159,18 @@ def _value(tokens: _Tokens) -> Any:
         while not tokens.take("]"):
             if values and not tokens.take(","):
                 raise tokens.error("a list lacks a comma or its ']'")
-            values.append(_value(tokens))
+            values.append(_value(tokens, key))
         return tuple(values)
     if kind == "sign":
         raise tokens.error(f"'{text}' stands where a value should")
-    return plain_value(text)
+    try:
+        return _hashable(plain(parse_value(text), key))
+    except ValueError as error:
+        raise tokens.error(f"{key} {text}: is not valid YAML ({error})") from None
 
 
-def plain_value(text: str) -> Any:
-    """Parse a word: a number, true, false, null or a list (as a tuple), else the text itself."""
+def stored_value(text: str) -> Any:
+    """Return a recorded parameter, which is JSON or else text; lists as tuples."""
     try:
         return _hashable(json.loads(text))
     except ValueError:

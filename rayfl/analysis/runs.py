@@ -115,7 +115,7 @@ def _frame(runs: Iterable[tuple[str, "Run"]]) -> pd.DataFrame:
     for experiment, run in runs:
         tags, info = run.data.tags, run.info
         rows.append(
-            {key: filters.plain_value(text) for key, text in sorted(run.data.params.items())}
+            {key: filters.stored_value(text) for key, text in sorted(run.data.params.items())}
             | run.data.metrics
             | {
                 "run_id": info.run_id,

@@ -20,7 +20,7 @@ _LOSS = 1e-3  # standard deviations of a feature that float32 may be off
 def check_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray) -> None:
     """ConfigError unless these are samples and labels, whatever their values."""
     if problem := _problem_of_arrays(x, y):
-        raise ConfigError(f"data.name: the {split} data of {name!r} {problem}")
+        raise ConfigError(f"the {split} data of {name!r} {problem}", key="data.name")
 
 
 def check_precision(name: str, x: np.ndarray) -> None:
@@ -39,9 +39,10 @@ def check_precision(name: str, x: np.ndarray) -> None:
     if len(coarse):
         k = coarse[0]
         raise ConfigError(
-            f"data.name: feature {k} of the train data of {name!r} has mean {columns[:, k].mean():.6g} and "
+            f"feature {k} of the train data of {name!r} has mean {columns[:, k].mean():.6g} and "
             f"standard deviation {std[k]:.6g}, for which float32 is too coarse (off by {off[k]:.3g}); "
-            "subtract an offset, such as the mean, from it"
+            "subtract an offset, such as the mean, from it",
+            key="data.name",
         )
 
 
@@ -52,19 +53,21 @@ def check(dataset: "Dataset") -> None:
         group = getattr(dataset, f"group_{split}")
         check_arrays(dataset.name, split, x, y)
         if problem := _problem(dataset, x, y) or _group_problem(dataset, group, len(y)):
-            raise ConfigError(f"data.name: the {split} data of {dataset.name!r} {problem}")
+            raise ConfigError(f"the {split} data of {dataset.name!r} {problem}", key="data.name")
     shapes = dataset.x_train.shape[1:], dataset.x_test.shape[1:]
     if shapes[0] != shapes[1] or dataset.x_train.dtype != dataset.x_test.dtype:
         raise ConfigError(
-            f"data.name: train and test samples of {dataset.name!r} differ: {shapes[0]} "
-            f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike"
+            f"train and test samples of {dataset.name!r} differ: {shapes[0]} "
+            f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike",
+            key="data.name",
         )
     absent = np.flatnonzero(np.bincount(dataset.y_train, minlength=dataset.num_classes) == 0)
     if len(absent) or dataset.num_classes < 2:
         raise ConfigError(
-            f"data.name: {dataset.name!r} needs 2 or more classes with train samples in each; "
+            f"{dataset.name!r} needs 2 or more classes with train samples in each; "
             f"it has {dataset.num_classes}, without samples: {absent[:10].tolist()}; "
-            "number the labels 0, 1, 2, ... without gaps"
+            "number the labels 0, 1, 2, ... without gaps",
+            key="data.name",
         )
     _check_normalisation(dataset)
 
@@ -140,11 +143,13 @@ def _check_normalisation(dataset: "Dataset") -> None:
     channels = (dataset.x_train.shape[-1],)
     if not dataset.mean.shape == dataset.std.shape == channels or not (dataset.std > 0).all():
         raise ConfigError(
-            f"data.name: mean and std of {dataset.name!r} must have shape {channels} and std > 0, "
-            f"not {dataset.mean} and {dataset.std}"
+            f"mean and std of {dataset.name!r} must have shape {channels} and std > 0, "
+            f"not {dataset.mean} and {dataset.std}",
+            key="data.name",
         )
     if dataset.has_tokens and (dataset.mean.any() or (dataset.std != 1).any()):
         raise ConfigError(
-            f"data.name: the samples of {dataset.name!r} are integer tokens, which are not normalised; "
-            "mean must be 0 and std 1"
+            f"the samples of {dataset.name!r} are integer tokens, which are not normalised; "
+            "mean must be 0 and std 1",
+            key="data.name",
         )

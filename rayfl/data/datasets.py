@@ -136,8 +136,10 @@ class Source(ABC):
         check(dataset)
         if self.augment != "none" and len(dataset.sample_shape) != 3:
             raise ConfigError(
-                f"data.augment = {self.augment!r}: works on images, but the samples of "
-                f"{dataset.name!r} are vectors of {dataset.sample_shape[0]} features; use 'none'"
+                "works on images, but the samples of "
+                f"{dataset.name!r} are vectors of {dataset.sample_shape[0]} features; use 'none'",
+                key="data.augment",
+                value=self.augment,
             )
         return replace(dataset, read=account(dataset))
 
@@ -176,8 +178,9 @@ def _numbers(name: str, labels: np.ndarray) -> list[str]:
     last = int(labels.max())
     if last >= len(labels):  # before a list is made of them: a stray label may be in the billions
         raise ConfigError(
-            f"data.name: the train data of {name!r} have labels up to {last}, but {len(labels)} samples; "
-            "number the labels 0, 1, 2, ... without gaps"
+            f"the train data of {name!r} have labels up to {last}, but {len(labels)} samples; "
+            "number the labels 0, 1, 2, ... without gaps",
+            key="data.name",
         )
     return [str(label) for label in range(last + 1)]
 

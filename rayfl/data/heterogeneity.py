@@ -113,8 +113,10 @@ def _shifted_features(
     if data.has_tokens:
         key = next(key for key in ("noise", "rotation", "colour") if getattr(options, key))
         raise ConfigError(
-            f"heterogeneity.{key} = {getattr(options, key)}: features shift, but the samples of "
-            f"{data.name!r} are integer tokens, which cannot; set it to 0"
+            "features shift, but the samples of "
+            f"{data.name!r} are integer tokens, which cannot; set it to 0",
+            key=f"heterogeneity.{key}",
+            value=getattr(options, key),
         )
     clients = len(partition.sizes)
     groups = _client_groups(data, clients, options)
@@ -146,18 +148,26 @@ def _client_groups(data: Dataset, clients: int, options: Heterogeneity) -> int:
     for key in ("rotation", "colour"):
         if getattr(options, key) and len(data.sample_shape) != 3:
             raise ConfigError(
-                f"heterogeneity.{key} = {getattr(options, key)}: works on images, but the samples of "
-                f"{data.name!r} are vectors of {data.sample_shape[0]} features; set it to 0"
+                "works on images, but the samples of "
+                f"{data.name!r} are vectors of {data.sample_shape[0]} features; set it to 0",
+                key=f"heterogeneity.{key}",
+                value=getattr(options, key),
             )
     groups = options.client_groups or clients
     if groups > clients:
         raise ConfigError(
-            f"heterogeneity.client_groups = {groups}: must be at most federation.clients = {clients}"
+            f"must be at most federation.clients = {clients}",
+            key="heterogeneity.client_groups",
+            value=groups,
+            keys=("federation.clients",),
         )
     if groups < 2:
         raise ConfigError(
-            "federation.clients = 1: a feature shift (heterogeneity.noise, rotation or colour) grows from "
-            "client to client and leaves the first as it is; it needs 2 clients or more"
+            "a feature shift (heterogeneity.noise, rotation or colour) grows from "
+            "client to client and leaves the first as it is; it needs 2 clients or more",
+            key="federation.clients",
+            value=1,
+            keys=("heterogeneity.noise",),
         )
     return groups
 

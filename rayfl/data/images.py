@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rayfl.errors import ConfigError, reason
+from rayfl.errors import Refuse, reason
 
 if TYPE_CHECKING:  # Pillow is slow to import: only the functions that use it do so
     from PIL.Image import Image
@@ -48,15 +48,15 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known if kind not in _UNDECODABLE)
 
 
-def decode(images: Iterable[Encoded], given: str, size: int | None = None) -> Decoded:
+def decode(images: Iterable[Encoded], refuse: Refuse, size: int | None = None) -> Decoded:
     """Pixels of encoded images, all of one size, or resized to `size` x `size`.
 
     As torchvision's ImageFolder has it, a rotation that the file asks for (EXIF) is not done, and
-    transparency is dropped. `given` is the option that named them, as ConfigError shows it.
+    transparency is dropped. `refuse` makes the errors.
     """
 
     def decode_all(chunk: list[Encoded]) -> list[tuple[np.ndarray, bool]]:
-        return [_decode(image, given, size) for image in chunk]
+        return [_decode(image, refuse, size) for image in chunk]
 
     arrays: list[np.ndarray] = []
     animated: list[str] = []
@@ -68,7 +68,7 @@ def decode(images: Iterable[Encoded], given: str, size: int | None = None) -> De
             arrays += [array for array, _ in pairs]
             several = (more for _, more in pairs)
             animated += [image.where for image, more in zip(block, several, strict=True) if more]
-    return Decoded(_stacked(arrays, given), animated)
+    return Decoded(_stacked(arrays, refuse), animated)
 
 
 def _blocks(items: Iterable[Any], length: int) -> Iterator[list[Any]]:
@@ -77,7 +77,7 @@ def _blocks(items: Iterable[Any], length: int) -> Iterator[list[Any]]:
         yield block
 
 
-def _decode(image: Encoded, given: str, size: int | None) -> tuple[np.ndarray, bool]:
+def _decode(image: Encoded, refuse: Refuse, size: int | None) -> tuple[np.ndarray, bool]:
     """The pixels [H, W] or [H, W, 3], and whether there are more frames."""
     from PIL import Image, UnidentifiedImageError
 
@@ -89,9 +89,7 @@ def _decode(image: Encoded, given: str, size: int | None) -> tuple[np.ndarray, b
     except Exception as error:  # broken files make Pillow raise whatever its parsers do
         no_image = isinstance(error, UnidentifiedImageError)
         problem = "no image that Pillow knows" if no_image else reason(error)
-        raise ConfigError(
-            f"{given}: {image.where} cannot be decoded ({problem}); mend or remove it"
-        ) from error
+        raise refuse(f"{image.where} cannot be decoded ({problem}); mend or remove it") from error
 
 
 def _eight_bits(picture: "Image", size: int | None) -> "Image":
@@ -107,14 +105,15 @@ def _eight_bits(picture: "Image", size: int | None) -> "Image":
     return picture if size is None else picture.resize((size, size), Resampling.BILINEAR)
 
 
-def _stacked(arrays: list[np.ndarray], given: str) -> np.ndarray:
+def _stacked(arrays: list[np.ndarray], refuse: Refuse) -> np.ndarray:
     if not arrays:
-        raise ConfigError(f"{given}: there are no images in it")
+        raise refuse("there are no images in it")
     sizes = {array.shape[:2] for array in arrays}
     if len(sizes) != 1:
-        raise ConfigError(
-            f"{given}: all images must have the same size, found {len(sizes)} sizes "
-            f"{sorted(sizes)[:3]}; resize them, or use data.name=image_folder with data.size"
+        raise refuse(
+            f"all images must have the same size, found {len(sizes)} sizes "
+            f"{sorted(sizes)[:3]}; resize them, or use data.name=image_folder with data.size",
+            keys=("data.name", "data.size"),
         )
     channels = 3 if any(array.ndim == 3 for array in arrays) else 1
     stacked = np.empty((len(arrays), *sizes.pop(), channels), dtype=np.uint8)

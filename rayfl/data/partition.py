@@ -66,16 +66,18 @@ def split(
     """Spread the samples with these labels (and groups) over the clients. Only `seed` decides how."""
     if not 1 <= clients <= len(labels):
         raise ConfigError(
-            f"federation.clients = {clients}: must be from 1 to the number of training samples, "
-            f"{len(labels)}"
+            f"must be from 1 to the number of training samples, {len(labels)}",
+            key="federation.clients",
+            value=clients,
         )
     dense = np.unique(labels, return_inverse=True)[1]
     owner = scheme.assign(dense, clients, generator(seed, "partition"), groups)
     sizes = np.bincount(owner, minlength=clients)
     if len(owner) != len(labels) or len(sizes) != clients or sizes.min() < 1:
         raise ConfigError(
-            f"partition.name: {type(scheme).__name__} must give each of {len(labels)} samples an "
-            f"owner from 0 to {clients - 1} and leave no client without samples"
+            f"{type(scheme).__name__} must give each of {len(labels)} samples an "
+            f"owner from 0 to {clients - 1} and leave no client without samples",
+            key="partition.name",
         )
     offsets = np.concatenate(([0], np.cumsum(sizes)))
     # The sort is stable, so the indices of each client ascend.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rayfl.data.images import Encoded, decode, suffixes
-from rayfl.errors import ConfigError, reason
+from rayfl.errors import ConfigError, Refuse, reason
 from rayfl.text import printable
 
 # What systems and editors leave in folders of files, beside names that start with a dot.
@@ -24,8 +24,9 @@ def directory_of(path: str, layout: str) -> Path:
     directory = absolute(path)
     if not os.path.isdir(directory):  # Path's raises for a name that is too long
         raise ConfigError(
-            f"data.path = {path!r}: {printable(str(directory))} is not a directory; expected one with "
-            f"{layout}"
+            f"{printable(str(directory))} is not a directory; expected one with {layout}",
+            key="data.path",
+            value=path,
         )
     return directory
 
@@ -42,9 +43,9 @@ def is_hidden(name: str) -> bool:
 class Tree:
     """A directory of data files. What is asked for is read; what else is there, it keeps the names of."""
 
-    def __init__(self, root: Path, given: str):
-        """`given` is the option that named the directory, as ConfigError shows it."""
-        self.root, self.given = root, given
+    def __init__(self, root: Path, refuse: Refuse):
+        """Keep the directory; `refuse` makes the errors about the option that named it."""
+        self.root, self.refuse = root, refuse
         self._left_out: set[tuple[bool, str]] = set()
 
     @property
@@ -85,7 +86,7 @@ class Tree:
     def pixels(self, files: Sequence[Path], size: int | None = None) -> np.ndarray:
         """uint8 [n, H, W, C] of these image files; frames after the first are left out."""
         images = (Encoded(self.name(file), file) for file in files)
-        pixels, animated = decode(images, self.given, size)
+        pixels, animated = decode(images, self.refuse, size)
         self._left_out |= {(False, f"{where} (all but its first frame)") for where in animated}
         return pixels
 
@@ -106,7 +107,7 @@ class Tree:
             names = sorted(os.listdir(directory))
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             where = printable(str(directory))
-            raise ConfigError(f"{self.given}: cannot list {where} ({reason(error)})") from error
+            raise self.refuse(f"cannot list {where} ({reason(error)})") from error
         self.leave_out([directory / name for name in names if is_hidden(name)])
         folders: list[Path] = []
         files: list[Path] = []

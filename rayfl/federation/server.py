@@ -222,7 +222,8 @@ class Server:
     def _diverged(self, round: int, what: str) -> DivergedError:
         return DivergedError(
             f"round {round}, algorithm '{self.name}': {what} is not finite; lower federation.lr (now "
-            f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.clip_norm"
+            f"{self.federation.lrs[round - 1]:g}) or the algorithm's rho, or set federation.clip_norm",
+            keys=("federation.lr", "federation.clip_norm"),
         )
 
     def _evaluate(self, handle: Any) -> None:

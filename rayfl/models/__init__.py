@@ -78,16 +78,19 @@ def build(
             raise
         except (Exception, SystemExit) as error:
             raise ConfigError(
-                f"model.name = {name_of(spec)!r}: fails on samples {list(sample_shape)} with "
+                f"fails on samples {list(sample_shape)} with "
                 f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "
-                f"{_hint(inputs)}change the model's options, or take another model"
+                f"{_hint(inputs)}change the model's options, or take another model",
+                key="model.name",
+                value=name_of(spec),
             ) from error
     expected = (2, num_classes)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if got != expected:
         raise ConfigError(
-            f"model.name = {name_of(spec)!r}: 2 samples {list(sample_shape)} must give logits of "
-            f"shape {expected}, it gives {got}"
+            f"2 samples {list(sample_shape)} must give logits of shape {expected}, it gives {got}",
+            key="model.name",
+            value=name_of(spec),
         )
     return model
 

@@ -12,13 +12,14 @@ def check_images(name: str, sample_shape: tuple[int, ...], smallest: int = 1) ->
     """ConfigError unless the samples are images `[C, H, W]` of at least `smallest` x `smallest`."""
     if len(sample_shape) != 3:
         raise ConfigError(
-            f"model.name = '{name}': needs images [C, H, W], the data have {list(sample_shape)}; "
-            "use model.name=mlp"
+            f"needs images [C, H, W], the data have {list(sample_shape)}; use model.name=mlp",
+            *("model.name", name),
         )
     if min(sample_shape[1:]) < smallest:
         raise ConfigError(
-            f"model.name = '{name}': needs images of {smallest} x {smallest} pixels or more, the data "
-            f"have {list(sample_shape)}; take another model"
+            f"needs images of {smallest} x {smallest} pixels or more, the data "
+            f"have {list(sample_shape)}; take another model",
+            *("model.name", name),
         )
 
 

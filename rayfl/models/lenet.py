@@ -20,8 +20,10 @@ class LeNet5:
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         if len(sample_shape) != 3 or min(sample_shape[1:]) < _SMALLEST:
             raise ConfigError(
-                f"model.name = 'lenet5': needs images [C, H, W] of {_SMALLEST} x {_SMALLEST} "
-                f"pixels or more, the data have {list(sample_shape)}; use model.name=mlp"
+                f"needs images [C, H, W] of {_SMALLEST} x {_SMALLEST} "
+                f"pixels or more, the data have {list(sample_shape)}; use model.name=mlp",
+                key="model.name",
+                value="lenet5",
             )
         channels, height, width = sample_shape
         return nn.Sequential(

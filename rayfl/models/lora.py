@@ -49,8 +49,9 @@ class LoRA:
         for target in targets:
             if not any(f".{name}".endswith(f".{target}") for name in linear if name != head):
                 raise ConfigError(
-                    f"model.lora.target_modules: no linear layer but the head ends in {shown(target)}; "
-                    f"name ends of {', '.join(linear[:6])}, ..."
+                    f"no linear layer but the head ends in {shown(target)}; "
+                    f"name ends of {', '.join(linear[:6])}, ...",
+                    key="model.lora.target_modules",
                 )
         config = peft.LoraConfig(
             r=self.r,
@@ -64,8 +65,10 @@ class LoRA:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise ConfigError(
-                f"model.lora.target_modules = {shown(targets)}: peft cannot adapt them "
-                f"({first_line(error)}); name ends of {', '.join(linear[:6])}, ..."
+                "peft cannot adapt them "
+                f"({first_line(error)}); name ends of {', '.join(linear[:6])}, ...",
+                key="model.lora.target_modules",
+                value=targets,
             ) from error
         model.get_submodule(head).requires_grad_(True)
 
@@ -84,9 +87,10 @@ def check_called(model: nn.Module, inputs: Tensor) -> None:
         hook.remove()
     if idle := [name for name in adapted if name not in called]:
         raise ConfigError(
-            f"model.lora.target_modules: the model uses the weights of {', '.join(idle[:3])} without "
+            f"the model uses the weights of {', '.join(idle[:3])} without "
             f"calling the layer, so an adapter there would do nothing ({len(idle)} such layers); leave "
-            "them out"
+            "them out",
+            key="model.lora.target_modules",
         )
 
 
@@ -161,6 +165,6 @@ def _peft() -> Any:
         import peft  # takes seconds to import
     except ImportError as error:
         raise ConfigError(
-            "model.lora: needs the package peft; install it with `pip install 'rayfl[lora]'`"
+            "needs the package peft; install it with `pip install 'rayfl[lora]'`", key="model.lora"
         ) from error
     return peft

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rayfl.errors import ConfigError, first_line
+from rayfl.errors import ConfigError, Refuse, first_line
 
 TORCHVISION = "torchvision"
 
@@ -57,8 +58,9 @@ class Pretrainable:
         """
         if self.pretrained is None:
             return
-        key = f"model.pretrained = '{self.pretrained}'"
-        given = self._published(key) if self.pretrained == TORCHVISION else self._file(key)
+        refuse = partial(ConfigError, key="model.pretrained", value=self.pretrained)
+        is_published = self.pretrained == TORCHVISION
+        given = self._published(refuse) if is_published else self._file(refuse)
         own = model.state_dict()
         for name in (f"{head}.weight", f"{head}.bias"):
             if name in given and name in own and len(given[name]) != len(own[name]):
@@ -72,36 +74,39 @@ class Pretrainable:
             ),
         ]
         if findings:
-            raise ConfigError(
-                f"{key}: is no state dict of model.name = '{self.name}' with these options; it "
-                f"{'; it '.join(findings)}; change the model's options, or take other weights"
+            raise refuse(
+                f"is no state dict of model.name = '{self.name}' with these options; it "
+                f"{'; it '.join(findings)}; change the model's options, or take other weights",
+                keys=("model.name",),
             )
         model.load_state_dict(given)
 
-    def _published(self, key: str) -> dict[str, Tensor]:
+    def _published(self, refuse: Refuse) -> dict[str, Tensor]:
         from torchvision.models import get_model_weights  # slow to import
 
         if self.published is None:
-            raise ConfigError(
-                f"{key}: torchvision has no weights for model.name = '{self.name}'; give a file"
+            raise refuse(
+                f"torchvision has no weights for model.name = '{self.name}'; give a file",
+                keys=("model.name",),
             )
         weights: Any = get_model_weights(self.published)
         best = weights.DEFAULT
         cached = Path(torch.hub.get_dir()) / "checkpoints" / best.url.rpartition("/")[2]
         if not cached.exists() and not self.download:
-            raise ConfigError(
-                f"{key}: {cached} is not there; set model.download=true to download {best.url}, or put "
-                "the file there"
+            raise refuse(
+                f"{cached} is not there; set model.download=true to download {best.url}, or put "
+                "the file there",
+                keys=("model.download",),
             )
         try:
             return dict(best.get_state_dict(check_hash=True, progress=False, weights_only=True))
         except Exception as error:  # whatever the network or a damaged file raises
-            raise ConfigError(f"{key}: cannot be loaded ({first_line(error)})") from error
+            raise refuse(f"cannot be loaded ({first_line(error)})") from error
 
-    def _file(self, key: str) -> dict[str, Tensor]:
+    def _file(self, refuse: Refuse) -> dict[str, Tensor]:
         path = _path(str(self.pretrained))
         if not path.is_file():
-            raise ConfigError(f"{key}: no such file; give a state dict, '{TORCHVISION}' or null")
+            raise refuse(f"no such file; give a state dict, '{TORCHVISION}' or null")
         try:
             if path.suffix == ".safetensors":
                 from safetensors.torch import load_file
@@ -110,13 +115,13 @@ class Pretrainable:
             else:
                 found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a file that is none of these makes torch raise
-            raise ConfigError(
-                f"{key}: cannot be read as tensors alone ({first_line(error)}); save the model's "
+            raise refuse(
+                f"cannot be read as tensors alone ({first_line(error)}); save the model's "
                 "state_dict() with torch.save or safetensors"
             ) from error
         if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-            raise ConfigError(
-                f"{key}: must hold a state dict, names and their tensors, nothing around it; save "
+            raise refuse(
+                "must hold a state dict, names and their tensors, nothing around it; save "
                 "the model's state_dict() itself"
             )
         return dict(found)

@@ -63,8 +63,9 @@ class ViT(Transformer):
         check_images(self.name, sample_shape)
         if self.image_size % self.patch:
             raise ConfigError(
-                f"model.image_size = {self.image_size}: must be a multiple of {self.patch}, the patch "
-                f"size of '{self.name}'"
+                f"must be a multiple of {self.patch}, the patch size of '{self.name}'",
+                key="model.image_size",
+                value=self.image_size,
             )
         model = VisionTransformer(
             image_size=self.image_size,

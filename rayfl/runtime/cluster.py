@@ -41,9 +41,11 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
         if address is None:
             raise _not_started(object_store_gb, error) from error
         raise ConfigError(
-            f"ray.address = {address!r}: no Ray cluster answers there ({first_line(error)}); start one "
+            f"no Ray cluster answers there ({first_line(error)}); start one "
             "with `ray start --head`, or leave ray.address empty to start one for this run (a cluster of "
-            "another machine or user may want its token in ~/.ray/auth_token)"
+            "another machine or user may want its token in ~/.ray/auth_token)",
+            key="ray.address",
+            value=address,
         ) from error
     try:
         yield
@@ -56,13 +58,16 @@ def _not_started(object_store_gb: float | None, error: Exception) -> ConfigError
     if object_store_gb is not None and isinstance(error, ValueError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return ConfigError(
-            f"ray.object_store_gb = {object_store_gb:g}: must leave room for the processes in the "
-            f"{total:.1f} GB of this machine; lower it, or leave it out"
+            "must leave room for the processes in the "
+            f"{total:.1f} GB of this machine; lower it, or leave it out",
+            key="ray.object_store_gb",
+            value=object_store_gb,
         )
     return ConfigError(
         f"Ray did not start on this machine ({first_line(error)}); its logs are in "
         "/tmp/ray/session_latest/logs; is the machine busy, or out of memory or disk? Try again, or start "
-        "Ray with `ray start --head` and give ray.address=auto"
+        "Ray with `ray start --head` and give ray.address=auto",
+        keys=("ray.address",),
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 
@@ -103,8 +104,10 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
         f"of an autoscaler: {how})"
     )
     raise ConfigError(
-        f"resources.num_actors = {request.num_actors or 'auto'}: {asked} do not fit; the cluster's "
-        f"nodes have [{has}], room for {room}; {advice}"
+        f"{asked} do not fit; the cluster's nodes have [{has}], room for {room}; {advice}",
+        key="resources.num_actors",
+        value=request.num_actors or "auto",
+        keys=("resources.autoscale_timeout_s",),
     )
 
 
@@ -125,17 +128,18 @@ def refusal(placement: Placement, waited_s: float) -> ConfigError:
     """The error of a placement that the cluster did not have within `waited_s`."""
     free = ray.available_resources()
     has = f"(free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU, after {waited_s:g} s)"
-    asked = f"resources.num_actors = {placement.actors}: "
+    refuse = partial(ConfigError, key="resources.num_actors", value=placement.actors)
     if placement.nodes:
-        return ConfigError(
-            f"{asked}the cluster could hold {placement}, but its resources are in use {has}; wait, "
+        return refuse(
+            f"the cluster could hold {placement}, but its resources are in use {has}; wait, "
             "or ask for less"
         )
-    return ConfigError(
-        f"{asked}the cluster did not grow to hold {placement.actors} client actors with "
+    return refuse(
+        f"the cluster did not grow to hold {placement.actors} client actors with "
         f"{placement.share} each {has}; ask for less, raise "
         f"resources.autoscale_timeout_s = {placement.autoscale_timeout_s:g}, "
-        "or see `ray status` for what the autoscaler says"
+        "or see `ray status` for what the autoscaler says",
+        keys=("resources.autoscale_timeout_s",),
     )
 
 

@@ -43,9 +43,11 @@ class CheckpointWriter:
             storage.delete("trial")
         except (OSError, NotImplementedError) as error:
             raise CheckpointError(
-                f"checkpoint.dir: {self.location} cannot be made, or written to ({first_line(error)}); "
+                f"{self.location} cannot be made, or written to ({first_line(error)}); "
                 "give a directory or a URI that can be written to (for a URI, check its credentials), "
-                "or set checkpoint.every=null"
+                "or set checkpoint.every=null",
+                key="checkpoint.dir",
+                keys=("checkpoint.every",),
             ) from error
 
     def due(self, round: int) -> bool:
@@ -74,9 +76,10 @@ class CheckpointWriter:
             self._save(storage, snapshot, history)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint.dir: the checkpoint of round {snapshot.round} cannot be written to "
+                f"the checkpoint of round {snapshot.round} cannot be written to "
                 f"{self.location} ({first_line(error)}); the checkpoint before it is whole: go on with "
-                "--resume latest when there is room"
+                "--resume latest when there is room",
+                key="checkpoint.dir",
             ) from error
         self._written = time.monotonic()
 

@@ -69,8 +69,9 @@ class Storage:
             infos = self._system.get_file_info(FileSelector(place, allow_not_found=True))
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint.dir: {self} cannot be read ({first_line(error)}); check who may, and the "
-                "credentials if it is a URI"
+                f"{self} cannot be read ({first_line(error)}); check who may, and the "
+                "credentials if it is a URI",
+                key="checkpoint.dir",
             ) from error
         return [(f"{name}/{info.base_name}".lstrip("/"), info) for info in infos]
 
@@ -102,7 +103,8 @@ def _file_system(location: str) -> tuple[Any, str]:
     except OSError as error:  # S3: from_uri asks the service for the bucket's region
         raise CheckpointError(
             f"checkpoint.dir (or --resume) = {location!r}: cannot be reached ({first_line(error)}); "
-            "check the name, the network and the credentials"
+            "check the name, the network and the credentials",
+            keys=("checkpoint.dir",),
         ) from error
     try:
         import fsspec
@@ -114,6 +116,7 @@ def _file_system(location: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint.dir (or --resume) = {location!r}: no such kind of storage ({first_line(error)}); "
-            "give a directory or a URI such as s3://bucket/path"
+            "give a directory or a URI such as s3://bucket/path",
+            keys=("checkpoint.dir",),
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(system)), root

@@ -79,7 +79,8 @@ class RunTracker:
         except MlflowException as error:
             raise ConfigError(
                 f"--resume: MLflow run {run_id}, to which the checkpoint belongs, is not in {store.uri} "
-                f"({first_line(error)}); set tracking.uri to its store, or tracking.enabled=false"
+                f"({first_line(error)}); set tracking.uri to its store, or tracking.enabled=false",
+                keys=("tracking.uri", "tracking.enabled"),
             ) from error
         self._client.update_run(run_id, status="RUNNING")
         self._recorded = {

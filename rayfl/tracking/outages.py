@@ -49,9 +49,9 @@ def retry_during_outage(uri: str, call: Callable[[], Any]) -> Any:
             away = time.monotonic() - began
             if away > PATIENCE_SECONDS:
                 raise OutageError(
-                    f"tracking.uri = {uri!r}: MLflow has been away for {away:.0f} s ({first_line(error)}), "
-                    "and has not got all of the run; start its server, and go on from the last "
-                    "checkpoint"
+                    f"MLflow has been away for {away:.0f} s ({first_line(error)}), and has not got all of "
+                    "the run; start its server, and go on from the last checkpoint",
+                    *("tracking.uri", uri),
                 ) from error
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

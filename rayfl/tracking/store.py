@@ -32,14 +32,19 @@ class TrackingStore:
             )
         except Exception as error:  # MLflow does not wrap the errors of its backends
             raise ConfigError(
-                f"tracking.uri = {self.uri!r}: MLflow cannot use it ({first_line(error)}); give a "
+                f"MLflow cannot use it ({first_line(error)}); give a "
                 "sqlite:/// file or the http address of a running MLflow server, or set "
-                "tracking.enabled=false"
+                "tracking.enabled=false",
+                key="tracking.uri",
+                value=self.uri,
+                keys=("tracking.enabled",),
             ) from error
         if found and found.lifecycle_stage != "active":
             raise ConfigError(
-                f"tracking.experiment = {experiment!r}: was deleted in {self.uri}; restore it with "
-                "`mlflow experiments restore`, or choose another name"
+                f"was deleted in {self.uri}; restore it with "
+                "`mlflow experiments restore`, or choose another name",
+                key="tracking.experiment",
+                value=experiment,
             )
 
     @property

@@ -27,7 +27,6 @@ from rayfl.algorithms.base import (
 )
 from rayfl.algorithms.noise import ClientNoise, server_noise
 from rayfl.errors import ConfigError
-from rayfl.text import shown
 from rayfl.training.batches import Minibatch
 from rayfl.training.local import SGD, LocalStep, train_stack
 from rayfl.training.quadratics import Quadratics
@@ -69,7 +68,7 @@ def check(
     elif found is not None and found.doubt == "rounding" and not broken(shorter, torch.float64):
         return
     if found is not None:
-        raise ConfigError(f"algorithm.name = {shown(name)}: {found}") from found
+        raise ConfigError(f"{found}", key="algorithm.name", value=name) from found
 
 
 def _shorter(info: ExperimentInfo) -> ExperimentInfo:

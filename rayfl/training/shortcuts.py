@@ -82,7 +82,7 @@ def choose(
                 comparison.check_stack(shortcuts, stack)
             return shortcuts
     except Unfit as error:
-        raise ConfigError(f"model.name = {name!r}: {error}") from error
+        raise ConfigError(f"{error}", key="model.name", value=name) from error
 
 
 class Comparison:
@@ -131,8 +131,10 @@ class Comparison:
             why = self._why_no_rows(VmapGradient(function))
         if why:
             raise ConfigError(
-                f"federation.stack = {stack}: clients of this model train one at a time, because in a stack "
-                f"{why}; leave federation.stack out, or choose another model"
+                "clients of this model train one at a time, because in a stack "
+                f"{why}; leave federation.stack out, or choose another model",
+                key="federation.stack",
+                value=stack,
             )
 
     def _arrived(self) -> nn.Module:

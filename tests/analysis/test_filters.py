@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayfl.analysis.filters import parse, select
+from rayfl.config.layers import parse_overrides
 from rayfl.errors import ConfigError
 
 RUNS = pd.DataFrame(
@@ -31,6 +32,7 @@ RUNS = pd.DataFrame(
         ("fedsam, algorithm.rho=0.05", [1]),
         ("""algorithm.name="it's, and\"""", [3]),
         ("algorithm.rho = 0.050", [1]),
+        ("algorithm.rho=.05", [1]),
         ("algorithm.rho<=2 and algorithm.rho>0.05", [3]),
         ("algorithm.rho >= 0.05", [1, 3]),
         ("algorithm.rho<2", [1]),
@@ -77,6 +79,15 @@ def test_says_what_cannot_be_read(text, message):
         parse(text)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "word", [".05", "5e-2", "1_0", "~", "yes", "2024-01-01", "-3", "a:B", "0x1f"]
+)
+def test_a_word_means_the_same_in_an_override(word):
+    (condition,) = parse(f"a.b={word}")
+    value = parse_overrides([f"a.b={word}"])["a"]["b"]
+    assert (condition.value, type(condition.value)) == (value, type(value))
 
 
 def test_an_unknown_key_is_named_with_the_closest():

@@ -359,7 +359,7 @@ def test_dirichlet_per_class_keeps_the_minimum():
         (DirichletPerClass(min_samples=61), r"partition\.min_samples = 61.*at most 60"),
         (
             DirichletPerClass(alpha=0.5, min_samples=60),
-            r"partition\.alpha = 0\.5, partition\.min_samples = 60: .*raise partition\.alpha",
+            r"partition\.alpha = 0\.5: .*partition\.min_samples = 60 .*raise partition\.alpha",
         ),
     ],
 )

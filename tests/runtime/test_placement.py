@@ -31,7 +31,7 @@ def test_more_actors_than_cpus_share_them(ray_session):
     ("wanted", "message"),
     [
         (demand(actors=13), r"num_actors = 13: 13 client actors with 0.25 CPU each do not fit"),
-        (demand(cpus=4.0), r"num_actors = auto: 1 client actors with 4 CPU each do not fit"),
+        (demand(cpus=4.0), r"num_actors = 'auto': 1 client actors with 4 CPU each do not fit"),
         (demand(gpus=0.5), r"with 0.25 CPU and 0.5 GPU each do not fit.*\[3 CPU, 0 GPU\]"),
     ],
 )

@@ -37,8 +37,11 @@ class ByGroup(Scheme):
         """Client ids ascend with the groups; a group has clients in proportion to its samples."""
         if groups is None:
             raise ConfigError(
-                "partition.name = 'by_group': the data have no groups; use data.name=domain_folder, or "
-                "data.name=parquet with data.group_column, or another partition"
+                "the data have no groups; use data.name=domain_folder, or "
+                "data.name=parquet with data.group_column, or another partition",
+                key="partition.name",
+                value="by_group",
+                keys=("data.name", "data.group_column"),
             )
         dense = np.unique(groups, return_inverse=True)[1]
         sizes = np.bincount(dense)
@@ -57,9 +60,12 @@ class ByGroup(Scheme):
     def _groups_per_client(self, groups: int, clients: int) -> np.ndarray:
         if not self.merge:
             raise ConfigError(
-                f"federation.clients = {clients}: partition.name = 'by_group' gives each group a client, "
+                "partition.name = 'by_group' gives each group a client, "
                 f"and the data have {groups} groups (writers or domains); set federation.clients="
-                f"{groups} or more, or partition.merge=true: several groups a client"
+                f"{groups} or more, or partition.merge=true: several groups a client",
+                key="federation.clients",
+                value=clients,
+                keys=("partition.name", "partition.merge"),
             )
         return equal_sizes(groups, clients)
 

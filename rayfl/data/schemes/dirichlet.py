@@ -72,20 +72,24 @@ class DirichletPerClass(Scheme):
     def assign(
         self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
     ) -> np.ndarray:
-        key = f"partition.min_samples = {self.min_samples}"
+        key = "partition.min_samples"
         if self.min_samples * clients > len(labels):
             raise ConfigError(
-                f"{key}: {clients} clients would need {self.min_samples * clients} samples but "
-                f"there are {len(labels)}; at most {len(labels) // clients} is possible"
+                f"{clients} clients would need {self.min_samples * clients} samples but "
+                f"there are {len(labels)}; at most {len(labels) // clients} is possible",
+                *(key, self.min_samples),
             )
         for _ in range(_ATTEMPTS):
             counts = self.draw_counts(np.bincount(labels), clients, rng)
             if counts.sum(axis=1).min() >= self.min_samples:
                 return deal(labels, counts, rng)
         raise ConfigError(
-            f"partition.alpha = {self.alpha}, {key}: in {_ATTEMPTS} draws some client always had "
-            f"fewer samples; raise partition.alpha, lower partition.min_samples or "
-            f"federation.clients ({clients}), or use partition.name=dirichlet (equal sizes)"
+            f"in {_ATTEMPTS} draws some client always had fewer than {key} = {self.min_samples} samples; "
+            "raise partition.alpha, lower partition.min_samples or "
+            f"federation.clients ({clients}), or use partition.name=dirichlet (equal sizes)",
+            key="partition.alpha",
+            value=self.alpha,
+            keys=(key, "federation.clients", "partition.name"),
         )
 
     def draw_counts(

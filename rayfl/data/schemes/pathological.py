@@ -5,6 +5,7 @@ AISTATS 2017, arXiv:1602.05629.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -38,17 +39,19 @@ class Pathological(Scheme):
         most = np.minimum(class_sizes, clients)  # a holder needs at least one sample
         total = self.classes_per_client * clients
         fewest = -(-len(class_sizes) // clients)
-        key = f"partition.classes_per_client = {self.classes_per_client}"
+        key = "partition.classes_per_client"
+        refuse = partial(ConfigError, key=key, value=self.classes_per_client)
         if not fewest <= self.classes_per_client <= len(class_sizes):
-            raise ConfigError(
-                f"{key}: with {len(class_sizes)} classes and {clients} clients it must be from "
+            raise refuse(
+                f"with {len(class_sizes)} classes and {clients} clients it must be from "
                 f"{fewest} (so that every class has a client) to {len(class_sizes)}"
             )
         if most.sum() < total:
-            raise ConfigError(
-                f"{key}: {clients} clients with that many classes need {total} (client, class) "
+            raise refuse(
+                f"{clients} clients with that many classes need {total} (client, class) "
                 f"pairs with a sample in each, the data allow {most.sum()}; lower "
-                "partition.classes_per_client or federation.clients"
+                f"{key} or federation.clients",
+                keys=("federation.clients",),
             )
         holders = np.clip(total * class_sizes // class_sizes.sum(), 1, most)
         while missing := total - holders.sum():  # what rounding and clipping left over
@@ -71,9 +74,11 @@ class Shards(Scheme):
         shards = clients * self.shards_per_client
         if shards > len(labels):
             raise ConfigError(
-                f"partition.shards_per_client = {self.shards_per_client}: {clients} clients would "
+                f"{clients} clients would "
                 f"need {shards} shards but there are {len(labels)} samples; at most "
-                f"{len(labels) // clients} is possible"
+                f"{len(labels) // clients} is possible",
+                key="partition.shards_per_client",
+                value=self.shards_per_client,
             )
         owner_of_shard = rng.permutation(shards) // self.shards_per_client
         owner = np.empty(len(labels), dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -34,14 +35,16 @@ class ImageFolder(Source):
 
     def read(self) -> Dataset:
         root = directory_of(self.path, "train/<class>/* and test/<class>/*")
-        tree = Tree(root, f"data.path = {self.path!r}")
+        tree = Tree(root, partial(ConfigError, key="data.path", value=self.path))
         tree.leave_out([f for f in tree.folders(root) if f.name not in _SPLITS])
         folders = [self._classes(tree, split) for split in _SPLITS]
         classes, test_classes = ([folder.name for folder in of_split] for of_split in folders)
         if test_classes != classes:
             raise ConfigError(
-                f"data.path = {self.path!r}: train/ and test/ must have the same classes; only in "
-                f"one of them: {sorted(set(classes) ^ set(test_classes))}"
+                "train/ and test/ must have the same classes; only in "
+                f"one of them: {sorted(set(classes) ^ set(test_classes))}",
+                key="data.path",
+                value=self.path,
             )
         train, test = (
             [
@@ -65,8 +68,10 @@ class ImageFolder(Source):
         folders = tree.folders(directory) if directory.is_dir() else []
         if not folders:
             raise ConfigError(
-                f"data.path = {self.path!r}: no class directories in {printable(str(directory))}; "
-                f"expected the layout {split}/<class>/<image file>"
+                f"no class directories in {printable(str(directory))}; "
+                f"expected the layout {split}/<class>/<image file>",
+                key="data.path",
+                value=self.path,
             )
         return folders
 
@@ -91,12 +96,14 @@ class DomainFolder(Source):
 
     def read(self) -> Dataset:
         root = directory_of(self.path, "<domain>/<class>/* in it")
-        tree = Tree(root, f"data.path = {self.path!r}")
+        tree = Tree(root, partial(ConfigError, key="data.path", value=self.path))
         train, test = self._splits(tree)
         classes = sorted({image.label for image in train})
         if unknown := {image.label for image in test} - set(classes):
             raise ConfigError(
-                f"data.path = {self.path!r}: test/ has classes without train images: {sorted(unknown)}"
+                f"test/ has classes without train images: {sorted(unknown)}",
+                key="data.path",
+                value=self.path,
             )
         return from_arrays(
             name_of(root),
@@ -116,8 +123,10 @@ class DomainFolder(Source):
             return self._split(self._images(tree, tree.root, folders))
         if len(published) == 1:
             raise ConfigError(
-                f"data.path = {self.path!r}: there is a {published[0].name}/ without its other half; "
-                "train/ and test/ hold domains each, or else there is neither of them"
+                f"there is a {published[0].name}/ without its other half; "
+                "train/ and test/ hold domains each, or else there is neither of them",
+                key="data.path",
+                value=self.path,
             )
         tree.leave_out([folder for folder in folders if folder not in published])
         test, train = (self._images(tree, split, tree.folders(split)) for split in published)
@@ -133,8 +142,10 @@ class DomainFolder(Source):
         ]
         if not images:
             raise ConfigError(
-                f"data.path = {self.path!r}: no images in {printable(str(directory))}; expected the layout "
-                "<domain>/<class>/<image file>"
+                f"no images in {printable(str(directory))}; expected the layout "
+                "<domain>/<class>/<image file>",
+                key="data.path",
+                value=self.path,
             )
         return sorted(images)
 
@@ -152,8 +163,8 @@ class DomainFolder(Source):
 def _of_class(tree: Tree, folder: Path) -> list[Path]:
     files = tree.images(folder)
     if not files:
-        raise ConfigError(
-            f"{tree.given}: no images in the folder of a class, {tree.name(folder)}/; put some there, or "
+        raise tree.refuse(
+            f"no images in the folder of a class, {tree.name(folder)}/; put some there, or "
             "remove it"
         )
     return files

@@ -40,8 +40,10 @@ class NPZ(Source):
                 others = sorted(set(arrays.files) - set(_NAMES))
         except Exception as error:  # NumPy has many: no file, no zip, a missing name, objects
             raise ConfigError(
-                f"data.path = {self.path!r}: cannot read {printable(str(file))} ({reason(error)}); expected "
-                f"an .npz file with the numeric arrays {', '.join(_NAMES)}"
+                f"cannot read {printable(str(file))} ({reason(error)}); expected "
+                f"an .npz file with the numeric arrays {', '.join(_NAMES)}",
+                key="data.path",
+                value=self.path,
             ) from error
         x_train, x_test = self._channels_last(x_train), self._channels_last(x_test)
         return from_arrays(
@@ -55,7 +57,9 @@ class NPZ(Source):
         first, last = x.shape[1] in _CHANNELS, x.shape[3] in _CHANNELS
         if self.layout is None and (first or not last):
             raise ConfigError(
-                f"data.layout = null: it is not clear which axis of the images {list(x.shape)} in "
-                f"{self.path!r} has the channels; set it to 'channels_last' or 'channels_first'"
+                f"it is not clear which axis of the images {list(x.shape)} in "
+                f"{self.path!r} has the channels; set it to 'channels_last' or 'channels_first'",
+                key="data.layout",
+                value=None,
             )
         return np.moveaxis(x, 1, -1) if self.layout == "channels_first" else x

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ from rayfl.data.datasets import Dataset, Source, from_arrays
 from rayfl.data.images import Encoded, decode
 from rayfl.data.sources.splits import files_of, others
 from rayfl.data.trees import directory_of, name_of
-from rayfl.errors import ConfigError, reason
+from rayfl.errors import ConfigError, Refuse, reason
 from rayfl.text import printable, shown
 
 if TYPE_CHECKING:  # pyarrow is slow to import: only the functions that use it do so
@@ -30,10 +31,10 @@ _ROWS = 400  # read at once
 class _File:
     """An open Parquet file. What is wrong with it is a ConfigError that names it."""
 
-    def __init__(self, path: Path, given: str):
+    def __init__(self, path: Path, refuse: Refuse):
         import pyarrow.parquet as pq
 
-        self.path, self._given = path, given
+        self.path, self._refuse = path, refuse
         with self._reading():
             self._file = pq.ParquetFile(path)
             self.schema = self._file.schema_arrow
@@ -83,7 +84,7 @@ class _File:
             raise self.error(f"cannot be read ({reason(error)})") from error
 
     def error(self, problem: str) -> ConfigError:
-        return ConfigError(f"{self._given}: {printable(str(self.path))} {problem}")
+        return self._refuse(f"{printable(str(self.path))} {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +109,10 @@ class Parquet(Source):
     ] = None
 
     def read(self) -> Dataset:
-        given = f"data.path = {self.path!r}"
+        refuse = partial(ConfigError, key="data.path", value=self.path)
         directory = directory_of(self.path, "train*.parquet and test*.parquet files")
-        splits = [files_of(directory, split, given) for split in ("train", "test")]
-        train, test = ([_File(path, given) for path in split.used] for split in splits)
+        splits = [files_of(directory, split, refuse) for split in ("train", "test")]
+        train, test = ([_File(path, refuse) for path in split.used] for split in splits)
         image = self._column(train, "image_column", self.image_column, _is_image)
         label = self._column(train, "label_column", self.label_column, _is_integer)
         for file in [*train, *test]:
@@ -122,7 +123,7 @@ class Parquet(Source):
         samples = []
         for files in (train, test):
             images = (encoded for file in files for encoded in file.images(image))
-            pixels, animated = decode(images, given)
+            pixels, animated = decode(images, refuse)
             samples.append((pixels, np.concatenate([file.labels(label) for file in files])))
             left_out += [f"{where} (all but its first frame)" for where in animated]
         return from_arrays(
@@ -131,7 +132,7 @@ class Parquet(Source):
             classes=_class_names(train[0].schema.metadata, label),
             groups=groups,
             files=len(train) + len(test),
-            left_out=[*left_out, *others(directory, [f.path for f in (*train, *test)], given)],
+            left_out=[*left_out, *others(directory, [f.path for f in (*train, *test)], refuse)],
         )
 
     def _column(
@@ -147,8 +148,10 @@ class Parquet(Source):
         wanted = fitting if given is None else [name for name in fitting if name == given]
         if len(wanted) != 1:
             raise ConfigError(
-                f"data.{option} = {given!r}: must be one of the columns of a fitting type, "
-                f"{fitting}; all columns of {self.path!r} are {files[0].schema.names}"
+                "must be one of the columns of a fitting type, "
+                f"{fitting}; all columns of {self.path!r} are {files[0].schema.names}",
+                key=f"data.{option}",
+                value=given,
             )
         return wanted[0]
 
@@ -166,8 +169,10 @@ class Parquet(Source):
         kinds = {str(file.schema.field(group).type) for file in files}
         if len(kinds) > 1:
             raise ConfigError(
-                f"data.group_column = {group!r}: must have one type in the train and test files of "
-                f"{self.path!r}; the types are {sorted(kinds)}"
+                "must have one type in the train and test files of "
+                f"{self.path!r}; the types are {sorted(kinds)}",
+                key="data.group_column",
+                value=group,
             )
         of_train, of_test = (
             np.concatenate([file.column(group).to_numpy() for file in split]) if split else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rayfl.data.trees import Tree, is_hidden
-from rayfl.errors import ConfigError
+from rayfl.errors import Refuse
 from rayfl.text import printable
 
 _SUFFIX = ".parquet"
@@ -25,44 +25,42 @@ class Files(NamedTuple):
     left_out: list[str]
 
 
-def files_of(directory: Path, split: str, given: str) -> Files:
-    """The files of `train` or `test`. `given` is the option that named the directory, for ConfigError."""
-    tree = Tree(directory, given)
+def files_of(directory: Path, split: str, refuse: Refuse) -> Files:
+    """The files of `train` or `test`. `refuse` makes the errors."""
+    tree = Tree(directory, refuse)
     named = re.compile(rf"{split}(?:{_PART})?(?i:{re.escape(_SUFFIX)})")
-    present = _parquet(directory, given)
+    present = _parquet(directory, refuse)
     matches = {file: found for file in present if (found := named.fullmatch(file.name))}
     inside = _inside(tree, directory / split) if (directory / split).is_dir() else []
     if matches and inside:
-        raise ConfigError(
-            f"{given}: {min(matches).name} and the folder {split}/ are both there; keep one of them"
+        raise refuse(
+            f"{min(matches).name} and the folder {split}/ are both there; keep one of them"
         )
     if not matches and not inside:
         similar = [file.name for file in present if file.name.startswith(split)]
-        raise ConfigError(
-            f"{given}: {printable(str(directory))} has no {split} files; expected {split}{_SUFFIX}, "
+        raise refuse(
+            f"{printable(str(directory))} has no {split} files; expected {split}{_SUFFIX}, "
             f"{split}-00000-of-00001{_SUFFIX} and so on, or {split}/*{_SUFFIX} in it"
             + (f"; for part of the split {split} do not pass: {similar[:3]}" if similar else "")
         )
-    missing = _missing(list(matches.values()), split, given)
+    missing = _missing(list(matches.values()), split, refuse)
     used = inside or [part for file in matches for part in _parts(tree, file)]
     return Files(used, [*missing, *tree.left_out])
 
 
-def others(directory: Path, used: Sequence[Path], given: str) -> list[str]:
+def others(directory: Path, used: Sequence[Path], refuse: Refuse) -> list[str]:
     """The names of the Parquet files in a directory that are not used; hidden ones last."""
     known = {*used, *(folder for file in used for folder in file.parents)}
-    names = [file.name for file in _parquet(directory, given) if file not in known]
+    names = [file.name for file in _parquet(directory, refuse) if file not in known]
     return sorted(names, key=lambda name: (is_hidden(name), name))
 
 
-def _parquet(directory: Path, given: str) -> list[Path]:
+def _parquet(directory: Path, refuse: Refuse) -> list[Path]:
     """List the paths with the suffix of Parquet files, sorted: Spark writes folders of such names, too."""
     try:
         return sorted(directory / n for n in os.listdir(directory) if n.lower().endswith(_SUFFIX))
     except OSError as error:
-        raise ConfigError(
-            f"{given}: cannot list {printable(str(directory))} ({error.strerror})"
-        ) from error
+        raise refuse(f"cannot list {printable(str(directory))} ({error.strerror})") from error
 
 
 def _parts(tree: Tree, file: Path) -> list[Path]:
@@ -71,8 +69,8 @@ def _parts(tree: Tree, file: Path) -> list[Path]:
         return [file]
     parts = _inside(tree, file)
     if not parts:
-        raise ConfigError(
-            f"{tree.given}: the folder {tree.name(file)}/ has no {_SUFFIX} files in it; put some there, or "
+        raise tree.refuse(
+            f"the folder {tree.name(file)}/ has no {_SUFFIX} files in it; put some there, or "
             "remove it"
         )
     return parts
@@ -83,22 +81,22 @@ def _inside(tree: Tree, folder: Path) -> list[Path]:
     files = tree.files(folder, {_SUFFIX})
     for file in files:
         if any("=" in name for name in file.relative_to(folder).parts[:-1]):
-            raise ConfigError(
-                f"{tree.given}: {tree.name(file.parent)}/ is named as a partition, key=value, whose column "
+            raise tree.refuse(
+                f"{tree.name(file.parent)}/ is named as a partition, key=value, whose column "
                 "is not in its files; write them with all their columns, in folders without '='"
             )
     return files
 
 
-def _missing(shards: list[re.Match[str]], split: str, given: str) -> list[str]:
+def _missing(shards: list[re.Match[str]], split: str, refuse: Refuse) -> list[str]:
     """Describe the shards that are missing, where their names say how many there are."""
     totals = {found["total"] for found in shards}
     if totals <= {None}:
         return []
     if len(totals) > 1 or len(shards) > int(shards[0]["total"]):
         names = [found.string for found in shards]
-        raise ConfigError(
-            f"{given}: there is more than one version of the split {split}, such as {names[0]!r} and "
+        raise refuse(
+            f"there is more than one version of the split {split}, such as {names[0]!r} and "
             f"{names[-1]!r}; keep one"
         )
     total = int(shards[0]["total"])

@@ -8,6 +8,7 @@ val/val_annotations.txt       file, tab, id, and a bounding box
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,7 @@ class TinyImageNet(Source):
     def read(self) -> Dataset:
         ids = sorted(line[0] for line in self._table("wnids.txt"))
         words = {line[0]: line[1] for line in self._table("words.txt", columns=2)}
-        tree = Tree(self._folder, f"data.root = {self.root!r}")
+        tree = Tree(self._folder, partial(ConfigError, key="data.root", value=self.root))
         train, test = self._train(tree, ids), self._test(tree, ids)
         return from_arrays(
             "TinyImageNet",
@@ -87,6 +88,7 @@ class TinyImageNet(Source):
     def _error(self, problem: str) -> ConfigError:
         where = printable(str(self._folder))
         return ConfigError(
-            f"data.root = {self.root!r}: no Tiny ImageNet in {where}: {problem}; unpack "
-            "tiny-imagenet-200.zip there"
+            f"no Tiny ImageNet in {where}: {problem}; unpack tiny-imagenet-200.zip there",
+            key="data.root",
+            value=self.root,
         )

@@ -55,14 +55,19 @@ class TorchvisionSource(Source):
         directory = printable(str(absolute(self.root) / self.folder))
         if self.download:
             return ConfigError(
-                f"data.download = true: {self.torchvision_name} could not be downloaded to "
+                f"{self.torchvision_name} could not be downloaded to "
                 f"{directory} ({reason(error)}); check the network, or put the files there "
-                f"yourself: {self.files}"
+                f"yourself: {self.files}",
+                key="data.download",
+                value=True,
             )
         return ConfigError(
-            f"data.root = {self.root!r}: cannot read {self.torchvision_name} in {directory} "
+            f"cannot read {self.torchvision_name} in {directory} "
             f"({reason(error)}); set data.download=true, or put the files there yourself: "
-            f"{self.files}"
+            f"{self.files}",
+            key="data.root",
+            value=self.root,
+            keys=("data.download",),
         )
 
 
