@@ -38,9 +38,9 @@ class Result:
     state_dict: dict[str, torch.Tensor]
     """Final parameters, for `load_state_dict` of the plain model."""
     model_sha256: str
-    """Of the final w."""
+    """Digest of the final w."""
     run_id: str | None
-    """Of MLflow; None if tracking is off."""
+    """MLflow run; None if tracking is off."""
 
 
 @dataclass(frozen=True)

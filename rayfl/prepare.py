@@ -244,6 +244,6 @@ def _check_storage(config: Experiment) -> None:
 
 
 def storage(config: Experiment) -> str:
-    """Where checkpoints are: a URI, or an absolute path, for the server actor may run elsewhere."""
+    """Location of checkpoints: a URI, or an absolute path, for the server actor may run elsewhere."""
     directory = config.checkpoint.dir
     return directory if "://" in directory else str(Path(os.path.expanduser(directory)).absolute())

@@ -1,4 +1,4 @@
-"""Values, names and errors as text: on one line, printable, cut if they are long."""
+"""Values, names and errors as text: on one line, printable, cut where they are long."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as users would write it, on one line; a long one is cut."""
+    """A value as users would write it, on one line; a long one is cut."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr)
     text = printable(text)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -35,12 +35,12 @@ NAMED_DOMAINS = 20
 
 
 class Holdings(NamedTuple):
-    """How many training samples clients have of each cell."""
+    """Training samples of each cell that clients have."""
 
     of_client: np.ndarray
     """Number of each client's distribution, int64 `[N]`."""
     clients: np.ndarray
-    """How many clients have each distribution, int64 `[D]`."""
+    """Clients of each distribution, int64 `[D]`."""
     distribution: np.ndarray
     """`[m]`, as `cell` and `samples`: only what is there."""
     cell: np.ndarray
@@ -49,7 +49,7 @@ class Holdings(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Breakdown:
-    """What is computed from which test samples were predicted correctly."""
+    """Metrics that follow from the test samples which were predicted correctly."""
 
     cells: np.ndarray
     """Cell of each test sample, int64 `[n]`."""

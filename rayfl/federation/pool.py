@@ -26,7 +26,7 @@ class Pool(Protocol):
     """Work units that had to run again, so far."""
 
     def describe(self) -> list[dict[str, Any]]:
-        """Where the client actors run, once all of them are ready."""
+        """Each client process, once all of them are ready."""
         ...
 
     def put(self, broadcast: Broadcast) -> Any:

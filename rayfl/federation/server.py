@@ -40,7 +40,7 @@ class MemoryRef(NamedTuple):
     round: int
     """The client's last round."""
     handle: Any
-    """Of the pool."""
+    """Handle of the pool."""
 
 
 class Server:

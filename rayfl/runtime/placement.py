@@ -56,7 +56,7 @@ class Placement:
 
 
 def place(request: ResourceRequest, units_per_round: int) -> Placement:
-    """How many client actors fit on the connected cluster.
+    """Find room for client actors on the connected cluster.
 
     What its nodes have no room for may wait for an autoscaler, which adds nodes for a request that is
     made. How far a cluster can grow is nothing that Ray tells, so this needs a number of actors (and
@@ -112,12 +112,12 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
 
 
 def could_hold(placement: Placement) -> bool:
-    """Whether the nodes that are alive have room for all of its client actors, in use or not."""
+    """Return true if the living nodes have room for all client actors, in use or not."""
     return sum(room_on(n, placement.cpus, placement.gpus) for n in _alive()) >= placement.actors
 
 
 def another_fits(placement: Placement, actors: int) -> bool:
-    """Whether one more client actor than the `actors` that there are has work, and room by now."""
+    """Return true if one more client actor than these `actors` has work, and room by now."""
     if actors >= placement.most:
         return False
     free = ray.available_resources()
