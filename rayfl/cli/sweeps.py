@@ -125,15 +125,18 @@ def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
 def _list_presets() -> None:
     from tuning.papers import presets
 
-    # Without the lines on options that each of them drops.
-    logging.getLogger("rayfl.config.layers").setLevel(logging.ERROR)
     columns = ["preset", "", "scale", "trials", "rounds", "client updates"]
     table = Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
     for column in table.columns[3:]:
         column.justify = "right"
-    for name in presets.names():
-        for i, scale in enumerate(presets.scales(name)):
-            preset = presets.load(name, scale)
-            first = (name, escape(preset.published.about)) if i == 0 else ("", "")
-            table.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
+    log = logging.getLogger("rayfl.config.layers")
+    log.disabled = True  # not the lines on options that each of them drops
+    try:
+        for name in presets.names():
+            for i, scale in enumerate(presets.scales(name)):
+                preset = presets.load(name, scale)
+                first = (name, escape(preset.published.about)) if i == 0 else ("", "")
+                table.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
+    finally:
+        log.disabled = False
     table_console().print(table)

@@ -269,7 +269,7 @@ def test_parquet_columns_must_be_chosen_when_in_doubt(tmp_path):
         columns = {"img": structs(images, "JPEG"), "fine": fine, "coarse": coarse}
         write_parquet(tmp_path / f"{split}.parquet", columns)
     source = Parquet(path=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"data\.label_column = None: .*\['fine', 'coarse'\]"):
+    with pytest.raises(ConfigError, match=r"data\.label_column = null: .*\['fine', 'coarse'\]"):
         source.load()
     assert replace(source, label_column="coarse").load().num_classes == 2
     with pytest.raises(ConfigError, match=r"data\.image_column = 'image': .*\['img'\]"):

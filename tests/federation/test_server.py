@@ -461,7 +461,7 @@ def test_memory_must_keep_its_names(small):
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        ("scaffold", "BatchedMLP"),
+        pytest.param("scaffold", "BatchedMLP", marks=pytest.mark.slow),
         pytest.param("fedwmsam", "BatchedMLP", marks=pytest.mark.slow),
         pytest.param("fedwmsam", "PerClientGradient", marks=pytest.mark.slow),
         pytest.param("fedwmsam", "VmapGradient", marks=pytest.mark.slow),

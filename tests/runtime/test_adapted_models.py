@@ -35,11 +35,9 @@ def server_on(prepared):
     return server, list(server.run())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    "actors",
-    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("actors", [1, 2, 3])
 def test_adapters_and_head_alone_are_trained_and_travel(adapted, actors):
     """Six blocks of qkv (192 -> 576) and proj (192 -> 192) at r = 2, and a head for 10 classes."""
     adapted["resources"] = {"num_actors": actors}
@@ -70,6 +68,7 @@ def test_adapters_and_head_alone_are_trained_and_travel(adapted, actors):
     assert accuracy == pytest.approx(result.history["test/accuracy"].iloc[-1], abs=0.003)
 
 
+@pytest.mark.slow
 def test_frozen_weights_keep_their_bits(adapted):
     prepared = prepare(load_config(adapted))
     frozen = {n: p for n, p in prepared.model.named_parameters() if not p.requires_grad}
@@ -89,6 +88,7 @@ def batch_norm(small):
     return small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedsam"])
 def test_batch_statistics_of_resnet_are_those_of_the_first_passes_averaged(batch_norm, algorithm):
     """Two clients through real work units, against a loop over the plain module.
@@ -153,6 +153,7 @@ def test_a_batch_of_one_is_refused_before_any_actor_starts(small):
     prepare(load_config(small))
 
 
+@pytest.mark.slow
 def test_one_unit_does_not_depend_on_the_units_before(adapted):
     """Dropout and SAM's second pass included: any actor can execute any unit at any time."""
     prepared = prepare(load_config(adapted))

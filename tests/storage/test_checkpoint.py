@@ -39,10 +39,13 @@ def untimed(records):
     ]
 
 
+ALWAYS = [(name, "BatchedMLP") for name in ("fedwmsam", "fednsam", "scaffold")]
+
+
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        pytest.param(*case, marks=() if case[1] == "BatchedMLP" else pytest.mark.slow)
+        pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.slow)
         for case in METHODS_AND_ENGINES
     ],
 )
