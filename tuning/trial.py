@@ -84,16 +84,16 @@ class Execution:
         """Write server state, client memories and history, for this trial or one that takes them over."""
         checkpoints = self._checkpoints_in(directory, every=None)
         checkpoints.prepare()
-        checkpoints.save(self._running.server.snapshot(), self._running.history.rows)
+        checkpoints.save(self.session.server.snapshot(), self.session.history.rows)
 
     def load(self, directory: str) -> None:
         """Go on from what was saved, with this trial's hyper-parameters."""
-        self._running.go_on(saved_in(Storage(directory))[-1])
-        self._rounds = self._running.rounds(self._last)
+        self.session.go_on(saved_in(Storage(directory))[-1])
+        self._rounds = self.session.rounds(self._last)
 
     def close(self) -> None:
         """End the client actors."""
-        for actor in self._actors():
+        for actor in self.actors():
             ray.kill(actor)
 
     def begin(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
@@ -124,7 +124,7 @@ class Execution:
             stored(client, dataset),
             self._shared.placement,
             self._group,
-            actors=self._actors(),
+            actors=self.actors(),
             time_limit=limit,
         )
         rounds = prepared.federation.rounds
@@ -143,7 +143,7 @@ class Execution:
 
     def _run_rounds(self) -> str | None:
         """Run rounds until there is something to report; why the trial ends, if a rule of `stop` says so."""
-        session, began = self._running, time.monotonic()
+        session, began = self.session, time.monotonic()
         rules, interval = self._sweep.stop, self._sweep.scheduler.interval
         eval_every = self._experiment.federation.eval_every
         for metrics in self._rounds:
@@ -166,7 +166,7 @@ class Execution:
         return None
 
     def _ending(self, stopped: str | None) -> dict[str, Any]:
-        session = self._running
+        session = self.session
         if self._latest(self._sweep.metric) is None:
             found = sorted({key for row in session.history.rows.values() for key in row})
             there = f"there are {', '.join(found)}"
@@ -195,7 +195,7 @@ class Execution:
         if self._is_described:
             return {}
         self._is_described = True
-        return {"actors": self._running.describe()}
+        return {"actors": self.session.describe()}
 
     def _checkpoints_in(self, location: str, every: Any) -> CheckpointWriter:
         return CheckpointWriter(
@@ -207,16 +207,16 @@ class Execution:
             keep_last=self._experiment.checkpoint.keep_last,
         )
 
-    def _actors(self) -> list[Any]:
+    def actors(self) -> list[Any]:
         pool = self._session.server.pool if self._session is not None else None
         return pool.actors if isinstance(pool, ActorPool) else []
 
     @property
-    def _running(self) -> Session:
+    def session(self) -> Session:
         assert self._session is not None
         return self._session
 
     @property
     def _round(self) -> int:
         failed = self._failure is not None or self._session is None
-        return 0 if failed else self._running.server.round
+        return 0 if failed else self.session.server.round

@@ -82,7 +82,7 @@ def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
         assert report["rounds"] == 3
         assert {r for r, m in records if "train/loss" in m} == {1, 2, 3}
         digests.append(report["model_sha256"])
-        pids.append(ray.get(trials._actors()[0].describe.remote())["pid"])
+        pids.append(ray.get(trials.actors()[0].describe.remote())["pid"])
     assert pids[0] == pids[1]
     assert digests == [undisturbed(first), undisturbed(second)]
 
@@ -101,7 +101,7 @@ def test_a_trial_goes_on_from_its_checkpoint(execution, small, tmp_path):
     assert stopped.step()["rounds"] == 4
     resumed = execution(experiment)
     resumed.begin(IDENTITY, job(experiment, tmp_path), {})
-    assert resumed._running.round == 4
+    assert resumed.session.server.round == 4
     records, report = ended(resumed)
     assert report["model_sha256"] == undisturbed["model_sha256"]
     rows = {(r, k): v for r, m in without_times(records) for k, v in m.items()}
@@ -118,14 +118,14 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     trials = execution(experiment, scheduler=every(3))
     trials.begin(IDENTITY, job(experiment), {"algorithm.rho": 0.01})
     assert trials.step()["rounds"] == 3
-    donor = trials._running.snapshot()
+    donor = trials.session.server.snapshot()
     donor_memories = {i: m.fetch() for i, m in donor.memories.items()}
     trials.save(str(tmp_path / "donor"))
 
     trials.begin("fedcba9876543210", job(experiment), {"algorithm.rho": 0.3})
     trials.step()  # something else, which the exploit takes the place of
     trials.load(str(tmp_path / "donor"))
-    taken = trials._running.snapshot()
+    taken = trials.session.server.snapshot()
     for name, value in donor.tensors.items():
         assert np.array_equal(taken.tensors[name], value), name
     assert donor_memories.keys() == taken.memories.keys()
@@ -137,7 +137,7 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
 
     reference = execution(load_config(small, ["algorithm.rho=0.3"]))
     reference.begin(IDENTITY, job(load_config(small, ["algorithm.rho=0.3"])), {})
-    server = reference._running
+    server = reference.session.server
     server.restore(donor)
     for _ in server.run():
         pass
