@@ -10,6 +10,7 @@ from rayfl.federation.server import Server
 from rayfl.federation.specs import ClientSpec, ServerSpec
 from rayfl.prepare import Prepared, prepare
 from rayfl.training.flat import sha256
+from rayfl.training.process import configure_process
 
 
 def specs(
@@ -31,6 +32,7 @@ def a_server(
     pool: Callable[[Client], Pool] = LocalPool,
 ) -> Server:
     """A server whose clients are trained in this process."""
+    configure_process(threads=1)  # as every client actor is
     server, client = specs(prepared, algorithm, name)
     return Server(server, pool(Client(client)))
 

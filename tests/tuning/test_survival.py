@@ -139,7 +139,7 @@ def test_a_plan_starts_nothing(sweep_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sweep t: 12 trials (4 points x 3 seeds), search grid, scheduler")
     assert "6 trials cannot run:" in done.stdout
-    problem = "  partition.alpha = -1: must be a number greater than 0\n"
+    problem = "  space.partition.alpha = -1: must be a number greater than 0\n"
     assert f"{problem}    algorithm.rho=0.05 partition.alpha=-1 seed=0\n" in done.stdout
     assert "checkpoint.dir" not in done.stdout
     assert "storage" not in done.stdout
