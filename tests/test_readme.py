@@ -103,7 +103,7 @@ def test_a_sweep_and_its_answers(folder):
         shell(command, folder)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "</html>" in (folder / "report.html").read_text()
-    program = python_block("results.load") + "\nassert len(runs) == 18\n"
+    program = python_block("runs.load(") + "\nassert len(table) == 18\n"
     shell(f"{sys.executable} - <<'PY'\n{program}PY", folder)
 
 
