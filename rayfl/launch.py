@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import rayfl.runtime  # noqa: F401 - its settings must be there before anybody imports Ray
 from rayfl.config.sections import Resources
 from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool
