@@ -203,6 +203,7 @@ def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> 
 
 
 def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
+    """The checkpoint to go on from; ConfigError if it is damaged, or of another config."""
     try:
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
@@ -215,18 +216,12 @@ def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
 def checkpoints_of(
     config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
 ) -> CheckpointWriter | None:
-    every = config.checkpoint.every
-    if every is None:
+    """The writer of a run's checkpoints, None without any; a resumed run goes on in its own folder."""
+    if config.checkpoint.every is None:
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    checkpoints = CheckpointWriter(
-        location=str(saved.storage) if saved else below(storage(config), config.hash, run),
-        config_hash=config.hash,
-        config=config.flat_identity(),
-        run_id=run_id,
-        every=None if every == "auto" else every,
-        keep_last=config.checkpoint.keep_last,
-    )
+    location = str(saved.storage) if saved else below(storage(config), config.hash, run)
+    checkpoints = checkpoint_writer(config, location, run_id)
     try:
         checkpoints.prepare()
         if saved:
@@ -234,6 +229,21 @@ def checkpoints_of(
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     return checkpoints
+
+
+def checkpoint_writer(
+    config: Experiment, location: str, run_id: str | None = None
+) -> CheckpointWriter:
+    """A writer of this experiment's checkpoints at `location`."""
+    every = config.checkpoint.every
+    return CheckpointWriter(
+        location=location,
+        config_hash=config.hash,
+        config=config.flat_identity(),
+        run_id=run_id,
+        every=None if every == "auto" else every,
+        keep_last=config.checkpoint.keep_last,
+    )
 
 
 def _check_storage(config: Experiment) -> None:

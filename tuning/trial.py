@@ -19,11 +19,10 @@ from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
 from rayfl.federation.metrics import Metrics, RoundMetrics
 from rayfl.federation.session import Session
-from rayfl.prepare import client_accuracies, prepare
+from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import saved_in
-from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from tuning.config import Sweep
@@ -82,7 +81,7 @@ class Execution:
 
     def save(self, directory: str) -> None:
         """Write server state, client memories and history, for this trial or one that takes them over."""
-        checkpoints = self._checkpoints_in(directory, every=None)
+        checkpoints = checkpoint_writer(self._experiment, directory)
         checkpoints.prepare()
         checkpoints.save(self.session.server.snapshot(), self.session.history.rows)
 
@@ -127,16 +126,14 @@ class Execution:
             actors=self.actors(),
             time_limit=limit,
         )
-        rounds = prepared.federation.rounds
-        self._last = min(rounds, self._sweep.stop.rounds or rounds)
+        self._last = self._sweep.rounds(self._experiment)
         # The curve of what is mutated is what population-based training found.
         constants = {f"{MUTATED}{key}": float(value) for key, value in mutated.items()}
         self._session = Session(made, constants=constants)
-        every = self._experiment.checkpoint.every
-        if spec.checkpoints is not None and every is not None:
+        if spec.checkpoints is not None and self._experiment.checkpoint.every is not None:
             # Not the config's hash: in population-based training it moves away from the identity.
             location = below(spec.checkpoints, identity, self._sweep.name)
-            self._session.checkpoints = self._checkpoints_in(location, every)
+            self._session.checkpoints = checkpoint_writer(self._experiment, location)
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
         self._rounds = self._session.rounds(self._last)
@@ -196,16 +193,6 @@ class Execution:
             return {}
         self._is_described = True
         return {"actors": self.session.describe()}
-
-    def _checkpoints_in(self, location: str, every: Any) -> CheckpointWriter:
-        return CheckpointWriter(
-            location=location,
-            config_hash=self._experiment.hash,
-            config=self._experiment.flat_identity(),
-            run_id=None,
-            every=None if every == "auto" else every,
-            keep_last=self._experiment.checkpoint.keep_last,
-        )
 
     def actors(self) -> list[Any]:
         pool = self._session.server.pool if self._session is not None else None

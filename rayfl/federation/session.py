@@ -60,15 +60,18 @@ class Session:
         return rounds
 
     def rounds(self, until: int | None = None) -> Iterator[Metrics]:
-        """Run the rounds up to `until` (None: all); each checkpoint that is due is written first."""
+        """Run the rounds up to `until` (None: all); each checkpoint that is due is written first.
+
+        What was finished is yielded before the error of a checkpoint or an evaluation is raised.
+        """
         for metrics in self.server.run(until):
-            noted = self._noted(metrics)
-            settled: list[EvaluationMetrics] = []
-            if isinstance(metrics, RoundMetrics) and self._is_due(metrics.round):
-                settled = list(self.settle())
-                self.save()
-            yield noted
-            yield from settled
+            finished: list[Metrics] = [self._noted(metrics)]
+            try:
+                if isinstance(metrics, RoundMetrics) and self._is_due(metrics.round):
+                    finished += self.settle()
+                    self.save()
+            finally:
+                yield from finished
 
     def settle(self) -> Iterator[EvaluationMetrics]:
         """Wait for the evaluations of the rounds so far."""
