@@ -7,12 +7,12 @@ from typing import Any
 
 from ray import tune
 
+from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.prepare import storage
 from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial
-from tuning.states import SUCCEEDED, State
 from tuning.tracking import SweepTracker
 
 

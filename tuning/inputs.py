@@ -53,9 +53,7 @@ class Inputs:
             mode="json",
             include={"data", "partition", "heterogeneity", "model", "federation", "seed"},
         )
-        if (
-            ":" in experiment.algorithm_name
-        ):  # `prepare` checks a user's method, with its first values
+        if ":" in experiment.algorithm_name:  # `prepare` checks a user's method
             content["algorithm"] = experiment.algorithm_name
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):
             content["federation"].pop(key)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from rayfl.analysis.states import State
 from rayfl.tracking.store import TrackingStore
-from tuning.states import State
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # rayfl.tracking must configure MLflow before its import

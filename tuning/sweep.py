@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
@@ -19,7 +20,6 @@ from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
 from tuning.searchers import Optuna
-from tuning.states import SUCCEEDED, State
 from tuning.tracking import SweepTracker
 from tuning.tuner import SweepRunner
 

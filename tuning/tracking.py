@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.config.layers import Layer
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
@@ -23,7 +24,6 @@ from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.plan import PlannedTrial
 from tuning.previous_runs import PreviousRun, runs_of
-from tuning.states import SUCCEEDED, State
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -12,7 +12,8 @@ import pandas as pd
 
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import Metric, metric
-from rayfl.analysis.runs import ENDED, STATES, axes, canonical, order
+from rayfl.analysis.runs import axes, canonical, order
+from rayfl.analysis.states import ENDED, STATES
 
 Key = tuple[Any, ...]
 

@@ -20,7 +20,8 @@ from rayfl.analysis import curves, plots
 from rayfl.analysis.aggregate import Summary, groups, summarize
 from rayfl.analysis.metrics import metric
 from rayfl.analysis.rerun import BASE, RerunCommands
-from rayfl.analysis.runs import STATES, axes, histories, load, values
+from rayfl.analysis.runs import axes, histories, load, values
+from rayfl.analysis.states import STATES
 from rayfl.analysis.store import address_of
 from rayfl.analysis.tables import shown, table_of
 from rayfl.errors import ConfigError

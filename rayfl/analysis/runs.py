@@ -15,6 +15,7 @@ import pandas as pd
 
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import Metric, metric, numbers
+from rayfl.analysis.states import ENDED
 from rayfl.analysis.store import fetch_runs, open_store, read_histories
 from rayfl.config.identity import is_identity
 from rayfl.errors import ConfigError
@@ -29,13 +30,11 @@ ABOUT = {
     "run_name": "of MLflow",
     "experiment": "of MLflow, to which the run belongs",
     "sweep": "to which the run belongs",
-    "state": "one of STATES",
+    "state": "one of `states.STATES`",
     "reason": "why it failed or was stopped",
     "config_hash": "identity of the experiment",
     "started": "milliseconds since 1970",
 }
-ENDED = ("finished", "stopped_early", "failed", "infeasible")
-STATES = (*ENDED, "interrupted", "running")
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5

@@ -3,24 +3,21 @@
 `main` registers them. Slow imports stand where they are used.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 
+from rayfl.cli.terminal import console, table_console
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from rayfl.analysis.tables import Table
-
-_NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
 ExperimentName = Annotated[
     str | None, typer.Option("--experiment", help="MLflow experiment; default: all of the store.")
@@ -181,7 +178,7 @@ def show(
         return
     if heading:
         _say([heading])
-    Console(highlight=False, width=_NEVER_CUT).print(_rich(table))
+    table_console().print(_rich(table))
     _say(["* best"] if table.best is not None else [])
     _say([f"note: {note}" for note in notes])
 
@@ -201,6 +198,5 @@ def _rich(table: "Table"):
 
 
 def _say(lines: Sequence[str], error: bool = False) -> None:
-    console = Console(file=sys.stderr if error else sys.stdout, highlight=False, soft_wrap=True)
     for line in lines:
-        console.print(escape(line))
+        console(stderr=error).print(escape(line))

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rayfl.analysis.states import counted
 from rayfl.cli.sweep_plan import describe, listing, quantity
 from rayfl.cli.sweep_progress import SweepProgress, duration
-from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuning.states import ENDED, SUCCEEDED, counted
+from rayfl.analysis.states import ENDED, SUCCEEDED, counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
 from rayfl.analysis.metrics import Metric
+from rayfl.analysis.states import counted
 from rayfl.analysis.tables import short, spread
 from tuning.space import Point, shown_value, task, text
-from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.config import Sweep

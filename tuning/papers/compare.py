@@ -9,12 +9,12 @@ import pandas as pd
 
 from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
 from rayfl.analysis.metrics import metric
+from rayfl.analysis.states import counted
 from rayfl.analysis.tables import NONE, Table, spread
 from rayfl.analysis.tables import shown as cell
 from rayfl.errors import ConfigError
 from tuning.papers.presets import Preset, PublishedValue
 from tuning.space import Point, is_task
-from tuning.states import counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import OnUpdate

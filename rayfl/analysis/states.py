@@ -1,4 +1,4 @@
-"""The states of a trial: their names, those that end it, and their counts in words."""
+"""The states of a run: their names, those that end it, and their counts in words."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,6 +8,8 @@ State = Literal["running", "finished", "stopped_early", "failed", "infeasible"]
 
 SUCCEEDED: tuple[State, ...] = ("finished", "stopped_early")
 ENDED: tuple[State, ...] = (*SUCCEEDED, "failed", "infeasible")
+STATES = (*ENDED, "interrupted", "running")
+"""All that a table of runs may say; a run that was killed is interrupted."""
 
 
 def counted(states: Iterable[str]) -> str:
