@@ -60,7 +60,7 @@ def test_nobody_at_the_address_is_an_error(monkeypatch):
 def test_an_object_store_larger_than_the_machine_is_an_error():
     code = "from rayfl.runtime import actors, cluster\nwith cluster.connected(None, 1000.0): pass"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ConfigError: ray.object_store_gb = 1000: must leave room" in started.stderr
+    assert "ConfigError: ray.object_store_gb = 1000.0: must leave room" in started.stderr
 
 
 def test_the_callers_connection_is_used_and_left_open(ray_session):
