@@ -82,6 +82,11 @@ class Broadcast(NamedTuple):
     buffers: np.ndarray
     """`[Q]`."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all vectors."""
+        return sum(v.nbytes for v in (self.start, self.buffers, *self.shared.values()))
+
 
 class UnitResult(NamedTuple):
     """Sums and measurements of a work unit; the clients' memories travel beside it."""
