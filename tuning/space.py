@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -34,27 +34,23 @@ Bounds = tuple[float, float]
 class Axis(Section):
     """Values of one key."""
 
-    grid: Annotated[
-        tuple[Value, ...] | None, Field(min_length=1, description="each of these values")
-    ] = None
-    range: Annotated[
-        tuple[float, float, float] | None,
-        Field(description="first, last and step: each value from first to last"),
-    ] = None
-    choice: Annotated[
-        tuple[Value, ...] | None, Field(min_length=1, description="drawn from these values")
-    ] = None
-    uniform: Annotated[Bounds | None, Field(description="drawn from low to high")] = None
-    loguniform: Annotated[
-        Bounds | None, Field(description="drawn from low to high, evenly in the logarithm")
-    ] = None
-    integers: Annotated[
-        tuple[int, int] | None, Field(description="drawn from low to high, both included")
-    ] = None
-    when: Annotated[
-        dict[str, Value],
-        Field(description="other axes' keys and their values, where this axis applies"),
-    ] = {}  # noqa: RUF012 (a pydantic default, copied for each)
+    grid: tuple[Value, ...] | None = Field(None, min_length=1, description="each of these values")
+    range: tuple[float, float, float] | None = Field(
+        None, description="first, last and step: each value from first to last"
+    )
+    choice: tuple[Value, ...] | None = Field(
+        None, min_length=1, description="drawn from these values"
+    )
+    uniform: Bounds | None = Field(None, description="drawn from low to high")
+    loguniform: Bounds | None = Field(
+        None, description="drawn from low to high, evenly in the logarithm"
+    )
+    integers: tuple[int, int] | None = Field(
+        None, description="drawn from low to high, both included"
+    )
+    when: dict[str, Value] = Field(
+        {}, description="other axes' keys and their values, where this axis applies"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,7 +12,7 @@ published file does.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -35,12 +35,11 @@ _FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
 class PublishedValue(Section):
     """One published number."""
 
-    at: Annotated[
-        dict[str, Any],
-        Field(description="key of an axis: its value; a list stands for the best of these"),
-    ]
-    value: Annotated[float | None, Field(description="null: printed as not reached")]
-    metric: Annotated[str | None, Field(description="null: the file's")] = None
+    at: dict[str, Any] = Field(
+        description="key of an axis: its value; a list stands for the best of these"
+    )
+    value: float | None = Field(description="null: printed as not reached")
+    metric: str | None = Field(None, description="null: the file's")
     note: str = ""
 
     def covers(self, point: Point) -> bool:
@@ -54,10 +53,10 @@ class PublishedValue(Section):
 class Published(Section):
     """The numbers of a table or figure."""
 
-    about: Annotated[str, Field(description="one line")]
+    about: str = Field(description="one line")
     source: str
-    metric: Annotated[str, Field(description="of the values, as in `rayfl results`")]
-    notes: Annotated[tuple[str, ...], Field(description="what is not known of them")] = ()
+    metric: str = Field(description="of the values, as in `rayfl results`")
+    notes: tuple[str, ...] = Field((), description="what is not known of them")
     values: tuple[PublishedValue, ...] = ()
 
 
