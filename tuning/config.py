@@ -30,7 +30,7 @@ from rayfl.config.values import to_yaml
 from rayfl.errors import ConfigError
 from tuning.schedulers import SCHEDULERS, Scheduler
 from tuning.searchers import SEARCHES, Search
-from tuning.space import KINDS, Axis, Point, check, dotted, layer
+from tuning.space import KINDS, Axis, Point, check, dotted
 
 # `search: random` stands for `search: {name: random}`.
 _NAME_ALONE = re.compile(r"^(search|scheduler)=(\w+)$")
@@ -47,16 +47,20 @@ class Plateau(Section):
     """Rule that ends a trial without progress."""
 
     rounds: int = Field(gt=0, description="rounds without a better metric")
-    min_change: float = Field(0.0, ge=0, description="what counts as better")
+    min_change: float = Field(default=0.0, ge=0, description="what counts as better")
 
 
 class Stop(Section):
     """Rules that end a trial before its last round. The first rule that holds ends it."""
 
-    rounds: int | None = Field(None, gt=0, description="after so many rounds")
-    accuracy: float | None = Field(None, gt=0, le=1, description="once test/accuracy is there")
-    seconds: float | None = Field(None, gt=0, description="of training, its rounds added up")
-    plateau: Plateau | None = Field(None, description="without progress of the metric")
+    rounds: int | None = Field(default=None, gt=0, description="after so many rounds")
+    accuracy: float | None = Field(
+        default=None, gt=0, le=1, description="once test/accuracy is there"
+    )
+    seconds: float | None = Field(
+        default=None, gt=0, description="of training, its rounds added up"
+    )
+    plateau: Plateau | None = Field(default=None, description="without progress of the metric")
 
 
 class Sweep(Section):
@@ -70,25 +74,25 @@ class Sweep(Section):
         min_length=1, description="dotted key of the experiment: its axis"
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="every point runs with each of them"
+        default=(0,), min_length=1, description="every point runs with each of them"
     )
     search: Annotated[Search, SEARCH] = SEARCHES["grid"]()
     scheduler: Annotated[Scheduler, SCHEDULER] = SCHEDULERS["none"]()
     stop: Stop = Stop()
     metric: str = Field(
-        "test/accuracy",
+        default="test/accuracy",
         min_length=1,
         description="a round's metric, by which trials are compared",
     )
     mode: Literal["max", "min"] = "max"
     max_concurrent: int | None = Field(
-        None, gt=0, description="trials at once; null: as many as fit"
+        default=None, gt=0, description="trials at once; null: as many as fit"
     )
     max_failures: int = Field(
-        3, ge=0, description="how often a trial goes on after a process or node died"
+        default=3, ge=0, description="how often a trial goes on after a process or node died"
     )
     storage: str | None = Field(
-        None, description="directory or URI for checkpoints and logs; null: sweeps/<name>"
+        default=None, description="directory or URI for checkpoints and logs; null: sweeps/<name>"
     )
 
     @model_validator(mode="after")
@@ -133,7 +137,7 @@ class Sweep(Section):
 
     def raw(self, point: Point, seed: int) -> Layer:
         """Return the unchecked experiment of a point."""
-        return layers.merge(self.base, layer(point), NAMED) | {"seed": seed}
+        return layers.merge(self.base, layers.nested(point), NAMED) | {"seed": seed}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -25,7 +25,7 @@ from rayfl.config.sections import Section
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 from tuning.config import Sweep, load_sweep
-from tuning.space import Axis, Point, points
+from tuning.space import Axis, Point, matches, points
 
 Scale = Literal["small", "full"]
 
@@ -39,15 +39,12 @@ class PublishedValue(Section):
         description="key of an axis: its value; a list stands for the best of these"
     )
     value: float | None = Field(description="null: printed as not reached")
-    metric: str | None = Field(None, description="null: the file's")
+    metric: str | None = Field(default=None, description="null: the file's")
     note: str = ""
 
     def covers(self, point: Point) -> bool:
         """Return True if the number is about this point."""
-        return all(
-            key in point and point[key] in (value if isinstance(value, list) else [value])
-            for key, value in self.at.items()
-        )
+        return matches(point, self.at)
 
 
 class Published(Section):
@@ -56,7 +53,7 @@ class Published(Section):
     about: str = Field(description="one line")
     source: str
     metric: str = Field(description="of the values, as in `rayfl results`")
-    notes: tuple[str, ...] = Field((), description="what is not known of them")
+    notes: tuple[str, ...] = Field(default=(), description="what is not known of them")
     values: tuple[PublishedValue, ...] = ()
 
 
