@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 
-# Before anything imports ray or mlflow.
+# Before anything imports torch, ray or mlflow. Small tensors gain nothing from a second thread, and lose much
+# where tests run beside each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
