@@ -1,11 +1,9 @@
 """Everything that is done and checked before an actor starts: data, partition, model, local settings."""
 
 import math
-import os
 import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +21,7 @@ from rayfl.federation.specs import ClientSpec, FederationSpec, ServerSpec
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
+from rayfl.text import absolute
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
@@ -256,4 +255,4 @@ def _check_storage(config: Experiment) -> None:
 def storage(config: Experiment) -> str:
     """Location of checkpoints: a URI, or an absolute path, for the server actor may run elsewhere."""
     directory = config.checkpoint.dir
-    return directory if "://" in directory else str(Path(os.path.expanduser(directory)).absolute())
+    return directory if "://" in directory else str(absolute(directory))
