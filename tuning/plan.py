@@ -20,6 +20,7 @@ from tuning.capacity import capacity
 from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.schedulers import PBT
+from tuning.searchers import Optuna
 from tuning.space import Point, text
 
 
@@ -34,6 +35,12 @@ class PlannedTrial:
     experiment: Experiment | None
     problem: str | None = None
     """Reason why the trial cannot run."""
+
+    @property
+    def config(self) -> Experiment:
+        """The experiment of a trial that can run."""
+        assert self.experiment is not None
+        return self.experiment
 
     @property
     def settings(self) -> str:
@@ -118,12 +125,6 @@ def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
     return trial
 
 
-def check_any(found: list[PlannedTrial]) -> None:
-    """Raise ConfigError with the first problem if no trial can run."""
-    if found and all(trial.problem for trial in found):
-        raise ConfigError(f"none of the {len(found)} trials can run: {found[0].problem}")
-
-
 def allocate(
     sweep: Sweep, found: list[PlannedTrial], inputs: Inputs, cluster_file: Path | None = None
 ) -> SweepPlan:
@@ -132,10 +133,10 @@ def allocate(
     With `resources.num_actors = auto`, the number of concurrent trials is as large as possible, because
     trials use a cluster better than more client actors for each trial.
     """
-    feasible = [trial.experiment for trial in found if not trial.problem and trial.experiment]
+    feasible = [trial.config for trial in found if not trial.problem]
     known, count = tuple(found), len(feasible)
-    if sweep.search.points(sweep.space) is None:
-        known, count = (), sweep.search.count(sweep.space) * len(sweep.seeds)
+    if isinstance(sweep.search, Optuna):
+        known, count = (), sweep.search.num_samples * len(sweep.seeds)
     units = max(inputs.units(experiment) for experiment in feasible)
     placement, now, maximum = _place(feasible[0].resources, units, count, cluster_file)
     is_several = now.nodes > 1 or (maximum or 0) > now.actors

@@ -18,6 +18,7 @@ from rayfl.analysis.metrics import Metric, metric, numbers
 from rayfl.analysis.states import ENDED
 from rayfl.analysis.store import fetch_runs, open_store, read_histories
 from rayfl.config.identity import is_identity
+from rayfl.config.messages import RENAMED
 from rayfl.errors import ConfigError
 from rayfl.text import shown
 
@@ -51,7 +52,8 @@ def load(
 
     Runs of the same config count once: the latest finished one, else the latest. `metrics` are names
     that `rayfl.analysis.metrics` knows; those that need a run's history get it here. Raises ConfigError
-    if the store, the experiment or a key is not there, or if nothing is selected.
+    if the store, the experiment or a key is not there, if an earlier version wrote runs of it, or if nothing
+    is selected.
     """
     conditions = () if where is None else filters.parse(where)
     wanted = [metric(name) for name in metrics]
@@ -62,6 +64,11 @@ def load(
         names = ", ".join(sorted(e.name for e in client.search_experiments()))
         raise ConfigError(
             f"no rayfl run in {place} (its experiments: {names}); `rayfl run` makes one"
+        )
+    if old := next((key for key in RENAMED if key in runs), None):
+        raise ConfigError(
+            f"{place} has runs of an earlier version of rayfl ({old} is now {RENAMED[old][0]}); use a new "
+            "MLflow store, or ask for another of its experiments with --experiment"
         )
     selected = filters.select(runs, conditions)
     if selected.empty:
