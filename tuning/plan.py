@@ -4,12 +4,11 @@ The driver makes and checks the plan before any actor starts. An invalid trial h
 of its own in the results; the other trials run.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rayfl.config.identity import config_hash
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
@@ -106,8 +105,7 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
     try:
         experiment = sweep.experiment(point, seed)
     except ConfigError as error:
-        content = json.dumps(sweep.raw(point, seed), sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        digest = config_hash(sweep.raw(point, seed))
         return PlannedTrial(point, seed, digest, None, str(error.rekeyed(sweep.key)))
     clash = _clash(sweep, experiment)
     problem = str(clash.rekeyed(sweep.key)) if clash else None

@@ -4,7 +4,14 @@
 
 The columns: the resolved config by dotted keys (`algorithm.rho`, `seed`, lists as tuples; NaN where a
 run does not have the key), the latest value of every metric by its name in MLflow (`accuracy_final`,
-`test/loss`), and the columns of `ABOUT`.
+`test/loss`), and:
+
+    run_id, run_name    of MLflow
+    experiment          MLflow's, to which the run belongs
+    sweep               to which the run belongs
+    state, reason       one of `states.STATES`; why the run failed or was stopped
+    config_hash         identity of the experiment
+    started             milliseconds since 1970
 """
 
 import re
@@ -25,17 +32,6 @@ from rayfl.text import shown
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
-
-ABOUT = {
-    "run_id": "of MLflow",
-    "run_name": "of MLflow",
-    "experiment": "of MLflow, to which the run belongs",
-    "sweep": "to which the run belongs",
-    "state": "one of `states.STATES`",
-    "reason": "why it failed or was stopped",
-    "config_hash": "identity of the experiment",
-    "started": "milliseconds since 1970",
-}
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
