@@ -71,7 +71,7 @@ def prepare(
         _check_storage(config)
     if data is None or partition is None:
         data, partition = federate(
-            config.data, config.partition, config.heterogeneity, fed.clients, config.seed
+            config.data.load(), config.partition, config.heterogeneity, fed.clients, config.seed
         )
     trial = torch.from_numpy(data.trial())
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)

@@ -21,6 +21,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
+def written(value: Any) -> str:
+    """A value as in an override: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def printable(text: str) -> str:
     """The text with line breaks and other control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

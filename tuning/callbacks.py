@@ -1,5 +1,6 @@
-"""Ray Tune callback that passes the progress of the trials on to MLflow and to the terminal."""
+"""Ray Tune callbacks: progress of the trials for MLflow and the terminal, and a time limit for new nodes."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.prepare import storage
+from rayfl.runtime.placement import Placement, could_hold, refusal
 from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
 from tuning.inputs import Inputs
@@ -31,6 +33,8 @@ class TrialUpdate:
 
 
 OnUpdate = Callable[[TrialUpdate], None]
+
+CHECK_SECONDS = 1.0  # between two looks for new nodes
 
 
 class ReportingCallback(tune.Callback):
@@ -121,6 +125,25 @@ class ReportingCallback(tune.Callback):
         result = trial.last_result or {}
         rounds, value = int(result.get("rounds", 0)), result.get(self._sweep.metric)
         self._on_update(TrialUpdate(self._trials[str(trial)], state, rounds, value, reason))
+
+
+class PlacementTimeout(tune.Callback):
+    """End a sweep if nothing runs and no nodes arrive within `resources.autoscale_timeout_s`."""
+
+    def __init__(self, placement: Placement):
+        self._placement = placement
+        self._last_room = self._checked = time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        """Raise ConfigError after the time limit."""
+        now = time.monotonic()
+        if now - self._checked < CHECK_SECONDS:
+            return
+        self._checked = now
+        if any(trial.status == "RUNNING" for trial in trials) or could_hold(self._placement):
+            self._last_room = now
+        elif now - self._last_room > self._placement.autoscale_timeout_s:
+            raise refusal(self._placement, self._placement.autoscale_timeout_s)
 
 
 def log_path(sweep: Sweep, hash: str) -> Path:

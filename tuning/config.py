@@ -25,12 +25,12 @@ from rayfl.config.layers import Layer
 from rayfl.config.messages import config_error
 from rayfl.config.named import NAMED
 from rayfl.config.schema import Experiment, load_config
-from rayfl.config.sections import Positive, Section
+from rayfl.config.sections import Section
 from rayfl.config.values import to_yaml
 from rayfl.errors import ConfigError
 from tuning.schedulers import SCHEDULERS, Scheduler
 from tuning.searchers import SEARCHES, Search
-from tuning.space import KINDS, Axis, Point, check, dotted, layer
+from tuning.space import KINDS, Axis, Point, check, dotted
 
 # `search: random` stands for `search: {name: random}`.
 _NAME_ALONE = re.compile(r"^(search|scheduler)=(\w+)$")
@@ -46,57 +46,54 @@ _NAMED = {
 class Plateau(Section):
     """Rule that ends a trial without progress."""
 
-    rounds: Annotated[Positive, Field(description="rounds without a better metric")]
-    min_change: Annotated[float, Field(ge=0, description="what counts as better")] = 0.0
+    rounds: int = Field(gt=0, description="rounds without a better metric")
+    min_change: float = Field(default=0.0, ge=0, description="what counts as better")
 
 
 class Stop(Section):
     """Rules that end a trial before its last round. The first rule that holds ends it."""
 
-    rounds: Annotated[Positive | None, Field(description="after so many rounds")] = None
-    accuracy: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | None, Field(description="once test/accuracy is there")
-    ] = None
-    seconds: Annotated[
-        Annotated[float, Field(gt=0)] | None, Field(description="of training, its rounds added up")
-    ] = None
-    plateau: Annotated[Plateau | None, Field(description="without progress of the metric")] = None
+    rounds: int | None = Field(default=None, gt=0, description="after so many rounds")
+    accuracy: float | None = Field(
+        default=None, gt=0, le=1, description="once test/accuracy is there"
+    )
+    seconds: float | None = Field(
+        default=None, gt=0, description="of training, its rounds added up"
+    )
+    plateau: Plateau | None = Field(default=None, description="without progress of the metric")
 
 
 class Sweep(Section):
     """Set of experiments: the points of a space, each with every seed."""
 
-    name: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_', '-'"
-        ),
-    ]
-    base: Annotated[Layer, Field(description="an experiment: a config file's path, or inline")]
-    space: Annotated[
-        dict[str, Axis], Field(min_length=1, description="dotted key of the experiment: its axis")
-    ]
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        Field(min_length=1, description="every point runs with each of them"),
-    ] = (0,)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_', '-'"
+    )
+    base: Layer = Field(description="an experiment: a config file's path, or inline")
+    space: dict[str, Axis] = Field(
+        min_length=1, description="dotted key of the experiment: its axis"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0,), min_length=1, description="every point runs with each of them"
+    )
     search: Annotated[Search, SEARCH] = SEARCHES["grid"]()
     scheduler: Annotated[Scheduler, SCHEDULER] = SCHEDULERS["none"]()
     stop: Stop = Stop()
-    metric: Annotated[
-        str, Field(min_length=1, description="a round's metric, by which trials are compared")
-    ] = "test/accuracy"
+    metric: str = Field(
+        default="test/accuracy",
+        min_length=1,
+        description="a round's metric, by which trials are compared",
+    )
     mode: Literal["max", "min"] = "max"
-    max_concurrent: Annotated[
-        Positive | None, Field(description="trials at once; null: as many as fit")
-    ] = None
-    max_failures: Annotated[
-        int, Field(ge=0, description="how often a trial goes on after a process or node died")
-    ] = 3
-    storage: Annotated[
-        str | None,
-        Field(description="directory or URI for checkpoints and logs; null: sweeps/<name>"),
-    ] = None
+    max_concurrent: int | None = Field(
+        default=None, gt=0, description="trials at once; null: as many as fit"
+    )
+    max_failures: int = Field(
+        default=3, ge=0, description="how often a trial goes on after a process or node died"
+    )
+    storage: str | None = Field(
+        default=None, description="directory or URI for checkpoints and logs; null: sweeps/<name>"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -140,7 +137,7 @@ class Sweep(Section):
 
     def raw(self, point: Point, seed: int) -> Layer:
         """Return the unchecked experiment of a point."""
-        return layers.merge(self.base, layer(point), NAMED) | {"seed": seed}
+        return layers.merge(self.base, layers.nested(point), NAMED) | {"seed": seed}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from rayfl.config.schema import Experiment
 from rayfl.data.datasets import Dataset
@@ -21,16 +21,6 @@ class SharedInputs:
     """References to dataset and partition, by `data_key`. Equal datasets are one object."""
     placement: Placement
     """Placement of the client actors of one trial."""
-
-
-@dataclass(frozen=True)
-class _LoadedSource:
-    """Data source whose dataset is in memory, for `federate`."""
-
-    dataset: Dataset
-
-    def load(self) -> Dataset:
-        return self.dataset
 
 
 @dataclass
@@ -65,12 +55,13 @@ class Inputs:
         return self._units[key]
 
     def _made(self, experiment: Experiment) -> tuple[Dataset, Partition]:
-        source: Any = self._once(self._sources, _source_key(experiment), experiment.data.load)
+        source = json.dumps(experiment.model_dump(mode="json", include={"data"}), sort_keys=True)
+        data = self._once(self._sources, source, experiment.data.load)
         return self._once(
             self.data,
             data_key(experiment),
             lambda: federate(
-                cast(Any, _LoadedSource(source)),
+                data,
                 experiment.partition,
                 experiment.heterogeneity,
                 experiment.federation.clients,
@@ -95,8 +86,3 @@ def data_key(experiment: Experiment) -> str:
     sections = {"data", "partition", "heterogeneity", "seed"}
     content = experiment.model_dump(mode="json", include=sections)
     return json.dumps([content, experiment.federation.clients], sort_keys=True)
-
-
-def _source_key(experiment: Experiment) -> str:
-    """Return a key that is the same for experiments that read the same data."""
-    return json.dumps(experiment.model_dump(mode="json", include={"data"}), sort_keys=True)

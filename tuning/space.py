@@ -5,11 +5,10 @@ values. A point is a mapping from dotted key to value. Grid axes are crossed wit
 drawn, and every draw is crossed with the grid.
 """
 
-import json
 import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -19,7 +18,7 @@ from rayfl.config.layers import Layer, join
 from rayfl.config.messages import RENAMED
 from rayfl.config.sections import Section
 from rayfl.errors import ConfigError
-from rayfl.text import nearest, shown
+from rayfl.text import nearest, shown, written
 
 Point = dict[str, Any]
 
@@ -34,27 +33,25 @@ Bounds = tuple[float, float]
 class Axis(Section):
     """Values of one key."""
 
-    grid: Annotated[
-        tuple[Value, ...] | None, Field(min_length=1, description="each of these values")
-    ] = None
-    range: Annotated[
-        tuple[float, float, float] | None,
-        Field(description="first, last and step: each value from first to last"),
-    ] = None
-    choice: Annotated[
-        tuple[Value, ...] | None, Field(min_length=1, description="drawn from these values")
-    ] = None
-    uniform: Annotated[Bounds | None, Field(description="drawn from low to high")] = None
-    loguniform: Annotated[
-        Bounds | None, Field(description="drawn from low to high, evenly in the logarithm")
-    ] = None
-    integers: Annotated[
-        tuple[int, int] | None, Field(description="drawn from low to high, both included")
-    ] = None
-    when: Annotated[
-        dict[str, Value],
-        Field(description="other axes' keys and their values, where this axis applies"),
-    ] = {}  # noqa: RUF012 (a pydantic default, copied for each)
+    grid: tuple[Value, ...] | None = Field(
+        default=None, min_length=1, description="each of these values"
+    )
+    range: tuple[float, float, float] | None = Field(
+        default=None, description="first, last and step: each value from first to last"
+    )
+    choice: tuple[Value, ...] | None = Field(
+        default=None, min_length=1, description="drawn from these values"
+    )
+    uniform: Bounds | None = Field(default=None, description="drawn from low to high")
+    loguniform: Bounds | None = Field(
+        default=None, description="drawn from low to high, evenly in the logarithm"
+    )
+    integers: tuple[int, int] | None = Field(
+        default=None, description="drawn from low to high, both included"
+    )
+    when: dict[str, Value] = Field(
+        default={}, description="other axes' keys and their values, where this axis applies"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,14 +109,19 @@ class Axis(Section):
         return float(rng.uniform(*self.uniform))
 
     def applies(self, point: Point) -> bool:
-        """Return True if the point matches `when` (any value, where it is a list)."""
-        return all(
-            key in point and point[key] in (value if isinstance(value, list) else [value])
-            for key, value in self.when.items()
-        )
+        """Return True if the point matches `when`."""
+        return matches(point, self.when)
 
 
 Space = Mapping[str, Axis]
+
+
+def matches(point: Point, conditions: Mapping[str, Value]) -> bool:
+    """Return True if the point has these values (any of them, where it is a list)."""
+    return all(
+        key in point and point[key] in (value if isinstance(value, list) else [value])
+        for key, value in conditions.items()
+    )
 
 
 def dotted(space: Layer, prefix: str = "") -> Layer:
@@ -135,12 +137,7 @@ def dotted(space: Layer, prefix: str = "") -> Layer:
 
 def text(point: Point) -> str:
     """Return the point as overrides."""
-    return " ".join(f"{key}={shown_value(value)}" for key, value in point.items())
-
-
-def shown_value(value: Value) -> str:
-    """Return a value as in an override."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return " ".join(f"{key}={written(value)}" for key, value in point.items())
 
 
 def task(point: Point) -> Hashable:
@@ -188,18 +185,6 @@ def points(space: Space, samples: int | None, seed: int) -> Iterator[Point]:
             if not axis.is_grid
         }
         yield from _grid(_ordered(space), drawn, {})
-
-
-def layer(point: Point) -> Layer:
-    """Return the point as a layer of a config."""
-    layers: Layer = {}
-    for key, value in point.items():
-        *sections, last = key.split(".")
-        nested: Layer = {last: value}
-        for section in reversed(sections):
-            nested = {section: nested}
-        layers = join(layers, nested)
-    return layers
 
 
 def applicable(space: Space, suggested: Point) -> Point:

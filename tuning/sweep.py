@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayfl.analysis.states import SUCCEEDED, State
+from rayfl.analysis.states import SUCCEEDED
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
@@ -20,26 +20,17 @@ from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
 from tuning.searchers import Optuna
-from tuning.tracking import SweepTracker
+from tuning.tracking import SweepTracker, TrialRun
 from tuning.tuner import SweepRunner
 
 
 @dataclass(frozen=True)
-class TrialResult:
+class TrialResult(TrialRun):
     """Result of a trial."""
 
     trial: PlannedTrial
-    state: State
-    reason: str
-    rounds: int
-    value: float | None
-    """Last value of the sweep's metric."""
-    run_id: str
-    model_sha256: str | None
-    """SHA-256 of the final w."""
     log: Path | None
     """File with the traceback of a failed trial."""
-    summary: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -146,16 +137,5 @@ def _rows(
     """Read the results of the trials from MLflow, from all commands."""
     runs = tracker.results()
     for trial in trials.values():
-        run = runs[trial.hash]
-        metrics, tags = run.data.metrics, run.data.tags
-        yield TrialResult(
-            trial=trial,
-            state=tags["rayfl.state"],  # type: ignore[arg-type]
-            reason=tags.get("rayfl.reason", ""),
-            rounds=int(metrics.get("rounds", 0)),
-            value=metrics.get(sweep.metric),
-            run_id=run.info.run_id,
-            model_sha256=tags.get("rayfl.model_sha256"),
-            log=log if (log := log_path(sweep, trial.hash)).exists() else None,
-            summary={k: v for k, v in metrics.items() if "/" not in k},
-        )
+        log = log_path(sweep, trial.hash)
+        yield TrialResult(**vars(runs[trial.hash]), trial=trial, log=log if log.exists() else None)

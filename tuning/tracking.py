@@ -6,29 +6,60 @@ trial. One background thread writes everything in order.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
 from rayfl.analysis.states import SUCCEEDED, State
+from rayfl.analysis.store import search_runs
 from rayfl.config.layers import Layer
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.federation.history import History
-from rayfl.tracking.background_writer import BackgroundWriter
+from rayfl.text import written
 from rayfl.tracking.mlflow import RunTracker
-from rayfl.tracking.outages import retry_during_outage
+from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.plan import PlannedTrial
-from tuning.previous_runs import PreviousRun, runs_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _LONGEST_TAG = 5000  # characters; MLflow's limit with a margin
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """MLflow run of a trial, as it was left."""
+
+    state: State
+    reason: str
+    rounds: int
+    value: float | None
+    """Last value of the sweep's metric."""
+    run_id: str
+    model_sha256: str | None
+    """SHA-256 of the final w."""
+    rules: str
+    """Rules that could end the trial early, as JSON."""
+    summary: dict[str, float]
+
+    @classmethod
+    def of(cls, run: "Run", metric: str) -> Self:
+        tags, metrics = run.data.tags, run.data.metrics
+        return cls(
+            state=tags.get("rayfl.state", "running"),  # type: ignore[arg-type]
+            reason=tags.get("rayfl.reason", ""),
+            rounds=int(metrics.get("rounds", 0)),
+            value=metrics.get(metric),
+            run_id=run.info.run_id,
+            model_sha256=tags.get("rayfl.model_sha256"),
+            rules=tags.get("rayfl.rules", ""),
+            summary={k: v for k, v in metrics.items() if "/" not in k},
+        )
 
 
 @dataclass
@@ -50,15 +81,13 @@ class SweepTracker:
         """Create the sweep's parent run, or reopen that of an earlier command."""
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
-        self.known = {
-            hash: PreviousRun.of(run, sweep.metric) for hash, run in self.results().items()
-        }
+        self.known = self.results()
         """Runs of earlier commands, by config hash."""
         self.parent_id = self._parent()
         self._live: dict[str, _ActiveRun] = {}
         self._writer = BackgroundWriter(store.uri)
 
-    def ended(self, hash: str) -> PreviousRun | None:
+    def ended(self, hash: str) -> TrialRun | None:
         """Return the earlier run of a trial that need not run again."""
         known = self.known.get(hash)
         if known is None:
@@ -123,11 +152,8 @@ class SweepTracker:
                 live.tracker.attach("traceback.txt", traceback)
             live.finish("FINISHED" if state in SUCCEEDED else "FAILED")
             # The state is written last, because it implies that everything else is there.
-            for key, value in {
-                **(tags or {}),
-                "rayfl.reason": reason,
-                "rayfl.state": state,
-            }.items():
+            last = {**(tags or {}), "rayfl.reason": reason, "rayfl.state": state}
+            for key, value in last.items():
                 live.tracker.tag(key, value[:_LONGEST_TAG])
             del self._live[hash]
 
@@ -150,8 +176,7 @@ class SweepTracker:
                 run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
                 run_id = run.info.run_id
                 for key, value in {**trial.point, "seed": trial.seed}.items():
-                    text = value if isinstance(value, str) else json.dumps(value)
-                    self._client.log_param(run_id, key, text)
+                    self._client.log_param(run_id, key, written(value))
             for key, value in tags.items():
                 self._client.set_tag(run_id, key, value)
             self._client.set_terminated(run_id, "FAILED")
@@ -172,21 +197,22 @@ class SweepTracker:
         self._writer.put(write)
         self._writer.close()
 
-    def results(self) -> "dict[str, Run]":
-        """Return the trials' runs by config hash."""
-        found = runs_of(self._store, self._sweep.name, "experiment")
-        return {run.data.tags["rayfl.config_hash"]: run for run in found}
+    def results(self) -> dict[str, TrialRun]:
+        """Read the trials' runs by config hash; the oldest, if one has several."""
+        newest_first = reversed(list(self._runs("experiment")))
+        return {
+            run.data.tags["rayfl.config_hash"]: TrialRun.of(run, self._sweep.metric)
+            for run in newest_first
+        }
 
     def _parent(self) -> str:
-        runs = list(runs_of(self._store, self._sweep.name, "sweep"))
-        if runs:
-            run_id = runs[0].info.run_id
-            self._client.update_run(run_id, status="RUNNING")
+        name, run = self._sweep.name, next(self._runs("sweep"), None)
+        if run is not None:
+            self._client.update_run(run.info.run_id, status="RUNNING")
         else:
-            tags = {"rayfl.kind": "sweep", "rayfl.sweep": self._sweep.name}
-            name = self._sweep.name
+            tags = {"rayfl.kind": "sweep", "rayfl.sweep": name}
             run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
-            run_id = run.info.run_id
+        run_id = run.info.run_id
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)
         self._client.set_tag(run_id, "rayfl.mode", self._sweep.mode)
@@ -195,9 +221,14 @@ class SweepTracker:
 
     def _find(self, hash: str) -> str | None:
         """Return the id of a trial's run, even if an outage hid the answer to its creation."""
-        also = f" and tags.`rayfl.config_hash` = '{hash}'"
-        found = runs_of(self._store, self._sweep.name, "experiment", also)
+        found = self._runs("experiment", f" and tags.`rayfl.config_hash` = '{hash}'")
         return next((run.info.run_id for run in found), None)
+
+    def _runs(self, kind: str, also: str = "") -> "Iterator[Run]":
+        """Yield the sweep's runs of a kind, the oldest first."""
+        which = f"tags.`rayfl.sweep` = '{self._sweep.name}' and tags.`rayfl.kind` = '{kind}'{also}"
+        oldest_first = "attributes.start_time ASC"
+        return search_runs(self._client, [self._store.experiment_id], which, oldest_first)
 
     def _tags(self, point: Layer) -> dict[str, str]:
         return {

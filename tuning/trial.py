@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import torch
 
-from rayfl.config.layers import merge
+from rayfl.config.layers import merge, nested
 from rayfl.config.named import NAMED
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
@@ -27,7 +27,7 @@ from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from tuning.config import Sweep
 from tuning.inputs import SharedInputs, data_key
-from tuning.space import Point, layer
+from tuning.space import Point
 from tuning.stopping import needs_metrics, reason
 
 # Rounds of this many seconds go into one report: each costs the driver some milliseconds.
@@ -55,29 +55,25 @@ class Execution:
     def step(self) -> dict[str, Any]:
         """Run some rounds; everything that Tune and the driver want to know of them."""
         self._reported, self._resumed = self._resumed, []
-        resumed = max((metrics.round for metrics in self._reported), default=0)
-        described: dict[str, Any] = {}
-        ending: dict[str, Any] = {}
+        report: dict[str, Any] = {
+            "resumed": max((metrics.round for metrics in self._reported), default=0)
+        }
         try:
             if self._failure is not None:
                 raise self._failure
-            described = self._described()
+            if not self._is_described:  # once the actors run: no round's time counts their start
+                report["actors"] = self.session.describe()
+                self._is_described = True
             stopped = self._run_rounds()
             if stopped is not None or self._round == self._last:
-                ending = self._ending(stopped)
+                report |= self._ending(stopped)
         except StateLostError:
             raise  # Tune starts the trial again, and it goes on from its checkpoint
         except Exception as error:  # whatever the experiment does wrong is this trial's alone
-            ending = {"done": True, **self._failed(error)}
-        latest = self._latest(self._sweep.metric)
-        return {
-            "rounds": self._round,
-            "resumed": resumed,
-            "records": [tuple(metrics) for metrics in self._reported],
-            **({self._sweep.metric: latest} if latest is not None else {}),
-            **described,
-            **ending,
-        }
+            report |= {"done": True, **self._failed(error)}
+        if (latest := self._latest()) is not None:
+            report[self._sweep.metric] = latest
+        return report | {"rounds": self._round, "records": [*map(tuple, self._reported)]}
 
     def save(self, directory: str) -> None:
         """Write server state, client memories and history, for this trial or one that takes them over."""
@@ -106,7 +102,7 @@ class Execution:
         self._resumed: list[Metrics] = []
         self._is_described = False
         try:
-            self._experiment = load_config(merge(spec.experiment, layer(mutated), NAMED))
+            self._experiment = load_config(merge(spec.experiment, nested(mutated), NAMED))
             self._start(identity, spec, mutated)
         except StateLostError:
             raise
@@ -164,13 +160,13 @@ class Execution:
 
     def _ending(self, stopped: str | None) -> dict[str, Any]:
         session = self.session
-        if self._latest(self._sweep.metric) is None:
+        if self._latest() is None:
             found = sorted({key for row in session.history.rows.values() for key in row})
             there = f"there are {', '.join(found)}"
             raise ConfigError("no round has it", "metric", self._sweep.metric, hint=there)
-        w = torch.tensor(session.parameters()[0])
-        clients = client_accuracies(self._prepared, session.correct())
-        return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
+        w, _, correct = session.final()
+        clients, digest = client_accuracies(self._prepared, correct), sha256(torch.tensor(w))
+        return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}
 
     def _failed(self, error: Exception) -> dict[str, str]:
         """The error that ended the trial, in one line and in full."""
@@ -182,17 +178,14 @@ class Execution:
         )
         return {"failed": line.strip().splitlines()[0], "traceback": text}
 
-    def _latest(self, metric: str) -> float | None:
-        rows = self._session.history.rows if self._session is not None else {}
-        values = [row[metric] for _, row in sorted(rows.items()) if metric in row]
-        return values[-1] if values and self._failure is None else None
-
-    def _described(self) -> dict[str, Any]:
-        """The client actors, once they run: no round's time counts their start. Once only."""
-        if self._is_described:
-            return {}
-        self._is_described = True
-        return {"actors": self.session.describe()}
+    def _latest(self) -> float | None:
+        """Last value of the sweep's metric."""
+        if self._failure is not None:
+            return None
+        rows, metric = self.session.history.rows, self._sweep.metric
+        return next(
+            (rows[r][metric] for r in sorted(rows, reverse=True) if metric in rows[r]), None
+        )
 
     def actors(self) -> list[Any]:
         pool = self._session.server.pool if self._session is not None else None
@@ -205,5 +198,4 @@ class Execution:
 
     @property
     def _round(self) -> int:
-        failed = self._failure is not None or self._session is None
-        return 0 if failed else self.session.server.round
+        return 0 if self._failure is not None else self.session.server.round

@@ -15,10 +15,9 @@ from rayfl.prepare import storage
 from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
-from tuning.callbacks import OnUpdate, ReportingCallback, TrialUpdate
+from tuning.callbacks import OnUpdate, PlacementTimeout, ReportingCallback, TrialUpdate
 from tuning.inputs import SharedInputs
 from tuning.per_task_scheduler import PerTaskScheduler
-from tuning.placement_timeout import PlacementTimeout
 from tuning.plan import PlannedTrial, SweepPlan
 from tuning.schedulers import PBT
 from tuning.searchers import Optuna
@@ -71,6 +70,13 @@ class SweepRunner:
         searcher = self._searcher()
         configs = {trial.hash: self._config(trial) for trial in missing}
         limit = self.plan.at_once_grown or self.plan.at_once or 1
+        callbacks: list[tune.Callback] = [
+            ReportingCallback(
+                self.tracker, self.sweep, self.trials, self.plan.inputs, self.on_update
+            )
+        ]
+        if shared.placement.autoscale_timeout_s:
+            callbacks.append(PlacementTimeout(shared.placement))
         return tune.Tuner(
             trainable,
             param_space={} if searcher else _grid(configs),
@@ -86,21 +92,11 @@ class SweepRunner:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=self.sweep.directory,
-                callbacks=self._callbacks(),
+                callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
                 verbose=0,
             ),
         )
-
-    def _callbacks(self) -> list[tune.Callback]:
-        found: list[tune.Callback] = [
-            ReportingCallback(
-                self.tracker, self.sweep, self.trials, self.plan.inputs, self.on_update
-            )
-        ]
-        if self.plan.placement.autoscale_timeout_s:
-            found.append(PlacementTimeout(self.plan.placement))
-        return found
 
     def _shared(self) -> SharedInputs:
         inputs, stored = self.plan.inputs, {}

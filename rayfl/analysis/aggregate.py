@@ -43,6 +43,8 @@ class Summary:
     """The keys in `by` (None: null, or the runs do not have it); for each metric m its mean `m` and sample
     standard deviation `m_std`, and `m_reached`, such as '2/3', if it has a target; `n` finished
     runs; the number of runs in each other state that occurs; `is_best`: by the first metric."""
+    groups: list[tuple[Key, pd.DataFrame]]
+    """The values of `by` and the runs of each row."""
     ranking: tuple[int, ...]
     """Rows with a mean of the first metric, the best first."""
     notes: tuple[str, ...]
@@ -101,32 +103,34 @@ def summarize(
     wanted = tuple(metric(name) for name in metrics)
     grouped = groups(runs, by)
     found = [[aggregate(members, m.name) for m in wanted] for _, members in grouped]
+    others = [state for state in STATES[1:] if state in set(runs["state"])]
     rows = [
-        dict(zip(by, key, strict=True)) | _cells(members, wanted, aggregates)
+        dict(zip(by, key, strict=True)) | _cells(members, wanted, aggregates, others)
         for (key, members), aggregates in zip(grouped, found, strict=True)
     ]
     frame = pd.DataFrame(rows)
-    absent = [state for state in STATES[1:] if state in frame and not frame.loc[:, state].any()]
-    frame = frame.drop(columns=absent)
     frame[list(by)] = frame[list(by)].astype(object).where(frame[list(by)].notna(), None)
     ranking = ranked([aggregates[0] for aggregates in found], wanted[0].higher)
     frame["is_best"] = frame.index.isin(ranking[:1])
     notes = [*_mixed(grouped, by), *_left_out(wanted, found), *_passed_over(frame, wanted[0])]
-    return Summary(by, wanted, frame, tuple(ranking), tuple(notes))
+    return Summary(by, wanted, frame, grouped, tuple(ranking), tuple(notes))
 
 
 def _cells(
-    members: pd.DataFrame, metrics: Sequence[Metric], aggregates: Sequence[Aggregate]
+    members: pd.DataFrame,
+    metrics: Sequence[Metric],
+    aggregates: Sequence[Aggregate],
+    states: Sequence[str],
 ) -> dict[str, Any]:
     """The numbers of one row."""
     row: dict[str, Any] = {}
-    for m, found in zip(metrics, aggregates, strict=True):
-        row |= {m.name: found.mean, f"{m.name}_std": found.std}
+    for m, a in zip(metrics, aggregates, strict=True):
+        row |= {m.name: a.mean, f"{m.name}_std": a.std}
         if m.target is not None:
-            row[f"{m.name}_reached"] = f"{found.n}/{found.finished}"
-    states = list(members["state"])
-    row["n"] = states.count("finished")
-    return row | {state: states.count(state) for state in STATES[1:]}
+            row[f"{m.name}_reached"] = f"{a.n}/{a.finished}"
+    found = list(members["state"])
+    row["n"] = found.count("finished")
+    return row | {state: found.count(state) for state in states}
 
 
 def _left_out(metrics: Sequence[Metric], found: Sequence[Sequence[Aggregate]]) -> Iterable[str]:

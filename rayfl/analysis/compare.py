@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rayfl.analysis import filters
-from rayfl.analysis.aggregate import groups
+from rayfl.analysis.aggregate import Key, groups
 from rayfl.analysis.metrics import Metric, metric
 from rayfl.analysis.runs import axes, values
 from rayfl.analysis.tables import NONE, Table, shown
@@ -48,18 +48,20 @@ def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> PairedC
         raise ConfigError(
             f"'{a}' and '{b}' both select run {min(ids[0] & ids[1])}; nothing to compare"
         )
-    by = tuple(k for k in axes(both) if k not in named and not k.startswith(sections or ("\0",)))
-    indexed = [_by_setting(side, by, text) for side, text in zip(sides, (a, b), strict=True)]
-    pairs = sorted(indexed[0].keys() & indexed[1].keys(), key=repr)
+    by = tuple(k for k in axes(both) if k not in named and not k.startswith(sections))
+    keys = (*by, "seed")
+    of_a, of_b = (_by_keys(side, keys, m, text) for side, text in zip(sides, (a, b), strict=True))
+    pairs = sorted(of_a.keys() & of_b.keys(), key=repr)
     if not pairs:
-        raise ConfigError(f"no run of '{a}' pairs with one of '{b}': {_why_none(sides, by)}")
-    notes = _notes(indexed, pairs, by, (a, b))
-    table = pd.DataFrame([dict(zip(by, key, strict=True)) for key, _ in pairs], dtype=object)
-    table = table.assign(
-        seed=[seed for _, seed in pairs],
-        a=[indexed[0][pair][m.name] for pair in pairs],
-        b=[indexed[1][pair][m.name] for pair in pairs],
-    )
+        raise ConfigError(f"no run of '{a}' pairs with one of '{b}': {_why_none(sides, keys)}")
+    notes = [
+        f"without a partner, of '{text}': "
+        + "; ".join(", ".join(map("{}={}".format, keys, map(shown, key))) for key in alone)
+        for text, side in ((a, of_a), (b, of_b))
+        if (alone := sorted(side.keys() - set(pairs), key=repr))
+    ]
+    table = pd.DataFrame([(*pair, of_a[pair], of_b[pair]) for pair in pairs], dtype=object)
+    table.columns = [*keys, "a", "b"]
     lacking = table[table[["a", "b"]].isna().any(axis=1)]
     if len(lacking):
         why = "did not reach the target" if m.target is not None else f"have no {name}"
@@ -100,66 +102,41 @@ def _side(runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]
     selected = filters.select(runs, conditions)
     finished = selected.loc[selected["state"] == "finished"]
     if finished.empty:
-        found = "; ".join(
-            f"{c.key} is {', '.join(map(shown, values(runs, c.key)))}" for c in conditions
-        )
+        found = "; ".join(f"{c.key} is {_listed(runs, c.key)}" for c in conditions)
         raise ConfigError(f"'{text}': no finished run; {len(selected)} in other states; {found}")
     return finished
 
 
-def _by_setting(side: pd.DataFrame, by: Sequence[str], text: str) -> dict[Any, pd.Series]:
-    """Index the runs by (setting, seed); ConfigError if one has several."""
-    found = {}
-    for key, members in groups(side, (*by, "seed")):
+def _by_keys(side: pd.DataFrame, keys: Sequence[str], m: Metric, text: str) -> dict[Key, Any]:
+    """Return the metric by the values of these keys, seed last; ConfigError if they have several runs."""
+    found: dict[Key, Any] = {}
+    for key, members in groups(side, keys):
         if len(members) > 1:
             differing = axes(members)
-            listed = "; ".join(
-                f"{k} is {', '.join(map(shown, values(members, k)))}" for k in differing
-            )
+            listed = "; ".join(f"{k} is {_listed(members, k)}" for k in differing)
+            name = f"name one, as in {differing[0]}=..." if differing else "select one with --where"
             raise ConfigError(
                 f"'{text}': seed {key[-1]} has {len(members)} runs ({listed or 'of different versions'}); "
-                + (
-                    f"name one, as in {differing[0]}=..."
-                    if differing
-                    else "select one with --where"
-                )
+                + name
             )
-        found[key[:-1], key[-1]] = members.iloc[0]
+        found[key] = members.iloc[0][m.name]
     return found
 
 
-def _why_none(sides: Sequence[pd.DataFrame], by: Sequence[str]) -> str:
+def _why_none(sides: Sequence[pd.DataFrame], keys: Sequence[str]) -> str:
     """Name the keys without a common value, for the message that nothing can be paired."""
     apart = [
-        f"{key} is {', '.join(map(shown, values(sides[0], key))) or 'missing'} there and "
-        f"{', '.join(map(shown, values(sides[1], key))) or 'missing'} here"
-        for key in (*by, "seed")
+        f"{key} is {_listed(sides[0], key) or 'missing'} there and "
+        f"{_listed(sides[1], key) or 'missing'} here"
+        for key in keys
         if not set(values(sides[0], key)) & set(values(sides[1], key))
     ]
-    return (
-        "; ".join(apart or ["no setting has a seed in common"])
-        + "; name in both filters what may differ"
-    )
+    found = "; ".join(apart or ["no setting has a seed in common"])
+    return f"{found}; name in both filters what may differ"
 
 
-def _notes(
-    indexed: Sequence[dict[Any, pd.Series]],
-    pairs: Sequence[Any],
-    by: Sequence[str],
-    texts: Sequence[str],
-) -> list[str]:
-    notes = []
-    for text, side in zip(texts, indexed, strict=True):
-        alone = sorted(side.keys() - set(pairs), key=repr)
-        if alone:
-            runs = [
-                ", ".join(
-                    f"{k}={shown(v)}" for k, v in zip((*by, "seed"), (*key, seed), strict=True)
-                )
-                for key, seed in alone
-            ]
-            notes.append(f"without a partner, of '{text}': {'; '.join(runs)}")
-    return notes
+def _listed(runs: pd.DataFrame, key: str) -> str:
+    return ", ".join(map(shown, values(runs, key)))
 
 
 def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:

@@ -4,8 +4,8 @@ The palette is that of Okabe and Ito, which is safe for colour-blind readers. Li
 too, so that they can be told apart in greyscale. A band is one standard deviation over the seeds.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rayfl.analysis.aggregate import Key, groups, summarize
+from rayfl.analysis.aggregate import Key, summarize
+from rayfl.analysis.metrics import COSTS
 from rayfl.analysis.plots import DPI, Drawing, finished, group_name
 from rayfl.analysis.runs import axes as varying
 from rayfl.errors import ConfigError
@@ -26,17 +27,25 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 MOST_LINES = 10
 
-_X = {
-    "rounds": ("round", (), 1.0),
-    "bytes": ("traffic up and down (MB)", ("cost/bytes_up", "cost/bytes_down"), 1e-6),
-    "seconds": ("training time (s)", ("time/round_s",), 1.0),
+_LABELS = {
+    "rounds": "round",
+    "bytes": "traffic up and down (MB)",
+    "seconds": "training time (s)",
 }
 _LEGEND_BELOW = 4  # lines up to which the legend is below the axes
 
 
+class _Chosen(NamedTuple):
+    """Groups of runs that a figure draws: the finished runs of each, and the keys of the groups."""
+
+    groups: list[tuple[Key, pd.DataFrame]]
+    by: list[str]
+    notes: tuple[str, ...]
+
+
 def curve_metrics(x: str) -> list[str]:
     """List the per-round metrics that `curves` needs."""
-    return ["test/accuracy", *_X[x][1]]
+    return ["test/accuracy", *COSTS[x].by_round]
 
 
 def trace_metrics(runs: pd.DataFrame) -> list[str]:
@@ -57,8 +66,8 @@ def drawn(
     scalars: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Select the runs whose histories `curves` needs, or `traces` of these scalars."""
-    chosen, _, _ = _chosen(_keeping(runs, scalars), by, name)
-    return pd.concat([members for _, members in chosen])
+    chosen = _chosen(_keeping(runs, scalars), by, name)
+    return pd.concat([members for _, members in chosen.groups])
 
 
 def curves(
@@ -73,24 +82,15 @@ def curves(
     `rounds` are the histories of the runs' `curve_metrics(x)`. Traffic and time are cumulative, and averaged
     over the seeds of a group at each round. `name`: metric that selects the best groups of too many.
     """
-    label, costs, scale = _X[x]
-    chosen, by, notes = _chosen(runs, by, name)
+    costs = list(COSTS[x].by_round)
+    chosen = _chosen(runs, by, name)
     spent = rounds.sort_values(["run_id", "round"])
     if costs:
-        total = spent[list(costs)].sum(axis=1).groupby(spent["run_id"]).cumsum() * scale
-        spent = spent.assign(_x=total)
+        total = spent[costs].sum(axis=1).groupby(spent["run_id"]).cumsum() * COSTS[x].scale
     else:
-        spent = spent.assign(_x=spent["round"].astype(float))
-    figure = Figure(figsize=(_width(chosen), 4), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    for i, (key, members) in enumerate(chosen):
-        of_group = spent.loc[spent["run_id"].isin(members["run_id"])].dropna(subset="test/accuracy")
-        _line(axes, of_group, "test/accuracy", i, group_name(by, key, len(members)))
-    axes.set(xlabel=label, ylabel="test accuracy")
-    if x == "rounds":
-        _count_rounds(axes)
-    _finish(figure, axes, by, chosen)
-    return Drawing(figure, notes)
+        total = spent["round"].astype(float)
+    panels = {"test/accuracy": "test accuracy"}
+    return _figure(chosen, spent.assign(_x=total), panels, _LABELS[x], 4)
 
 
 def traces(
@@ -104,21 +104,10 @@ def traces(
     `rounds` are the histories of the runs' `trace_metrics`.
     """
     scalars = [c for c in rounds.columns if c.startswith("server/")]
-    chosen, by, notes = _chosen(_keeping(runs, scalars), by, name)
-    size = (_width(chosen), 1.2 + 2.4 * len(scalars))
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    panels = figure.subplots(len(scalars), 1, sharex=True, squeeze=False)[:, 0]
-    spent = rounds.assign(_x=rounds["round"].astype(float))
-    for axes, scalar in zip(panels, scalars, strict=True):
-        for i, (key, members) in enumerate(chosen):
-            of_group = spent.loc[spent["run_id"].isin(members["run_id"])].dropna(subset=scalar)
-            _line(axes, of_group, scalar, i, group_name(by, key, len(members)))
-        axes.set(ylabel=unset(scalar))
-        _plain(axes)
-    panels[-1].set(xlabel="round")
-    _count_rounds(panels[-1])
-    _finish(figure, panels[-1], by, chosen)
-    return Drawing(figure, notes)
+    panels = {scalar: unset(scalar) for scalar in scalars}
+    by_round = rounds.assign(_x=rounds["round"].astype(float))
+    chosen = _chosen(_keeping(runs, scalars), by, name)
+    return _figure(chosen, by_round, panels, "round", 1.2 + 2.4 * len(panels))
 
 
 def _keeping(runs: pd.DataFrame, scalars: Sequence[str]) -> pd.DataFrame:
@@ -126,22 +115,52 @@ def _keeping(runs: pd.DataFrame, scalars: Sequence[str]) -> pd.DataFrame:
     return runs.loc[runs[list(scalars)].notna().any(axis=1)] if scalars else runs
 
 
-def _chosen(
-    runs: pd.DataFrame, by: Sequence[str] | None, name: str
-) -> tuple[list[tuple[Key, pd.DataFrame]], list[str], tuple[str, ...]]:
-    """Choose the groups to draw; return their finished runs, the keys of the groups, and the notes."""
+def _chosen(runs: pd.DataFrame, by: Sequence[str] | None, name: str) -> _Chosen:
+    """Choose the groups to draw, and their finished runs."""
     by = varying(finished(runs)) if by is None else list(by)
     summary = summarize(runs, by, [name])
-    of_row = [
-        (key, members.loc[members["state"] == "finished"]) for key, members in groups(runs, by)
-    ]
+    of_row = [(key, members.loc[members["state"] == "finished"]) for key, members in summary.groups]
     drawable = [i for i, (_, members) in enumerate(of_row) if len(members)]
     if len(drawable) <= MOST_LINES:
-        return [of_row[i] for i in drawable], by, summary.notes
+        return _Chosen([of_row[i] for i in drawable], by, summary.notes)
     best_first = dict.fromkeys([*summary.ranking, *drawable])
     note = f"drawn are the {MOST_LINES} best of {len(drawable)} groups by {name}"
     kept = sorted(list(best_first)[:MOST_LINES])
-    return [of_row[i] for i in kept], by, (note, *summary.notes)
+    return _Chosen([of_row[i] for i in kept], by, (note, *summary.notes))
+
+
+def _figure(
+    chosen: _Chosen, rounds: pd.DataFrame, panels: Mapping[str, str], xlabel: str, height: float
+) -> Drawing:
+    """Draw one panel for each column of `panels`, with its label, against the column `_x`."""
+    is_beside = len(chosen.groups) > _LEGEND_BELOW  # then the figure is wider
+    figure = Figure(figsize=(10 if is_beside else 7, height), dpi=DPI, layout="constrained")
+    stacked = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (column, label) in zip(stacked, panels.items(), strict=True):
+        for i, (key, members) in enumerate(chosen.groups):
+            of_group = rounds.loc[rounds["run_id"].isin(members["run_id"])].dropna(subset=column)
+            _line(axes, of_group, column, i, group_name(chosen.by, key, len(members)))
+        axes.set(ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    stacked[-1].set(xlabel=xlabel)
+    if xlabel == "round":
+        stacked[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = stacked[-1].get_legend_handles_labels()
+    if not handles:  # the last panel may lack what others have
+        handles, labels = stacked[0].get_legend_handles_labels()
+    has_band = any(len(members) > 1 for _, members in chosen.groups)
+    figure.legend(
+        handles,
+        labels,
+        title="band: ±1 standard deviation" if has_band else None,
+        title_fontsize=8,
+        fontsize=8,
+        loc="outside right center" if is_beside else "outside lower center",
+        ncols=1 if is_beside else 2,
+        frameon=False,
+    )
+    return Drawing(figure, chosen.notes)
 
 
 def _line(axes: Axes, rounds: pd.DataFrame, column: str, i: int, label: str) -> None:
@@ -157,37 +176,3 @@ def _line(axes: Axes, rounds: pd.DataFrame, column: str, i: int, label: str) -> 
     axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, label=label)
     if band.any():
         axes.fill_between(x, y - band, y + band, color=colour, alpha=0.15, linewidth=0)
-
-
-def _width(chosen: Sequence[Any]) -> float:
-    """Return the width in inches, with room for a legend beside the axes."""
-    return 10 if len(chosen) > _LEGEND_BELOW else 7
-
-
-def _finish(figure: Figure, axes: Axes, by: Sequence[str], chosen: Sequence[Any]) -> None:
-    _plain(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:  # the last panel may lack what others have
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-    beside = len(chosen) > _LEGEND_BELOW
-    band = ["band: ±1 standard deviation"] if any(len(m) > 1 for _, m in chosen) else []
-    figure.legend(
-        handles,
-        labels,
-        title="\n".join(band) or None,
-        title_fontsize=8,
-        fontsize=8,
-        loc="outside right center" if beside else "outside lower center",
-        ncols=1 if beside else 2,
-        frameon=False,
-    )
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _count_rounds(axes: Axes) -> None:
-    """Place ticks at whole rounds only."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

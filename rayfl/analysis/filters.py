@@ -23,10 +23,9 @@ from rayfl.errors import ConfigError
 from rayfl.text import shown
 
 _TOKEN = re.compile(
-    r"""\s*(?: (?P<text>'[^']*'|"[^"]*")
-             | (?P<sign><=|>=|!=|==|[=<>,\[\]])
-             | (?P<word>[^\s=<>!,\[\]'"]+) )""",
-    re.VERBOSE,
+    r"""(?P<text>'[^']*'|"[^"]*") | (?P<sign><=|>=|!=|==|[=<>,\[\]]) | (?P<word>[^\s=<>!,\[\]'"]+)
+      | (?P<other>\S.*)""",
+    re.VERBOSE | re.DOTALL,
 )
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -103,14 +102,10 @@ class _Tokens:
     """The tokens of a filter that are still to be parsed: pairs of kind and text."""
 
     def __init__(self, text: str):
-        self._text, self.rest, at = text, [], 0
-        while text[at:].strip():
-            match = _TOKEN.match(text, at)
-            if match is None:
-                raise self.error(f"'{text[at:].strip()}' cannot be read")
-            kind = str(match.lastgroup)
-            self.rest.append((kind, match[kind]))
-            at = match.end()
+        self._text = text
+        self.rest = [(str(match.lastgroup), match[0]) for match in _TOKEN.finditer(text)]
+        if self.rest and self.rest[-1][0] == "other":
+            raise self.error(f"'{self.rest[-1][1].strip()}' cannot be read")
 
     def error(self, what: str) -> ConfigError:
         return ConfigError(f"filter {shown(self._text)}: {what}; a filter is {_GRAMMAR}")
@@ -120,24 +115,22 @@ class _Tokens:
             raise self.error(f"it ends where {expected} should follow")
         return self.rest.pop(0)
 
-    @property
-    def ends_condition(self) -> bool:
-        """True if no comparison follows."""
-        return not self.rest or self.rest[0] in (("sign", ","), ("word", "and"))
+    def begins_with(self, *expected: str) -> bool:
+        """Return True if the next token is one of these, and no quoted text."""
+        return bool(self.rest) and self.rest[0][0] != "text" and self.rest[0][1] in expected
 
     def take(self, *expected: str) -> bool:
         """Consume the next token and return True if it is one of these."""
-        if self.rest and self.rest[0][0] != "text" and self.rest[0][1] in expected:
-            self.rest.pop(0)
-            return True
-        return False
+        found = self.begins_with(*expected)
+        del self.rest[:found]
+        return found
 
 
 def _condition(tokens: _Tokens) -> Condition:
     kind, key = tokens.next("a key")
     if kind != "word":
         raise tokens.error(f"{key} stands where a key should")
-    if (tokens.ends_condition and "." not in key) or ":" in key:
+    if ":" in key or ("." not in key and (not tokens.rest or tokens.begins_with(",", "and"))):
         return Condition("algorithm.name", "=", key)
     _, sign = tokens.next("one of = != < <= > >= in")
     if sign not in (*_ORDER, "=", "==", "!=", "in"):

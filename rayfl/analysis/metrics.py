@@ -8,16 +8,28 @@ MLflow has for the runs may be used by its name there; lower is better unless th
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 
-_COSTS = {  # metrics by round, whose sum is the cost
-    "rounds": (),
-    "bytes": ("cost/bytes_up", "cost/bytes_down"),
-    "seconds": ("time/round_s",),
+
+class Cost(NamedTuple):
+    """A cost of training that grows with the rounds."""
+
+    by_round: tuple[str, ...]
+    """Metrics of each round, whose sum is the cost."""
+    unit: str
+    scale: float
+    digits: int
+
+
+COSTS = {
+    "rounds": Cost((), "rounds", 1.0, 1),
+    "bytes": Cost(("cost/bytes_up", "cost/bytes_down"), "MB up and down", 1e-6, 2),
+    "seconds": Cost(("time/round_s",), "seconds", 1.0, 1),
 }
 _TARGET = re.compile(r"(rounds|bytes|seconds)_to_(0?\.\d+|1(?:\.0*)?|0)")
 
@@ -44,7 +56,7 @@ class Metric:
     @property
     def histories(self) -> tuple[str, ...]:
         """Per-round metrics that `of_rounds` needs."""
-        return ("test/accuracy", *_COSTS[self.cost])
+        return ("test/accuracy", *COSTS[self.cost].by_round)
 
     def of_summaries(self, runs: pd.DataFrame) -> "pd.Series | None":
         """Return the number of each run (NaN: it has none), or None if it needs the run's rounds."""
@@ -67,7 +79,7 @@ class Metric:
         first = rounds.loc[rounds["test/accuracy"] >= self.target, "round"].min()
         if self.cost == "rounds":
             return float(first)
-        spent = rounds.loc[rounds["round"] <= first, list(_COSTS[self.cost])]
+        spent = rounds.loc[rounds["round"] <= first, list(COSTS[self.cost].by_round)]
         return float(spent.sum().sum())
 
     def _rounds_to_target(self, runs: pd.DataFrame) -> "pd.Series | None":
@@ -95,19 +107,14 @@ def metric(name: str) -> Metric:
     if name in _FIXED:
         return _FIXED[name]
     cost, separator, _ = name.partition("_to_")
-    if separator and cost in _COSTS:
+    if separator and cost in COSTS:
         match = _TARGET.fullmatch(name)
         if match is None or not 0 < float(match[2]) <= 1:
             raise ConfigError(
                 f"--metric = {shown(name)}: the target must be an accuracy, greater than 0 and at most 1, "
                 f"as in {cost}_to_0.7"
             )
-        target = float(match[2])
-        unit, scale, digits = {
-            "rounds": ("rounds", 1.0, 1),
-            "bytes": ("MB up and down", 1e-6, 2),
-            "seconds": ("seconds", 1.0, 1),
-        }[cost]
+        target, (_, unit, scale, digits) = float(match[2]), COSTS[cost]
         label = f"{unit} to test accuracy {target:g}"
         return Metric(f"{cost}_to_{target:g}", label, False, "", cost, target, scale, digits)
     return Metric(name, name, "accuracy" in name, name)

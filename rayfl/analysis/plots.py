@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from rayfl.analysis.aggregate import Key, groups, summarize
 from rayfl.analysis.metrics import Metric, metric
 from rayfl.analysis.runs import axes as varying
+from rayfl.analysis.runs import canonical, order, values
 from rayfl.analysis.tables import setting, shown
 from rayfl.errors import ConfigError
 from rayfl.text import unset
@@ -58,7 +59,7 @@ def heatmap(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "la
             f"heatmap: {', '.join(others)} would make {len(panels)} panels, and {MOST_PANELS} can be read; "
             "name two axes with --by and choose among the others with --where"
         )
-    xs, ys = (_distinct(cells.loc[:, key]) for key in (across, up))
+    xs, ys = (values(cells, key) for key in (across, up))
     means = cells.loc[:, name] * m.scale
     columns = min(len(panels), 3)
     height = -(-len(panels) // columns)
@@ -179,14 +180,9 @@ def _grid(
     return image
 
 
-def _distinct(column: pd.Series) -> list[Any]:
-    """Return the distinct values, in the order of `groups`."""
-    return [key for (key,), _ in groups(column.to_frame(), [str(column.name)])]
-
-
 def _heights(column: pd.Series, most_ticks: int = 8) -> tuple[list[float], list[tuple[float, str]]]:
     """Place the values of an axis in [0, 1]; return each row's place, and the ticks."""
-    values = _distinct(column)
+    values = sorted(set(map(canonical, column)), key=order)
     if all(isinstance(v, int | float) for v in values) and len(values) > 1:
         low, high = values[0], values[-1]
         log = low > 0 and high / low >= _LOG_SPAN
@@ -197,5 +193,6 @@ def _heights(column: pd.Series, most_ticks: int = 8) -> tuple[list[float], list[
         place = {v: i / (len(values) - 1) if len(values) > 1 else 0.5 for i, v in enumerate(values)}
         ticks = values
     texts = [f"{v:.4g}" if isinstance(v, float) else unset(shown(v)) for v in ticks]
-    of_rows = [place[key] for key in (_distinct(column.loc[[i]])[0] for i in column.index)]
-    return of_rows, [(place[v], text) for v, text in zip(ticks, texts, strict=True)]
+    return [place[canonical(v)] for v in column], [
+        (place[v], text) for v, text in zip(ticks, texts, strict=True)
+    ]

@@ -8,7 +8,7 @@ import contextlib
 import io
 import itertools
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from rayfl.analysis import curves, plots
-from rayfl.analysis.aggregate import Summary, groups, summarize
+from rayfl.analysis.aggregate import Summary, summarize
 from rayfl.analysis.metrics import metric
 from rayfl.analysis.rerun import BASE, RerunCommands
 from rayfl.analysis.runs import axes, histories, load, values
@@ -117,7 +117,7 @@ def _counts(runs: pd.DataFrame) -> list[tuple[str, int]]:
 def _best(summary: Summary, runs: pd.DataFrame, again: RerunCommands) -> dict[str, Any]:
     """Return the best row of the summary with the commands of its finished runs."""
     table, best = table_of(summary), summary.ranking[0]
-    _, members = groups(runs, summary.by)[best]
+    _, members = summary.groups[best]
     ids = set(members.loc[members["state"] == "finished", "run_id"])
     return {
         "cells": list(zip(table.header, table.rows[best], strict=True)),
@@ -146,33 +146,26 @@ def _figures(
 ) -> Iterator[Plot]:
     by = axes(plots.finished(runs))  # a key may vary only because of runs that failed
 
-    def plot(title: str, kind: str, draw: Callable[[], plots.Drawing], *more: str) -> Plot:
+    def plot(title: str, kind: str, drawing: plots.Drawing, *more: str) -> Plot:
         command = ["rayfl", "plot", kind, *options, "--metric", name, *more]
-        drawing = draw()
         return Plot(title, _svg(drawing), shlex.join(command), drawing.notes)
 
     costs = curves.curve_metrics("bytes") + curves.curve_metrics("seconds")[1:]
     rounds = histories(curves.drawn(runs, by, name), costs, uri)
     for x, words in _ABSCISSAE:
         title = f"Test accuracy against {words}"
-        yield plot(title, "curves", lambda x=x: curves.curves(runs, rounds, by, x, name), "--x", x)
+        yield plot(title, "curves", curves.curves(runs, rounds, by, x, name), "--x", x)
     for pair in _pairs(by):
-        try:
-            yield plot(
-                f"{pair[0]} and {pair[1]}: {metric(name).label}",
-                "heatmap",
-                lambda pair=pair: plots.heatmap(runs, pair, name),
-                "--by",
-                ",".join(pair),
-            )
-        except ConfigError:  # too many panels: the page does without
-            continue
+        title = f"{pair[0]} and {pair[1]}: {metric(name).label}"
+        with contextlib.suppress(ConfigError):  # too many panels: the page does without
+            drawing = plots.heatmap(runs, pair, name)
+            yield plot(title, "heatmap", drawing, "--by", ",".join(pair))
     if len(by) > 1:
-        yield plot("All settings", "parallel", lambda: plots.parallel(runs, by, name))
+        yield plot("All settings", "parallel", plots.parallel(runs, by, name))
     with contextlib.suppress(ConfigError):  # no server keeps one
         scalars = curves.trace_metrics(runs)
         kept = histories(curves.drawn(runs, by, name, scalars), scalars, uri)
-        yield plot("Scalars of the server", "traces", lambda: curves.traces(runs, kept, by, name))
+        yield plot("Scalars of the server", "traces", curves.traces(runs, kept, by, name))
 
 
 def _pairs(by: Sequence[str]) -> list[tuple[str, str]]:

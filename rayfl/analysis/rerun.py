@@ -35,14 +35,7 @@ class RerunCommands:
     @property
     def base_yaml(self) -> str:
         """Config file that every command starts from."""
-        nested: dict[str, Any] = {}
-        for key, value in self.base.items():
-            *sections, name = key.split(".")
-            level = nested
-            for section in sections:
-                level = level.setdefault(section, {})
-            level[name] = _listed(value)
-        return to_yaml(nested)
+        return to_yaml(layers.nested({key: _listed(v) for key, v in self.base.items()}))
 
     def overrides(self, i: int) -> list[str]:
         """Return the `key=value` of run i of the set, the names of sections before their options."""
@@ -85,7 +78,7 @@ def _common(configs: list[dict[str, Any]]) -> Mapping[str, Any]:
         for key in c
         if key.endswith(".name") and key not in common
     )
-    return {key: value for key, value in common.items() if not key.startswith(renamed or ("\0",))}
+    return {key: value for key, value in common.items() if not key.startswith(renamed)}
 
 
 def _names_first(key: str) -> tuple[bool, str, bool, str]:

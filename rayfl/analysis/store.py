@@ -1,6 +1,6 @@
 """The MLflow store: its address, its runs, and their histories."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -59,22 +59,32 @@ def fetch_runs(
             f"it has {', '.join(sorted(found))}"
         )
     name_of = {i: name for name, i in found.items() if experiment in (None, name)}
-    runs, token = [], ""
-    while token is not None:
+    runs = search_runs(client, list(name_of))
+    return [(name_of[run.info.experiment_id], run) for run in runs if _is_experiment(run)]
+
+
+def search_runs(
+    client: "MlflowClient", experiment_ids: list[str], which: str = "", order_by: str | None = None
+) -> Iterator["Run"]:
+    """Yield the runs that MLflow's filter `which` selects, from all pages of the answer."""
+    order, token = [order_by] if order_by else None, None
+    while token != "":
         page = client.search_runs(
-            list(name_of), max_results=_RUNS_PER_PAGE, page_token=token or None
+            experiment_ids,
+            which,
+            max_results=_RUNS_PER_PAGE,
+            order_by=order,
+            page_token=token,
         )
-        runs += [(name_of[run.info.experiment_id], run) for run in page if _is_experiment(run)]
-        token = page.token or None
-    return runs
+        yield from page
+        token = page.token or ""
 
 
 def _is_experiment(run: "Run") -> bool:
     """Return True for a run of rayfl, except for a sweep, which is the parent of its trials."""
-    kind = run.data.tags.get("rayfl.kind", "experiment")
-    return kind == "experiment" and (
-        "rayfl.config_hash" in run.data.tags or "rayfl.kind" in run.data.tags
-    )
+    tags = run.data.tags
+    default = "experiment" if "rayfl.config_hash" in tags else None
+    return tags.get("rayfl.kind", default) == "experiment"
 
 
 def read_histories(

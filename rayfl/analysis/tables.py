@@ -13,6 +13,7 @@ import pandas as pd
 
 from rayfl.analysis.aggregate import Summary
 from rayfl.analysis.metrics import Metric
+from rayfl.text import written
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 NONE = "–"
@@ -63,9 +64,7 @@ def spread(m: Metric, mean: float, std: float) -> str:
 
 def shown(value: Any) -> str:
     """Format a config value as in an override."""
-    if value is None:
-        return NONE
-    return value if isinstance(value, str) else json.dumps(value)
+    return NONE if value is None else written(value)
 
 
 def setting(point: Mapping[str, Any], among: Iterable[str] | None = None) -> list[str]:
@@ -89,13 +88,10 @@ def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:
     if form == "csv":
         return rows.to_csv(index=False).rstrip("\n")
     if form == "json":
-        return json.dumps(_plain(rows), indent=2)
+        # By way of pandas, in JSON's types: NaN becomes null.
+        plain = json.loads(rows.to_json(orient="records", double_precision=15) or "[]")
+        return json.dumps(plain, indent=2)
     return _markdown(table) if form == "markdown" else _latex(table)
-
-
-def _plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Convert the rows to JSON's types; NaN becomes null."""
-    return json.loads(rows.to_json(orient="records", double_precision=15) or "[]")
 
 
 def _markdown(table: Table) -> str:

@@ -62,7 +62,9 @@ def partition(
     if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
     c = load(config, overrides)
-    data, parts = federate(c.data, c.partition, c.heterogeneity, c.federation.clients, c.seed)
+    data, parts = federate(
+        c.data.load(), c.partition, c.heterogeneity, c.federation.clients, c.seed
+    )
     histogram = parts.histogram(data.y_train, data.num_classes)
     table_console().print(_partition_table(data, parts, histogram))
     sizes = histogram.sum(1)

@@ -13,7 +13,8 @@ from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
 from rayfl.analysis.metrics import Metric
 from rayfl.analysis.states import counted
 from rayfl.analysis.tables import short, spread
-from tuning.space import Point, shown_value, task, text
+from rayfl.text import written
+from tuning.space import Point, task, text
 
 if TYPE_CHECKING:
     from tuning.config import Sweep
@@ -28,7 +29,7 @@ def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
     best = best_points(result, sweep)
     for rows in _by_point(result):
         point, found = rows[0].trial.point, _aggregate(rows)
-        cells = [escape(shown_value(point[key])) if key in point else "" for key in keys]
+        cells = [escape(written(point[key])) if key in point else "" for key in keys]
         notes = counted(row.state for row in rows if row.state != "finished")
         words = " ".join(filter(None, ["best" * (point in best), notes]))
         style = "bold" if point in best else None

@@ -80,6 +80,16 @@ def join(first: Layer, second: Layer) -> Layer:
     return joined
 
 
+def nested(values: Mapping[str, Any]) -> Layer:
+    """Return the layer of values by their dotted keys: `{"a.b": 1}` becomes `{"a": {"b": 1}}`."""
+    layer: Layer = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        layer = join(layer, value)
+    return layer
+
+
 def merge(base: Layer, layer: Layer, named: Named, path: str = "") -> Layer:
     """Put `layer` on top of `base`; `path`: the dotted key of both."""
     merged = dict(base)
@@ -138,7 +148,5 @@ def _parse_override(override: str) -> Layer:
         value = parse_value(text)
     except ValueError as error:
         raise ConfigError(f"override {shown(override)}: is not valid YAML ({error})") from None
-    layer = plain(value, printable(".".join(parts)))
-    for part in reversed(parts):
-        layer = {part: layer}
-    return layer
+    dotted = ".".join(parts)
+    return nested({dotted: plain(value, printable(dotted))})

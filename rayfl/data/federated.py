@@ -1,17 +1,17 @@
-"""A source, a partition scheme and the heterogeneity options -> what the clients of an experiment hold."""
+"""A dataset, a partition scheme and the heterogeneity options -> what the clients of an experiment hold."""
 
-from rayfl.data.datasets import Dataset, Source
+from rayfl.data.datasets import Dataset
 from rayfl.data.heterogeneity import Heterogeneity, long_tail, shift
 from rayfl.data.partition import Partition, Scheme, split
 
 
 def federate(
-    source: Source, scheme: Scheme, heterogeneity: Heterogeneity, clients: int, seed: int
+    data: Dataset, scheme: Scheme, heterogeneity: Heterogeneity, clients: int, seed: int
 ) -> tuple[Dataset, Partition]:
-    """Load the data, thin out classes, split what is left, and shift each client's share.
+    """Thin out the classes of the data, split what is left, and shift each client's share.
 
     The labels of the Dataset are those that clients train on. Raises ConfigError if that cannot be.
     """
-    data = long_tail(source.load(), heterogeneity.imbalance_factor, seed)
+    data = long_tail(data, heterogeneity.imbalance_factor, seed)
     partition = split(scheme, data.y_train, clients, seed, data.group_train)
     return shift(data, partition, heterogeneity, seed), partition

@@ -26,6 +26,7 @@ from rayfl.config.sections import LONGEST_RUN_NAME
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, first_line
+from rayfl.text import written
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
 from rayfl.tracking.store import TrackingStore
 
@@ -92,7 +93,8 @@ class RunTracker:
     def describe_config(self) -> None:
         """Record the resolved config."""
         flat = self._experiment.flat()
-        params = [Param(key, _canonical(value)) for key, value in flat.items()]
+        # One spelling of each value, because queries compare params as text.
+        params = [Param(key, written(value)) for key, value in flat.items()]
         for i in range(0, len(params), 100):  # MLflow's limit
             self._write(self._client.log_batch, params=params[i : i + 100])
         self.attach("config.yaml", self._experiment.to_yaml())
@@ -216,8 +218,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _canonical(value: Any) -> str:
-    """Return one spelling of each value, because queries compare params as text."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -578,7 +578,7 @@ def test_npz_integers_that_are_no_images_stay_as_they_are(tmp_path, kind):
     assert data.trial().tolist() == [[tokens.min()] * 6, [tokens.max()] * 6]
     assert "int64 6 (integer tokens)" in data.read[0]
     with pytest.raises(ConfigError, match=r"heterogeneity\.noise = 0\.1: .* integer tokens"):
-        federate(source, IID(), Heterogeneity(noise=0.1), 2, seed=0)
+        federate(source.load(), IID(), Heterogeneity(noise=0.1), 2, seed=0)
 
 
 def test_tokens_may_not_be_normalised():

@@ -261,7 +261,7 @@ def test_federated_digits_never_change():
         imbalance_factor=10, client_groups=3, noise=0.2, rotation=180, colour=0.3,
         label_noise=0.2, noisy_clients=0.5,
     )  # fmt: skip
-    data, partition = federate(Digits(), Dirichlet(alpha=0.3), options, clients=12, seed=3)
+    data, partition = federate(Digits().load(), Dirichlet(alpha=0.3), options, clients=12, seed=3)
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_test, data.y_test, data.mean, data.std):
         digest.update(array.tobytes())

@@ -42,7 +42,7 @@ def config(model, rho=0.0):
 @cache
 def digits():
     c = config(zoo.tied)
-    return federate(c.data, c.partition, c.heterogeneity, CLIENTS, c.seed)
+    return federate(c.data.load(), c.partition, c.heterogeneity, CLIENTS, c.seed)
 
 
 def trained_plainly(prepared: Prepared, rho: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from tuning.config import load_sweep
 from tuning.papers import compare, presets
 from tuning.plan import PlannedTrial, trials
 from tuning.space import points
-from tuning.sweep import TrialResult
+from tuning.sweep import TrialResult, run
 
 RAYFL = Path(sys.executable).parent / "rayfl"
 EVERY = [(name, scale) for name in presets.names() for scale in presets.scales(name)]
@@ -32,7 +32,7 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 def row(point, seed, state="finished", **summary):
     trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return TrialResult(trial, state, "", 3, None, "", None, None, summary)
+    return TrialResult(state, "", 3, None, "", None, "", summary, trial, None)
 
 
 def preset_of(values, space, metric="best", scale="full"):
@@ -326,9 +326,10 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
         if update.state == "running" and update.rounds == 0:
             started.append(update.trial.hash)
 
-    comparison, result = compare.reproduce(preset, on_update=on_update)
+    result = run(preset.sweep, on_update=on_update)
+    comparison = compare.compare(preset, result.rows)
     assert len(started) == 4
-    again, _ = compare.reproduce(preset, on_update=on_update)
+    again = compare.compare(preset, run(preset.sweep, on_update=on_update).rows)
     assert len(started) == 4
     assert again == comparison
 

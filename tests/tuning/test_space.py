@@ -2,8 +2,9 @@
 
 import pytest
 
+from rayfl.config.layers import nested
 from rayfl.errors import ConfigError
-from tuning.space import Axis, applicable, check, dotted, layer, points, task
+from tuning.space import Axis, applicable, check, dotted, points, task
 
 
 def axes(**given):
@@ -95,10 +96,10 @@ def test_axes_that_cannot_be(space, message):
 
 
 def test_dotted_and_nested_keys_are_the_same():
-    nested = {"algorithm": {"rho": {"grid": [1]}, "name": {"grid": ["fedcm"]}}}
+    sections = {"algorithm": {"rho": {"grid": [1]}, "name": {"grid": ["fedcm"]}}}
     flat = {"algorithm.rho": {"grid": [1]}, "algorithm.name": {"grid": ["fedcm"]}}
-    assert dotted(nested) == dotted(flat) == flat
-    assert layer({"algorithm.name": "fedcm", "algorithm.rho": 1, "seed": 3}) == {
+    assert dotted(sections) == dotted(flat) == flat
+    assert nested({"algorithm.name": "fedcm", "algorithm.rho": 1, "seed": 3}) == {
         "algorithm": {"name": "fedcm", "rho": 1},
         "seed": 3,
     }

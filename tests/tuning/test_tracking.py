@@ -11,10 +11,9 @@ from mlflow.tracking import MlflowClient
 from rayfl.config.schema import load_config
 from rayfl.errors import RunError
 from rayfl.tracking import mlflow, outages
-from rayfl.tracking.background_writer import BackgroundWriter
 from rayfl.tracking.defaults import default_uri
 from rayfl.tracking.mlflow import RunTracker
-from rayfl.tracking.outages import OutageError
+from rayfl.tracking.outages import BackgroundWriter, OutageError
 from rayfl.tracking.store import TrackingStore
 
 

@@ -1,6 +1,6 @@
 """The results of a preset beside the numbers that its paper reports."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +17,7 @@ from tuning.papers.presets import Preset, PublishedValue
 from tuning.space import Point, is_task
 
 if TYPE_CHECKING:
-    from tuning.callbacks import OnUpdate
-    from tuning.sweep import SweepResult, SweepStart, TrialResult
+    from tuning.sweep import TrialResult
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,6 @@ class Replication:
     preset: Preset
     lines: tuple[Line, ...]
     agreement: tuple[Agreement, ...]
-
-
-def reproduce(
-    preset: Preset,
-    on_start: "Callable[[SweepStart], None]" = lambda start: None,
-    on_update: "OnUpdate" = lambda update: None,
-) -> "tuple[Replication, SweepResult]":
-    """Run the missing trials of the preset's sweep, as `tuning.sweep.run` does, and compare."""
-    from tuning import sweep as sweeps
-
-    result = sweeps.run(preset.sweep, on_start, on_update)
-    return compare(preset, result.rows), result
 
 
 def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:

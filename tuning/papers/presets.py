@@ -12,7 +12,7 @@ published file does.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -25,7 +25,7 @@ from rayfl.config.sections import Section
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 from tuning.config import Sweep, load_sweep
-from tuning.space import Axis, Point, points
+from tuning.space import Axis, Point, matches, points
 
 Scale = Literal["small", "full"]
 
@@ -35,29 +35,25 @@ _FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
 class PublishedValue(Section):
     """One published number."""
 
-    at: Annotated[
-        dict[str, Any],
-        Field(description="key of an axis: its value; a list stands for the best of these"),
-    ]
-    value: Annotated[float | None, Field(description="null: printed as not reached")]
-    metric: Annotated[str | None, Field(description="null: the file's")] = None
+    at: dict[str, Any] = Field(
+        description="key of an axis: its value; a list stands for the best of these"
+    )
+    value: float | None = Field(description="null: printed as not reached")
+    metric: str | None = Field(default=None, description="null: the file's")
     note: str = ""
 
     def covers(self, point: Point) -> bool:
         """Return True if the number is about this point."""
-        return all(
-            key in point and point[key] in (value if isinstance(value, list) else [value])
-            for key, value in self.at.items()
-        )
+        return matches(point, self.at)
 
 
 class Published(Section):
     """The numbers of a table or figure."""
 
-    about: Annotated[str, Field(description="one line")]
+    about: str = Field(description="one line")
     source: str
-    metric: Annotated[str, Field(description="of the values, as in `rayfl results`")]
-    notes: Annotated[tuple[str, ...], Field(description="what is not known of them")] = ()
+    metric: str = Field(description="of the values, as in `rayfl results`")
+    notes: tuple[str, ...] = Field(default=(), description="what is not known of them")
     values: tuple[PublishedValue, ...] = ()
 
 
