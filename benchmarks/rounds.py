@@ -119,7 +119,7 @@ def run_rayfl(prepared: Prepared, overheads: list[float] | None = None) -> Timin
                     overheads.append(metrics.values["time/overhead_s"])
                 if len(seconds) == prepared.federation.rounds // 2:
                     most = pss(pids)  # once: looking stops the processes
-        w = torch.tensor(server.parameters()[0])
+        w = torch.tensor(server.final()[0])
     return Timing(seconds, most, w)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Self
 
-from rayfl.text import shown
+from rayfl.text import one_line, shown
 
 
 class KeyedError(Exception):
@@ -61,12 +61,8 @@ class ClientError(RunError):
     def __init__(self, round: int, clients: tuple[int, ...], algorithm: str, traceback: str):
         super().__init__()
         self.args = (round, clients, algorithm, traceback)  # what the error is pickled by
-        self.round, self.clients, self.algorithm, self.traceback = (
-            round,
-            clients,
-            algorithm,
-            traceback,
-        )
+        self.round, self.clients = round, clients
+        self.algorithm, self.traceback = algorithm, traceback
 
     def rekeyed(self, name: Callable[[str], str]) -> Self:
         """Return the error itself: it is about the user's code, and names no key."""
@@ -98,4 +94,4 @@ def first_line(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """Return a library's error on one line, with its type."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -95,8 +95,9 @@ def run(
                 # Not before: it takes a second, in which the actors start.
                 if tracker and i == 0:
                     tracker.describe_data(prepared.data, prepared.partition)
-            w, buffers = map(torch.tensor, server.parameters())
-            clients = client_accuracies(prepared, server.correct())
+            *parameters, correct = server.final()
+            w, buffers = map(torch.tensor, parameters)
+            clients = client_accuracies(prepared, correct)
         digest = sha256(w)
         if tracker:
             if clients is not None:

@@ -164,9 +164,9 @@ class Execution:
             found = sorted({key for row in session.history.rows.values() for key in row})
             there = f"there are {', '.join(found)}"
             raise ConfigError("no round has it", "metric", self._sweep.metric, hint=there)
-        w = torch.tensor(session.parameters()[0])
-        clients = client_accuracies(self._prepared, session.correct())
-        return {"done": True, "stopped": stopped, "model_sha256": sha256(w), "clients": clients}
+        w, _, correct = session.final()
+        clients, digest = client_accuracies(self._prepared, correct), sha256(torch.tensor(w))
+        return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}
 
     def _failed(self, error: Exception) -> dict[str, str]:
         """The error that ended the trial, in one line and in full."""

@@ -3,6 +3,7 @@
 Shapes: n samples, H x W pixels, C channels, F features, L tokens.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from rayfl.text import brief
 if TYPE_CHECKING:
     from rayfl.data.datasets import Dataset
 
+refuse = partial(ConfigError, key="data.name")
 _NAMED = 3  # of what was left out, and of the classes
 _LOSS = 1e-3  # standard deviations of a feature that float32 may be off
 
@@ -20,7 +22,7 @@ _LOSS = 1e-3  # standard deviations of a feature that float32 may be off
 def check_arrays(name: str, split: str, x: np.ndarray, y: np.ndarray) -> None:
     """ConfigError unless these are samples and labels, whatever their values."""
     if problem := _problem_of_arrays(x, y):
-        raise ConfigError(f"the {split} data of {name!r} {problem}", key="data.name")
+        raise refuse(f"the {split} data of {name!r} {problem}")
 
 
 def check_precision(name: str, x: np.ndarray) -> None:
@@ -38,36 +40,32 @@ def check_precision(name: str, x: np.ndarray) -> None:
         coarse = np.flatnonzero(np.isfinite(off) & varies & (off > _LOSS * std))
     if len(coarse):
         k = coarse[0]
-        raise ConfigError(
+        raise refuse(
             f"feature {k} of the train data of {name!r} has mean {columns[:, k].mean():.6g} and "
             f"standard deviation {std[k]:.6g}, for which float32 is too coarse (off by {off[k]:.3g}); "
-            "subtract an offset, such as the mean, from it",
-            key="data.name",
+            "subtract an offset, such as the mean, from it"
         )
 
 
 def check(dataset: "Dataset") -> None:
     """Raise ConfigError unless the arrays are as `Dataset` says."""
     for split in ("train", "test"):
-        x, y = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
-        group = getattr(dataset, f"group_{split}")
+        x, y, group = (getattr(dataset, f"{part}_{split}") for part in ("x", "y", "group"))
         check_arrays(dataset.name, split, x, y)
         if problem := _problem(dataset, x, y) or _group_problem(dataset, group, len(y)):
-            raise ConfigError(f"the {split} data of {dataset.name!r} {problem}", key="data.name")
+            raise refuse(f"the {split} data of {dataset.name!r} {problem}")
     shapes = dataset.x_train.shape[1:], dataset.x_test.shape[1:]
     if shapes[0] != shapes[1] or dataset.x_train.dtype != dataset.x_test.dtype:
-        raise ConfigError(
+        raise refuse(
             f"train and test samples of {dataset.name!r} differ: {shapes[0]} "
-            f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike",
-            key="data.name",
+            f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike"
         )
     absent = np.flatnonzero(np.bincount(dataset.y_train, minlength=dataset.num_classes) == 0)
     if len(absent) or dataset.num_classes < 2:
-        raise ConfigError(
+        raise refuse(
             f"{dataset.name!r} needs 2 or more classes with train samples in each; "
             f"it has {dataset.num_classes}, without samples: {absent[:10].tolist()}; "
-            "number the labels 0, 1, 2, ... without gaps",
-            key="data.name",
+            "number the labels 0, 1, 2, ... without gaps"
         )
     _check_normalisation(dataset)
 
@@ -142,14 +140,12 @@ def _check_normalisation(dataset: "Dataset") -> None:
     """After the data: mean and std of bad data are bad too, and the data are the better thing to name."""
     channels = (dataset.x_train.shape[-1],)
     if not dataset.mean.shape == dataset.std.shape == channels or not (dataset.std > 0).all():
-        raise ConfigError(
+        raise refuse(
             f"mean and std of {dataset.name!r} must have shape {channels} and std > 0, "
-            f"not {dataset.mean} and {dataset.std}",
-            key="data.name",
+            f"not {dataset.mean} and {dataset.std}"
         )
     if dataset.has_tokens and (dataset.mean.any() or (dataset.std != 1).any()):
-        raise ConfigError(
+        raise refuse(
             f"the samples of {dataset.name!r} are integer tokens, which are not normalised; "
-            "mean must be 0 and std 1",
-            key="data.name",
+            "mean must be 0 and std 1"
         )

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfl.data.checks import account, check, check_arrays, check_precision
+from rayfl.data.checks import account, check, check_arrays, check_precision, refuse
 from rayfl.errors import ConfigError
 from rayfl.text import printable
 
@@ -46,9 +46,8 @@ class Dataset:
     group_train: np.ndarray | None = None  # [n] int64, 0..len(groups)-1
     group_test: np.ndarray | None = None
     files: int | None = None  # that were read
-    left_out: tuple[
-        str, ...
-    ] = ()  # what is beside them and was not read: names of files and folders
+    # Names of files and folders beside them that were not read.
+    left_out: tuple[str, ...] = ()
     read: tuple[str, ...] = ()  # both in words, a line each; `Source.load` fills it
 
     @property
@@ -177,10 +176,9 @@ def _numbers(name: str, labels: np.ndarray) -> list[str]:
     """The names of classes that have none."""
     last = int(labels.max())
     if last >= len(labels):  # before a list is made of them: a stray label may be in the billions
-        raise ConfigError(
+        raise refuse(
             f"the train data of {name!r} have labels up to {last}, but {len(labels)} samples; "
-            "number the labels 0, 1, 2, ... without gaps",
-            key="data.name",
+            "number the labels 0, 1, 2, ... without gaps"
         )
     return [str(label) for label in range(last + 1)]
 

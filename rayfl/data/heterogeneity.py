@@ -14,6 +14,7 @@ Shapes: n training samples, N clients, G client groups, C classes.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.data.schemes.dealing import by_class
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
@@ -86,10 +88,9 @@ def long_tail(data: Dataset, imbalance_factor: float, seed: int) -> Dataset:
     sizes = np.bincount(data.y_train, minlength=data.num_classes)
     profile = imbalance_factor ** (-np.arange(data.num_classes) / (data.num_classes - 1))
     wanted = np.floor(sizes.max() * profile + 1e-9).astype(np.int64)  # 50 must not become 49.999...
-    shuffled = generator(seed, "long_tail").permutation(len(data.y_train))
-    by_class = shuffled[np.argsort(data.y_train[shuffled], kind="stable")]
-    rank = np.arange(len(by_class)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = np.sort(by_class[rank < np.repeat(np.maximum(wanted, 1), sizes)])
+    ordered = by_class(data.y_train, generator(seed, "long_tail"))
+    rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.sort(ordered[rank < np.repeat(np.maximum(wanted, 1), sizes)])
     return replace(
         data,
         x_train=data.x_train[kept],
@@ -110,14 +111,6 @@ def shift(data: Dataset, partition: Partition, options: Heterogeneity, seed: int
 def _shifted_features(
     data: Dataset, partition: Partition, options: Heterogeneity, seed: int
 ) -> np.ndarray:
-    if data.has_tokens:
-        key = next(key for key in ("noise", "rotation", "colour") if getattr(options, key))
-        raise ConfigError(
-            "features shift, but the samples of "
-            f"{data.name!r} are integer tokens, which cannot; set it to 0",
-            key=f"heterogeneity.{key}",
-            value=getattr(options, key),
-        )
     clients = len(partition.sizes)
     groups = _client_groups(data, clients, options)
     rng = generator(seed, "feature_shift")
@@ -145,13 +138,16 @@ def _shifted_features(
 
 
 def _client_groups(data: Dataset, clients: int, options: Heterogeneity) -> int:
-    for key in ("rotation", "colour"):
-        if getattr(options, key) and len(data.sample_shape) != 3:
-            raise ConfigError(
-                "works on images, but the samples of "
-                f"{data.name!r} are vectors of {data.sample_shape[0]} features; set it to 0",
-                key=f"heterogeneity.{key}",
-                value=getattr(options, key),
+    samples = f"the samples of {data.name!r} are"
+    for name in ("noise", "rotation", "colour"):
+        value = getattr(options, name)
+        refuse = partial(ConfigError, key=f"heterogeneity.{name}", value=value)
+        if value and data.has_tokens:
+            raise refuse(f"features shift, but {samples} integer tokens, which cannot; set it to 0")
+        if value and name != "noise" and len(data.sample_shape) != 3:
+            raise refuse(
+                f"works on images, but {samples} vectors of {data.sample_shape[0]} features; "
+                "set it to 0"
             )
     groups = options.client_groups or clients
     if groups > clients:

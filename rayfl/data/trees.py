@@ -1,7 +1,8 @@
 """Directories of data files: which files are read, and what is left out."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,6 @@ _HIDDEN = {"@eaDir", "__MACOSX", "__pycache__"}
 def absolute(path: str) -> Path:
     """The path that a user gave, from the root."""
     return Path(os.path.expanduser(path)).absolute()  # Path's raises for an unknown user
-
-
-def directory_of(path: str, layout: str) -> Path:
-    """The directory that `data.path` names."""
-    directory = absolute(path)
-    if not os.path.isdir(directory):  # Path's raises for a name that is too long
-        raise ConfigError(
-            f"{printable(str(directory))} is not a directory; expected one with {layout}",
-            key="data.path",
-            value=path,
-        )
-    return directory
 
 
 def name_of(directory: Path) -> str:
@@ -55,7 +44,7 @@ class Tree:
 
     def folders(self, directory: Path) -> list[Path]:
         """The folders in it, sorted; files are left out."""
-        folders, files = self._entries(directory)
+        folders, files = self._split(directory)
         self.leave_out(files)
         return folders
 
@@ -76,7 +65,7 @@ class Tree:
                 self.leave_out([folder])
                 continue
             seen.add(identity)
-            folders, files = self._entries(folder)
+            folders, files = self._split(folder)
             waiting += reversed(folders)
             readable = [f for f in files if f.suffix.lower() in suffixes and _may_be_file(f)]
             found += readable
@@ -90,7 +79,7 @@ class Tree:
         self._left_out |= {(False, f"{where} (all but its first frame)") for where in animated}
         return pixels
 
-    def leave_out(self, entries: "Sequence[Path] | set[Path]") -> None:
+    def leave_out(self, entries: Iterable[Path]) -> None:
         """Keep their names."""
         for entry in entries:
             name = self.name(entry) + ("/" if os.path.isdir(entry) else "")
@@ -101,19 +90,32 @@ class Tree:
         inside = entry.is_relative_to(self.root)
         return printable(str(entry.relative_to(self.root) if inside else entry))
 
-    def _entries(self, directory: Path) -> tuple[list[Path], list[Path]]:
-        """Folders and files, sorted; hidden ones are left out."""
+    def entries(self, directory: Path) -> list[Path]:
+        """All that is in it, sorted."""
         try:
-            names = sorted(os.listdir(directory))
+            return [directory / name for name in sorted(os.listdir(directory))]
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             where = printable(str(directory))
             raise self.refuse(f"cannot list {where} ({reason(error)})") from error
-        self.leave_out([directory / name for name in names if is_hidden(name)])
+
+    def _split(self, directory: Path) -> tuple[list[Path], list[Path]]:
+        """Folders and files, sorted; hidden ones are left out."""
         folders: list[Path] = []
         files: list[Path] = []
-        for entry in (directory / name for name in names if not is_hidden(name)):
-            (folders if os.path.isdir(entry) else files).append(entry)
+        for entry in self.entries(directory):
+            if is_hidden(entry.name):
+                self.leave_out([entry])
+            else:
+                (folders if os.path.isdir(entry) else files).append(entry)
         return folders, files
+
+
+def tree_at(path: str, layout: str) -> Tree:
+    """The tree of the directory that `data.path` names; ConfigError if it is none."""
+    root, refuse = absolute(path), partial(ConfigError, key="data.path", value=path)
+    if not os.path.isdir(root):  # Path's raises for a name that is too long
+        raise refuse(f"{printable(str(root))} is not a directory; expected one with {layout}")
+    return Tree(root, refuse)
 
 
 def _identity(directory: Path) -> tuple[int, int]:

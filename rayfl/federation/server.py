@@ -86,8 +86,7 @@ class Server:
 
     def settle(self) -> Iterator[EvaluationMetrics]:
         """Wait for the evaluations of the rounds so far."""
-        if self._due is not None:
-            self._evaluate(self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy())))
+        self._evaluate()
         return self._evaluated(wait=True)
 
     def snapshot(self) -> Snapshot:
@@ -128,10 +127,6 @@ class Server:
             start.numpy(), {name: v.numpy() for name, v in shared.items()}, self.buffers.numpy()
         )
         handle = self.pool.put(broadcast)
-        if self._due is not None and start is not self.w:
-            evaluated = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
-        else:
-            evaluated = handle
         sampled = f.cohort(round)
         # A client that will be lost need not be trained: nothing of it comes back.
         cohort = survivors(sampled, f.client_dropout, f.seed, round)
@@ -140,11 +135,9 @@ class Server:
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
         futures = self._submit(units, handle)
-        if self._due is not None:
-            self._evaluate(evaluated)
-        down = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
-        bytes_down = sum(v.nbytes for v in down)
-        return PendingRound(round, began, lr, len(sampled), len(cohort), bytes_down, units, futures)
+        self._evaluate(handle if start is self.w else None)
+        sizes = len(sampled), len(cohort), broadcast.nbytes
+        return PendingRound(round, began, lr, *sizes, units, futures)
 
     def _close(self, pending: PendingRound) -> RoundMetrics:
         """Add up what the units bring back, and let the algorithm aggregate."""
@@ -226,9 +219,12 @@ class Server:
             keys=("federation.lr", "federation.clip_norm"),
         )
 
-    def _evaluate(self, handle: Any) -> None:
-        """Queue the evaluation that is due, of the broadcast whose start is `self.w`."""
-        assert self._due is not None
+    def _evaluate(self, handle: Any = None) -> None:
+        """Queue the evaluation that is due, if one is; `handle`: of a broadcast whose start is `self.w`."""
+        if self._due is None:
+            return
+        if handle is None:
+            handle = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
         round, self._due = self._due, None
         n = self.federation.test_samples
         futures = [
@@ -250,14 +246,9 @@ class Server:
             loss = sum(part.loss for part in parts) / samples
             if not math.isfinite(loss):
                 raise self._diverged(round, "the test loss")
-            yield EvaluationMetrics(
-                round,
-                {
-                    "test/loss": loss,
-                    "test/accuracy": int(self.correct.sum()) / samples,
-                    **self.federation.breakdown.metrics(self.correct),
-                },
-            )
+            metrics = {"test/loss": loss, "test/accuracy": int(self.correct.sum()) / samples}
+            metrics |= self.federation.breakdown.metrics(self.correct)
+            yield EvaluationMetrics(round, metrics)
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
         """w `[P]` and buffers `[Q]`."""

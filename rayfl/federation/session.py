@@ -31,13 +31,12 @@ class Session:
         """Each client process, once all of them are ready."""
         return self.server.pool.describe()
 
-    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        """w `[P]` and buffers `[Q]`."""
-        return self.server.parameters()
+    def final(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """w `[P]`, buffers `[Q]`, and the correct predictions of the last evaluated w, bool `[n]`.
 
-    def correct(self) -> np.ndarray | None:
-        """Correct predictions of the last evaluated w on the test set, bool `[n]`; None before."""
-        return self.server.correct
+        The predictions are None before the first evaluation.
+        """
+        return *self.server.parameters(), self.server.correct
 
     def run(self) -> Iterator[Metrics]:
         """The whole run: the rounds of the newest checkpoint, if there is one, and all others."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from rayfl.errors import ConfigError
+from rayfl.errors import ConfigError, reason
 from rayfl.models import lora
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
@@ -79,7 +79,7 @@ def build(
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"fails on samples {list(sample_shape)} with "
-                f"{num_classes} classes ({type(error).__name__}: {' '.join(str(error).split())}); "
+                f"{num_classes} classes ({reason(error)}); "
                 f"{_hint(inputs)}change the model's options, or take another model",
                 key="model.name",
                 value=name_of(spec),

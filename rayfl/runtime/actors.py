@@ -32,8 +32,8 @@ class ServerLostError(RunError):
     """The server actor, or state that it held, is gone."""
 
 
-class ServerActor:
-    """The server as a Ray actor, with the client actors that were started beside it."""
+class ServerActor(Session):
+    """The session as a Ray actor, with the client actors that were started beside it."""
 
     def __init__(
         self,
@@ -47,21 +47,14 @@ class ServerActor:
     ):
         configure_process(threads=1)
         made = make_server(server, client, placement, group, time_limit=time_limit, started=started)
-        self.session = Session(made, checkpoints)
+        super().__init__(made, checkpoints)
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Each client actor, once all of them are ready."""
-        return self.session.describe()
-
-    def run(self) -> Iterator[list[Metrics]]:
-        """Metrics of the whole run, as `Session.run`.
-
-        Those of fast rounds are bundled: each message costs the driver a millisecond.
-        """
+    def bundles(self) -> Iterator[list[Metrics]]:
+        """As `run`, with the metrics of fast rounds together: a message costs the driver a millisecond."""
         bundle: list[Metrics] = []
         sent = time.monotonic()
         try:
-            for metrics in self.session.run():
+            for metrics in self.run():
                 bundle.append(metrics)
                 if time.monotonic() - sent > BUNDLE_SECONDS:
                     yield bundle
@@ -70,12 +63,6 @@ class ServerActor:
             yield bundle  # what was finished before it went wrong
             raise
         yield bundle
-
-    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.session.parameters()
-
-    def correct(self) -> np.ndarray | None:
-        return self.session.correct()
 
 
 def make_server(
@@ -155,7 +142,7 @@ class RemoteServer:
         while True:
             try:
                 with _errors_unwrapped():
-                    for ref in self._actor.run.options(num_returns="streaming").remote():
+                    for ref in self._actor.bundles.options(num_returns="streaming").remote():
                         for metrics in ray.get(ref):
                             if metrics.round > reached:
                                 reached, in_a_row = metrics.round, 0
@@ -171,15 +158,10 @@ class RemoteServer:
                 self.close()
                 self._actor = self._start()
 
-    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        """w `[P]` and buffers `[Q]`."""
+    def final(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """As `Session.final`."""
         with _errors_unwrapped():
-            return ray.get(self._actor.parameters.remote())
-
-    def correct(self) -> np.ndarray | None:
-        """As `Session.correct`."""
-        with _errors_unwrapped():
-            return ray.get(self._actor.correct.remote())
+            return ray.get(self._actor.final.remote())
 
     def close(self) -> None:
         ray.kill(self._actor)  # the client actors that it started go with their owner

@@ -82,13 +82,12 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
             actors = request.num_actors or min(room, units_per_round)
             used = min(sum(1 for count in slots if count), actors) if fits else 0
             most = 0 if request.num_actors else units_per_round
-            autoscale_timeout_s = request.autoscale_timeout_s
             return Placement(
                 actors=actors,
                 cpus=cpus,
                 gpus=gpus,
                 nodes=used,
-                autoscale_timeout_s=autoscale_timeout_s,
+                autoscale_timeout_s=request.autoscale_timeout_s,
                 most=most,
             )
     asked = f"{request.num_actors or 1} client actors with {cpus:g} CPU"

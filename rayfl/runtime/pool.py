@@ -104,9 +104,7 @@ class ActorPool:
         return list(self._described)
 
     def put(self, broadcast: Broadcast) -> Any:
-        arrays = [broadcast.start, broadcast.buffers, *broadcast.shared.values()]
-        size = sum(array.nbytes for array in arrays)
-        return ray.put(broadcast) if size > SMALL_BYTES else broadcast
+        return ray.put(broadcast) if broadcast.nbytes > SMALL_BYTES else broadcast
 
     def store(self, memory: Arrays) -> Any:
         return ray.put(memory)

@@ -21,6 +21,7 @@ from rayfl.algorithms.base import (
     ClientContext,
     ExperimentInfo,
     Grad,
+    Penalty,
     ServerContext,
     TensorInfo,
     Vectors,
@@ -157,7 +158,7 @@ class Watched(Algorithm):
         direction, new = self.watch(
             "local_step",
             given,
-            lambda: self.method.local_step(x, memory, grad, _seeded(ctx, range(len(x)))),
+            lambda: self.method.local_step(x, memory, grad, _seeded(ctx, range(len(STEPS)))),
         )
         self.watch.must_be("local_step", "direction", direction, "x", x)
         self._must_have_rows("local_step", "memory", new)
@@ -168,13 +169,11 @@ class Watched(Algorithm):
         def alone(i: int) -> tuple[Tensor, Vectors]:
             inputs, targets, _ = self.batches[ctx.step]
             batch = Minibatch(_row(inputs, i), _row(targets, i), None)
-            mine = _seeded(_of_client(ctx, i), [i])
-            return self.method.local_step(
-                _row(x, i),
-                _rows(memory, i),
-                lambda at, p=None, /: self.oracle(at, batch, p)[0],
-                mine,
-            )
+
+            def my_grad(at: Tensor, penalty: Penalty | None = None, /) -> Tensor:
+                return self.oracle(at, batch, penalty)[0]
+
+            return self.method.local_step(_row(x, i), _rows(memory, i), my_grad, _alone(ctx, i))
 
         running = [i for i, count in enumerate(STEPS) if ctx.step < count]
         self._must_not_mix("local_step", (direction, new), alone, running)
@@ -185,7 +184,7 @@ class Watched(Algorithm):
         uploads, new = self.watch(
             "upload",
             given,
-            lambda: self.method.upload(delta, memory, _seeded(ctx, range(len(delta)))),
+            lambda: self.method.upload(delta, memory, _seeded(ctx, range(len(STEPS)))),
         )
         self._must_have_rows("upload", "uploads", uploads)
         if "delta" not in uploads or "buffers" in uploads:
@@ -197,8 +196,7 @@ class Watched(Algorithm):
         self.watch.must_be("upload", "uploads['delta']", uploads["delta"], "delta", delta)
 
         def alone(i: int) -> tuple[Vectors, Vectors]:
-            mine = _seeded(_of_client(ctx, i)._replace(step=STEPS[i]), [i])
-            return self.method.upload(_row(delta, i), _rows(memory, i), mine)
+            return self.method.upload(_row(delta, i), _rows(memory, i), _alone(ctx, i))
 
         self._must_not_mix("upload", (uploads, new), alone, range(len(STEPS)))
         return uploads, new
@@ -271,8 +269,11 @@ def _seeded(ctx: ClientContext, clients: Sequence[int]) -> ClientContext:
     return ctx._replace(random=noise.at(ctx.step))
 
 
-def _of_client(ctx: ClientContext, i: int) -> ClientContext:
-    return ctx._replace(start=_row(ctx.start, i), steps=_row(ctx.steps, i))
+def _alone(ctx: ClientContext, i: int) -> ClientContext:
+    """The context of one client, who takes no step after its last."""
+    step = min(ctx.step, STEPS[i])
+    own = ctx._replace(start=_row(ctx.start, i), steps=_row(ctx.steps, i), step=step)
+    return _seeded(own, [i])
 
 
 def _row(value: Tensor, i: int) -> Tensor:

@@ -40,7 +40,8 @@ def find_crops(model: nn.Module, inputs: Tensor, trainable: Iterable[str]) -> Cr
 
     Whoever uses the kernel by another way than its layer does not show here; see `shortcuts`.
     """
-    names, used = set(trainable), Counter(map(id, _all_parameters(model)))
+    names = set(trainable)
+    used = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     candidates = {
         name: part
         for name, part in model.named_modules()
@@ -71,10 +72,6 @@ def cropped(model: nn.Module, crops: Crops) -> nn.Module:
         assert isinstance(convolution, nn.Conv2d)
         convolution.padding = of_kernel.padding
     return model
-
-
-def _all_parameters(model: nn.Module) -> Iterable[Tensor]:
-    return (p for _, p in model.named_parameters(remove_duplicate=False))
 
 
 def _map_sizes(

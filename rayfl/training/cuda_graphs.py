@@ -5,7 +5,6 @@ Python takes several times as long as they run. A recording is launched as one. 
 memory that it was recorded on: reuse one static buffer per shape.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from rayfl.algorithms.base import Vectors
 from rayfl.errors import first_line
 from rayfl.training.batches import Minibatch
-from rayfl.training.local import LocalStep, Stack
+from rayfl.training.local import LocalStep, Stack, cloned
 
 Work = Callable[[], object]
 Record = Callable[[Work], Work]
@@ -34,13 +33,11 @@ class StaticBuffers(NamedTuple):
 
     def values(self) -> Vectors:
         """Copies of all that a local step changes."""
-        own = {"/x": self.stack.x, "/total": self.stack.total} | self.vectors
-        return {name: value.clone() for name, value in own.items()}
+        return cloned(_progress(self.stack) | self.vectors)
 
     def fill(self, values: Vectors) -> None:
         """The opposite of `values`; vectors that have none become 0."""
-        own = {"/x": self.stack.x, "/total": self.stack.total} | self.vectors
-        for name, value in own.items():
+        for name, value in (_progress(self.stack) | self.vectors).items():
             value.copy_(values[name]) if name in values else value.zero_()
 
     def choose(self, names: tuple[str, ...]) -> None:
@@ -75,37 +72,14 @@ class GraphedSteps:
         """The held stack of the same shape, with the same values."""
         shape = (*_shapes(stack.shared), *_shapes(stack.memory), stack.x.shape)
         if shape not in self._held:
-            own = Stack(
-                start=stack.start.clone(),
-                shared={name: value.clone() for name, value in stack.shared.items()},
-                memory={},
-                lr=stack.lr.clone(),
-                counts=stack.counts.clone(),
-                round=stack.round.clone(),
-                noise=stack.noise,
-            )
-            self._held[shape] = StaticBuffers(own, {n: v.clone() for n, v in stack.memory.items()})
+            self._held[shape] = StaticBuffers(stack.copy(), cloned(stack.memory))
         held = self._held[shape]
-        held.fill({"/x": stack.x, "/total": stack.total} | stack.memory)
-        for name, value in stack.shared.items():
-            held.stack.shared[name].copy_(value)
-        for mine, other in (
-            (held.stack.start, stack.start),
-            (held.stack.lr, stack.lr),
-            (held.stack.counts, stack.counts),
-            (held.stack.round, stack.round),
-        ):
-            mine.copy_(other)
+        held.fill(_progress(stack) | stack.memory)
+        for name, value in _fixed(stack).items():
+            _fixed(held.stack)[name].copy_(value)
         held.stack.noise = stack.noise
         held.choose(tuple(stack.memory))
         return held.stack
-
-    def release(self, stack: Stack) -> Stack:
-        """A copy of a held stack, which the next one does not overwrite."""
-        own = copy.copy(stack)
-        own.x, own.total = stack.x.clone(), stack.total.clone()
-        own.memory = {name: value.clone() for name, value in stack.memory.items()}
-        return own
 
     def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
         """As `LocalStep`, on a stack that `hold` returned."""
@@ -153,12 +127,10 @@ class GraphedSteps:
         if shapes not in self._slots:
             weights = None if batch.weights is None else _dense(batch.weights)
             self._slots[shapes] = Minibatch(_dense(batch.inputs), _dense(batch.targets), weights)
-        slot = self._slots[shapes]
-        slot.inputs.copy_(batch.inputs)
-        slot.targets.copy_(batch.targets)
-        if slot.weights is not None and batch.weights is not None:
-            slot.weights.copy_(batch.weights)
-        return slot
+        for slot, value in zip(self._slots[shapes], batch, strict=True):
+            if slot is not None and value is not None:
+                slot.copy_(value)
+        return self._slots[shapes]
 
     def _take(self, held: StaticBuffers, batch: Minibatch, k: int, all_active: bool) -> int:
         """Take the step itself, and put the memory that it leaves where it is held."""
@@ -191,6 +163,17 @@ def cuda_graphs() -> Record:
         return graph.replay
 
     return record
+
+
+def _fixed(stack: Stack) -> Vectors:
+    """Tensors that stay as they are in a round."""
+    own = {"/start": stack.start, "/lr": stack.lr, "/counts": stack.counts, "/round": stack.round}
+    return own | stack.shared
+
+
+def _progress(stack: Stack) -> Vectors:
+    """Tensors that every local step changes, beside the memory."""
+    return {"/x": stack.x, "/total": stack.total}
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from rayfl.data.partition import Partition
 from rayfl.training.batches import (
     BatchSchedule,
     DeviceData,
-    Minibatch,
     as_tensor,
     batch_schedule,
     client_steps,
@@ -29,10 +28,10 @@ from rayfl.training.batches import (
 )
 from rayfl.training.cuda_graphs import GraphedSteps, cuda_graphs
 from rayfl.training.flat import Layout
+from rayfl.training.function import Shortcuts
 from rayfl.training.gradients import BatchedMLP, PerClientGradient, VmapGradient
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps
-from rayfl.training.shortcuts import Shortcuts
 
 Arrays = dict[str, np.ndarray]
 
@@ -82,6 +81,11 @@ class Broadcast(NamedTuple):
     """`[P]` or `[1]` each."""
     buffers: np.ndarray
     """`[Q]`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all vectors."""
+        return sum(v.nbytes for v in (self.start, self.buffers, *self.shared.values()))
 
 
 class UnitResult(NamedTuple):
@@ -260,14 +264,7 @@ class Engine:
             self.oracle.begin_client(buffers)
             # Layers that draw random numbers (dropout) use torch's global generator.
             torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
-
         batches = self.train_data.batches(schedules)
-
-        def minibatch(k: int) -> Minibatch:
-            if isinstance(self.oracle, PerClientGradient):
-                self.oracle.begin_step()
-            return batches(k)
-
         sgd = SGD(lr=unit.lr, weight_decay=s.weight_decay, clip_norm=s.clip_norm)
         step = LocalStep(self.algorithm, self.oracle, sgd, self.experiment)
         if self.records and self.graphed is None:
@@ -276,7 +273,7 @@ class Engine:
         noise = ClientNoise(s.seed, unit.round, clients, steps)
         with local_steps(s.precision):
             return train_stack(
-                step, minibatch, start, shared, memory, steps, self.graphed, noise, unit.round
+                step, batches, start, shared, memory, steps, self.graphed, noise, unit.round
             )
 
 

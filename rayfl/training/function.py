@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rayfl.training.conv_crop import Crops, crop
+from rayfl.training.conv_crop import Crops, crop, cropped
 from rayfl.training.flat import Layout, views
 
 T = TypeVar("T")
@@ -19,32 +19,45 @@ GradientHooks = Mapping[str, tuple[Callable[[Tensor], Tensor | None], ...]]
 """Hooks on gradients (`Tensor.register_hook`), by name of the parameter."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """Ways in which the engine may compute the steps and evaluations of a model."""
+
+    # Images and kernels may lie channels last in memory, as convolutions like them. A model that views
+    # maps as rows (`x.view(len(x), -1)`) needs them channels first, as PyTorch makes them.
+    channels_last: bool = True
+    crops: Crops = field(default_factory=dict)
+    # The model is a chain of linear layers, which has a hand-written backward pass.
+    dense: bool = False
+    # Several passes may read the same inputs: no pass changes them.
+    shares_inputs: bool = True
+    hooks: GradientHooks = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()  # faster ways that are not taken, and why; for users
+
+    def function(self, model: nn.Module) -> "Function":
+        """The model as a function of flat vectors."""
+        return Function(cropped(model, self.crops), Layout(model), self)
+
+
 @dataclass(eq=False)
 class Function:
-    """A module that takes its parameters from a flat vector."""
+    """A module that takes its parameters from a flat vector; `cropped` made it if `ways` has crops."""
 
     model: nn.Module
     layout: Layout
-    crops: Crops = field(default_factory=dict)
-    """Crops of the kernels, if `cropped` made `model`."""
-    channels_last: bool = True
-    """Images and kernels may lie channels last in memory, as convolutions like them. A model that
-    views maps as rows (`x.view(len(x), -1)`) needs them channels first, as PyTorch makes them."""
-    shares_inputs: bool = True
-    """Several passes may read the same inputs: no pass changes them."""
-    hooks: GradientHooks = field(default_factory=dict)
+    ways: Shortcuts = field(default_factory=Shortcuts)
 
     def __post_init__(self):
         self._frame = _Frame(self.model)
 
     def places(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of the model's parameters in `[..., P]`."""
-        return crop(views(self.layout.parameters, flat), self.crops)
+        return crop(views(self.layout.parameters, flat), self.ways.crops)
 
     def parameters(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters in `[..., P]` as the model takes them: views where that can be."""
         places = self.places(flat)
-        if not self.channels_last:
+        if not self.ways.channels_last:
             kernels = (slot.name for slot in self.layout.parameters if len(slot.shape) == 4)
             places |= {name: channels_first(places[name]) for name in kernels}
         return places
@@ -52,7 +65,7 @@ class Function:
     def leaves(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters as the model takes them, to be differentiated by."""
         leaves = {n: p.requires_grad_() for n, p in self.parameters(flat.detach()).items()}
-        for name, hooks in self.hooks.items():
+        for name, hooks in self.ways.hooks.items():
             for hook in hooks:
                 leaves[name].register_hook(hook)
         return leaves
@@ -63,9 +76,9 @@ class Function:
 
     def inputs(self, samples: Tensor) -> Tensor:
         """`[..., B, *sample_shape]` as the model takes them, and may change them."""
-        if not self.channels_last:
+        if not self.ways.channels_last:
             return channels_first(samples)
-        return samples if self.shares_inputs else samples.clone()
+        return samples if self.ways.shares_inputs else samples.clone()
 
     def within(self, tensors: dict[str, Tensor], work: Callable[[nn.Module], T]) -> T:
         """Return `work(model)` while these, by name, are its parameters and buffers.

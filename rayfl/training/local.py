@@ -3,9 +3,10 @@
 Shapes: C clients of a stack, P parameters, K_i local steps of client i.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from rayfl.algorithms.noise import ClientNoise
 from rayfl.algorithms.vectors import norm
 from rayfl.training.batches import Minibatch
 from rayfl.training.gradients import Oracle
+
+if TYPE_CHECKING:
+    from rayfl.training.cuda_graphs import GraphedSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,15 @@ class Stack:
     def __post_init__(self):
         self.x = self.start.expand(len(self.counts), -1).clone()
         self.total = self.start.new_zeros(len(self.counts))
+
+    def copy(self) -> "Stack":
+        """A stack with the same values that shares no tensor with this one."""
+        own = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(own, name, value.clone())
+        own.shared, own.memory = cloned(self.shared), cloned(self.memory)
+        return own
 
     def context(self, step: int, info: ExperimentInfo) -> ClientContext:
         return ClientContext(
@@ -142,16 +155,6 @@ class LocalStep:
         return len(calls)
 
 
-class StepRunner(Protocol):
-    """Takes steps for a `LocalStep` on stacks that it holds; see `cuda_graphs.py`."""
-
-    def hold(self, stack: Stack) -> Stack: ...
-
-    def release(self, stack: Stack) -> Stack: ...
-
-    def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int: ...
-
-
 def train_stack(
     step: LocalStep,
     minibatch: Callable[[int], Minibatch],
@@ -159,7 +162,7 @@ def train_stack(
     shared: Vectors,
     memory: Vectors,
     steps: list[int],
-    runner: StepRunner | None = None,
+    graphed: "GraphedSteps | None" = None,
     noise: ClientNoise | None = None,
     round: int = 1,
 ) -> Trained:
@@ -170,16 +173,21 @@ def train_stack(
     )
     counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
     stack, take, passes = Stack(start, shared, memory, lr, counts, number, noise), step, 0
-    if runner is not None:
-        stack, take = runner.hold(stack), runner
+    if graphed is not None:
+        stack, take = graphed.hold(stack), graphed
     for k in range(max(steps)):
         running = sum(k < count for count in steps)
         passes += running * take(stack, minibatch(k), k, running == len(steps))
-    if runner is not None:
-        stack = runner.release(stack)
+    if graphed is not None:
+        stack = stack.copy()  # the next stack overwrites the held one
     ctx = stack.context(max(steps), step.experiment)
     uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
     return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
+
+
+def cloned(vectors: Vectors) -> Vectors:
+    """A copy of each vector."""
+    return {name: value.clone() for name, value in vectors.items()}
 
 
 def clip_factor(v: Tensor, clip_norm: float) -> Tensor:

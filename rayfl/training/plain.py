@@ -3,11 +3,9 @@
 import contextlib
 import itertools
 import math
-import random
 from collections.abc import Iterator, Mapping, Set
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +14,7 @@ from rayfl.errors import first_line, reason
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import channels_first
 from rayfl.training.outcome import Outcome, Tensors, changed_parameters
+from rayfl.training.process import generators
 
 Samples = tuple[Tensor, Tensor]
 """Inputs `[B, *sample_shape]` as the engine makes them, and labels `[B]`."""
@@ -85,7 +84,7 @@ class Plain:
         """One training pass, forwards and backwards; without the logits in evaluation mode."""
         seed()
         self.model.train()
-        drawn, frozen = _process_generators(), self._frozen()
+        drawn, frozen = generators()[:-1], self._frozen()
         outputs = self.model(inputs := channels_first(x))
         self._check_logits(outputs, len(y), "training")
         loss = F.cross_entropy(outputs.to(self.w.dtype), y)
@@ -144,7 +143,7 @@ class Plain:
 
     def _check_kept(self, drawn: object, frozen: dict[str, float]) -> None:
         """Unfit if a pass has changed what does not travel: another actor would not have it."""
-        if _process_generators() != drawn:
+        if generators()[:-1] != drawn:
             raise Unfit(
                 "draws from the generators of Python or NumPy, which differ from process to process; draw "
                 "from torch's"
@@ -256,12 +255,6 @@ def _overlap(tensors: Mapping[str, Tensor], travel: Set[str]) -> str | None:
                 "parameter itself (a.weight = b.weight)"
             )
     return None
-
-
-def _process_generators() -> object:
-    """The state of Python's and NumPy's generators."""
-    state = np.random.get_state(legacy=False)  # noqa: NPY002
-    return str(state), random.getstate()
 
 
 def numbers(model: nn.Module) -> dict[str, object]:

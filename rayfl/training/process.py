@@ -1,9 +1,11 @@
-"""Settings of a process that trains."""
+"""A process that trains: its settings, and the random generators that all of it shares."""
 
 import ctypes
 import os
 import platform
+import random
 
+import numpy as np
 import torch
 
 from rayfl.training.precision import round_inputs
@@ -29,3 +31,10 @@ def configure_process(threads: int) -> None:
         libc.mallopt(top_pad, 64 << 20)
         # Never mmap: the threshold for it has a limit of 32 MB, less than a vector of ResNet-18.
         libc.mallopt(mmap_max, 0)
+
+
+def generators() -> tuple[object, ...]:
+    """The state of the process's generators: Python's, NumPy's and, last, torch's."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    numpy = np.asarray(keys).tobytes(), rest
+    return random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()

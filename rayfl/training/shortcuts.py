@@ -7,54 +7,20 @@ which all ways have in common, cannot be trained here: it is refused.
 """
 
 from collections.abc import Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from rayfl.errors import ConfigError, first_line, reason
 from rayfl.training.batches import Minibatch
-from rayfl.training.conv_crop import Crops, cropped, find_crops
+from rayfl.training.conv_crop import Crops, find_crops
 from rayfl.training.flat import Layout, views
-from rayfl.training.function import Function, GradientHooks, channels_first, gradient_hooks
+from rayfl.training.function import Function, Shortcuts, channels_first, gradient_hooks
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient, mlp_layers
 from rayfl.training.outcome import Outcome, changed_parameters, difference
-from rayfl.training.plain import (
-    Mode,
-    Plain,
-    Samples,
-    Unfit,
-    check_tensors,
-    numbers,
-    restored,
-    seed,
-)
+from rayfl.training.plain import Mode, Plain, Samples, Unfit, check_tensors, numbers, restored, seed
 from rayfl.training.travel import packed, unpacked
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shortcuts:
-    """Ways in which the engine may compute the steps and evaluations of a model."""
-
-    channels_last: bool = True
-    crops: Crops = field(default_factory=dict)
-    dense: bool = False
-    """The model is a chain of linear layers, which has a hand-written backward pass."""
-    shares_inputs: bool = True
-    hooks: GradientHooks = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
-    """Faster ways that are not taken, and why; for users."""
-
-    def function(self, model: nn.Module) -> Function:
-        """The model as a function of flat vectors."""
-        return Function(
-            model=cropped(model, self.crops),
-            layout=Layout(model),
-            crops=self.crops,
-            channels_last=self.channels_last,
-            shares_inputs=self.shares_inputs,
-            hooks=self.hooks,
-        )
 
 
 def choose(

@@ -2,19 +2,18 @@
 
 import inspect
 import os
-import random
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import rayfl
 from rayfl.algorithms.base import Algorithm, Vectors
 from rayfl.text import one_line
+from rayfl.training.process import generators
 from rayfl.training.value_reads import ValueReads
 
 Doubt = Literal["size", "rounding"]
@@ -61,16 +60,17 @@ class Watch:
 
     def __call__(self, function: str, given: Given, call: Callable[[], Any]) -> Any:
         """Return the result of `call`, if that is all it does, and the same each time."""
-        process, before = _process_generators(), _flat(given)
+        process, before = generators(), _flat(given)
         # The version tells of writes that leave the values as they are, such as half of 0.
         copies = {name: (value._version, value.clone()) for name, value in before.items()}
-        reads = ValueReads(_of_several(function, before), LIBRARIES)
+        rows = [t for name, t in before.items() if name.startswith(ROWS.get(function, ()))]
+        reads = ValueReads(rows, LIBRARIES)
         with reads:
             result = self.returned(function, call)
         self._must_be_untouched(function, before, copies, _flat(given))
         first = self.named(function, result)
         again = self.named(function, self.returned(function, call))
-        if _process_generators() != process:
+        if generators() != process:
             self.refuse(
                 function,
                 "uses a random generator of the whole process (torch, numpy or random): results would "
@@ -182,23 +182,10 @@ def kind(value: Tensor) -> str:
 
 
 def _flat(given: Given) -> dict[str, Tensor]:
-    flat = {}
+    flat: dict[str, Tensor] = {}
     for name, value in given.items():
-        flat |= (
-            {f"{name}[{n!r}]": v for n, v in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{name}[{n!r}]": v for n, v in value.items()}
+        else:
+            flat[name] = value
     return flat
-
-
-def _of_several(function: str, given: dict[str, Tensor]) -> list[Tensor]:
-    """Tensors with a row for each client."""
-    return [t for name, t in given.items() if name.startswith(ROWS.get(function, ()))]
-
-
-def _process_generators() -> tuple[Any, ...]:
-    """The state of those that the whole process shares."""
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002
-    own = torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes()
-    return *own, rest, random.getstate()

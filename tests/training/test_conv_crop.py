@@ -12,7 +12,7 @@ from rayfl.models.resnet import ResNet18
 from rayfl.training.batches import Minibatch
 from rayfl.training.conv_crop import crop, cropped, find_crops
 from rayfl.training.flat import Layout, views
-from rayfl.training.function import Function
+from rayfl.training.function import Function, Shortcuts
 from rayfl.training.gradients import PerClientGradient
 
 AXIS = st.tuples(
@@ -133,7 +133,7 @@ def test_the_gradient_and_the_statistics_are_those_of_the_whole_model(norm):
     smaller = cropped(model, crops)
     whole, live = (
         PerClientGradient(Function(model.double(), layout)),
-        PerClientGradient(Function(smaller.double(), layout, crops)),
+        PerClientGradient(Function(smaller.double(), layout, Shortcuts(crops=crops))),
     )
     x = torch.rand(1, 4, 3, 32, 32, dtype=torch.float64)
     batch = Minibatch(inputs=x, targets=torch.randint(10, (1, 4)), weights=None)

@@ -17,7 +17,7 @@ from rayfl.models.transformer import SwinT, ViTTiny
 from rayfl.training.batches import Minibatch
 from rayfl.training.conv_crop import cropped, find_crops
 from rayfl.training.flat import Layout, views
-from rayfl.training.function import Function
+from rayfl.training.function import Function, Shortcuts
 from rayfl.training.gradients import BatchedMLP, PerClientGradient, VmapGradient, mlp_layers
 from rayfl.training.local import SGD, LocalStep, train_stack
 
@@ -146,7 +146,7 @@ def test_a_stack_of_modules_equals_its_clients_one_at_a_time(spec):
     names = [slot.name for slot in layout.parameters]
     crops = find_crops(model, torch.zeros(1, *shape, dtype=torch.float64), names)
     assert bool(crops) == isinstance(spec, ResNet18)
-    smaller = Function(cropped(model, crops), layout, crops)
+    smaller = Function(cropped(model, crops), layout, Shortcuts(crops=crops))
     batch = stack_of(sizes, shape, torch.float64)
     w, _ = layout.flatten(model)
     x = w + 0.01 * torch.randn(2, layout.size, dtype=torch.float64)
@@ -341,11 +341,6 @@ def test_batch_statistics_move_once_a_local_step(name):
     w, buffers = layout.flatten(model)
     oracle = PerClientGradient(Function(model, layout))
     oracle.begin_client(buffers)
-
-    def minibatch(k: int) -> Minibatch:
-        oracle.begin_step()
-        return batches[k]
-
     algorithm = ALGORITHMS[name](**({} if name == "fedavg" else {"rho": rho}))
     server, memory = algorithm.init_server(w), algorithm.init_client(w)
     start, shared = algorithm.broadcast(w, server)
@@ -353,7 +348,7 @@ def test_batch_statistics_move_once_a_local_step(name):
     sgd = SGD(lr=lr, weight_decay=0.0, clip_norm=None)
     info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
     step = LocalStep(algorithm, oracle, sgd, info)
-    trained = train_stack(step, minibatch, start, shared, stack, [steps])
+    trained = train_stack(step, batches.__getitem__, start, shared, stack, [steps])
 
     passes = trained.backward_passes // steps
     assert passes == (1 if name == "fedavg" else 2)
@@ -373,16 +368,11 @@ def test_moons_other_models_leave_batch_statistics_alone():
         w, buffers = layout.flatten(model)
         oracle = PerClientGradient(Function(model, layout))
         oracle.begin_client(buffers)
-
-        def minibatch(k: int, oracle=oracle, batches=batches) -> Minibatch:
-            oracle.begin_step()
-            return batches[k]
-
         memory = {n: (v + 1).unsqueeze(0) for n, v in algorithm.init_client(w).items()}
         sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
         info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
         step = LocalStep(algorithm, oracle, sgd, info)
-        trained = train_stack(step, minibatch, w, {}, memory, [3])
+        trained = train_stack(step, batches.__getitem__, w, {}, memory, [3])
         counter = oracle.buffers["1.num_batches_tracked"].item()
         ends.append((trained.uploads["delta"], buffers, counter))
     (delta, buffers, counter), (other_delta, other_buffers, other_counter) = ends
@@ -415,7 +405,6 @@ def test_averaged_batch_statistics_do_not_depend_on_whom_the_model_trained_befor
     first, second = fresh.clone(), fresh.clone()
     for buffers in (first, second):
         oracle.begin_client(buffers)
-        oracle.begin_step()
         oracle(w.unsqueeze(0), batch)
     assert torch.equal(first, second)
 

@@ -18,8 +18,7 @@ from rayfl.tracking.store import TrackingStore
 
 
 @pytest.fixture
-def tracker(tmp_path, small, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def tracker(small, store_here, monkeypatch):
     monkeypatch.setattr(mlflow, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(mlflow, "LONGEST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.05)

@@ -22,14 +22,16 @@ _ATTEMPTS = 200  # draws of `dirichlet_per_class` before it gives up
 # From here on, NumPy's own Dirichlet is one of these gammas too, and they cannot underflow.
 _SMALLEST_SHAPE = 0.1
 
+_Alpha = Annotated[
+    float, Field(gt=0, description="Dirichlet concentration; small = skewed, large = IID")
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dirichlet(Scheme):
     """Equal sizes; each client has its own class prior p_i ~ Dir(alpha)."""
 
-    alpha: Annotated[
-        float, Field(gt=0, description="Dirichlet concentration; small = skewed, large = IID")
-    ] = 0.1
+    alpha: _Alpha = 0.1
 
     def assign(
         self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
@@ -62,9 +64,7 @@ class Dirichlet(Scheme):
 class DirichletPerClass(Scheme):
     """Unequal sizes; each class is spread over the clients by proportions ~ Dir(alpha)."""
 
-    alpha: Annotated[
-        float, Field(gt=0, description="Dirichlet concentration; small = skewed, large = IID")
-    ] = 0.1
+    alpha: _Alpha = 0.1
     min_samples: Annotated[
         int, Field(ge=1, description="draw again until every client has this many samples")
     ] = 10

@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,7 @@ from pydantic import Field
 from rayfl.data.datasets import Dataset, Source, from_arrays
 from rayfl.data.images import Encoded, decode
 from rayfl.data.sources.splits import files_of, others
-from rayfl.data.trees import directory_of, name_of
+from rayfl.data.trees import name_of, tree_at
 from rayfl.errors import ConfigError, Refuse, reason
 from rayfl.text import printable, shown
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:  # pyarrow is slow to import: only the functions that use it d
     import pyarrow
 
 _ROWS = 400  # read at once
+_Fits = Callable[["pyarrow.DataType"], bool]
+"""True for the types of columns that an option may name."""
 
 
 class _File:
@@ -39,7 +40,7 @@ class _File:
             self._file = pq.ParquetFile(path)
             self.schema = self._file.schema_arrow
 
-    def fitting(self, fits: Callable[["pyarrow.DataType"], bool]) -> list[str]:
+    def fitting(self, fits: _Fits) -> list[str]:
         """The columns of a fitting type; two of one name cannot be told apart."""
         names = self.schema.names
         return [f.name for f in self.schema if fits(f.type) and names.count(f.name) == 1]
@@ -109,40 +110,34 @@ class Parquet(Source):
     ] = None
 
     def read(self) -> Dataset:
-        refuse = partial(ConfigError, key="data.path", value=self.path)
-        directory = directory_of(self.path, "train*.parquet and test*.parquet files")
-        splits = [files_of(directory, split, refuse) for split in ("train", "test")]
-        train, test = ([_File(path, refuse) for path in split.used] for split in splits)
-        image = self._column(train, "image_column", self.image_column, _is_image)
-        label = self._column(train, "label_column", self.label_column, _is_integer)
+        tree = tree_at(self.path, "train*.parquet and test*.parquet files")
+        splits = [files_of(tree, split) for split in ("train", "test")]
+        train, test = ([_File(path, tree.refuse) for path in used] for used, _ in splits)
+        image = self._column(train, "image_column", _is_image)
+        label = self._column(train, "label_column", _is_integer)
         for file in [*train, *test]:
             _check_columns(file, {image: _is_image, label: _is_integer}, like=train[0])
         _check_class_names([*train, *test], label)
         groups = self._groups(train, test)
-        left_out = [name for split in splits for name in split.left_out]
+        left_out = [name for _, beside in splits for name in beside]
         samples = []
         for files in (train, test):
             images = (encoded for file in files for encoded in file.images(image))
-            pixels, animated = decode(images, refuse)
+            pixels, animated = decode(images, tree.refuse)
             samples.append((pixels, np.concatenate([file.labels(label) for file in files])))
             left_out += [f"{where} (all but its first frame)" for where in animated]
         return from_arrays(
-            name_of(directory),
+            name_of(tree.root),
             *samples,
             classes=_class_names(train[0].schema.metadata, label),
             groups=groups,
             files=len(train) + len(test),
-            left_out=[*left_out, *others(directory, [f.path for f in (*train, *test)], refuse)],
+            left_out=[*left_out, *others(tree, [file.path for file in (*train, *test)])],
         )
 
-    def _column(
-        self,
-        files: Sequence[_File],
-        option: str,
-        given: str | None,
-        fits: Callable[["pyarrow.DataType"], bool],
-    ) -> str:
-        fitting = files[0].fitting(fits)
+    def _column(self, files: Sequence[_File], option: str, fits: _Fits) -> str:
+        """The column that the option names, or the only one of a fitting type."""
+        given, fitting = getattr(self, option), files[0].fitting(fits)
         if option != "group_column":
             fitting = [name for name in fitting if name != self.group_column]
         wanted = fitting if given is None else [name for name in fitting if name == given]
@@ -161,7 +156,7 @@ class Parquet(Source):
         """The group of each train sample, and of each test sample if the test files say it."""
         if self.group_column is None:
             return None
-        group = self._column(train, "group_column", self.group_column, _is_name)
+        group = self._column(train, "group_column", _is_name)
         known = any(group in file.schema.names for file in test)
         files = [*train, *test] if known else train
         for file in files:
@@ -174,17 +169,14 @@ class Parquet(Source):
                 key="data.group_column",
                 value=group,
             )
-        of_train, of_test = (
-            np.concatenate([file.column(group).to_numpy() for file in split]) if split else None
-            for split in (train, test if known else [])
-        )
-        assert of_train is not None
-        return of_train, of_test
+
+        def names(files: Sequence[_File]) -> np.ndarray:
+            return np.concatenate([file.column(group).to_numpy() for file in files])
+
+        return names(train), names(test) if known else None
 
 
-def _check_columns(
-    file: _File, wanted: dict[str, Callable[["pyarrow.DataType"], bool]], like: _File
-) -> None:
+def _check_columns(file: _File, wanted: dict[str, _Fits], like: _File) -> None:
     for name, fits in wanted.items():
         if name not in file.fitting(fits):
             raise file.error(

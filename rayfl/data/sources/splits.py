@@ -4,11 +4,9 @@ As Hugging Face and others name them: train.parquet, train-00000-of-00002.parque
 at the end), train_0.parquet, or any names in a folder train/, at any depth below it.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rayfl.data.trees import Tree, is_hidden
 from rayfl.errors import Refuse
@@ -18,18 +16,12 @@ _SUFFIX = ".parquet"
 _PART = r"[-_. ]?\d+(?:[-_.]of[-_.](?P<total>\d+)(?:-[0-9a-f]+)?)?"
 
 
-class Files(NamedTuple):
-    """The files of a split, sorted, and what there is to say of others."""
-
-    used: list[Path]
-    left_out: list[str]
-
-
-def files_of(directory: Path, split: str, refuse: Refuse) -> Files:
-    """The files of `train` or `test`. `refuse` makes the errors."""
-    tree = Tree(directory, refuse)
+def files_of(whole: Tree, split: str) -> tuple[list[Path], list[str]]:
+    """The files of `train` or `test`, sorted, and what there is to say of others."""
+    directory, refuse = whole.root, whole.refuse
+    tree = Tree(directory, refuse)  # with what this split alone leaves out
     named = re.compile(rf"{split}(?:{_PART})?(?i:{re.escape(_SUFFIX)})")
-    present = _parquet(directory, refuse)
+    present = _parquet(tree)
     matches = {file: found for file in present if (found := named.fullmatch(file.name))}
     inside = _inside(tree, directory / split) if (directory / split).is_dir() else []
     if matches and inside:
@@ -45,22 +37,19 @@ def files_of(directory: Path, split: str, refuse: Refuse) -> Files:
         )
     missing = _missing(list(matches.values()), split, refuse)
     used = inside or [part for file in matches for part in _parts(tree, file)]
-    return Files(used, [*missing, *tree.left_out])
+    return used, [*missing, *tree.left_out]
 
 
-def others(directory: Path, used: Sequence[Path], refuse: Refuse) -> list[str]:
-    """The names of the Parquet files in a directory that are not used; hidden ones last."""
+def others(tree: Tree, used: Sequence[Path]) -> list[str]:
+    """The names of the Parquet files in the directory that are not used; hidden ones last."""
     known = {*used, *(folder for file in used for folder in file.parents)}
-    names = [file.name for file in _parquet(directory, refuse) if file not in known]
+    names = [file.name for file in _parquet(tree) if file not in known]
     return sorted(names, key=lambda name: (is_hidden(name), name))
 
 
-def _parquet(directory: Path, refuse: Refuse) -> list[Path]:
+def _parquet(tree: Tree) -> list[Path]:
     """List the paths with the suffix of Parquet files, sorted: Spark writes folders of such names, too."""
-    try:
-        return sorted(directory / n for n in os.listdir(directory) if n.lower().endswith(_SUFFIX))
-    except OSError as error:
-        raise refuse(f"cannot list {printable(str(directory))} ({error.strerror})") from error
+    return [path for path in tree.entries(tree.root) if path.name.lower().endswith(_SUFFIX)]
 
 
 def _parts(tree: Tree, file: Path) -> list[Path]:

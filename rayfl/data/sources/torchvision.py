@@ -15,9 +15,8 @@ from rayfl.text import printable
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSource(Source):
-    """A dataset that torchvision can download. Subclasses say only what differs."""
+    """A dataset that torchvision can download, and the class there of the same name."""
 
-    torchvision_name: ClassVar[str]
     folder: ClassVar[str]  # where torchvision looks for `files`, below root
     files: ClassVar[str]
     normalise: ClassVar[tuple[Sequence[float], Sequence[float]] | None]  # published mean and std
@@ -28,13 +27,14 @@ class TorchvisionSource(Source):
     def read(self) -> Dataset:
         from torchvision import datasets
 
-        dataset_class = getattr(datasets, self.torchvision_name)
+        name = type(self).__name__
+        dataset_class = getattr(datasets, name)
         try:
             train, test = (self.open(dataset_class, is_train) for is_train in (True, False))
         except Exception as error:
-            raise self._unreadable(error) from error
+            raise self._unreadable(name, reason(error)) from error
         return from_arrays(
-            self.torchvision_name,
+            name,
             self.arrays(train),
             self.arrays(test),
             classes=self.class_names(train),
@@ -51,20 +51,18 @@ class TorchvisionSource(Source):
     def class_names(self, dataset: Any) -> Sequence[str]:
         return dataset.classes
 
-    def _unreadable(self, error: Exception) -> ConfigError:
+    def _unreadable(self, name: str, why: str) -> ConfigError:
         directory = printable(str(absolute(self.root) / self.folder))
+        by_hand = f"put the files there yourself: {self.files}"
         if self.download:
             return ConfigError(
-                f"{self.torchvision_name} could not be downloaded to "
-                f"{directory} ({reason(error)}); check the network, or put the files there "
-                f"yourself: {self.files}",
+                f"{name} could not be downloaded to {directory} ({why}); check the network, or "
+                f"{by_hand}",
                 key="data.download",
                 value=True,
             )
         return ConfigError(
-            f"cannot read {self.torchvision_name} in {directory} "
-            f"({reason(error)}); set data.download=true, or put the files there yourself: "
-            f"{self.files}",
+            f"cannot read {name} in {directory} ({why}); set data.download=true, or {by_hand}",
             key="data.root",
             value=self.root,
             keys=("data.download",),
@@ -75,7 +73,6 @@ class TorchvisionSource(Source):
 class MNIST(TorchvisionSource):
     """60,000 + 10,000 handwritten digits, 28 x 28."""
 
-    torchvision_name = "MNIST"
     folder = "MNIST/raw"
     files = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
     normalise = ((0.1307,), (0.3081,))
@@ -85,7 +82,6 @@ class MNIST(TorchvisionSource):
 class FashionMNIST(TorchvisionSource):
     """60,000 + 10,000 pictures of clothes in 10 classes, 28 x 28."""
 
-    torchvision_name = "FashionMNIST"
     folder = "FashionMNIST/raw"
     files = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
     normalise = ((0.2860,), (0.3530,))
@@ -95,7 +91,6 @@ class FashionMNIST(TorchvisionSource):
 class EMNIST(TorchvisionSource):
     """Handwritten letters and digits, 28 x 28; `split` selects one of its six versions."""
 
-    torchvision_name = "EMNIST"
     folder = "EMNIST/raw"
     files = "emnist-SPLIT-{train,test}-{images-idx3,labels-idx1}-ubyte"
     normalise = None  # the versions differ: computed
@@ -121,7 +116,6 @@ class EMNIST(TorchvisionSource):
 class CIFAR10(TorchvisionSource):
     """50,000 + 10,000 colour pictures in 10 classes, 32 x 32."""
 
-    torchvision_name = "CIFAR10"
     folder = "cifar-10-batches-py"
     files = "data_batch_1 to data_batch_5, test_batch, batches.meta"
     normalise = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -131,7 +125,6 @@ class CIFAR10(TorchvisionSource):
 class CIFAR100(TorchvisionSource):
     """50,000 + 10,000 colour pictures in 100 classes, 32 x 32."""
 
-    torchvision_name = "CIFAR100"
     folder = "cifar-100-python"
     files = "train, test, meta"
     normalise = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -141,7 +134,6 @@ class CIFAR100(TorchvisionSource):
 class SVHN(TorchvisionSource):
     """73,257 + 26,032 colour pictures of house numbers, 32 x 32."""
 
-    torchvision_name = "SVHN"
     folder = ""
     files = "train_32x32.mat, test_32x32.mat"
     normalise = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))

@@ -44,7 +44,7 @@ class Autograd:
             objective, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         # Dead taps have no gradient.
-        gradient = torch.zeros_like(flat) if self.function.crops else torch.empty_like(flat)
+        gradient = torch.zeros_like(flat) if self.function.ways.crops else torch.empty_like(flat)
         for place, tensor in zip(self.function.places(gradient).values(), tensors, strict=True):
             place.copy_(tensor.to_dense() if tensor.is_sparse else tensor)
         return gradient

@@ -17,14 +17,17 @@ from rayfl.training.precision import forward_pass
 
 @dataclass(eq=False)
 class PerClientGradient(Autograd):
-    """Autograd of any module, one client a call (C = 1)."""
+    """Autograd of any module, one client a call (C = 1).
+
+    Of the passes on one minibatch the first alone updates buffers: SAM's second must not.
+    """
 
     stacks = False
     buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
     """Buffers of the client that is being trained."""
 
     def __post_init__(self):
-        self._fresh_step = True
+        self._seen: Tensor | None = None  # targets of the last minibatch: small enough to keep
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
         self._counters = {
             name: buffer.clone()
@@ -40,17 +43,13 @@ class PerClientGradient(Autograd):
     def begin_client(self, buffers: Tensor) -> None:
         """Start a client with these float buffers `[Q]`; forward passes update them in place."""
         counters = {name: counter.clone() for name, counter in self._counters.items()}
-        self.buffers = self.function.buffers(buffers) | counters
-
-    def begin_step(self) -> None:
-        """The next call is the step's first pass: it alone updates buffers (SAM's second must not)."""
-        self._fresh_step = True
+        self.buffers, self._seen = self.function.buffers(buffers) | counters, None
 
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
     ) -> tuple[Tensor, Tensor]:
-        buffers = self.buffers if self._fresh_step else self._spare_buffers()
-        self._fresh_step = False
+        buffers = self._spare_buffers() if batch.targets is self._seen else self.buffers
+        self._seen = batch.targets
         leaves = self.function.leaves(x[0])
 
         def passes(model: nn.Module) -> tuple[Tensor, Tensor]:
