@@ -52,11 +52,9 @@ def test_run_returns_history_and_a_state_dict_of_the_plain_model(small):
     assert accuracy == pytest.approx(result.history["test/accuracy"].iloc[-1], abs=0.003)
 
 
-def test_the_run_is_found_again_in_mlflow(tracked, client, ray_session):
-    """On client actors; without Ray the bits are the same."""
+def test_the_run_is_found_again_in_mlflow(tracked, client):
     config = load_config(tracked)
-    result = run(config)
-    assert run(config, local=True).model_sha256 == result.model_sha256
+    result = run(config, local=True)
     found = client.get_run(result.run_id)
 
     assert found.info.run_id == result.run_id
@@ -96,6 +94,17 @@ def test_the_run_is_found_again_in_mlflow(tracked, client, ray_session):
     last = result.history["client/accuracy_mean"].iloc[-1]
     assert clients["accuracy"].mean() == pytest.approx(last, rel=1e-12)
     assert summary["client/accuracy_mean"] == last
+
+
+@pytest.mark.slow
+def test_client_actors_give_the_same_bits_and_the_same_record(tracked, client, ray_session):
+    config = load_config(tracked)
+    here, there = run(config, local=True), run(config)
+    assert here.model_sha256 == there.model_sha256
+    one, other = (client.get_run(result.run_id).data for result in (here, there))
+    assert one.params == other.params
+    assert one.metrics.keys() == other.metrics.keys()
+    assert one.metrics["accuracy_final"] == other.metrics["accuracy_final"]
 
 
 def test_what_is_evaluated_is_the_configs_to_say_and_not_part_of_its_hash(small):

@@ -111,21 +111,20 @@ class SweepRunner:
 
     def _config(self, trial: PlannedTrial) -> dict[str, Any]:
         """Return Tune's config of a trial."""
-        assert trial.experiment is not None
         scheduler = self.sweep.scheduler
         mutable = scheduler.mutate if isinstance(scheduler, PBT) else ()
         mutated = {key: trial.point[key] for key in mutable}
-        root = storage(trial.experiment)
+        root = storage(trial.config)
         if mutated:
             mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
-        content = trial.experiment.model_dump(mode="json")
+        content = trial.config.model_dump(mode="json")
         return {"hash": trial.hash, "spec": TrialSpec(content, root), **mutated}
 
     def _scheduler(self) -> Any:
         scheduler, sweep = self.sweep.scheduler, self.sweep
         if scheduler.interval is None:
             return None
-        rounds = max(sweep.rounds(t.experiment) for t in self.plan.feasible if t.experiment)
+        rounds = max(sweep.rounds(trial.config) for trial in self.plan.feasible)
 
         def group(trial: Any) -> Any:
             # By the trial's name, because population-based training changes its config.

@@ -5,7 +5,6 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
 from rayfl.analysis.metrics import Metric
 from rayfl.analysis.states import counted
 from rayfl.analysis.tables import short, spread
+from rayfl.cli.terminal import table as new_table
 from rayfl.text import written
 from tuning.space import Point, task, text
 
@@ -25,7 +25,7 @@ def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
     """Make a row for every point: its values, and the metric's mean and spread over the finished seeds."""
     m, keys = Metric(sweep.metric, sweep.metric), list(sweep.space)
     names = [short(key, keys) for key in keys]
-    table = Table(*names, m.name, "seeds", "", header_style="bold", box=box.SIMPLE_HEAD)
+    table = new_table(*names, m.name, "seeds", "")
     best = best_points(result, sweep)
     for rows in _by_point(result):
         point, found = rows[0].trial.point, _aggregate(rows)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rayfl.config.schema import Experiment
-from rayfl.federation.history import History
 
 if TYPE_CHECKING:
     from rayfl.tracking.mlflow import RunTracker
@@ -23,11 +22,7 @@ def open_store(config: Experiment) -> "TrackingStore | None":
 
 @contextlib.contextmanager
 def tracked(
-    store: "TrackingStore | None",
-    config: Experiment,
-    dataset: str,
-    history: History,
-    run_id: str | None,
+    store: "TrackingStore | None", config: Experiment, dataset: str, run_id: str | None
 ) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
 
@@ -49,4 +44,4 @@ def tracked(
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status, history.summary(config.tracking.targets))
+        tracker.finish(status)

@@ -113,6 +113,7 @@ def test_without_a_store(ask, tmp_path):
     assert not list(tmp_path.iterdir())  # asking makes no store
 
 
+@pytest.mark.slow
 def test_asking_needs_neither_torch_nor_ray(stored):
     """They would double the time of an answer."""
     code = (

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 METHOD = """
@@ -28,6 +29,7 @@ class Mine(Algorithm):
 """
 
 
+@pytest.mark.slow
 def test_a_breakpoint_in_ones_own_method_stops_there(small, tmp_path):
     small["algorithm"] = {"name": "mine:Mine"}
     small["federation"]["rounds"] = 1

@@ -34,7 +34,10 @@ from rayfl.training.flat import Layout
 @pytest.fixture(scope="module")
 def actors(ray_session):
     remote = ray.remote(num_cpus=1)(ReusableClient)
-    return [remote.remote() for _ in range(3)]
+    made = [remote.remote() for _ in range(3)]
+    yield made
+    for actor in made:  # what still refers to one would keep its CPU from the tests that follow
+        ray.kill(actor)
 
 
 def on_actors(prepared, algorithm, actors, name="test"):

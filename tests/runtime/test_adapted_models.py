@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from rayfl import load_config, models, run
-from rayfl.errors import ConfigError
 from rayfl.models.lora import merged
 from rayfl.prepare import prepare
 from rayfl.training.batches import DeviceData
@@ -139,18 +138,6 @@ def plain_gradient(model: nn.Module, batch) -> torch.Tensor:
     for slot in layout.parameters:
         slot.view(gradient).copy_(parameters[slot.name].grad)
     return gradient
-
-
-def test_a_batch_of_one_is_refused_before_any_actor_starts(small):
-    small["model"] = {"name": "resnet18", "norm": "batch"}
-    small["partition"] = {"name": "iid"}
-    small["federation"] |= {"clients": 10, "batch_size": 1}
-    with pytest.raises(
-        ConfigError, match=r"'resnet18': cannot take a batch of one.*model\.norm=group"
-    ):
-        prepare(load_config(small))
-    small["model"]["norm"] = "group"
-    prepare(load_config(small))
 
 
 @pytest.mark.slow

@@ -237,7 +237,8 @@ def test_a_manifest_cannot_have_files_elsewhere_deleted(tmp_path):
         checkpoints(tmp_path / "run", keep_last=1).latest()
 
 
-def test_a_run_that_mlflow_does_not_know_is_refused(stopped, tmp_path):
+def test_a_run_that_mlflow_does_not_know_is_refused(stopped, tmp_path, empty_store):
+    shutil.copy(empty_store, tmp_path / "other.db")
     stopped["tracking"]["uri"] = f"sqlite:///{tmp_path / 'other.db'}"
     with pytest.raises(ConfigError, match="to which the checkpoint belongs, is not in"):
         run(load_config(stopped), resume="latest")

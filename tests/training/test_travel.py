@@ -99,6 +99,7 @@ def test_what_is_frozen_and_what_is_tied_stays_so():
     assert arrived.decoder.weight is arrived.encoder.weight
 
 
+@pytest.mark.slow
 def test_parametrized_layers_arrive_in_another_process(tmp_path):
     """PyTorch refuses to pickle them; their class exists only where they were made."""
     (tmp_path / "parcel").write_bytes(packed(MODELS["parametrized"]()))

@@ -16,6 +16,7 @@ def table(result):
     }
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
     """The same sweep again runs nothing, a wider one what it adds; trials are as runs of their own."""
     path, started = sweep_file(seeds=[1]), []
