@@ -27,16 +27,14 @@ _UNDECODABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 class Encoded(NamedTuple):
     """An image that is not decoded yet."""
 
-    where: str
-    """The file, or file and row, as messages name it."""
+    where: str  # the file, or file and row, as messages name it
     content: bytes | Path
 
 
 class Decoded(NamedTuple):
-    pixels: np.ndarray
-    """uint8 [n, H, W, C]; C is 1 if all images are grey, otherwise 3."""
+    pixels: np.ndarray  # uint8 [n, H, W, C]; C is 1 if all images are grey, otherwise 3
+    # Positions of the images that have more frames than the first, which is the one that counts.
     animated: list[str]
-    """Positions of the images that have more frames than the first, which is the one that counts."""
 
 
 @functools.cache

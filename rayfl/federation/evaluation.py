@@ -37,12 +37,9 @@ NAMED_DOMAINS = 20
 class Holdings(NamedTuple):
     """Training samples of each cell that clients have."""
 
-    of_client: np.ndarray
-    """Number of each client's distribution, int64 `[N]`."""
-    clients: np.ndarray
-    """Clients of each distribution, int64 `[D]`."""
-    distribution: np.ndarray
-    """`[m]`, as `cell` and `samples`: only what is there."""
+    of_client: np.ndarray  # number of each client's distribution, int64 `[N]`
+    clients: np.ndarray  # clients of each distribution, int64 `[D]`
+    distribution: np.ndarray  # `[m]`, as `cell` and `samples`: only what is there
     cell: np.ndarray
     samples: np.ndarray
 
@@ -51,14 +48,11 @@ class Holdings(NamedTuple):
 class Breakdown:
     """Metrics that follow from the test samples which were predicted correctly."""
 
-    cells: np.ndarray
-    """Cell of each test sample, int64 `[n]`."""
+    cells: np.ndarray  # cell of each test sample, int64 `[n]`
     classes: tuple[str, ...]
-    groups: tuple[str, ...]
-    """Empty if the test samples have none that is known."""
+    groups: tuple[str, ...]  # empty if the test samples have none that is known
     per_class: bool
-    holdings: Holdings | None
-    """None: no accuracy of clients."""
+    holdings: Holdings | None  # None: no accuracy of clients
 
     @classmethod
     def of(cls, data: Dataset, partition: Partition, per_class: bool, per_client: bool) -> Self:

@@ -31,12 +31,9 @@ class PendingRound(NamedTuple):
     round: int
     began: float
     lr: float
-    sampled: int
-    """Clients of the cohort, those that will be lost among them."""
-    clients: int
-    """Clients that come back."""
-    bytes_down: int
-    """For one client."""
+    sampled: int  # clients of the cohort, those that will be lost among them
+    clients: int  # clients that come back
+    bytes_down: int  # for one client
     units: list[WorkUnit]
     futures: list[Future]
 

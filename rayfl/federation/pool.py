@@ -11,19 +11,17 @@ from rayfl.training.engine import Arrays, Broadcast, WorkUnit
 class Future:
     """The result of one unit, once it is `done`."""
 
+    # Handle of each client's new memory, if the algorithm has one.
     memories: list[Any] = field(default_factory=list)
-    """Handle of each client's new memory, if the algorithm has one."""
     result: Any = None
     done: bool = False
-    actor: int = 0
-    """Place in the pool of the actor that has it, or had it last."""
+    actor: int = 0  # place in the pool of the actor that has it, or had it last
 
 
 class Pool(Protocol):
     """A set of clients that execute work units."""
 
-    lost_units: int
-    """Work units that had to run again, so far."""
+    lost_units: int  # work units that had to run again, so far
 
     def describe(self) -> list[dict[str, Any]]:
         """Each client process, once all of them are ready."""

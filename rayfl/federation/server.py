@@ -37,10 +37,8 @@ EVALUATION_UNIT = 1000
 class MemoryRef(NamedTuple):
     """One client's memory, where the pool keeps it."""
 
-    round: int
-    """The client's last round."""
-    handle: Any
-    """Handle of the pool."""
+    round: int  # the client's last round
+    handle: Any  # handle of the pool
 
 
 class Server:
@@ -51,18 +49,17 @@ class Server:
         self.algorithm, self.pool = algorithm, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
+        # Server state that begins at infinity, as a running minimum does, and may stay there.
         self._infinite = {name for name, value in self.state.items() if value.isinf().any()}
-        """Server state that begins at infinity, as a running minimum does, and may stay there."""
-        self.round = 0
-        """Rounds that are done."""
+        self.round = 0  # rounds that are done
+        # Each client's memory, by client id; clients never sampled have none.
         self.memories: dict[int, MemoryRef] = {}
-        """Each client's memory, by client id; clients never sampled have none."""
         self._remembers = bool(algorithm.init_client(self.w))
+        # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before.
         self.correct: np.ndarray | None = None
-        """Which test samples the last evaluated w predicts correctly, bool `[n]`; None before."""
         self._evaluations: deque[tuple[int, list[Future]]] = deque()
+        # Round that `self.w` is to be evaluated after, once the next round's units are on their way.
         self._due: int | None = None
-        """Round that `self.w` is to be evaluated after, once the next round's units are on their way."""
 
     @torch.no_grad()
     def run(self, until: int | None = None) -> Iterator[Metrics]:

@@ -19,21 +19,16 @@ class FederationSpec:
 
     seed: int
     clients: int
-    participation: float
-    """S / N as asked for."""
+    participation: float  # S / N as asked for
     sampling: Sampling
-    sizes: np.ndarray
-    """Training samples of each client, int64 `[N]`."""
-    client_dropout: float
-    """Probability that a client of a cohort is lost, and its update with it."""
+    sizes: np.ndarray  # training samples of each client, int64 `[N]`
+    client_dropout: float  # probability that a client of a cohort is lost, and its update with it
     rounds: int
-    lrs: tuple[float, ...]
-    """Local learning rate of each round."""
+    lrs: tuple[float, ...]  # local learning rate of each round
     clients_per_unit: int
     eval_every: int
     test_samples: int
-    breakdown: Breakdown
-    """Metrics that follow from the correct predictions, beside their share."""
+    breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
 
     @property
     def cohort_size(self) -> int:
@@ -53,12 +48,9 @@ class ServerSpec(NamedTuple):
     """Arguments of a `Server`, without its pool."""
 
     algorithm: Algorithm
-    name: str
-    """The algorithm's, as users write it."""
-    w: np.ndarray
-    """First parameters `[P]`."""
-    buffers: np.ndarray
-    """First buffers `[Q]`."""
+    name: str  # the algorithm's, as users write it
+    w: np.ndarray  # first parameters `[P]`
+    buffers: np.ndarray  # first buffers `[Q]`
     federation: FederationSpec
 
 
@@ -66,10 +58,8 @@ class ClientSpec(NamedTuple):
     """An experiment as its clients need it. A runtime may hold any field by reference."""
 
     algorithm: Algorithm
-    name: str
-    """The algorithm's, as users write it."""
-    model: bytes
-    """As `packed`."""
+    name: str  # the algorithm's, as users write it
+    model: bytes  # as `packed`
     dataset: Dataset
     partition: Partition
     settings: LocalSettings

@@ -26,8 +26,7 @@ class Pretrainable:
     """The options of models that may start from given weights."""
 
     name: ClassVar[str]
-    published: ClassVar[str | None] = None
-    """The model in torchvision that has these weights."""
+    published: ClassVar[str | None] = None  # the model in torchvision that has these weights
 
     pretrained: Annotated[
         str | None,

@@ -84,8 +84,7 @@ class ResNet50(ResNet):
     bottleneck = True
 
 
-Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of a number of channels."""
+Norm = Callable[[int], nn.Module]  # makes the normalisation of a number of channels
 
 
 class Block(nn.Module):

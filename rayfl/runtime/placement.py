@@ -13,15 +13,14 @@ from rayfl.errors import ConfigError
 class ResourceRequest:
     """Resources that the client actors of one experiment ask for."""
 
+    # None: as many as the cluster has room for, but no more than there are work units in a round.
     num_actors: int | None
-    """None: as many as the cluster has room for, but no more than there are work units in a round."""
+    # None: 1, or the half or quarter that lets `num_actors` fit. Its whole part is the number of threads,
+    # which kernels may take as a reason to round differently; nothing else here changes a result.
     cpus_per_actor: float | None
-    """None: 1, or the half or quarter that lets `num_actors` fit. The whole part of it is the number of
-    threads, which kernels may take as a reason to round differently; nothing else here changes a result."""
-    gpus_per_actor: float | None
-    """None: a quarter of a GPU where the cluster has any, else none."""
+    gpus_per_actor: float | None  # None: a quarter of a GPU where the cluster has any, else none
+    # Seconds for an autoscaler to add the nodes that are missing. 0: what does not fit is an error.
     autoscale_timeout_s: float = 0
-    """Seconds for an autoscaler to add the nodes that are missing. 0: what does not fit is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,9 @@ class Placement:
     actors: int
     cpus: float
     gpus: float
-    nodes: int
-    """0: they do not fit on the nodes that there are, and wait for new ones."""
+    nodes: int  # 0: they do not fit on the nodes that there are, and wait for new ones
     autoscale_timeout_s: float = 0
-    most: int = 0
-    """Actors that would have work, if the cluster grows; 0: no more than `actors`."""
+    most: int = 0  # actors that would have work, if the cluster grows; 0: no more than `actors`
 
     @property
     def bundle(self) -> dict[str, float]:

@@ -41,11 +41,10 @@ DEATHS = (RayActorError, OutOfMemoryError)
 class ActorFuture(Future):
     """A unit that is queued, or at work on an actor."""
 
+    # Method of the client actor, its arguments, and the number of memories that it returns.
     call: tuple[str, tuple[Any, ...], int]
-    """Method of the client actor, its arguments, and the number of memories that it returns."""
     label: str
-    deaths: int = 0
-    """Actors that died over it."""
+    deaths: int = 0  # actors that died over it
 
 
 class ResultLost(Exception):
@@ -58,12 +57,9 @@ class Worker:
 
     index: int
     actor: Any
-    starting: Any
-    """Reference to the actor's description; None once it is ready."""
-    load: int = 0
-    """Units that it has been given."""
-    since: float = 0.0
-    """When its current unit began."""
+    starting: Any  # reference to the actor's description; None once it is ready
+    load: int = 0  # units that it has been given
+    since: float = 0.0  # when its current unit began
     failed_starts: int = 0
 
 

@@ -25,25 +25,21 @@ FETCHED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 class BatchSchedule(NamedTuple):
     """The minibatches of one client's round; drawn on the CPU, equal on every device."""
 
-    indices: np.ndarray
-    """Samples of each step, int64 `[K, B]`; entries past `sizes[k]` are 0."""
-    sizes: np.ndarray
-    """True batch size of each step, int64 `[K]`."""
-    flips: np.ndarray | None
-    """Samples that are mirrored, bool `[K, B]`."""
+    indices: np.ndarray  # samples of each step, int64 `[K, B]`; entries past `sizes[k]` are 0
+    sizes: np.ndarray  # true batch size of each step, int64 `[K]`
+    flips: np.ndarray | None  # samples that are mirrored, bool `[K, B]`
+    # Rows and columns by which the crop moves, int64 `[K, B, 2]`, from 0 to twice the padding.
     shifts: np.ndarray | None
-    """Rows and columns by which the crop moves, int64 `[K, B, 2]`, from 0 to twice the padding."""
 
 
 class Minibatch(NamedTuple):
     """One local step's samples of C clients."""
 
+    # `[C, B, *sample_shape]`, normalised; images are channels-last in memory; tokens are int64.
     inputs: Tensor
-    """`[C, B, *sample_shape]`, normalised; images are channels-last in memory; tokens are int64."""
-    targets: Tensor
-    """int64 `[C, B]`."""
+    targets: Tensor  # int64 `[C, B]`
+    # `[C, B]`, 1/size for a client's samples and 0 for padding; None: no padding, mean over B.
     weights: Tensor | None
-    """`[C, B]`, 1/size for a client's samples and 0 for padding; None: no padding, mean over B."""
 
 
 def steps_per_round(

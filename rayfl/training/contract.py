@@ -33,16 +33,15 @@ from rayfl.training.local import SGD, LocalStep, train_stack
 from rayfl.training.quadratics import Quadratics
 from rayfl.training.watching import Broken, Given, Watch, kind, same
 
+# K_i of the stack's clients: one finishes before the other. Some methods act from a later step only.
 STEPS = (7, 5)
-"""K_i of the stack's clients: one finishes before the other. Some methods act from a later step only."""
+# In the first one memories and server state may be zero, and a server may act from a later one only.
 ROUNDS = 4
-"""In the first one memories and server state may be zero, and a server may act from a later one only."""
+# With larger ones plain steps on the quadratics, of curvatures up to 1, may go to infinity.
 LARGEST_LR = 1.0
-"""With larger ones plain steps on the quadratics, of curvatures up to 1, may go to infinity."""
-MOST_PARAMETERS = 4_000
-"""Larger models are checked as a shorter vector of as many tensors."""
+MOST_PARAMETERS = 4_000  # larger models are checked as a shorter vector of as many tensors
+# Between a client's row of the stack and the client alone, relative: sums may be rounded differently.
 TOLERANCE = 1e-4
-"""Between a client's row of the stack and the client alone, relative: sums may be rounded differently."""
 
 
 def check(
@@ -132,8 +131,8 @@ class Watched(Algorithm):
     method: Algorithm
     watch: Watch
     oracle: Quadratics
+    # One for each of the round's local steps.
     batches: list[Minibatch] = field(default_factory=list)
-    """One for each of the round's local steps."""
 
     def init_server(self, w: Tensor) -> Vectors:
         return self.watch("init_server", {"w": w}, lambda: self.method.init_server(w))

@@ -22,12 +22,10 @@ class Crop(NamedTuple):
 
     rows: slice
     columns: slice
-    padding: tuple[int, int]
-    """Padding of the maps for these taps."""
+    padding: tuple[int, int]  # padding of the maps for these taps
 
 
-Crops = Mapping[str, Crop]
-"""By name of the kernel; kernels that are not here live as a whole."""
+Crops = Mapping[str, Crop]  # by name of the kernel; kernels that are not here live as a whole
 
 
 def crop(tensors: dict[str, Tensor], crops: Crops) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from rayfl.training.batches import Minibatch
 from rayfl.training.local import LocalStep, Stack, cloned
 
 Work = Callable[[], object]
+# Records the device's work of a function, which it may run, and returns what does that work again.
 Record = Callable[[Work], Work]
-"""Records the device's work of a function, which it may run, and returns what does that work again."""
 
 # Recordings live as long as the engine. This many at most; steps of further shapes are not recorded.
 MOST = 1024
@@ -28,8 +28,7 @@ class StaticBuffers(NamedTuple):
     """The memory that the recordings of one shape of stack read and write."""
 
     stack: Stack
-    vectors: Vectors
-    """All vectors of the clients' memories; the stack has some of them at a time."""
+    vectors: Vectors  # all vectors of the clients' memories; the stack has some of them at a time
 
     def values(self) -> Vectors:
         """Copies of all that a local step changes."""
@@ -49,8 +48,7 @@ class Recording(NamedTuple):
     """One local step of one shape of stack."""
 
     replay: Work
-    names: tuple[str, ...]
-    """Names in the memory after it."""
+    names: tuple[str, ...]  # names in the memory after it
     backward_passes: int
 
 
@@ -59,13 +57,10 @@ class GraphedSteps:
 
     def __init__(self, step: LocalStep, record: Record):
         self._step, self._record = step, record
-        self.refused: str | None = None
-        """Why steps are not recorded any more; None: they are."""
-        self.replays = 0
-        """Steps that were taken by a recording."""
+        self.refused: str | None = None  # why steps are not recorded any more; None: they are
+        self.replays = 0  # steps that were taken by a recording
         self._held: dict[object, StaticBuffers] = {}
-        self._slots: dict[object, Minibatch] = {}
-        """Minibatch that recordings read, by shape."""
+        self._slots: dict[object, Minibatch] = {}  # minibatch that recordings read, by shape
         self._recordings: dict[object, Recording] = {}
 
     def hold(self, stack: Stack) -> Stack:

@@ -54,14 +54,10 @@ class LocalSettings:
     clip_norm: float | None
     precision: Precision
     augment: str
-    straggler_prob: float
-    """Probability that a client of a round takes fewer steps."""
-    stack: int | None
-    """Clients that train at once, at most; None: chosen by the engine."""
-    cuda_graphs: bool
-    """Record local steps as CUDA graphs where possible; changes no result."""
-    shortcuts: Shortcuts
-    """Faster ways to compute that change no result."""
+    straggler_prob: float  # probability that a client of a round takes fewer steps
+    stack: int | None  # clients that train at once, at most; None: chosen by the engine
+    cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result
+    shortcuts: Shortcuts  # faster ways to compute that change no result
 
 
 class WorkUnit(NamedTuple):
@@ -75,12 +71,9 @@ class WorkUnit(NamedTuple):
 class Broadcast(NamedTuple):
     """Vectors that travel down, float32."""
 
-    start: np.ndarray
-    """`[P]`."""
-    shared: Arrays
-    """`[P]` or `[1]` each."""
-    buffers: np.ndarray
-    """`[Q]`."""
+    start: np.ndarray  # `[P]`
+    shared: Arrays  # `[P]` or `[1]` each
+    buffers: np.ndarray  # `[Q]`
 
     @property
     def nbytes(self) -> int:
@@ -91,14 +84,11 @@ class Broadcast(NamedTuple):
 class UnitResult(NamedTuple):
     """Sums and measurements of a work unit; the clients' memories travel beside it."""
 
+    # Each upload summed over the unit's clients in their order; `buffers [Q]` among them.
     sums: Arrays
-    """Each upload summed over the unit's clients in their order; `buffers [Q]` among them."""
-    losses: np.ndarray
-    """`[C]`, mean training loss of each client."""
-    drifts: np.ndarray
-    """`[C]`, L2 norm of each client's delta."""
-    steps: int
-    """Local steps of all clients together."""
+    losses: np.ndarray  # `[C]`, mean training loss of each client
+    drifts: np.ndarray  # `[C]`, L2 norm of each client's delta
+    steps: int  # local steps of all clients together
     backward_passes: int
     seconds: float
 
@@ -106,10 +96,8 @@ class UnitResult(NamedTuple):
 class EvaluationResult(NamedTuple):
     """Loss and hits of the model on a piece of the test set."""
 
-    loss: float
-    """Summed over the samples."""
-    correct: np.ndarray
-    """Which predictions were right, bool `[m]`."""
+    loss: float  # summed over the samples
+    correct: np.ndarray  # bool `[m]`, true where the prediction was right
 
 
 class Engine:

@@ -15,8 +15,8 @@ from rayfl.training.conv_crop import Crops, crop, cropped
 from rayfl.training.flat import Layout, views
 
 T = TypeVar("T")
+# Hooks on gradients (`Tensor.register_hook`), by name of the parameter.
 GradientHooks = Mapping[str, tuple[Callable[[Tensor], Tensor | None], ...]]
-"""Hooks on gradients (`Tensor.register_hook`), by name of the parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 class SGD:
     """The local optimiser, the same for every algorithm."""
 
-    lr: float | Tensor
-    """A number, or a scalar tensor of the parameters' dtype and device."""
+    lr: float | Tensor  # a number, or a scalar tensor of the parameters' dtype and device
     weight_decay: float
+    # Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping.
     clip_norm: float | None
-    """Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping."""
 
     def step_(self, x: Tensor, direction: Tensor, active: Tensor | None) -> None:
         """`x <- x - lr * (clip(direction) + weight_decay * x)` in place, `[C, P]`.
@@ -57,22 +56,16 @@ class SGD:
 class Stack:
     """C clients on their way through a round: all tensors that a local step reads and writes."""
 
-    start: Tensor
-    """`[P]`."""
+    start: Tensor  # `[P]`
     shared: Vectors
     memory: Vectors
-    lr: Tensor
-    """`[]`."""
-    counts: Tensor
-    """K_i, int64 `[C, 1]`."""
-    round: Tensor
-    """`[]`."""
-    noise: ClientNoise | None
-    """None: whoever draws random numbers raises."""
+    lr: Tensor  # `[]`
+    counts: Tensor  # K_i, int64 `[C, 1]`
+    round: Tensor  # `[]`
+    noise: ClientNoise | None  # None: whoever draws random numbers raises
+    # The iterates `[C, P]`: the loop's own, for a new vector every step would double the traffic.
     x: Tensor = field(init=False)
-    """The iterates `[C, P]`: the loop's own, for a new vector every step would double the traffic."""
-    total: Tensor = field(init=False)
-    """`[C]`, sum of the losses so far."""
+    total: Tensor = field(init=False)  # `[C]`, sum of the losses so far
 
     def __post_init__(self):
         self.x = self.start.expand(len(self.counts), -1).clone()
@@ -104,11 +97,10 @@ class Stack:
 class Trained:
     """Results of a stack of clients."""
 
-    uploads: Vectors
-    """`[C, P]` or `[C, 1]` each."""
+    uploads: Vectors  # `[C, P]` or `[C, 1]` each
     memory: Vectors
+    # `[C]`, mean over the client's steps of the loss where the first gradient of a step was taken.
     losses: Tensor
-    """`[C]`, mean over the client's steps of the loss where the first gradient of a step was taken."""
     backward_passes: int
 
 
@@ -118,8 +110,7 @@ class LocalStep:
 
     algorithm: Algorithm
     oracle: Oracle
-    sgd: SGD
-    """Its `lr` is that of new stacks; a step takes its stack's."""
+    sgd: SGD  # its `lr` is that of new stacks; a step takes its stack's
     experiment: ExperimentInfo
 
     def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:

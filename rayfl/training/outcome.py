@@ -18,12 +18,10 @@ class Outcome(NamedTuple):
 
     loss: Tensors
     gradient: Tensors
-    buffers: Tensors
-    """Float buffers after the step."""
+    buffers: Tensors  # float buffers after the step
+    # After the step, if the forward pass changes them, as embeddings with `max_norm` do.
     parameters: Tensors
-    """After the step, if the forward pass changes them, as embeddings with `max_norm` do."""
-    logits: Tensors
-    """In evaluation mode."""
+    logits: Tensors  # in evaluation mode
 
 
 def changed_parameters(after: Tensors, before: Tensors) -> Tensors:

@@ -16,8 +16,8 @@ from rayfl.training.function import channels_first
 from rayfl.training.outcome import Outcome, Tensors, changed_parameters
 from rayfl.training.process import generators
 
+# Inputs `[B, *sample_shape]` as the engine makes them, and labels `[B]`.
 Samples = tuple[Tensor, Tensor]
-"""Inputs `[B, *sample_shape]` as the engine makes them, and labels `[B]`."""
 Mode = Literal["training", "evaluation"]
 
 # Several threads bring a model of fewer parameters nothing, and wait for each other where others compute too.
@@ -47,10 +47,8 @@ class Plain:
         self.counters = {
             n: b.clone() for n, b in model.named_buffers() if not b.is_floating_point()
         }
-        self.changes_inputs = False
-        """True if a forward pass changes the samples that it is given."""
-        self.first = self._begun(batches)
-        """Outcome of the first minibatch."""
+        self.changes_inputs = False  # true if a forward pass changes the samples that it is given
+        self.first = self._begun(batches)  # outcome of the first minibatch
         if not self.first.loss["loss"].isfinite():
             self.w = self.start.to(self.w.dtype)
             self.restore()

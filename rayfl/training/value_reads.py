@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+# Functions that give one Python value for a whole tensor.
 READS = ("__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose")
-"""Functions that give one Python value for a whole tensor."""
 
 
 class ValueReads(TorchFunctionMode):
@@ -25,8 +25,8 @@ class ValueReads(TorchFunctionMode):
         super().__init__()
         self._libraries = libraries
         self._followed = {id(t): t for t in tensors}  # kept, so that no other gets the id
+        # Places of reads, "file:line"; those in `libraries` only check their input.
         self.places: list[str] = []
-        """Places of reads, "file:line"; those in `libraries` only check their input."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -17,8 +17,7 @@ from rayfl.training.process import generators
 from rayfl.training.value_reads import ValueReads
 
 Doubt = Literal["size", "rounding"]
-Given = dict[str, Tensor | Vectors]
-"""Arguments of a function, by name."""
+Given = dict[str, Tensor | Vectors]  # arguments of a function, by name
 
 # What each function returns: vectors are tensors, the rest are dicts of them.
 RETURNS = {
@@ -46,8 +45,7 @@ class Broken(Exception):
 
     def __init__(self, words: str, doubt: Doubt | None):
         super().__init__(words)
-        self.doubt = doubt
-        """Another possible cause: a vector shorter than the model's, or float32."""
+        self.doubt = doubt  # another possible cause: a vector shorter than the model's, or float32
 
 
 class Watch:
@@ -55,8 +53,8 @@ class Watch:
 
     def __init__(self, method: Algorithm):
         self.method = method
+        # Server state that begins at infinity, as a running minimum does.
         self._infinite: set[str] = set()
-        """Server state that begins at infinity, as a running minimum does."""
 
     def __call__(self, function: str, given: Given, call: Callable[[], Any]) -> Any:
         """Return the result of `call`, if that is all it does, and the same each time."""

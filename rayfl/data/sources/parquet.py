@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # pyarrow is slow to import: only the functions that use it d
     import pyarrow
 
 _ROWS = 400  # read at once
+# True for the types of columns that an option may name.
 _Fits = Callable[["pyarrow.DataType"], bool]
-"""True for the types of columns that an option may name."""
 
 
 class _File:

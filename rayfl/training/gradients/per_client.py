@@ -23,8 +23,8 @@ class PerClientGradient(Autograd):
     """
 
     stacks = False
+    # Buffers of the client that is being trained.
     buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """Buffers of the client that is being trained."""
 
     def __post_init__(self):
         self._seen: Tensor | None = None  # targets of the last minibatch: small enough to keep
