@@ -15,7 +15,6 @@ Shapes: n training samples, N clients, G client groups, C classes.
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,50 +27,29 @@ from rayfl.seeds import generator
 
 
 class Heterogeneity(BaseModel):
-    """Changes to the training data. A shift of features grows from the first client group, which has
-    none, to the last."""
+    """Changes to the training data. Docstrings describe the keys.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    A shift of features grows from the first client group, which has none, to the last.
+    """
 
-    imbalance_factor: Annotated[
-        float,
-        Field(ge=1, description="long tail: size of class 0 over size of the last; 1: as it is"),
-    ] = 1.0
-    client_groups: Annotated[
-        Annotated[int, Field(ge=2)] | None,
-        Field(
-            description="G, groups of clients whose features shift alike; null: N, one client each"
-        ),
-    ] = None
-    noise: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1e30,
-            description="Gaussian noise of the last group, in standard deviations of the data",
-        ),
-    ] = 0.0
-    rotation: Annotated[
-        float,
-        Field(
-            gt=-360, lt=360, description="degrees that images of the last group turn to the left"
-        ),
-    ] = 0.0
-    colour: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="last group: gain of a channel drawn from 1 - colour to 1 + colour",
-        ),
-    ] = 0.0
-    label_noise: Annotated[
-        float,
-        Field(ge=0, le=1, description="share of a noisy client's labels that another replaces"),
-    ] = 0.0
-    noisy_clients: Annotated[
-        float, Field(gt=0, le=1, description="share of the clients that have label noise")
-    ] = 1.0
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    imbalance_factor: float = Field(default=1.0, ge=1)
+    """long tail: size of class 0 over size of the last; 1: as it is"""
+    client_groups: int | None = Field(default=None, ge=2)
+    """G, groups of clients whose features shift alike; null: N, one client each"""
+    noise: float = Field(default=0.0, ge=0, le=1e30)
+    """Gaussian noise of the last group, in standard deviations of the data"""
+    rotation: float = Field(default=0.0, gt=-360, lt=360)
+    """degrees that images of the last group turn to the left"""
+    colour: float = Field(default=0.0, ge=0, le=1)
+    """last group: gain of a channel drawn from 1 - colour to 1 + colour"""
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    """share of a noisy client's labels that another replaces"""
+    noisy_clients: float = Field(default=1.0, gt=0, le=1)
+    """share of the clients that have label noise"""
 
     @property
     def shifts_features(self) -> bool:
