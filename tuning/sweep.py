@@ -14,6 +14,7 @@ from rayfl.analysis.states import SUCCEEDED
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
+from rayfl.tracking.run import ending
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
@@ -87,17 +88,10 @@ def run(
         planned = planning.allocate(sweep, found, inputs)
         store = opening.result()
         tracker = SweepTracker(store, sweep)
-        status = "FAILED"
         runner = SweepRunner(planned, tracker, on_update)
-        try:
+        with ending(tracker.finish):
             on_start(SweepStart(planned, runner.begin(), tracker.parent_id, store.ui_command))
             runner.run()
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            tracker.finish(status)
         rows = tuple(_rows(sweep, runner.trials, tracker))
     return SweepResult(rows, tracker.parent_id)
 

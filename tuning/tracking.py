@@ -18,6 +18,7 @@ from rayfl.data.partition import Partition
 from rayfl.text import written
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
+from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.plan import PlannedTrial
@@ -157,7 +158,7 @@ class SweepTracker:
 
         self._writer.put(lambda: retry_during_outage(self._store.uri, write))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: Status) -> None:
         """Write the rest, end the open runs as KILLED, and end the parent run."""
 
         def write() -> None:

@@ -99,14 +99,10 @@ class SweepRunner:
         )
 
     def _shared(self) -> SharedInputs:
-        inputs, stored = self.plan.inputs, {}
-        for dataset, _ in inputs.data.values():
-            if id(dataset) not in stored:  # several partitions share one dataset
-                stored[id(dataset)] = ray.put(dataset)
-        data = {
-            key: (stored[id(dataset)], ray.put(partition))
-            for key, (dataset, partition) in inputs.data.items()
-        }
+        data = self.plan.inputs.data
+        once = {id(dataset): dataset for dataset, _ in data.values()}  # partitions share datasets
+        stored = {key: ray.put(dataset) for key, dataset in once.items()}
+        data = {key: (stored[id(dataset)], ray.put(part)) for key, (dataset, part) in data.items()}
         return SharedInputs(data, self.plan.placement)
 
     def _config(self, trial: PlannedTrial) -> dict[str, Any]:

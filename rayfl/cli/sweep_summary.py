@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tuning.sweep import SweepResult, TrialResult
 
 
+_SHOWN = ("state", "reason", "rounds", "value", "run_id", "model_sha256")
+
+
 def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
     """Make a row for every point: its values, and the metric's mean and spread over the finished seeds."""
     m, keys = Metric(sweep.metric, sweep.metric), list(sweep.space)
@@ -65,12 +68,7 @@ def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
                 "config_hash": row.trial.hash,
                 "point": row.trial.point,
                 "seed": row.trial.seed,
-                "state": row.state,
-                "reason": row.reason,
-                "rounds": row.rounds,
-                "value": row.value,
-                "run_id": row.run_id,
-                "model_sha256": row.model_sha256,
+                **{key: getattr(row, key) for key in _SHOWN},
                 "log": str(row.log) if row.log else None,
             }
             for row in result.rows

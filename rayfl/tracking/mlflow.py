@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Dataset as MLflowDataset
@@ -29,6 +29,7 @@ from rayfl.errors import ConfigError, first_line
 from rayfl.federation.history import History
 from rayfl.text import written
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
+from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 
 FLUSH_SECONDS = 0.25
@@ -184,7 +185,7 @@ class RunTracker:
         """Set a tag of the run."""
         self._write(self._client.set_tag, key, value)
 
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    def finish(self, status: Status) -> None:
         """Write the remaining metrics and the summary of all rounds, and end the run."""
         summary = self._history.summary(self._experiment.tracking.targets)
         self._log(int(summary.get("rounds", 0)), summary)
