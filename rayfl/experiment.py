@@ -78,9 +78,7 @@ def run(
         prepared, placement, launch = stack.enter_context(place(prepared))
         store = opening.result()
         saved_run = saved.run_id if saved else None
-        tracker = stack.enter_context(
-            tracked(store, config, prepared.data.name, history, saved_run)
-        )
+        tracker = stack.enter_context(tracked(store, config, prepared.data.name, saved_run))
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None
         checkpoints = checkpoints_of(config, run_id, saved)

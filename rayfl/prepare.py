@@ -1,11 +1,11 @@
 """Everything that is done and checked before an actor starts: data, partition, model, local settings."""
 
+import contextlib
 import math
-import os
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from rayfl.federation.specs import ClientSpec, FederationSpec, ServerSpec
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
+from rayfl.text import absolute
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
@@ -68,7 +69,8 @@ def prepare(
     """
     fed = config.federation
     if config.checkpoint.every is not None:
-        _check_storage(config)
+        with _before_the_run():
+            Storage(storage(config))
     if data is None or partition is None:
         data, partition = federate(
             config.data.load(), config.partition, config.heterogeneity, fed.clients, config.seed
@@ -188,28 +190,23 @@ def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
 
 def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> set[Mode]:
     """In which modes the model meets a batch of one sample: the last of an epoch, or of the test set."""
-    fed = config.federation
-    sizes = [len(partition.client(i)) for i in range(fed.clients)]
-    reaches_last = (fed.local_steps is None or n <= fed.local_steps * fed.batch_size for n in sizes)
-    in_training = fed.batch_size == 1 or any(
-        n % fed.batch_size == 1 and reached for n, reached in zip(sizes, reaches_last, strict=True)
-    )
-    in_evaluation = len(data.y_test) % EVALUATION_BATCH["cpu"] == 1
-    modes: tuple[tuple[Mode, bool], ...] = (
-        ("training", in_training),
-        ("evaluation", in_evaluation),
-    )
-    return {mode for mode, meets in modes if meets}
+    fed, sizes, modes = config.federation, partition.sizes, set[Mode]()
+    ends_with_one = sizes % fed.batch_size == 1
+    if fed.local_steps is not None:  # the end of an epoch may never come
+        ends_with_one &= sizes <= fed.local_steps * fed.batch_size
+    if fed.batch_size == 1 or ends_with_one.any():
+        modes.add("training")
+    if len(data.y_test) % EVALUATION_BATCH["cpu"] == 1:
+        modes.add("evaluation")
+    return modes
 
 
 def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
     """The checkpoint to go on from; ConfigError if it is damaged, or of another config."""
-    try:
+    with _before_the_run():
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
         saved.check()
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
     return saved
 
 
@@ -222,12 +219,10 @@ def checkpoints_of(
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     location = str(saved.storage) if saved else below(storage(config), config.hash, run)
     checkpoints = checkpoint_writer(config, location, run_id)
-    try:
+    with _before_the_run():
         checkpoints.prepare()
         if saved:
             saved.make_newest()
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
     return checkpoints
 
 
@@ -246,9 +241,11 @@ def checkpoint_writer(
     )
 
 
-def _check_storage(config: Experiment) -> None:
+@contextlib.contextmanager
+def _before_the_run() -> Iterator[None]:
+    """Raise what is wrong with checkpoints as bad input: no actor has started yet."""
     try:
-        Storage(storage(config))
+        yield
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
 
@@ -256,4 +253,4 @@ def _check_storage(config: Experiment) -> None:
 def storage(config: Experiment) -> str:
     """Location of checkpoints: a URI, or an absolute path, for the server actor may run elsewhere."""
     directory = config.checkpoint.dir
-    return directory if "://" in directory else str(Path(os.path.expanduser(directory)).absolute())
+    return directory if "://" in directory else str(absolute(directory))

@@ -1,8 +1,10 @@
-"""Values, names and errors as text: on one line, printable, cut where they are long."""
+"""Values, names and errors as text, on one line, printable, cut where they are long; and text as paths."""
 
 import difflib
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 _LONGEST_VALUE = 300
@@ -36,6 +38,11 @@ def brief(text: str, most: int = 40) -> str:
     text = printable(text)
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
+
+
+def absolute(path: str) -> Path:
+    """The path that a user wrote, from the root."""
+    return Path(os.path.expanduser(path)).absolute()  # Path's raises for an unknown user
 
 
 def unset(text: str) -> str:

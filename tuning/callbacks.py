@@ -56,17 +56,14 @@ class ReportingCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self._trials[str(trial)]
-        assert planned.experiment is not None
-        self._tracker.start(planned, *self._inputs.of(planned.experiment))
+        self._tracker.start(planned, *self._inputs.of(planned.config))
         self._announce(trial, "running")
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
         hash = str(trial)
-        if "actors" in result:
-            self._tracker.actors(hash, result["actors"])
-        self._tracker.log(hash, result["records"])
+        self._tracker.record(hash, result)
         planned, value = self._trials[hash], result.get(self._sweep.metric)
         if resumed := result["resumed"]:
             note = f"goes on after round {resumed}"
@@ -76,8 +73,6 @@ class ReportingCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
         state, reason = self._final_state(str(trial), result)
-        if result.get("clients") is not None:
-            self._tracker.clients(str(trial), result["clients"])
         digest = result.get("model_sha256")
         tags = {"rayfl.model_sha256": digest} if digest else {}
         self._end(trial, state, reason, result.get("traceback", ""), tags)
@@ -95,9 +90,7 @@ class ReportingCallback(tune.Callback):
             return "failed", result["failed"]
         if result.get("stopped"):
             return "stopped_early", result["stopped"]
-        experiment = self._trials[hash].experiment
-        assert experiment is not None
-        if result["rounds"] >= experiment.federation.rounds:
+        if result["rounds"] >= self._trials[hash].config.federation.rounds:
             return "finished", ""
         value = result.get(self._sweep.metric)
         shown = f" with {self._sweep.metric} {value:.4f}" if value is not None else ""
@@ -117,9 +110,8 @@ class ReportingCallback(tune.Callback):
 
     def _delete_checkpoints(self, hash: str) -> None:
         """Delete the checkpoints of a trial that will not resume: client memories need much space."""
-        experiment = self._trials[hash].experiment
-        assert experiment is not None
-        Storage(below(storage(experiment), hash)).remove(self._sweep.name)
+        location = below(storage(self._trials[hash].config), hash)
+        Storage(location).remove(self._sweep.name)
 
     def _announce(self, trial: Any, state: State, reason: str = "") -> None:
         result = trial.last_result or {}

@@ -46,54 +46,48 @@ _NAMED = {
 class Plateau(Section):
     """Rule that ends a trial without progress."""
 
-    rounds: int = Field(gt=0, description="rounds without a better metric")
-    min_change: float = Field(default=0.0, ge=0, description="what counts as better")
+    rounds: int = Field(gt=0)
+    """rounds without a better metric"""
+    min_change: float = Field(default=0.0, ge=0)
+    """what counts as better"""
 
 
 class Stop(Section):
     """Rules that end a trial before its last round. The first rule that holds ends it."""
 
-    rounds: int | None = Field(default=None, gt=0, description="after so many rounds")
-    accuracy: float | None = Field(
-        default=None, gt=0, le=1, description="once test/accuracy is there"
-    )
-    seconds: float | None = Field(
-        default=None, gt=0, description="of training, its rounds added up"
-    )
-    plateau: Plateau | None = Field(default=None, description="without progress of the metric")
+    rounds: int | None = Field(default=None, gt=0)
+    """after so many rounds"""
+    accuracy: float | None = Field(default=None, gt=0, le=1)
+    """once test/accuracy is there"""
+    seconds: float | None = Field(default=None, gt=0)
+    """of training, its rounds added up"""
+    plateau: Plateau | None = None
+    """without progress of the metric"""
 
 
 class Sweep(Section):
     """Set of experiments: the points of a space, each with every seed."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_', '-'"
-    )
-    base: Layer = Field(description="an experiment: a config file's path, or inline")
-    space: dict[str, Axis] = Field(
-        min_length=1, description="dotted key of the experiment: its axis"
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(0,), min_length=1, description="every point runs with each of them"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """letters, digits, '.', '_', '-'"""
+    base: Layer
+    """an experiment: a config file's path, or inline"""
+    space: dict[str, Axis] = Field(min_length=1)
+    """dotted key of the experiment: its axis"""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    """every point runs with each of them"""
     search: Annotated[Search, SEARCH] = SEARCHES["grid"]()
     scheduler: Annotated[Scheduler, SCHEDULER] = SCHEDULERS["none"]()
     stop: Stop = Stop()
-    metric: str = Field(
-        default="test/accuracy",
-        min_length=1,
-        description="a round's metric, by which trials are compared",
-    )
+    metric: str = Field(default="test/accuracy", min_length=1)
+    """a round's metric, by which trials are compared"""
     mode: Literal["max", "min"] = "max"
-    max_concurrent: int | None = Field(
-        default=None, gt=0, description="trials at once; null: as many as fit"
-    )
-    max_failures: int = Field(
-        default=3, ge=0, description="how often a trial goes on after a process or node died"
-    )
-    storage: str | None = Field(
-        default=None, description="directory or URI for checkpoints and logs; null: sweeps/<name>"
-    )
+    max_concurrent: int | None = Field(default=None, gt=0)
+    """trials at once; null: as many as fit"""
+    max_failures: int = Field(default=3, ge=0)
+    """how often a trial goes on after a process or node died"""
+    storage: str | None = None
+    """directory or URI for checkpoints and logs; null: sweeps/<name>"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

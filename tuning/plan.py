@@ -4,12 +4,11 @@ The driver makes and checks the plan before any actor starts. An invalid trial h
 of its own in the results; the other trials run.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rayfl.config.identity import config_hash
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
@@ -20,6 +19,7 @@ from tuning.capacity import capacity
 from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.schedulers import PBT
+from tuning.searchers import Optuna
 from tuning.space import Point, text
 
 
@@ -34,6 +34,12 @@ class PlannedTrial:
     experiment: Experiment | None
     problem: str | None = None
     """Reason why the trial cannot run."""
+
+    @property
+    def config(self) -> Experiment:
+        """The experiment of a trial that can run."""
+        assert self.experiment is not None
+        return self.experiment
 
     @property
     def settings(self) -> str:
@@ -99,8 +105,7 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
     try:
         experiment = sweep.experiment(point, seed)
     except ConfigError as error:
-        content = json.dumps(sweep.raw(point, seed), sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        digest = config_hash(sweep.raw(point, seed))
         return PlannedTrial(point, seed, digest, None, str(error.rekeyed(sweep.key)))
     clash = _clash(sweep, experiment)
     problem = str(clash.rekeyed(sweep.key)) if clash else None
@@ -118,12 +123,6 @@ def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
     return trial
 
 
-def check_any(found: list[PlannedTrial]) -> None:
-    """Raise ConfigError with the first problem if no trial can run."""
-    if found and all(trial.problem for trial in found):
-        raise ConfigError(f"none of the {len(found)} trials can run: {found[0].problem}")
-
-
 def allocate(
     sweep: Sweep, found: list[PlannedTrial], inputs: Inputs, cluster_file: Path | None = None
 ) -> SweepPlan:
@@ -132,10 +131,10 @@ def allocate(
     With `resources.num_actors = auto`, the number of concurrent trials is as large as possible, because
     trials use a cluster better than more client actors for each trial.
     """
-    feasible = [trial.experiment for trial in found if not trial.problem and trial.experiment]
+    feasible = [trial.config for trial in found if not trial.problem]
     known, count = tuple(found), len(feasible)
-    if sweep.search.points(sweep.space) is None:
-        known, count = (), sweep.search.count(sweep.space) * len(sweep.seeds)
+    if isinstance(sweep.search, Optuna):
+        known, count = (), sweep.search.num_samples * len(sweep.seeds)
     units = max(inputs.units(experiment) for experiment in feasible)
     placement, now, maximum = _place(feasible[0].resources, units, count, cluster_file)
     is_several = now.nodes > 1 or (maximum or 0) > now.actors

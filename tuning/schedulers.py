@@ -8,16 +8,14 @@ memories of another one, so its trials differ only in the mutated keys.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from rayfl.errors import ConfigError
 from rayfl.text import nearest
+from tuning.searchers import Optuna, Search, domain
 from tuning.space import Point, Space, is_task, task
-
-if TYPE_CHECKING:
-    from tuning.searchers import Search
 
 Rounds = Annotated[int, Field(gt=0, description="rounds")]
 
@@ -31,7 +29,7 @@ class Scheduler:
         """Rounds between two reports of a trial; None: any number."""
         return None
 
-    def check(self, space: Space, search: "Search") -> None:
+    def check(self, space: Space, search: Search) -> None:
         """Raise ConfigError if this scheduler does not support the sweep."""
 
     def group(self, point: Point, seed: int) -> Hashable:
@@ -118,7 +116,7 @@ class PBT(Scheduler):
     def interval(self) -> int:
         return self.every
 
-    def check(self, space: Space, search: "Search") -> None:
+    def check(self, space: Space, search: Search) -> None:
         for key in self.mutate:
             if key not in space:
                 raise ConfigError(
@@ -133,7 +131,7 @@ class PBT(Scheduler):
                     key="scheduler.mutate",
                     keys=("federation.lr",),
                 )
-        if search.points(space) is None:
+        if isinstance(search, Optuna):
             raise ConfigError("needs search.name grid or random", key="scheduler.name", value="pbt")
 
     def group(self, point: Point, seed: int) -> Hashable:
@@ -142,8 +140,6 @@ class PBT(Scheduler):
 
     def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
         from ray.tune.schedulers import PopulationBasedTraining
-
-        from tuning.searchers import domain
 
         return PopulationBasedTraining(
             time_attr="rounds",

@@ -1,6 +1,6 @@
 """Options of `search`, which choose the points of the space."""
 
-import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -21,13 +21,9 @@ class Search:
     def check(self, space: Space) -> None:
         """Raise ConfigError if this search does not support the space."""
 
-    def points(self, space: Space) -> Iterator[Point] | None:
-        """Return all points, or None if later points depend on earlier results."""
-        return None
-
-    def count(self, space: Space) -> int:
-        """Return the number of points."""
-        return len(list(self.points(space) or ()))
+    def points(self, space: Space) -> Iterator[Point]:
+        """Yield the points that are known before the sweep starts."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +91,15 @@ class Optuna(Search):
                     f"base.{key} and run a sweep for each of its values",
                     key=f"space.{key}",
                 )
-        _require("optuna", "search.name = 'optuna'", "pip install 'rayfl[optuna]'")
+        if importlib.util.find_spec("optuna") is None:
+            raise ConfigError(
+                "search.name = 'optuna': needs the package optuna; "
+                "`pip install 'rayfl[optuna]'` installs it"
+            )
 
-    def count(self, space: Space) -> int:
-        return self.num_samples
-
-    def probe(self, space: Space) -> Point:
-        """Return an arbitrary point; all points have the same data."""
-        return applicable(space, next(points(space, 1, self.seed)))
+    def points(self, space: Space) -> Iterator[Point]:
+        """Yield an arbitrary point in place of those that are suggested later: all have the same data."""
+        yield applicable(space, next(points(space, 1, self.seed)))
 
     def searcher(self, space: Space, metric: str, mode: str) -> Any:
         """Return Ray Tune's searcher."""
@@ -136,13 +133,6 @@ def domain(axis: Axis) -> Any:
     if axis.uniform is not None:
         return tune.uniform(*axis.uniform)
     return tune.choice(list(axis.values()))
-
-
-def _require(package: str, what: str, command: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        raise ConfigError(f"{what}: needs the package {package}; `{command}` installs it") from None
 
 
 SEARCHES: dict[str, type[Search]] = {"grid": Grid, "random": Random, "optuna": Optuna}

@@ -33,25 +33,20 @@ Bounds = tuple[float, float]
 class Axis(Section):
     """Values of one key."""
 
-    grid: tuple[Value, ...] | None = Field(
-        default=None, min_length=1, description="each of these values"
-    )
-    range: tuple[float, float, float] | None = Field(
-        default=None, description="first, last and step: each value from first to last"
-    )
-    choice: tuple[Value, ...] | None = Field(
-        default=None, min_length=1, description="drawn from these values"
-    )
-    uniform: Bounds | None = Field(default=None, description="drawn from low to high")
-    loguniform: Bounds | None = Field(
-        default=None, description="drawn from low to high, evenly in the logarithm"
-    )
-    integers: tuple[int, int] | None = Field(
-        default=None, description="drawn from low to high, both included"
-    )
-    when: dict[str, Value] = Field(
-        default={}, description="other axes' keys and their values, where this axis applies"
-    )
+    grid: tuple[Value, ...] | None = Field(default=None, min_length=1)
+    """each of these values"""
+    range: tuple[float, float, float] | None = None
+    """first, last and step: each value from first to last"""
+    choice: tuple[Value, ...] | None = Field(default=None, min_length=1)
+    """drawn from these values"""
+    uniform: Bounds | None = None
+    """drawn from low to high"""
+    loguniform: Bounds | None = None
+    """drawn from low to high, evenly in the logarithm"""
+    integers: tuple[int, int] | None = None
+    """drawn from low to high, both included"""
+    when: dict[str, Value] = {}  # noqa: RUF012 (a pydantic default, copied for each)
+    """other axes' keys and their values, where this axis applies"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

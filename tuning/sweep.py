@@ -14,12 +14,12 @@ from rayfl.analysis.states import SUCCEEDED
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
+from rayfl.tracking.run import ending
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
-from tuning.searchers import Optuna
 from tuning.tracking import SweepTracker, TrialRun
 from tuning.tuner import SweepRunner
 
@@ -59,8 +59,8 @@ class SweepResult:
 
 def plan(sweep: Sweep, cluster_file: Path | None = None) -> SweepPlan:
     """Plan the sweep on the cluster of `base.ray.address`, or on this machine."""
-    found, inputs = _feasible(sweep)
-    with _rekeyed(sweep), cluster.connected(**_experiment(found).ray.model_dump()):
+    found, inputs, base = _checked(sweep)
+    with _rekeyed(sweep), cluster.connected(**base.ray.model_dump()):
         return planning.allocate(sweep, found, inputs, cluster_file)
 
 
@@ -76,8 +76,7 @@ def run(
     """
     from rayfl.tracking.store import TrackingStore
 
-    found, inputs = _feasible(sweep)
-    base = _experiment(found)
+    found, inputs, base = _checked(sweep)
     if not base.tracking.enabled:
         raise ConfigError("MLflow is what a sweep goes on from", "base.tracking.enabled", False)
     with (
@@ -89,17 +88,10 @@ def run(
         planned = planning.allocate(sweep, found, inputs)
         store = opening.result()
         tracker = SweepTracker(store, sweep)
-        status = "FAILED"
         runner = SweepRunner(planned, tracker, on_update)
-        try:
+        with ending(tracker.finish):
             on_start(SweepStart(planned, runner.begin(), tracker.parent_id, store.ui_command))
             runner.run()
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            tracker.finish(status)
         rows = tuple(_rows(sweep, runner.trials, tracker))
     return SweepResult(rows, tracker.parent_id)
 
@@ -113,22 +105,18 @@ def _rekeyed(sweep: Sweep) -> Iterator[None]:
         raise error.rekeyed(sweep.key) from error
 
 
-def _feasible(sweep: Sweep) -> tuple[list[PlannedTrial], Inputs]:
-    """Return the checked trials that are known before the start. Raises ConfigError if none can run."""
-    inputs, search = Inputs(), sweep.search
-    # All points that a searcher will suggest have the same data.
-    points = (
-        [search.probe(sweep.space)] if isinstance(search, Optuna) else search.points(sweep.space)
-    )
-    found = [
-        planning.checked(sweep, trial, inputs) for trial in planning.trials(sweep, points or ())
-    ]
-    planning.check_any(found)
-    return found, inputs
+def _checked(sweep: Sweep) -> tuple[list[PlannedTrial], Inputs, Experiment]:
+    """Return the checked trials that are known before the start, and the first feasible experiment.
 
-
-def _experiment(found: list[PlannedTrial]) -> Experiment:
-    return next(t.experiment for t in found if t.experiment is not None and t.problem is None)
+    Raises ConfigError if none can run.
+    """
+    inputs = Inputs()
+    resolved = planning.trials(sweep, sweep.search.points(sweep.space))
+    found = [planning.checked(sweep, trial, inputs) for trial in resolved]
+    base = next((trial.experiment for trial in found if trial.problem is None), None)
+    if base is None:
+        raise ConfigError(f"none of the {len(found)} trials can run: {found[0].problem}")
+    return found, inputs, base
 
 
 def _rows(

@@ -7,20 +7,18 @@ trial. One background thread writes everything in order.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-import pandas as pd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.analysis.store import search_runs
 from rayfl.config.layers import Layer
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.federation.history import History
 from rayfl.text import written
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
+from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.plan import PlannedTrial
@@ -62,18 +60,6 @@ class TrialRun:
         )
 
 
-@dataclass
-class _ActiveRun:
-    """Run of a trial that is being written."""
-
-    tracker: RunTracker
-    targets: tuple[float, ...]
-    history: History = field(default_factory=History)
-
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        self.tracker.finish(status, self.history.summary(self.targets))
-
-
 class SweepTracker:
     """Writer of the runs of one sweep."""
 
@@ -84,7 +70,7 @@ class SweepTracker:
         self.known = self.results()
         """Runs of earlier commands, by config hash."""
         self.parent_id = self._parent()
-        self._live: dict[str, _ActiveRun] = {}
+        self._live: dict[str, RunTracker] = {}
         self._writer = BackgroundWriter(store.uri)
 
     def ended(self, hash: str) -> TrialRun | None:
@@ -103,44 +89,33 @@ class SweepTracker:
                 return
             known = self.known.get(trial.hash)
             tags = self._tags(trial.point) | {"rayfl.state": "running", "rayfl.reason": ""}
-            assert trial.experiment is not None
             run_id = known.run_id if known else self._find(trial.hash)
-            tracker = RunTracker(self._store, trial.experiment, data.name, run_id, tags)
+            tracker = RunTracker(self._store, trial.config, data.name, run_id, tags)
             if run_id is not None:
                 for key, value in tags.items():
                     tracker.tag(key, value)
             tracker.describe_config()
             tracker.describe_data(data, partition)
-            self._live[trial.hash] = _ActiveRun(tracker, trial.experiment.tracking.targets)
+            self._live[trial.hash] = tracker
 
         self._writer.put(write)
 
-    def actors(self, hash: str, actors: list[dict[str, Any]]) -> None:
-        """Record the nodes of a trial's client actors."""
-        self._writer.put(lambda: self._live[hash].tracker.describe_actors(actors))
-
-    def clients(self, hash: str, clients: pd.DataFrame) -> None:
-        """Record the final accuracy of each client of a trial."""
-        self._writer.put(lambda: self._live[hash].tracker.describe_clients(clients))
-
-    def log(self, hash: str, records: list[tuple[int, Mapping[str, float]]]) -> None:
-        """Record rounds of a trial."""
+    def record(self, hash: str, result: Mapping[str, Any]) -> None:
+        """Record what a trial has reported: rounds, and once its client actors and their final accuracies."""
 
         def write() -> None:
             live = self._live[hash]
-            for round, metrics in records:
-                if new := live.history.add(round, metrics):
-                    live.tracker.log(round, new)
+            if "actors" in result:
+                live.describe_actors(result["actors"])
+            for round, metrics in result["records"]:
+                live.log(round, metrics)
+            if result.get("clients") is not None:
+                live.describe_clients(result["clients"])
 
         self._writer.put(write)
 
     def end(
-        self,
-        hash: str,
-        state: State,
-        reason: str = "",
-        traceback: str = "",
-        tags: Mapping[str, str] | None = None,
+        self, hash: str, state: State, reason: str, traceback: str, tags: Mapping[str, str]
     ) -> None:
         """End a trial's run."""
 
@@ -149,12 +124,12 @@ class SweepTracker:
             if live is None:
                 return
             if traceback:
-                live.tracker.attach("traceback.txt", traceback)
+                live.attach("traceback.txt", traceback)
             live.finish("FINISHED" if state in SUCCEEDED else "FAILED")
             # The state is written last, because it implies that everything else is there.
-            last = {**(tags or {}), "rayfl.reason": reason, "rayfl.state": state}
+            last = {**tags, "rayfl.reason": reason, "rayfl.state": state}
             for key, value in last.items():
-                live.tracker.tag(key, value[:_LONGEST_TAG])
+                live.tag(key, value[:_LONGEST_TAG])
             del self._live[hash]
 
         self._writer.put(write)
@@ -183,7 +158,7 @@ class SweepTracker:
 
         self._writer.put(lambda: retry_during_outage(self._store.uri, write))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: Status) -> None:
         """Write the rest, end the open runs as KILLED, and end the parent run."""
 
         def write() -> None:

@@ -99,33 +99,28 @@ class SweepRunner:
         )
 
     def _shared(self) -> SharedInputs:
-        inputs, stored = self.plan.inputs, {}
-        for dataset, _ in inputs.data.values():
-            if id(dataset) not in stored:  # several partitions share one dataset
-                stored[id(dataset)] = ray.put(dataset)
-        data = {
-            key: (stored[id(dataset)], ray.put(partition))
-            for key, (dataset, partition) in inputs.data.items()
-        }
+        data = self.plan.inputs.data
+        once = {id(dataset): dataset for dataset, _ in data.values()}  # partitions share datasets
+        stored = {key: ray.put(dataset) for key, dataset in once.items()}
+        data = {key: (stored[id(dataset)], ray.put(part)) for key, (dataset, part) in data.items()}
         return SharedInputs(data, self.plan.placement)
 
     def _config(self, trial: PlannedTrial) -> dict[str, Any]:
         """Return Tune's config of a trial."""
-        assert trial.experiment is not None
         scheduler = self.sweep.scheduler
         mutable = scheduler.mutate if isinstance(scheduler, PBT) else ()
         mutated = {key: trial.point[key] for key in mutable}
-        root = storage(trial.experiment)
+        root = storage(trial.config)
         if mutated:
             mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
-        content = trial.experiment.model_dump(mode="json")
+        content = trial.config.model_dump(mode="json")
         return {"hash": trial.hash, "spec": TrialSpec(content, root), **mutated}
 
     def _scheduler(self) -> Any:
         scheduler, sweep = self.sweep.scheduler, self.sweep
         if scheduler.interval is None:
             return None
-        rounds = max(sweep.rounds(t.experiment) for t in self.plan.feasible if t.experiment)
+        rounds = max(sweep.rounds(trial.config) for trial in self.plan.feasible)
 
         def group(trial: Any) -> Any:
             # By the trial's name, because population-based training changes its config.

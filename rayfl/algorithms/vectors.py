@@ -16,11 +16,6 @@ def norm(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
 
-def unit(v: Tensor) -> Tensor:
-    """`v / ||v||`, and exactly 0 where `||v||` is below `TINY`; `[..., P] -> [..., P]`."""
-    return v * _inverse_norm(v)
-
-
 def scaled_to(v: Tensor, radius: float) -> Tensor:
     """`radius * v / ||v||`, and exactly 0 where `||v||` is below `TINY`; `[..., P] -> [..., P]`."""
     return v * (radius * _inverse_norm(v))

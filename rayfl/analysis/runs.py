@@ -4,7 +4,14 @@
 
 The columns: the resolved config by dotted keys (`algorithm.rho`, `seed`, lists as tuples; NaN where a
 run does not have the key), the latest value of every metric by its name in MLflow (`accuracy_final`,
-`test/loss`), and the columns of `ABOUT`.
+`test/loss`), and:
+
+    run_id, run_name    of MLflow
+    experiment          MLflow's, to which the run belongs
+    sweep               to which the run belongs
+    state, reason       one of `states.STATES`; why the run failed or was stopped
+    config_hash         identity of the experiment
+    started             milliseconds since 1970
 """
 
 import re
@@ -18,23 +25,13 @@ from rayfl.analysis.metrics import Metric, metric, numbers
 from rayfl.analysis.states import ENDED
 from rayfl.analysis.store import fetch_runs, open_store, read_histories
 from rayfl.config.identity import is_identity
+from rayfl.config.messages import RENAMED
 from rayfl.errors import ConfigError
 from rayfl.text import shown
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
-
-ABOUT = {
-    "run_id": "of MLflow",
-    "run_name": "of MLflow",
-    "experiment": "of MLflow, to which the run belongs",
-    "sweep": "to which the run belongs",
-    "state": "one of `states.STATES`",
-    "reason": "why it failed or was stopped",
-    "config_hash": "identity of the experiment",
-    "started": "milliseconds since 1970",
-}
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
@@ -51,7 +48,8 @@ def load(
 
     Runs of the same config count once: the latest finished one, else the latest. `metrics` are names
     that `rayfl.analysis.metrics` knows; those that need a run's history get it here. Raises ConfigError
-    if the store, the experiment or a key is not there, or if nothing is selected.
+    if the store, the experiment or a key is not there, if an earlier version wrote runs of it, or if nothing
+    is selected.
     """
     conditions = () if where is None else filters.parse(where)
     wanted = [metric(name) for name in metrics]
@@ -62,6 +60,11 @@ def load(
         names = ", ".join(sorted(e.name for e in client.search_experiments()))
         raise ConfigError(
             f"no rayfl run in {place} (its experiments: {names}); `rayfl run` makes one"
+        )
+    if old := next((key for key in RENAMED if key in runs), None):
+        raise ConfigError(
+            f"{place} has runs of an earlier version of rayfl ({old} is now {RENAMED[old][0]}); use a new "
+            "MLflow store, or ask for another of its experiments with --experiment"
         )
     selected = filters.select(runs, conditions)
     if selected.empty:

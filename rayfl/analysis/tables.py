@@ -7,6 +7,7 @@ in the units of their headers, with the best row marked.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -54,12 +55,12 @@ def table_of(summary: Summary) -> Table:
     return Table(tuple(header), tuple(zip(*columns, strict=True)), best, len(summary.by))
 
 
-def spread(m: Metric, mean: float, std: float) -> str:
-    """Format `mean ± standard deviation`, without what is NaN."""
-    if pd.isna(mean):
+def spread(m: Metric, mean: float | None, std: float = nan) -> str:
+    """Format `mean ± standard deviation`, without what is missing."""
+    if mean is None or isnan(mean):
         return NONE
     text = f"{mean * m.scale:.{m.digits}f}"
-    return text if pd.isna(std) else f"{text} ± {std * m.scale:.{m.digits}f}"
+    return text if isnan(std) else f"{text} ± {std * m.scale:.{m.digits}f}"
 
 
 def shown(value: Any) -> str:

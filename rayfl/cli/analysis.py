@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
 from rich.markup import escape
+from rich.table import Table as RichTable
 
-from rayfl.cli.terminal import console, table_console
+from rayfl.cli.terminal import say, table_console, writing
+from rayfl.cli.terminal import table as new_table
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,11 +123,9 @@ def plot(
         scalars = curves.trace_metrics(runs)
         rounds = histories(curves.drawn(runs, keys, metric, scalars), scalars, uri)
         drawing = curves.traces(runs, rounds, keys, metric)
-    try:
+    with writing("--output", output):
         plots.save(drawing.figure, output)
-    except OSError as error:
-        raise _not_writable(output, error) from error
-    _say([*drawing.notes, f"wrote {output}"])
+    say(*drawing.notes, f"wrote {output}")
 
 
 def report(
@@ -144,11 +143,9 @@ def report(
     from rayfl.analysis import report as page
 
     text = page.render(experiment, uri, where, metric, title)
-    try:
+    with writing("--output", output):
         output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _not_writable(output, error) from error
-    _say([f"wrote {output}"])
+    say(f"wrote {output}")
 
 
 def _listed(text: str) -> list[str]:
@@ -162,10 +159,6 @@ def _check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise ConfigError(f"--output = '{path}': there is no directory '{path.parent}'")
 
 
-def _not_writable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--output = '{path}': cannot be written ({error.strerror or error})")
-
-
 def show(
     table: "Table", rows: "pd.DataFrame", form: str, notes: Sequence[str], heading: str = ""
 ) -> None:
@@ -174,19 +167,17 @@ def show(
 
     if form != "table":
         print(tables.text_of(table, rows, form))
-        _say([f"note: {note}" for note in notes], error=True)
+        say(*(f"note: {note}" for note in notes), stderr=True)
         return
     if heading:
-        _say([heading])
+        say(heading)
     table_console().print(_rich(table))
-    _say(["* best"] if table.best is not None else [])
-    _say([f"note: {note}" for note in notes])
+    marks = ["* best"] if table.best is not None else []
+    say(*marks, *(f"note: {note}" for note in notes))
 
 
-def _rich(table: "Table"):
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(header_style="bold", box=box.SIMPLE_HEAD)
+def _rich(table: "Table") -> RichTable:
+    drawn = new_table()
     for i, name in enumerate(table.header):
         drawn.add_column(escape(name), justify="left" if i < table.left else "right")
     for i, row in enumerate(table.rows):
@@ -195,8 +186,3 @@ def _rich(table: "Table"):
         cells[-1] += " *" if best else "  " * (table.best is not None)
         drawn.add_row(*cells, style="bold" if best else None)
     return drawn
-
-
-def _say(lines: Sequence[str], error: bool = False) -> None:
-    for line in lines:
-        console(stderr=error).print(escape(line))

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from rayfl.cli.arguments import ConfigFile, Overrides, load
-from rayfl.cli.terminal import console, table_console, write_utf8
+from rayfl.cli.terminal import console, say, table, table_console, write_utf8, writing
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,10 +73,12 @@ def partition(
         f"digest {parts.digest()[:16]}",
     ]
     if plot is not None:
-        _save_heatmap(histogram, data.classes, plot)
+        from rayfl.data.picture import heatmap
+
+        with writing("--plot", plot):
+            heatmap(histogram, data.classes, plot)
         lines.append(f"wrote {plot}")
-    for line in lines:
-        console().print(line, markup=False)
+    say(*lines)
 
 
 def configs(
@@ -92,11 +93,11 @@ def configs(
         write_utf8()
         print(shipped.text(name), end="")
         return
-    table = Table("name", "for", "", header_style="bold", box=box.SIMPLE_HEAD)
+    listed = table("name", "for", "")
     for known, file in shipped.names().items():
         kind = "sweep" if "space" in layers.read(file, {}) else "run"
-        table.add_row(known, f"rayfl {kind}", escape(shipped.about(file)))
-    table_console().print(table)
+        listed.add_row(known, f"rayfl {kind}", escape(shipped.about(file)))
+    table_console().print(listed)
 
 
 def _partition_table(data: "Dataset", parts: "Partition", histogram: "NDArray[Any]") -> Table:
@@ -120,15 +121,6 @@ def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
         return []
     held = [set(data.group_train[parts.client(i)]) for i in range(len(parts.sizes))]
     return [data.groups[min(one)] if len(one) == 1 else f"{len(one)} groups" for one in held]
-
-
-def _save_heatmap(histogram: "NDArray[Any]", classes: tuple[str, ...], path: Path) -> None:
-    from rayfl.data.picture import heatmap
-
-    try:
-        heatmap(histogram, classes, path)
-    except OSError as error:
-        raise ConfigError(f"--plot = '{path}': cannot be written ({error.strerror})") from error
 
 
 def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> None:

@@ -1,15 +1,14 @@
 """Display of a run: its placement, its rounds, and the table at the end."""
 
-import os
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from rayfl.cli.terminal import Display, console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,37 +19,24 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 5.0
 
 
-class RunDisplay:
-    """Live display on a terminal; plain lines elsewhere."""
+class RunDisplay(Display):
+    """A progress bar, and the latest metrics."""
 
     def __init__(self, console: Console, live: bool = True):
-        """`live`: redraw on a terminal, which would get into a debugger's way."""
-        self._console, self._is_live = console, live and console.is_terminal
         columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
         self._bar = Progress(*columns, TextColumn("left"), expand=True)
-        self._text = Text("preparing", no_wrap=True, overflow="ellipsis")
-        self._live = Live(Group(self._bar, self._text), console=console)
         self._latest: dict[str, float] = {}
         self._round = self._rounds = 0
-        self._printed = time.monotonic()
         self._start: Start | None = None
-
-    def __enter__(self) -> "RunDisplay":
-        if self._is_live:
-            self._live.start()
-        return self
+        super().__init__(console, live)
 
     def __exit__(self, *_: object) -> None:
-        self._text.plain = self._metrics()
+        self._text = self._metrics()
         self._live.transient = self._start is None
-        self._live.stop()
+        super().__exit__()
 
-    def say(self, text: str) -> None:
-        """Show a message. Safe in a signal handler."""
-        if self._is_live:
-            self._text.plain = text
-        else:
-            os.write(2, f"{text}\n".encode())
+    def __rich__(self) -> RenderableType:
+        return Group(self._bar, Text(self._text, no_wrap=True, overflow="ellipsis"))
 
     def start(self, start: "Start") -> None:
         """Show the experiment and its placement, before the actors start."""
@@ -70,18 +56,16 @@ class RunDisplay:
         if start.resumed_round:
             self._console.print(f"going on after round {start.resumed_round}")
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
-        self._text.plain = "starting the actors"
+        self._text = "starting the actors"
 
     def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""
         self._latest |= metrics.values
         self._round = max(self._round, metrics.round)
         self._bar.update(self._task, completed=self._round)
-        self._text.plain = self._metrics()
-        now = time.monotonic()
+        self._text = self._metrics()
         last = metrics.round == self._rounds and "test/accuracy" in metrics.values
-        if not self._is_live and (last or now - self._printed >= _PLAIN_SECONDS):
-            self._printed = now
+        if not self._is_live and (self._is_due(_PLAIN_SECONDS) or last):
             self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
 
     def _metrics(self) -> str:
@@ -98,7 +82,6 @@ class RunDisplay:
         )
 
     def interrupted(self) -> None:
-        """Show the state of a run that the user stopped."""
         if self._round == 0:
             self._console.print("stopped before the first round was done")
             return
@@ -123,9 +106,8 @@ class RunDisplay:
         if result.run_id and self._start:
             rows["MLflow run"] = result.run_id
             rows["to look at it"] = self._start.ui_command or ""
-        console = Console(highlight=False, emoji=False, soft_wrap=True)
         for label, value in rows.items():
-            console.print(f"[bold]{label:<15}[/] {escape(value)}")
+            console().print(f"[bold]{label:<15}[/] {escape(value)}")
 
 
 def describe_sizes(sizes: np.ndarray) -> str:

@@ -62,8 +62,7 @@ class SweepProgress:
     def rounds(self, status: TrialStatus) -> int:
         """Return the largest number of rounds that the trial runs."""
         assert self.plan is not None
-        assert status.trial.experiment is not None
-        return self.plan.sweep.rounds(status.trial.experiment)
+        return self.plan.sweep.rounds(status.trial.config)
 
     def counts(self) -> str:
         """Return the number of trials in each state, as text."""

@@ -5,7 +5,6 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
 from rayfl.analysis.metrics import Metric
 from rayfl.analysis.states import counted
 from rayfl.analysis.tables import short, spread
+from rayfl.cli.terminal import table as new_table
 from rayfl.text import written
 from tuning.space import Point, task, text
 
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from tuning.sweep import SweepResult, TrialResult
 
 
+_SHOWN = ("state", "reason", "rounds", "value", "run_id", "model_sha256")
+
+
 def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
     """Make a row for every point: its values, and the metric's mean and spread over the finished seeds."""
     m, keys = Metric(sweep.metric, sweep.metric), list(sweep.space)
     names = [short(key, keys) for key in keys]
-    table = Table(*names, m.name, "seeds", "", header_style="bold", box=box.SIMPLE_HEAD)
+    table = new_table(*names, m.name, "seeds", "")
     best = best_points(result, sweep)
     for rows in _by_point(result):
         point, found = rows[0].trial.point, _aggregate(rows)
@@ -65,12 +68,7 @@ def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
                 "config_hash": row.trial.hash,
                 "point": row.trial.point,
                 "seed": row.trial.seed,
-                "state": row.state,
-                "reason": row.reason,
-                "rounds": row.rounds,
-                "value": row.value,
-                "run_id": row.run_id,
-                "model_sha256": row.model_sha256,
+                **{key: getattr(row, key) for key in _SHOWN},
                 "log": str(row.log) if row.log else None,
             }
             for row in result.rows

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from rayfl.cli import analysis
 from rayfl.cli.arguments import (
@@ -20,7 +18,7 @@ from rayfl.cli.arguments import (
     listen_locally_for_sweep,
     load_sweep,
 )
-from rayfl.cli.terminal import console, showing, table_console
+from rayfl.cli.terminal import console, say, showing, table, table_console
 
 if TYPE_CHECKING:
     from rayfl.cli.sweep_display import SweepDisplay
@@ -84,15 +82,12 @@ def reproduce(
         return
     from tuning.papers import compare, presets
 
-    def load() -> "Sweep":
-        listen_locally_for_sweep(preset.sweep)
-        return preset.sweep
-
     preset = presets.load(name, scale, overrides or [], only)
+    listen_locally_for_sweep(preset.sweep)
     if show_plan:
-        _show_plan(load())
+        _show_plan(preset.sweep)
         return
-    _, result, _ = _run_sweep(load)
+    _, result, _ = _run_sweep(lambda: preset.sweep)
     comparison = compare.compare(preset, result.rows)
     heading = f"{name} ({scale}): {preset.published.about}"
     notes = compare.remarks(comparison, overrides or [])
@@ -118,16 +113,14 @@ def _show_plan(sweep: "Sweep", cluster: Path | None = None) -> None:
     from rayfl.cli.sweep_plan import describe
     from tuning import sweep as sweeps
 
-    planned = sweeps.plan(sweep, cluster)
-    console().print(escape(describe(planned)))
+    say(describe(sweeps.plan(sweep, cluster)))
 
 
 def _list_presets() -> None:
     from tuning.papers import presets
 
-    columns = ["preset", "", "scale", "trials", "rounds", "client updates"]
-    table = Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
-    for column in table.columns[3:]:
+    listed = table("preset", "", "scale", "trials", "rounds", "client updates")
+    for column in listed.columns[3:]:
         column.justify = "right"
     log = logging.getLogger("rayfl.config.layers")
     log.disabled = True  # not the lines on options that each of them drops
@@ -136,7 +129,7 @@ def _list_presets() -> None:
             for i, scale in enumerate(presets.scales(name)):
                 preset = presets.load(name, scale)
                 first = (name, escape(preset.published.about)) if i == 0 else ("", "")
-                table.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
+                listed.add_row(*first, scale, *(f"{n:,}" for n in presets.size(preset.sweep)))
     finally:
         log.disabled = False
-    table_console().print(table)
+    table_console().print(listed)

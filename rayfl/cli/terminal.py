@@ -3,20 +3,24 @@
 import codecs
 import contextlib
 import io
+import os
 import shutil
 import sys
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Self
 
 import typer
-from rich.console import Console
+from rich import box
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.markup import escape
+from rich.table import Table
 
 from rayfl.cli.signals import Interrupts
-
-if TYPE_CHECKING:
-    from rayfl.cli.run_display import RunDisplay
-    from rayfl.cli.sweep_display import SweepDisplay
+from rayfl.errors import ConfigError
 
 _NEVER_CUT = 10_000  # columns: wider than any table, which a terminal may wrap but must not shorten
 
@@ -31,6 +35,27 @@ def console(stderr: bool = False) -> Console:
 def table_console() -> Console:
     """Return a console of stdout that never shortens a table."""
     return Console(highlight=False, emoji=False, width=_NEVER_CUT)
+
+
+def say(*lines: str, stderr: bool = False) -> None:
+    """Print lines as they are, without rich's markup."""
+    for line in lines:
+        console(stderr=stderr).print(line, markup=False)
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table in the style of all commands."""
+    return Table(*columns, header_style="bold", box=box.SIMPLE_HEAD)
+
+
+@contextlib.contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Raise ConfigError about the option if the file at `path` cannot be written in this context."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"{option} = '{path}': cannot be written ({why})") from error
 
 
 def fail(error: Exception) -> None:
@@ -59,10 +84,52 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode(), error.end
 
 
+class Display(ABC):
+    """Live display on a terminal; plain lines elsewhere."""
+
+    def __init__(self, console: Console, live: bool = True):
+        """`live`: redraw on a terminal, which would get into a debugger's way."""
+        self._console, self._is_live = console, live and console.is_terminal
+        self._text = "preparing"
+        self._printed = time.monotonic()
+        self._live = Live(console=console, get_renderable=self.__rich__)  # it draws at once
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    @abstractmethod
+    def __rich__(self) -> RenderableType:
+        """Draw the present state."""
+
+    @abstractmethod
+    def start(self, start: Any) -> None:
+        """Show what is going to run, once Ray has started."""
+
+    @abstractmethod
+    def interrupted(self) -> None:
+        """Show the state of what the user stopped."""
+
+    def say(self, text: str) -> None:
+        """Show a message. Safe in a signal handler."""
+        self._text = text
+        if not self._is_live:
+            os.write(2, f"{text}\n".encode())
+
+    def _is_due(self, seconds: float) -> bool:
+        """Return True if no plain line was printed for so long; then one is going to be."""
+        now = time.monotonic()
+        if is_due := now - self._printed >= seconds:
+            self._printed = now
+        return is_due
+
+
 @contextlib.contextmanager
-def showing(
-    progress: "RunDisplay | SweepDisplay", redirect: bool = True
-) -> "Iterator[Callable[[Any], None]]":
+def showing(progress: Display, redirect: bool = True) -> Iterator[Callable[[Any], None]]:
     """Show progress while the context is entered; Ctrl-C ends the command with exit code 130.
 
     Yields the callback for the moment when Ray has started. `redirect`: keep what libraries print off

@@ -82,15 +82,17 @@ class Choice:
 
     def _found(self, name: str) -> type:
         """Return the dataclass of this name; ConfigError if there is none."""
-        found = import_path(name, f"{self.section}.name") if ":" in name else self._lookup(name)
-        self._check(name, found)
-        return found
-
-    def _lookup(self, name: str) -> type:
-        if name not in self.known:
+        if ":" not in name and name not in self.known:
             unknown = f"unknown name{nearest(name, self.known)}"
             raise self._error(name, unknown, hint=f"allowed: {self._names}")
-        return self.known[name]
+        found = import_path(name, f"{self.section}.name") if ":" in name else self.known[name]
+        if not (inspect.isclass(found) and issubclass(found, self.base)):
+            base = f"{self.base.__module__}.{self.base.__name__}"
+            raise self._error(name, f"must name a subclass of {base}")
+        if "__dataclass_fields__" not in vars(found):
+            hint = "put @dataclass(frozen=True, kw_only=True) above the class"
+            raise self._error(name, "must be a dataclass", hint)
+        return found
 
     @property
     def _names(self) -> str:
@@ -98,14 +100,6 @@ class Choice:
 
     def _error(self, name: str, message: str, hint: str = "") -> ConfigError:
         return ConfigError(message, f"{self.section}.name", name, hint=hint)
-
-    def _check(self, name: str, found: Any) -> None:
-        if not (inspect.isclass(found) and issubclass(found, self.base)):
-            base = f"{self.base.__module__}.{self.base.__name__}"
-            raise self._error(name, f"must name a subclass of {base}")
-        if "__dataclass_fields__" not in vars(found):
-            hint = "put @dataclass(frozen=True, kw_only=True) above the class"
-            raise self._error(name, "must be a dataclass", hint)
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -130,7 +130,7 @@ def config_error(error: ValidationError, model: Any, section: str = "") -> Confi
     key, schema = _locate(root, location, section)
     words = allowed(schema, root)
     if kind == "missing":
-        about = schema.get("description") if "properties" not in schema else None
+        about = one_line(schema.get("description", "")) if "properties" not in schema else None
         shape = f"{words or 'a value'}{f' ({about})' if about else ''}"
         return ConfigError("is missing", key, hint=f"add it: {shape}")
     if words and kind.endswith(_DESCRIBED):

@@ -44,7 +44,8 @@ _COMPUTED_WITH = ("lr", "weight_decay", "clip_norm")
 class Experiment(Section):
     """One federated training: a config and a seed."""
 
-    seed: Annotated[int, Field(ge=0, description="every random draw follows from it")] = 0
+    seed: int = Field(default=0, ge=0)
+    """every random draw follows from it"""
     data: Annotated[Source, DATA] = SOURCES["digits"]()
     partition: Annotated[Scheme, PARTITION] = SCHEMES["dirichlet"]()
     heterogeneity: Heterogeneity = Heterogeneity()

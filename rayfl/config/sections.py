@@ -17,74 +17,55 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys, infinity and NaN."""
+    """A frozen section that refuses unknown keys, infinity and NaN; docstrings describe its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Federation(Section):
     """The federated training."""
 
-    clients: int = Field(default=20, gt=0, description="N, clients in all")
-    rounds: int = Field(default=50, gt=0, le=10**6, description="R, rounds")
-    cohort: Positive | Annotated[float, Field(gt=0, le=1)] = Field(
-        description="clients of a round: an integer is S, a number with a decimal point S / N; "
-        "1: one client, 1.0: all"
-    )
-    sampling: Sampling = Field(
-        default="uniform",
-        description="of cohorts: S clients, uniformly or weighted by their samples; bernoulli: each "
-        "client with probability S / N",
-    )
-    client_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="probability that a client of a cohort is lost with its update",
-    )
-    local_epochs: int | None = Field(
-        default=None, gt=0, le=10**4, description="E, passes over a client's data a round"
-    )
-    local_steps: int | None = Field(
-        default=None, gt=0, le=10**6, description="K, minibatches a round, instead of epochs"
-    )
-    straggler_prob: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="probability that a client stops early, after any of its steps",
-    )
-    batch_size: int = Field(default=50, gt=0, description="B")
-    lr: float = Field(default=0.1, gt=0, description="local learning rate of the first round")
-    lr_schedule: Literal["constant", "exponential", "cosine"] = Field(
-        default="constant", description="over the rounds; cosine ends at 0"
-    )
-    lr_decay: float = Field(default=0.998, gt=0, le=1, description="factor a round, if exponential")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="added to the direction after clipping"
-    )
-    precision: Precision = Field(
-        default="float32",
-        description="arithmetic of local steps, on float32 parameters; tf32: as float32 on CPUs; "
-        "bfloat16: slow on CPUs without such units",
-    )
-    clip_norm: float | None = Field(
-        default=None,
-        gt=0,
-        description="clips each local direction, or gradient (Adam's methods); null: never",
-    )
-    eval_every: int = Field(default=1, gt=0, description="rounds between two evaluations")
-    clients_per_unit: int | None = Field(
-        default=None,
-        gt=0,
-        description="clients of a work unit; null: chosen from the model and the cohort",
-    )
-    stack: int | None = Field(
-        default=None,
-        gt=0,
-        description="clients that train at once, as one program; null: one, or as many as the "
-        "processor's cache holds where all layers are linear",
-    )
+    clients: int = Field(default=20, gt=0)
+    """N, clients in all"""
+    rounds: int = Field(default=50, gt=0, le=10**6)
+    """R, rounds"""
+    cohort: Positive | Annotated[float, Field(gt=0, le=1)]
+    """clients of a round: an integer is S, a number with a decimal point S / N; 1: one client, 1.0: all"""
+    sampling: Sampling = "uniform"
+    """of cohorts: S clients, uniformly or weighted by their samples; bernoulli: each client with probability
+    S / N"""
+    client_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """probability that a client of a cohort is lost with its update"""
+    local_epochs: int | None = Field(default=None, gt=0, le=10**4)
+    """E, passes over a client's data a round"""
+    local_steps: int | None = Field(default=None, gt=0, le=10**6)
+    """K, minibatches a round, instead of epochs"""
+    straggler_prob: float = Field(default=0.0, ge=0, le=1)
+    """probability that a client stops early, after any of its steps"""
+    batch_size: int = Field(default=50, gt=0)
+    """B"""
+    lr: float = Field(default=0.1, gt=0)
+    """local learning rate of the first round"""
+    lr_schedule: Literal["constant", "exponential", "cosine"] = "constant"
+    """over the rounds; cosine ends at 0"""
+    lr_decay: float = Field(default=0.998, gt=0, le=1)
+    """factor a round, if exponential"""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """added to the direction after clipping"""
+    precision: Precision = "float32"
+    """arithmetic of local steps, on float32 parameters; tf32: as float32 on CPUs; bfloat16: slow on CPUs
+    without such units"""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """clips each local direction, or gradient (Adam's methods); null: never"""
+    eval_every: int = Field(default=1, gt=0)
+    """rounds between two evaluations"""
+    clients_per_unit: int | None = Field(default=None, gt=0)
+    """clients of a work unit; null: chosen from the model and the cohort"""
+    stack: int | None = Field(default=None, gt=0)
+    """clients that train at once, as one program; null: one, or as many as the processor's cache holds where
+    all layers are linear"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -145,41 +126,27 @@ class Federation(Section):
 class Evaluation(Section):
     """Metrics of the predictions on the test set, beside loss and accuracy."""
 
-    per_class: bool = Field(default=False, description="accuracy of each class")
-    per_client: bool = Field(
-        default=True,
-        description="accuracy on the clients' own distributions: mean, quantiles, worst",
-    )
+    per_class: bool = False
+    """accuracy of each class"""
+    per_client: bool = True
+    """accuracy on the clients' own distributions: mean, quantiles, worst"""
 
 
 class Resources(Section):
     """Resources that the client actors ask of the cluster. They change no result."""
 
-    num_actors: Positive | Literal["auto"] = Field(
-        default="auto", description="client actors; auto: as many as fit and have work"
-    )
-    cpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        default="auto",
-        description="CPUs of each, and its threads; auto: 1, or a part if num_actors needs it",
-    )
-    gpus_per_actor: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto",
-        description="share of a GPU, a cap on its memory too; auto: 0.25 if there are any",
-    )
-    cuda_graphs: bool = Field(
-        default=True,
-        description="on GPUs, record local steps and launch each as one, if that gives the same bits",
-    )
-    autoscale_timeout_s: float = Field(
-        default=0.0,
-        ge=0,
-        description="seconds for an autoscaler to add nodes for num_actors; 0: none",
-    )
-    time_limit_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="seconds of a work unit, after which it runs again elsewhere; null: no limit",
-    )
+    num_actors: Positive | Literal["auto"] = "auto"
+    """client actors; auto: as many as fit and have work"""
+    cpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPUs of each, and its threads; auto: 1, or a part if num_actors needs it"""
+    gpus_per_actor: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """share of a GPU, a cap on its memory too; auto: 0.25 if there are any"""
+    cuda_graphs: bool = True
+    """on GPUs, record local steps and launch each as one, if that gives the same bits"""
+    autoscale_timeout_s: float = Field(default=0.0, ge=0)
+    """seconds for an autoscaler to add nodes for num_actors; 0: none"""
+    time_limit_s: float | None = Field(default=None, gt=0)
+    """seconds of a work unit, after which it runs again elsewhere; null: no limit"""
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
@@ -201,15 +168,11 @@ class Resources(Section):
 class Ray(Section):
     """The Ray cluster."""
 
-    address: str | None = Field(
-        default=None, description="null: started for this run; auto or host:port: a running cluster"
-    )
-    object_store_gb: float | None = Field(
-        default=None,
-        ge=0.1,
-        description="memory for shared arrays where Ray is started for this run, the rest goes to "
-        "disk; null: Ray's choice, 30 %",
-    )
+    address: str | None = None
+    """null: started for this run; auto or host:port: a running cluster"""
+    object_store_gb: float | None = Field(default=None, ge=0.1)
+    """memory for shared arrays where Ray is started for this run, the rest goes to disk; null: Ray's choice,
+    30 %"""
 
     @model_validator(mode="after")
     def _own(self) -> Self:
@@ -227,15 +190,16 @@ class Ray(Section):
 class Tracking(Section):
     """MLflow."""
 
-    enabled: bool = Field(default=True, description="record the run in MLflow")
-    uri: str | None = Field(
-        default=None, description="null: sqlite file mlflow.db in the working directory"
-    )
-    experiment: str = Field(default="rayfl", min_length=1, description="MLflow experiment")
-    run_name: str | None = Field(default=None, description="null: algorithm, data and seed")
-    targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(0.5, 0.6, 0.7, 0.8, 0.9), description="accuracies whose first round is recorded"
-    )
+    enabled: bool = True
+    """record the run in MLflow"""
+    uri: str | None = None
+    """null: sqlite file mlflow.db in the working directory"""
+    experiment: str = Field(default="rayfl", min_length=1)
+    """MLflow experiment"""
+    run_name: str | None = None
+    """null: algorithm, data and seed"""
+    targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+    """accuracies whose first round is recorded"""
 
     @model_validator(mode="after")
     def _short(self) -> Self:
@@ -253,13 +217,9 @@ class Tracking(Section):
 class Checkpoint(Section):
     """Checkpoints, from which a run goes on."""
 
-    dir: str = Field(
-        default="checkpoints",
-        min_length=1,
-        description="directory, or a URI such as s3://bucket/path",
-    )
-    every: Positive | Literal["auto"] | None = Field(
-        default="auto",
-        description="rounds; auto: each half minute; both: at the end too; null: never",
-    )
-    keep_last: int = Field(default=2, gt=0, description="checkpoints of a run that are kept")
+    dir: str = Field(default="checkpoints", min_length=1)
+    """directory, or a URI such as s3://bucket/path"""
+    every: Positive | Literal["auto"] | None = "auto"
+    """rounds; auto: each half minute; both: at the end too; null: never"""
+    keep_last: int = Field(default=2, gt=0)
+    """checkpoints of a run that are kept"""

@@ -11,11 +11,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
+Labels = np.ndarray  # [n], class of each sample
 Groups = np.ndarray | None  # [n], the domain or writer of each sample; None: not known
+Owners = np.ndarray  # int64 [n], client of each sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +57,7 @@ class Scheme(ABC):
     """A rule that gives every sample an owner."""
 
     @abstractmethod
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         """The owner, 0..clients-1, of each sample, int64 [n]; each of 0..C-1 is in `labels`."""
 
 

@@ -9,15 +9,10 @@ import numpy as np
 
 from rayfl.data.images import Encoded, decode, suffixes
 from rayfl.errors import ConfigError, Refuse, reason
-from rayfl.text import printable
+from rayfl.text import absolute, printable
 
 # What systems and editors leave in folders of files, beside names that start with a dot.
 _HIDDEN = {"@eaDir", "__MACOSX", "__pycache__"}
-
-
-def absolute(path: str) -> Path:
-    """The path that a user gave, from the root."""
-    return Path(os.path.expanduser(path)).absolute()  # Path's raises for an unknown user
 
 
 def name_of(directory: Path) -> str:

@@ -10,16 +10,13 @@ from rayfl.errors import ConfigError
 
 def check_images(name: str, sample_shape: tuple[int, ...], smallest: int = 1) -> None:
     """ConfigError unless the samples are images `[C, H, W]` of at least `smallest` x `smallest`."""
-    if len(sample_shape) != 3:
+    if len(sample_shape) != 3 or min(sample_shape[1:]) < smallest:
+        size = f" of {smallest} x {smallest} pixels or more" if smallest > 1 else ""
+        has = list(sample_shape)
         raise ConfigError(
-            f"needs images [C, H, W], the data have {list(sample_shape)}; use model.name=mlp",
-            *("model.name", name),
-        )
-    if min(sample_shape[1:]) < smallest:
-        raise ConfigError(
-            f"needs images of {smallest} x {smallest} pixels or more, the data "
-            f"have {list(sample_shape)}; take another model",
-            *("model.name", name),
+            f"needs images [C, H, W]{size}, the data have {has}; use model.name=mlp",
+            key="model.name",
+            value=name,
         )
 
 

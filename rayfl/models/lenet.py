@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rayfl.errors import ConfigError
+from rayfl.models.images import check_images
 
 _SMALLEST = 16  # below, the second pooling leaves nothing
 
@@ -18,13 +18,7 @@ class LeNet5:
     """Two convolutions and three linear layers, for images of 16 x 16 pixels or more."""
 
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        if len(sample_shape) != 3 or min(sample_shape[1:]) < _SMALLEST:
-            raise ConfigError(
-                f"needs images [C, H, W] of {_SMALLEST} x {_SMALLEST} "
-                f"pixels or more, the data have {list(sample_shape)}; use model.name=mlp",
-                key="model.name",
-                value="lenet5",
-            )
+        check_images("lenet5", sample_shape, _SMALLEST)
         channels, height, width = sample_shape
         return nn.Sequential(
             nn.Conv2d(channels, 64, 5),

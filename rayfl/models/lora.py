@@ -135,14 +135,9 @@ class SelfAttention(nn.Module):
         attention = nn.MultiheadAttention(
             width, self.heads, self.dropout, bias=biased, batch_first=True
         )
-        projections = {"in_proj_": self.qkv, "out_proj.": self.proj}
-        attention.load_state_dict(
-            {
-                f"{name}{n}": v
-                for name, part in projections.items()
-                for n, v in part.state_dict().items()
-            }
-        )
+        qkv = {f"in_proj_{name}": value for name, value in self.qkv.state_dict().items()}
+        proj = {f"out_proj.{name}": value for name, value in self.proj.state_dict().items()}
+        attention.load_state_dict(qkv | proj)
         return attention
 
 

@@ -6,7 +6,6 @@ keeps its fresh start if the file has it for another number of classes.
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayfl.errors import ConfigError, Refuse, first_line
+from rayfl.text import absolute
 
 TORCHVISION = "torchvision"
 
@@ -44,7 +44,7 @@ class Pretrainable:
         """`pretrained`, but for a file its content's SHA-256: the same weights wherever they lie."""
         if self.pretrained is None or self.pretrained == TORCHVISION:
             return self.pretrained
-        path = _path(self.pretrained)
+        path = absolute(self.pretrained)
         try:
             status = path.stat()
             return f"sha256:{_sha256(path, status.st_mtime_ns, status.st_size)}"
@@ -104,7 +104,7 @@ class Pretrainable:
             raise refuse(f"cannot be loaded ({first_line(error)})") from error
 
     def _file(self, refuse: Refuse) -> dict[str, Tensor]:
-        path = _path(str(self.pretrained))
+        path = absolute(str(self.pretrained))
         if not path.is_file():
             raise refuse(f"no such file; give a state dict, '{TORCHVISION}' or null")
         try:
@@ -125,10 +125,6 @@ class Pretrainable:
                 "the model's state_dict() itself"
             )
         return dict(found)
-
-
-def _path(pretrained: str) -> Path:
-    return Path(os.path.expanduser(pretrained)).absolute()  # Path's raises for an unknown user
 
 
 @functools.lru_cache

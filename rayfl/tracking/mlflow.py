@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Dataset as MLflowDataset
@@ -26,8 +26,10 @@ from rayfl.config.sections import LONGEST_RUN_NAME
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, first_line
+from rayfl.federation.history import History
 from rayfl.text import written
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
+from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 
 FLUSH_SECONDS = 0.25
@@ -52,7 +54,7 @@ class RunTracker:
         Raises ConfigError if the store has no such run.
         """
         self._client, self._experiment, self._store = store.client, experiment, store
-        self._pending: list[Metric] = []
+        self._history, self._pending = History(), list[Metric]()
         self._flushed = 0.0
         self._pause = 0.0
         """Seconds before the next attempt, during an outage."""
@@ -144,10 +146,13 @@ class RunTracker:
         self.attach("evaluation/clients.csv", clients.to_csv())
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
-        """Record a round's metrics, now or together with those of the next rounds.
+        """Record the new metrics of a round, now or together with those of the next rounds.
 
         A resumed run does not record again what it already has.
         """
+        self._log(round, self._history.add(round, metrics))
+
+    def _log(self, round: int, metrics: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         self._pending += [
             Metric(key, value, now, round)
@@ -180,11 +185,10 @@ class RunTracker:
         """Set a tag of the run."""
         self._write(self._client.set_tag, key, value)
 
-    def finish(
-        self, status: Literal["FINISHED", "FAILED", "KILLED"], summary: Mapping[str, float]
-    ) -> None:
-        """Write the remaining metrics and the summary, and end the run."""
-        self.log(int(summary.get("rounds", 0)), summary)
+    def finish(self, status: Status) -> None:
+        """Write the remaining metrics and the summary of all rounds, and end the run."""
+        summary = self._history.summary(self._experiment.tracking.targets)
+        self._log(int(summary.get("rounds", 0)), summary)
         retry_during_outage(self._store.uri, self._flush)
         self._write(self._client.set_terminated, status)
 

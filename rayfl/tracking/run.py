@@ -1,15 +1,16 @@
 """The MLflow run of an experiment, from its start to its end."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from rayfl.config.schema import Experiment
-from rayfl.federation.history import History
 
 if TYPE_CHECKING:
     from rayfl.tracking.mlflow import RunTracker
     from rayfl.tracking.store import TrackingStore
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def open_store(config: Experiment) -> "TrackingStore | None":
@@ -23,11 +24,7 @@ def open_store(config: Experiment) -> "TrackingStore | None":
 
 @contextlib.contextmanager
 def tracked(
-    store: "TrackingStore | None",
-    config: Experiment,
-    dataset: str,
-    history: History,
-    run_id: str | None,
+    store: "TrackingStore | None", config: Experiment, dataset: str, run_id: str | None
 ) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
 
@@ -39,14 +36,21 @@ def tracked(
     from rayfl.tracking.mlflow import RunTracker
 
     tracker = RunTracker(store, config, dataset, run_id)
-    status = "FAILED"
-    try:
+    with ending(tracker.finish):
         if run_id is None:
             tracker.describe_config()
         yield tracker
+
+
+@contextlib.contextmanager
+def ending(finish: Callable[[Status], None]) -> Iterator[None]:
+    """Call `finish` at the end of the context: FINISHED, KILLED by an interrupt, or FAILED."""
+    status: Status = "FAILED"
+    try:
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status, history.summary(config.tracking.targets))
+        finish(status)

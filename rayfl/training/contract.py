@@ -156,9 +156,7 @@ class Watched(Algorithm):
     ) -> tuple[Tensor, Vectors]:
         given: Given = {"x": x, "memory": memory} | _given(ctx)
         direction, new = self.watch(
-            "local_step",
-            given,
-            lambda: self.method.local_step(x, memory, grad, _seeded(ctx, range(len(STEPS)))),
+            "local_step", given, lambda: self.method.local_step(x, memory, grad, _seeded(ctx))
         )
         self.watch.must_be("local_step", "direction", direction, "x", x)
         self._must_have_rows("local_step", "memory", new)
@@ -182,9 +180,7 @@ class Watched(Algorithm):
     def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
         given: Given = {"delta": delta, "memory": memory} | _given(ctx)
         uploads, new = self.watch(
-            "upload",
-            given,
-            lambda: self.method.upload(delta, memory, _seeded(ctx, range(len(STEPS)))),
+            "upload", given, lambda: self.method.upload(delta, memory, _seeded(ctx))
         )
         self._must_have_rows("upload", "uploads", uploads)
         if "delta" not in uploads or "buffers" in uploads:
@@ -205,13 +201,11 @@ class Watched(Algorithm):
         self, w: Tensor, server: Vectors, mean: Vectors, ctx: ServerContext
     ) -> tuple[Tensor, Vectors]:
         given: Given = {"w": w, "server": server, "mean": mean}
-        new, state = self.watch(
-            "server_step",
-            given,
-            lambda: self.method.server_step(
-                w, server, mean, ctx._replace(random=server_noise(0, 1))
-            ),
-        )
+
+        def call() -> tuple[Tensor, Vectors]:
+            return self.method.server_step(w, server, mean, ctx._replace(random=server_noise(0, 1)))
+
+        new, state = self.watch("server_step", given, call)
         self.watch.must_be("server_step", "w", new, "w before", w)
         self.must_keep("server_step", "server", state, server, "init_server")
         return new, state
@@ -263,8 +257,8 @@ def _given(ctx: ClientContext) -> Given:
     return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.round": torch.as_tensor(ctx.round)}
 
 
-def _seeded(ctx: ClientContext, clients: Sequence[int]) -> ClientContext:
-    """With random numbers that start anew."""
+def _seeded(ctx: ClientContext, clients: Sequence[int] = range(len(STEPS))) -> ClientContext:
+    """The context of these clients with random numbers that start anew."""
     noise = ClientNoise(0, 1, clients, [STEPS[i] for i in clients])
     return ctx._replace(random=noise.at(ctx.step))
 

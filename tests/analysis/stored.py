@@ -8,7 +8,6 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from rayfl.config.schema import Experiment, load_config
-from rayfl.federation.history import History
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.store import TrackingStore
 
@@ -76,13 +75,11 @@ def record(
     tracker.describe_config()
     for key, value in tags.items():
         tracker.tag(f"rayfl.{key}", value)
-    collected = History()
     for r, metrics in history.items():
-        collected.add(r, metrics)
         tracker.log(r, metrics)
     tracker.flush()
     if status != "RUNNING":
-        tracker.finish(status, collected.summary(run.tracking.targets))  # type: ignore[arg-type]
+        tracker.finish(status)  # type: ignore[arg-type]
     return tracker.run_id
 
 

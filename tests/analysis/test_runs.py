@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 from stored import ALPHAS, RHOS, ROUNDS, config, rounds, top
 
 from rayfl.analysis import aggregate, tables
@@ -182,6 +183,17 @@ def test_all_experiments_unless_one_is_named(stored):
 def test_what_is_not_there_is_named(stored, arguments, message):
     with pytest.raises(ConfigError, match=message) as raised:
         store.load(**({"uri": stored.uri} | arguments))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("old", ["federation.cohort_size", "federation.dropout"])
+def test_runs_of_an_earlier_version_are_refused(tmp_path, old):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("rayfl"), tags={"rayfl.config_hash": "0"})
+    client.log_param(run.info.run_id, old, "0.1")
+    with pytest.raises(ConfigError, match=f"{old} is now .* use a new MLflow store") as raised:
+        store.load(uri=uri)
     assert "\n" not in str(raised.value)
 
 

@@ -24,7 +24,7 @@ MANY = {"algorithm.rho": {"grid": [i / 100 for i in range(1, 41)]}}
 def clock(monkeypatch):
     """Time in seconds that the display reads, in a list of one; tests change it."""
     now = [1000.0]
-    for module in ("sweep_display", "sweep_progress"):
+    for module in ("terminal", "sweep_progress"):
         fake = SimpleNamespace(monotonic=lambda: now[0])
         monkeypatch.setattr(f"rayfl.cli.{module}.time", fake)
     return now

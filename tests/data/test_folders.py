@@ -11,8 +11,9 @@ from test_datasets import assert_keeps_its_promises, encode, write_parquet
 
 from rayfl.data.images import Encoded, decode
 from rayfl.data.sources import NPZ, DomainFolder, ImageFolder, Parquet, TinyImageNet
-from rayfl.data.trees import absolute, name_of
+from rayfl.data.trees import name_of
 from rayfl.errors import ConfigError
+from rayfl.text import absolute
 
 
 def jpeg(file: Path, colour: tuple[int, int, int] | int, size: int = 64) -> None:

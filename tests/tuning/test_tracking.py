@@ -57,7 +57,7 @@ def test_metrics_wait_for_the_store_and_none_is_lost(tracker, store_is_away):
     tracker.log(3, {"train/loss": 0.25})
     assert losses(tracker) == {1: 1.0}
     threading.Timer(0.3, store_is_away, [False]).start()
-    tracker.finish("FINISHED", {})
+    tracker.finish("FINISHED")
     assert losses(tracker) == {1: 1.0, 2: 0.5, 3: 0.25}
     assert client().get_run(tracker.run_id).info.status == "FINISHED"
 
@@ -67,7 +67,7 @@ def test_a_store_that_stays_away_is_an_error_in_the_end(tracker, store_is_away, 
     store_is_away(True)
     tracker.log(1, {"train/loss": 1.0})
     with pytest.raises(OutageError, match=r"MLflow has been away .*database is locked"):
-        tracker.finish("FINISHED", {})
+        tracker.finish("FINISHED")
 
 
 def test_a_refusal_is_an_error_at_once(tracker):

@@ -60,6 +60,20 @@ class Replication:
     lines: tuple[Line, ...]
     agreement: tuple[Agreement, ...]
 
+    @property
+    def keys(self) -> list[str]:
+        """Axes that any line has a value of."""
+        return [k for k in self.preset.sweep.space if any(k in line.point for line in self.lines)]
+
+    @property
+    def has_several_metrics(self) -> bool:
+        return len({line.metric for line in self.lines}) > 1
+
+    @property
+    def is_comparable(self) -> bool:
+        """True if levels, and not only orders, can be compared: the setting is the paper's."""
+        return self.preset.scale == "full"
+
 
 def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
     """Put the rows of a sweep beside the published numbers; other points follow without one.
@@ -85,37 +99,33 @@ def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
 
 def table(replication: Replication) -> Table:
     """Format the lines for readers, with differences if the setting is the paper's."""
-    keys, several, differences = _columns(replication)
-    header = [*keys, *several, "published", "ours", "n", *differences, ""]
     rows = []
     for line in replication.lines:
-        m = metric(line.metric)
-        ours = spread(m, line.ours.mean, line.ours.std)
+        m, point = metric(line.metric), line.point
         difference = NONE if line.difference is None else f"{line.difference:+.{m.digits}f}"
-        published = NONE if line.published is None else f"{line.published:.{m.digits}f}"
-        shown_keys = [cell(line.point[key]) if key in line.point else "" for key in keys]
-        remark = "; ".join(filter(None, [line.states, line.note]))
         rows.append(
-            (
-                *shown_keys,
-                *([line.metric] if several else []),
-                *(published, ours, f"{line.ours.n}/{line.seeds}"),
-                *([difference] if differences else []),
-                remark,
-            )
+            {key: cell(point[key]) if key in point else "" for key in replication.keys}
+            | ({"metric": line.metric} if replication.has_several_metrics else {})
+            | {
+                "published": spread(m, line.published),
+                "ours": spread(m, line.ours.mean, line.ours.std),
+            }
+            | {"n": f"{line.ours.n}/{line.seeds}"}
+            | ({"difference": difference} if replication.is_comparable else {})
+            | {"": "; ".join(filter(None, [line.states, line.note]))}
         )
-    return Table(tuple(header), tuple(rows), left=len(keys) + len(several))
+    left = len(replication.keys) + replication.has_several_metrics
+    return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), left=left)
 
 
 def frame(replication: Replication) -> pd.DataFrame:
     """Convert the lines to a frame of plain numbers."""
-    keys, _, differences = _columns(replication)
     return pd.DataFrame(
         [
-            {key: line.point.get(key) for key in keys}
+            {key: line.point.get(key) for key in replication.keys}
             | {"metric": line.metric, "published": line.published}
             | {"mean": line.ours.mean, "std": line.ours.std, "n": line.ours.n, "seeds": line.seeds}
-            | ({"difference": line.difference} if differences else {})
+            | ({"difference": line.difference} if replication.is_comparable else {})
             | {"states": line.states, "note": line.note}
             for line in replication.lines
         ]
@@ -128,7 +138,7 @@ def remarks(replication: Replication, overrides: Sequence[str] = ()) -> list[str
     said = [f"published: {preset.published.source}", *preset.published.notes]
     if overrides:
         said.append(f"with {' '.join(overrides)}: not the preset's own setting")
-    if preset.scale == "small":
+    if not replication.is_comparable:
         said.append(
             "scale small: other data, model and size than published, so levels are not comparable; compare "
             "the ordering, as far as it exceeds the spread over seeds"
@@ -189,13 +199,3 @@ def _agreements(lines: Iterable[Line]) -> list[Agreement]:
             tau = published.corr(ours, method="kendall")  # scipy's, tau-b
             agreements.append(Agreement(of, None if isnan(tau) else tau, len(found)))
     return agreements
-
-
-def _columns(replication: Replication) -> tuple[list[str], list[str], list[str]]:
-    """Return the axes, `metric` if there are several, and `difference` if levels can be compared."""
-    keys = [
-        k for k in replication.preset.sweep.space if any(k in x.point for x in replication.lines)
-    ]
-    several = len({line.metric for line in replication.lines}) > 1
-    comparable = replication.preset.scale == "full"
-    return keys, ["metric"] * several, ["difference"] * comparable

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import metric
@@ -35,11 +35,12 @@ _FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
 class PublishedValue(Section):
     """One published number."""
 
-    at: dict[str, Any] = Field(
-        description="key of an axis: its value; a list stands for the best of these"
-    )
-    value: float | None = Field(description="null: printed as not reached")
-    metric: str | None = Field(default=None, description="null: the file's")
+    at: dict[str, Any]
+    """key of an axis: its value; a list stands for the best of these"""
+    value: float | None
+    """null: printed as not reached"""
+    metric: str | None = None
+    """null: the file's"""
     note: str = ""
 
     def covers(self, point: Point) -> bool:
@@ -50,10 +51,13 @@ class PublishedValue(Section):
 class Published(Section):
     """The numbers of a table or figure."""
 
-    about: str = Field(description="one line")
+    about: str
+    """one line"""
     source: str
-    metric: str = Field(description="of the values, as in `rayfl results`")
-    notes: tuple[str, ...] = Field(default=(), description="what is not known of them")
+    metric: str
+    """of the values, as in `rayfl results`"""
+    notes: tuple[str, ...] = ()
+    """what is not known of them"""
     values: tuple[PublishedValue, ...] = ()
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
-from rayfl.data.partition import Groups, Scheme
+from rayfl.data.partition import Groups, Labels, Owners, Scheme
 from rayfl.data.schemes.dealing import deal_iid, equal_sizes
 from rayfl.data.schemes.dirichlet import Dirichlet
 from rayfl.data.schemes.sizes import IID
@@ -31,9 +32,7 @@ class ByGroup(Scheme):
         bool, Field(description="if there are fewer clients than groups: several groups a client")
     ] = False
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         """Client ids ascend with the groups; a group has clients in proportion to its samples."""
         if groups is None:
             raise ConfigError(

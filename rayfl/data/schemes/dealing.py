@@ -4,6 +4,7 @@ Shapes: n samples, N clients, C classes.
 """
 
 import numpy as np
+from numpy.random import Generator
 
 
 def equal_sizes(total: int, parts: int) -> np.ndarray:
@@ -11,17 +12,17 @@ def equal_sizes(total: int, parts: int) -> np.ndarray:
     return total // parts + (np.arange(parts) < total % parts)
 
 
-def deal_iid(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def deal_iid(sizes: np.ndarray, rng: Generator) -> np.ndarray:
     return rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
 
 
-def by_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def by_class(labels: np.ndarray, rng: Generator) -> np.ndarray:
     """All sample indices sorted by class, in random order within a class."""
     shuffled = rng.permutation(len(labels))
     return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
-def deal(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def deal(labels: np.ndarray, counts: np.ndarray, rng: Generator) -> np.ndarray:
     """Give each client `counts[client, class]` random samples of each class."""
     clients, num_classes = counts.shape
     owner = np.empty(len(labels), dtype=np.int64)

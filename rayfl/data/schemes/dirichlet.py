@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
-from rayfl.data.partition import Groups, Scheme
+from rayfl.data.partition import Groups, Labels, Owners, Scheme
 from rayfl.data.schemes.dealing import deal, equal_sizes
 from rayfl.errors import ConfigError
 
@@ -33,9 +34,7 @@ class Dirichlet(Scheme):
 
     alpha: _Alpha = 0.1
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         """Fill the clients in random order, so that none is left with the leftovers of the others.
 
         A class that has run out is masked, and the client's prior renormalised over the rest.
@@ -69,9 +68,7 @@ class DirichletPerClass(Scheme):
         int, Field(ge=1, description="draw again until every client has this many samples")
     ] = 10
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         key = "partition.min_samples"
         if self.min_samples * clients > len(labels):
             raise ConfigError(
@@ -93,7 +90,7 @@ class DirichletPerClass(Scheme):
         )
 
     def draw_counts(
-        self, class_sizes: np.ndarray, clients: int, rng: np.random.Generator
+        self, class_sizes: np.ndarray, clients: int, rng: Generator
     ) -> np.ndarray:  # [N, C]
         counts = np.zeros((clients, len(class_sizes)), dtype=np.int64)
         sizes = np.zeros(clients, dtype=np.int64)
@@ -107,7 +104,7 @@ class DirichletPerClass(Scheme):
         return counts
 
 
-def log_gammas(alpha: float, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def log_gammas(alpha: float, shape: tuple[int, ...], rng: Generator) -> np.ndarray:
     """Logarithms of draws from Gamma(alpha): any of them, divided by their sum, are a draw from Dir(alpha).
 
     Below `_SMALLEST_SHAPE` as Gamma(alpha + 1) U^(1 / alpha) with a uniform U: the same distribution, whose

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
-from rayfl.data.partition import Groups, Scheme
+from rayfl.data.partition import Groups, Labels, Owners, Scheme
 from rayfl.data.schemes.dealing import by_class, deal, equal_sizes
 from rayfl.errors import ConfigError
 
@@ -26,9 +27,7 @@ class Pathological(Scheme):
         int, Field(ge=1, description="number of distinct classes c at every client")
     ] = 2
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         class_sizes = np.bincount(labels)
         holders = self._holders(class_sizes, clients)
         holds = _draw_class_sets(holders, self.classes_per_client, clients, rng)
@@ -68,9 +67,7 @@ class Shards(Scheme):
 
     shards_per_client: Annotated[int, Field(ge=1, description="number of shards s per client")] = 2
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         shards = clients * self.shards_per_client
         if shards > len(labels):
             raise ConfigError(
@@ -87,7 +84,7 @@ class Shards(Scheme):
 
 
 def _draw_class_sets(
-    holders: np.ndarray, per_client: int, clients: int, rng: np.random.Generator
+    holders: np.ndarray, per_client: int, clients: int, rng: Generator
 ) -> np.ndarray:
     """A random boolean [N, C] with `per_client` classes in each row, `holders` clients per column.
 
@@ -107,9 +104,7 @@ def _draw_class_sets(
     return holds
 
 
-def _even_counts(
-    holds: np.ndarray, class_sizes: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _even_counts(holds: np.ndarray, class_sizes: np.ndarray, rng: Generator) -> np.ndarray:
     """Samples per client and class, [N, C]: 1 or more where `holds`, client sizes near-equal.
 
     Each step spreads one class over its holders so that their sizes come out as level as possible.

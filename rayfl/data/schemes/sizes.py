@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
-from rayfl.data.partition import Groups, Scheme
+from rayfl.data.partition import Groups, Labels, Owners, Scheme
 from rayfl.data.schemes.dealing import deal_iid, equal_sizes
 
 
@@ -14,9 +15,7 @@ from rayfl.data.schemes.dealing import deal_iid, equal_sizes
 class IID(Scheme):
     """Equal sizes, labels at random."""
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         return deal_iid(equal_sizes(len(labels), clients), rng)
 
 
@@ -28,9 +27,7 @@ class Quantity(Scheme):
         float, Field(ge=0, description="standard deviation of the log of the sizes; 0 = equal")
     ] = 0.5
 
-    def assign(
-        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: Groups = None
-    ) -> np.ndarray:
+    def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         logs = self.sigma * rng.standard_normal(clients)
         weights = np.exp(logs - logs.max())  # the largest is 1, so nothing overflows
         exact = weights / weights.sum() * (len(labels) - clients)

@@ -7,9 +7,8 @@ import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Source, from_arrays
-from rayfl.data.trees import absolute
 from rayfl.errors import ConfigError, reason
-from rayfl.text import printable
+from rayfl.text import absolute, printable
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 _CHANNELS = (1, 3, 4)  # grey, colour, colour and transparency: what images usually have

@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
-from rayfl.data.trees import Tree, absolute
+from rayfl.data.trees import Tree
 from rayfl.errors import ConfigError, reason
-from rayfl.text import printable
+from rayfl.text import absolute, printable
 
 _MEAN, _STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the train set, as published
 _MISSING = "'{id}' of wnids.txt has no images in train/{id}/images"

@@ -8,9 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from rayfl.data.datasets import Dataset, Samples, Source, from_arrays
-from rayfl.data.trees import absolute
 from rayfl.errors import ConfigError, reason
-from rayfl.text import printable
+from rayfl.text import absolute, printable
 
 
 @dataclass(frozen=True, kw_only=True)
