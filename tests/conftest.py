@@ -57,6 +57,11 @@ def each(**cases: Mapping[str, Any] | Iterable[Any]) -> Callable:
     return decorate
 
 
+def rarely(values: Iterable[Any]) -> list[Any]:
+    """Parameters of a test that the default suite leaves to `pytest -m slow`."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use the session's Ray: `-m "not ray"` leaves them out.

@@ -5,6 +5,7 @@ fedwmsam.npz divides by a norm + 1e-7.
 """
 
 import dataclasses
+import itertools
 
 import pytest
 from conftest import each
@@ -39,8 +40,8 @@ def test_there_are_26_recordings():
 
 
 @each(case=EACH_RECORDING_ONCE)
-def test_every_round_equals_the_recording(case):
-    check(*case)
+def test_the_first_rounds_equal_the_recording(case):
+    check(*case, rounds=3)
 
 
 @pytest.mark.slow
@@ -49,15 +50,15 @@ def test_every_round_equals_the_recording_whoever_computes_it(case):
     check(*case)
 
 
-def check(name: str, way: Way) -> None:
+def check(name: str, way: Way, rounds: int | None = None) -> None:
     trace, apart, alpha = TRACES[name], [], []
-    for server, difference in replay(trace, way):
+    for server, difference in itertools.islice(replay(trace, way), rounds):
         apart.append(difference)
         if trace.alpha is not None:
             alpha.append(server.state["alpha"].item())
     assert max(apart) < bound(name), apart
     if trace.alpha is not None:
-        assert alpha == pytest.approx(trace.alpha, rel=0, abs=1e-11)
+        assert alpha == pytest.approx(trace.alpha[:rounds], rel=0, abs=1e-11)
 
 
 @pytest.mark.parametrize("option", WMSAM_OPTIONS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from conftest import rarely
 from local_pool import a_server
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
@@ -14,13 +15,14 @@ from rayfl.federation.pool import LocalPool
 from rayfl.federation.sampling import survivors
 from rayfl.prepare import prepare
 
-OPTIONS = [
+ALONE = [
     {"sampling": "bernoulli"},
     {"sampling": "weighted"},
     {"client_dropout": 0.4},
     {"straggler_prob": 0.5},
-    {"sampling": "bernoulli", "client_dropout": 0.4, "straggler_prob": 0.5},
 ]
+TOGETHER = {"sampling": "bernoulli", "client_dropout": 0.4, "straggler_prob": 0.5}
+OPTIONS = [*rarely(ALONE), TOGETHER]
 
 
 @dataclass(frozen=True, kw_only=True)

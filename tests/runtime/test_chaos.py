@@ -48,9 +48,14 @@ def processes(title):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("fedwmsam", marks=pytest.mark.slow),
+        pytest.param("scaffold", marks=pytest.mark.long),
+    ],
+)
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     """At a random moment of nearly every round a client actor is killed, training or not."""
     thirty_rounds["algorithm"] = {"name": name}
@@ -83,18 +88,18 @@ def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
 
 @pytest.mark.slow
 def test_kills_of_the_server_actor(thirty_rounds, ray_session):
-    thirty_rounds["federation"]["local_steps"] = 500
+    thirty_rounds["federation"] |= {"rounds": 15, "local_steps": 500}
     reference = run(load_config(thirty_rounds), local=True)
     killed = []
 
     def kill(record):
-        if record.round in (7, 8, 21) and isinstance(record, RoundMetrics):
+        if record.round in (7, 8, 12) and isinstance(record, RoundMetrics):
             (server,) = processes("ray::ServerActor")
             server.kill()
             killed.append(record.round)
 
     result = run(load_config(thirty_rounds), on_metrics=kill)
-    assert killed == [7, 8, 21]
+    assert killed == [7, 8, 12]
     assert result.model_sha256 == reference.model_sha256
     accuracy = result.history["test/accuracy"]
     assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
@@ -105,7 +110,7 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
 def test_kills_of_everything(small, tmp_path):
     """kill -9 of the driver, its actors and Ray, then --resume; many of them while it writes.
 
-    Ten times for each of two methods, side by side: most of the time is that of starting.
+    Five times for each of two methods, side by side: most of the time is that of starting.
     """
     small["federation"] |= {"rounds": 1000, "eval_every": 100}
     small["checkpoint"] = {"every": 1, "keep_last": 2}
@@ -118,12 +123,12 @@ def test_kills_of_everything(small, tmp_path):
 
 
 def kill_and_resume(config, folder):
-    """SHA-256 of the final w after ten kills."""
+    """SHA-256 of the final w after five kills."""
     folder.mkdir()
     (folder / "config.yaml").write_text(json.dumps(config))
     command = [RAYFL, "run", "config.yaml", "--json"]
     moments, reached = random.Random(1), [0]
-    for _ in range(10):
+    for _ in range(5):
         resume = ["--resume", "latest"] if reached[-1] else []
         process = subprocess.Popen(
             [*command, *resume],
@@ -167,7 +172,7 @@ def kill_tree(process):
 def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
     """kill -9 of a worker node with its raylet and its actors; a new node joins in the middle."""
     thirty_rounds["resources"] = {}
-    thirty_rounds["federation"]["local_steps"] = 1000
+    thirty_rounds["federation"] |= {"rounds": 20, "local_steps": 1000}
     (tmp_path / "config.yaml").write_text(json.dumps(thirty_rounds))
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(head())
