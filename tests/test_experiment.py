@@ -161,7 +161,11 @@ def test_a_failed_run_keeps_its_rounds(tracked, client, name, error, message, ro
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://127.0.0.1:9", "tracking.uri = 'http://127.0.0.1:9': MLflow cannot use it"),
+        pytest.param(
+            "http://127.0.0.1:9",
+            "tracking.uri = 'http://127.0.0.1:9': MLflow cannot use it",
+            marks=pytest.mark.slow,  # MLflow's retries
+        ),
         ("nonsense://x", "tracking.uri = 'nonsense://x': MLflow cannot use it"),
     ],
 )

@@ -98,6 +98,7 @@ def test_the_page_has_the_numbers(page, stored):
         assert reason in page
 
 
+@pytest.mark.slow
 def test_the_commands_of_figures_work(page, stored, tmp_path, monkeypatch):
     """As shown on the page, each draws the figure."""
     from typer.testing import CliRunner

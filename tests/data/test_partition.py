@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import rarely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,7 +175,7 @@ def test_dirichlet_equals_drawing_sample_by_sample(alpha, labels):
     assert (partition.histogram(labels, len(left)) == expected).all()
 
 
-ALPHAS = [5e-324, 1e-8, 1e-4, 0.03, 0.0999, 0.1, 0.5, 1.0, 10.0, 1e4, 1e8, 1e308]
+ALPHAS = [1e-8, 0.0999, 0.1, 1e8, *rarely([5e-324, 1e-4, 0.03, 0.5, 1.0, 10.0, 1e4, 1e308])]
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
