@@ -1,6 +1,7 @@
 """Shared fixtures: one Ray instance for the whole session, small real data, small experiments."""
 
 import contextlib
+import gc
 import inspect
 import itertools
 import json
@@ -17,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# Millions of lasting objects are made while torch, ray and mlflow are imported: see `rayfl.cli.main`.
+gc.set_threshold(100_000)
 
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -60,6 +64,11 @@ def each(**cases: Mapping[str, Any] | Iterable[Any]) -> Callable:
 def rarely(values: Iterable[Any]) -> list[Any]:
     """Parameters of a test that the default suite leaves to `pytest -m slow`."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what the imports made: it would walk through it again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
