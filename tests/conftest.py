@@ -19,15 +19,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-# Millions of lasting objects are made while torch, ray and mlflow are imported: see `rayfl.cli.main`.
-gc.set_threshold(100_000)
-
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Millions of lasting objects are made while torch, ray and mlflow are imported: see `rayfl.cli.main`.
+gc.set_threshold(100_000)
 
 ROOT = Path(__file__).parent.parent
 

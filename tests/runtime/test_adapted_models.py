@@ -34,9 +34,15 @@ def server_on(prepared):
     return server, list(server.run())
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("actors", [1, 2, 3])
+@pytest.mark.parametrize(
+    "actors",
+    [
+        pytest.param(1, marks=pytest.mark.long),
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(3, marks=pytest.mark.long),
+    ],
+)
 def test_adapters_and_head_alone_are_trained_and_travel(adapted, actors):
     """Six blocks of qkv (192 -> 576) and proj (192 -> 192) at r = 2, and a head for 10 classes."""
     adapted["resources"] = {"num_actors": actors}

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,13 @@ from rayfl import load_config, run
 from rayfl.federation.metrics import RoundMetrics
 
 RAYFL = str(Path(sys.executable).parent / "rayfl")
+FIRST_AND_ANOTHER = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("fedwmsam", marks=pytest.mark.slow),
+        pytest.param("scaffold", marks=pytest.mark.long),
+    ],
+)
 
 
 @pytest.fixture
@@ -49,13 +55,7 @@ def processes(title):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("fedwmsam", marks=pytest.mark.slow),
-        pytest.param("scaffold", marks=pytest.mark.long),
-    ],
-)
+@FIRST_AND_ANOTHER
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     """At a random moment of nearly every round a client actor is killed, training or not."""
     thirty_rounds["algorithm"] = {"name": name}
@@ -105,26 +105,19 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kills_of_everything(small, tmp_path):
-    """kill -9 of the driver, its actors and Ray, then --resume; many of them while it writes.
-
-    Five times for each of two methods, side by side: most of the time is that of starting.
-    """
-    small["federation"] |= {"rounds": 1000, "eval_every": 100}
+@FIRST_AND_ANOTHER
+def test_kills_of_everything(name, small, tmp_path):
+    """kill -9 of the driver, its actors and Ray, five times, then --resume; many of them while it writes."""
+    small["federation"] |= {"rounds": 400, "eval_every": 100}
     small["checkpoint"] = {"every": 1, "keep_last": 2}
     small["resources"] = {"num_actors": 1}
-    configs = [small | {"algorithm": {"name": name}} for name in ("fedwmsam", "scaffold")]
-    folders = [tmp_path / "fedwmsam", tmp_path / "scaffold"]
-    with ThreadPoolExecutor(2) as threads:
-        digests = list(threads.map(kill_and_resume, configs, folders))
-    assert digests == [undisturbed(load_config(config)) for config in configs]
+    small["algorithm"] = {"name": name}
+    assert kill_and_resume(small, tmp_path) == undisturbed(load_config(small))
 
 
 def kill_and_resume(config, folder):
     """SHA-256 of the final w after five kills."""
-    folder.mkdir()
     (folder / "config.yaml").write_text(json.dumps(config))
     command = [RAYFL, "run", "config.yaml", "--json"]
     moments, reached = random.Random(1), [0]
