@@ -4,7 +4,7 @@ Shapes: n images, H x W pixels, C channels.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
@@ -56,17 +56,28 @@ def decode(images: Iterable[Encoded], refuse: Refuse, size: int | None = None) -
     def decode_all(chunk: list[Encoded]) -> list[tuple[np.ndarray, bool]]:
         return [_decode(image, refuse, size) for image in chunk]
 
-    arrays: list[np.ndarray] = []
+    pixels: np.ndarray | None = None
+    sizes: set[tuple[int, ...]] = set()
     animated: list[str] = []
     with ThreadPoolExecutor(_DECODE_THREADS) as threads:
         # A block at a time: the encoded images may be many times what they become.
         for block in _blocks(images, _DECODE_THREADS * _DECODE_CHUNK):
             decoded = threads.map(decode_all, _blocks(block, _DECODE_CHUNK))
             pairs = [pair for chunk in decoded for pair in chunk]
-            arrays += [array for array, _ in pairs]
-            several = (more for _, more in pairs)
+            arrays, several = zip(*pairs, strict=True)
             animated += [image.where for image, more in zip(block, several, strict=True) if more]
-    return Decoded(_stacked(arrays, refuse), animated)
+            sizes |= {array.shape[:2] for array in arrays}
+            if len(sizes) == 1:
+                pixels = _extended(pixels, arrays)
+    if not sizes:
+        raise refuse("there are no images in it")
+    if pixels is None or len(sizes) != 1:
+        raise refuse(
+            f"all images must have the same size, found {len(sizes)} sizes "
+            f"{sorted(sizes)[:3]}; resize them, or use data.name=image_folder with data.size",
+            keys=("data.name", "data.size"),
+        )
+    return Decoded(pixels, animated)
 
 
 def _blocks(items: Iterable[Any], length: int) -> Iterator[list[Any]]:
@@ -103,18 +114,15 @@ def _eight_bits(picture: "Image", size: int | None) -> "Image":
     return picture if size is None else picture.resize((size, size), Resampling.BILINEAR)
 
 
-def _stacked(arrays: list[np.ndarray], refuse: Refuse) -> np.ndarray:
-    if not arrays:
-        raise refuse("there are no images in it")
-    sizes = {array.shape[:2] for array in arrays}
-    if len(sizes) != 1:
-        raise refuse(
-            f"all images must have the same size, found {len(sizes)} sizes "
-            f"{sorted(sizes)[:3]}; resize them, or use data.name=image_folder with data.size",
-            keys=("data.name", "data.size"),
-        )
+def _extended(pixels: np.ndarray | None, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """`pixels [n, H, W, C]` and more images of that size, in the same memory: a copy would double it."""
     channels = 3 if any(array.ndim == 3 for array in arrays) else 1
-    stacked = np.empty((len(arrays), *sizes.pop(), channels), dtype=np.uint8)
-    for row, array in zip(stacked, arrays, strict=True):
+    if pixels is None:
+        pixels = np.empty((0, *arrays[0].shape[:2], channels), dtype=np.uint8)
+    elif channels > pixels.shape[-1]:
+        pixels = np.repeat(pixels, channels, axis=-1)
+    known = len(pixels)
+    pixels.resize((known + len(arrays), *pixels.shape[1:]), refcheck=False)
+    for row, array in zip(pixels[known:], arrays, strict=True):
         row[:] = array if array.ndim == 3 else array[..., None]
-    return stacked
+    return pixels
