@@ -37,8 +37,7 @@ def load(config: Path, overrides: Sequence[str] | None) -> "Experiment":
     """Return the experiment of a file or name with overrides; ConfigError if there is none."""
     from rayfl.config.schema import load_config
 
-    if "=" in config.name and not os.path.exists(config):
-        raise ConfigError(f"'{config}': the config file comes first, then the overrides")
+    _check_is_file("config", config)
     return load_config(config, overrides or [])
 
 
@@ -46,11 +45,16 @@ def load_sweep(file: Path, overrides: Sequence[str] | None) -> "Sweep":
     """Return the sweep of a file or name with overrides; ConfigError if there is none."""
     from tuning import config
 
-    if "=" in file.name and not os.path.exists(file):
-        raise ConfigError(f"'{file}': the sweep file comes first, then the overrides")
+    _check_is_file("sweep", file)
     sweep = config.load_sweep(file, overrides or [])
     listen_locally_for_sweep(sweep)
     return sweep
+
+
+def _check_is_file(kind: str, path: Path) -> None:
+    """Raise ConfigError for an override in the file's place."""
+    if "=" in path.name and not os.path.exists(path):
+        raise ConfigError(f"'{path}': the {kind} file comes first, then the overrides")
 
 
 def listen_locally(address: str | None) -> None:
