@@ -9,7 +9,6 @@ from rayfl.analysis import runs as store
 from rayfl.analysis.compare import compare, table_of
 from rayfl.errors import ConfigError
 
-
 LEFT_OUT = (
     "left out, of 'fedwmsam{}algorithm.rho=0.1': 1 stopped early, 1 failed, 1 infeasible, "
     "1 interrupted, 1 running"
