@@ -15,7 +15,7 @@ FREE_SECTIONS = ("resources", "ray", "tracking", "checkpoint", "evaluation")
 PLACES = ("data.root", "data.download", "model.download")
 """Keys that say where published data and weights lie, or come from."""
 
-_NULL_IS_ABSENT = ("data.layout",)
+_NULL_IS_ABSENT = ("data.layout", "data.validation")
 """Options that came later: null means what held before there was a choice."""
 
 
