@@ -12,9 +12,10 @@ from rayfl.analysis.metrics import metric
 from rayfl.analysis.states import counted
 from rayfl.analysis.tables import NONE, Table, spread
 from rayfl.analysis.tables import shown as cell
+from rayfl.config.identity import is_task
 from rayfl.errors import ConfigError
 from tuning.papers.presets import Preset, PublishedValue
-from tuning.space import Point, is_task
+from tuning.space import Point
 
 if TYPE_CHECKING:
     from tuning.sweep import TrialResult
