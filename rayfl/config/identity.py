@@ -18,7 +18,7 @@ PLACES = ("data.root", "data.download", "model.download")
 TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
 """Prefixes of the keys that make the task, which methods are compared on."""
 
-_NULL_IS_ABSENT = ("data.layout",)
+_NULL_IS_ABSENT = ("data.layout", "data.validation")
 """Options that came later: null means what held before there was a choice."""
 
 
