@@ -196,7 +196,7 @@ def test_a_heatmap_frames_them_and_names_what_it_leaves_out(runs):
     lost = runs[~((runs["last10"] > 0.94) & (runs["state"] == "finished"))]
     notes = plots.heatmap(lost, ["algorithm.rho", "partition.alpha"]).notes
     assert (
-        "cells left out, for no finished run has a number: partition.alpha=0.1, rho=0.2 "
+        "cells left out, for no finished run has a number: rho=0.2, partition.alpha=0.1 "
         "(2 stopped early)" in notes
     )
 
