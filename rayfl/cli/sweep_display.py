@@ -13,6 +13,7 @@ from rayfl.analysis.states import counted
 from rayfl.cli.sweep_plan import describe, listing, quantity
 from rayfl.cli.sweep_progress import SweepProgress, duration
 from rayfl.cli.terminal import Display, say, table_console
+from rayfl.tracking.defaults import redacted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate
@@ -86,7 +87,7 @@ class SweepDisplay(Display):
         ended = counted(row.state for row in result.rows)
         say(f"{ended}, in {duration(took)}; MLflow run {result.parent_id}", *_failures(result))
         uri = next((e.tracking.uri for row in result.rows if (e := row.trial.experiment)), None)
-        more = ["--where", f"sweep={sweep.name}", *(["--uri", uri] if uri else [])]
+        more = ["--where", f"sweep={sweep.name}", *(["--uri", redacted(uri)] if uri else [])]
         say(f"its answers: {shlex.join(['rayfl', 'results', *more])}")
         if self._start:
             say(f"to look at it: {self._start.ui_command}")
