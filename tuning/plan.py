@@ -22,6 +22,9 @@ from tuning.schedulers import PBT
 from tuning.searchers import Optuna
 from tuning.space import Point, text
 
+# Metrics that only a round with an evaluation has.
+_EVALUATED = ("test/", "validation/", "client/")
+
 
 @dataclass(frozen=True)
 class PlannedTrial:
@@ -172,9 +175,17 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
-    """Return the conflict between the scheduler's interval and the evaluations, if there is one."""
+    """Return the conflict between the metric, or the scheduler's interval, and the evaluations, if any."""
+    if sweep.metric.startswith("validation/") and experiment.data.validation is None:
+        return ConfigError(
+            "is of samples that are held out, and data.validation holds out none",
+            key="metric",
+            value=sweep.metric,
+            hint="set data.validation=0.1, or metric=test/accuracy",
+            keys=("data.validation",),
+        )
     interval, every = sweep.scheduler.interval, experiment.federation.eval_every
-    if interval is None or interval % every == 0 or not sweep.metric.startswith("test/"):
+    if interval is None or interval % every == 0 or not sweep.metric.startswith(_EVALUATED):
         return None
     return ConfigError(
         f"the scheduler decides every {interval} rounds, each of which must be evaluated",

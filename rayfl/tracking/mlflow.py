@@ -137,7 +137,9 @@ class RunTracker:
         from rayfl.data.picture import heatmap  # imports matplotlib, while the actors start
 
         histogram = partition.histogram(data.y_train, data.num_classes)
-        profile = {"clients": len(histogram), "samples": len(data.y_train)}
+        profile = {"clients": len(histogram), "samples": len(partition.indices)}
+        if len(partition.validation):
+            profile["validation"] = len(partition.validation)
         entry = MLflowDataset(
             name=data.name,
             digest=partition.digest()[:36],  # MLflow's limit
