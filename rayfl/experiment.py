@@ -18,7 +18,7 @@ from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import Prepared, checkpoints_of, client_accuracies, find_saved, prepare
-from rayfl.tracking.run import open_store, tracked
+from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import Layout, sha256
 
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ def run(
     and evaluation. `resume` names the checkpoint to go on from (see `checkpoint.find`): the result is that
     of a run which never stopped. `local`: train in this process, without Ray, one work unit after the other
     (for a debugger); the bits are the same. Raises ConfigError before any actor starts, RunError after.
-    Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round.
+    Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round. If that
+    run is deleted meanwhile, RunError is raised after the next checkpoint.
     """
+    check_store(config)
     saved = None if resume is None else find_saved(config, resume)
     prepared, history = prepare(config), History()
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
@@ -83,6 +85,7 @@ def run(
         ui_command = store.ui_command if store else None
         checkpoints = checkpoints_of(config, run_id, saved)
         on_start(Start(prepared, placement, run_id, ui_command, saved.round if saved else 0))
+        noticed = 0  # round at which it was found that the MLflow run is deleted
         with launch(checkpoints) as server:
             if tracker:
                 tracker.describe_actors(server.describe())
@@ -95,6 +98,10 @@ def run(
                 # Not before: it takes a second, in which the actors start.
                 if tracker and i == 0:
                     tracker.describe_data(prepared.data, prepared.partition)
+                if tracker and tracker.lost:  # the training since the last checkpoint must not be
+                    noticed = noticed or metrics.round
+                    if checkpoints is None or checkpoints.reached(noticed):
+                        raise tracker.lost
             *parameters, correct = server.final()
             w, buffers = map(torch.tensor, parameters)
             clients = client_accuracies(prepared, correct)

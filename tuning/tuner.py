@@ -114,6 +114,7 @@ class SweepRunner:
         if mutated:
             mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
         content = trial.config.model_dump(mode="json")
+        content["tracking"]["uri"] = None  # it may have a password, and Tune writes this down
         return {"hash": trial.hash, "spec": TrialSpec(content, root), **mutated}
 
     def _scheduler(self) -> Any:

@@ -24,7 +24,8 @@ ExperimentName = Annotated[
     str | None, typer.Option("--experiment", help="MLflow experiment; default: all of the store.")
 ]
 Uri = Annotated[
-    str | None, typer.Option(help="MLflow store; default: mlflow.db in this directory.")
+    str | None,
+    typer.Option(help="MLflow store; default: $MLFLOW_TRACKING_URI, or mlflow.db here."),
 ]
 Where = Annotated[
     str | None,

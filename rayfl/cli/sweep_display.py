@@ -14,6 +14,7 @@ from rayfl.cli.analysis import show
 from rayfl.cli.sweep_plan import describe, listing, quantity
 from rayfl.cli.sweep_progress import SweepProgress, duration
 from rayfl.cli.terminal import Display, say
+from rayfl.tracking.defaults import redacted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate
@@ -93,7 +94,7 @@ class SweepDisplay(Display):
             f"sweep={sweep.name}",
             "--metric",
             name,
-            *(["--uri", uri] if uri else []),
+            *(["--uri", redacted(uri)] if uri else []),
         ]
         say(f"its answers: {shlex.join(['rayfl', 'results', *more])}")
         if self._start:
