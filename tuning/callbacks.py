@@ -16,6 +16,7 @@ from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial
 from tuning.tracking import SweepTracker
+from tuning.trial import folder_name
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ class ReportingCallback(tune.Callback):
 
     def _delete_checkpoints(self, hash: str) -> None:
         """Delete the checkpoints of a trial that will not resume: client memories need much space."""
-        location = below(storage(self._trials[hash].config), hash)
-        Storage(location).remove(self._sweep.name)
+        trial = self._trials[hash]
+        location = below(storage(trial.config), hash)
+        Storage(location).remove(folder_name(self._sweep, trial.provenance))
 
     def _announce(self, trial: Any, state: State, reason: str = "") -> None:
         result = trial.last_result or {}

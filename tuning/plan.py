@@ -14,6 +14,7 @@ from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
 from rayfl.launch import resource_request
 from rayfl.prepare import storage
+from rayfl.provenance import Provenance
 from rayfl.runtime.placement import Placement, place
 from tuning.capacity import capacity
 from tuning.config import Sweep
@@ -21,6 +22,8 @@ from tuning.inputs import Inputs
 from tuning.schedulers import PBT
 from tuning.searchers import Optuna
 from tuning.space import Point, text
+
+_UNKNOWN = Provenance("", {})
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class PlannedTrial:
     experiment: Experiment | None
     problem: str | None = None
     """Reason why the trial cannot run."""
+    provenance: Provenance = _UNKNOWN
+    """Digests of the data and of the user's own code; known once the trial is `checked`."""
 
     @property
     def config(self) -> Experiment:
@@ -45,6 +50,11 @@ class PlannedTrial:
     def settings(self) -> str:
         """Point and seed as overrides, which distinguish the trials of a sweep."""
         return f"{text(self.point)} seed={self.seed}".strip()
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Config, data and code: runs that are equal in all three have the same result."""
+        return (self.hash, self.provenance.data, self.provenance.code_digest)
 
     def __str__(self) -> str:
         return f"{self.hash} ({self.settings})"
@@ -113,14 +123,15 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
 
 
 def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
-    """Load the data of a trial, and return it with a `problem` if this fails."""
+    """Load the data of a trial, and return it with its provenance, or with a `problem` if this fails."""
     if trial.experiment is None or trial.problem is not None:
         return trial
     try:
         inputs.units(trial.experiment)
     except ConfigError as error:
         return replace(trial, problem=str(error.rekeyed(sweep.key)))
-    return trial
+    data, _ = inputs.of(trial.experiment)
+    return replace(trial, provenance=Provenance(data.digest, trial.experiment.code()))
 
 
 def allocate(

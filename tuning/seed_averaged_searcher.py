@@ -32,7 +32,7 @@ class SeedAveragedSearcher(Searcher):
         inner: Any,
         num_samples: int,
         trials_of: Callable[[Point], list[PlannedTrial]],
-        value_of: Callable[[str], float | None],
+        value_of: Callable[[PlannedTrial], float | None],
         config_of: Callable[[PlannedTrial], dict[str, Any]],
         metric: str,
         mode: str,
@@ -87,7 +87,7 @@ class SeedAveragedSearcher(Searcher):
         self._left, self._suggested = self._left - 1, self._suggested + 1
         self._suggestions[suggestion] = _Suggestion(set())
         for trial in self._trials_of(point):
-            value = self._value_of(trial.hash)
+            value = self._value_of(trial)
             if value is not None:
                 self._suggestions[suggestion].values.append(value)
             elif trial.problem is None and trial.hash not in self._seen:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.analysis.store import search_runs
-from rayfl.config.layers import Layer
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.provenance import CODE_TAG, DATA_TAG
 from rayfl.text import written
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
@@ -43,6 +43,8 @@ class TrialRun:
     """SHA-256 of the final w."""
     rules: str
     """Rules that could end the trial early, as JSON."""
+    identity: tuple[str, str, str]
+    """As `PlannedTrial.identity`; empty digests in runs of earlier versions."""
     summary: dict[str, float]
 
     @classmethod
@@ -56,6 +58,7 @@ class TrialRun:
             run_id=run.info.run_id,
             model_sha256=tags.get("rayfl.model_sha256"),
             rules=tags.get("rayfl.rules", ""),
+            identity=(tags["rayfl.config_hash"], tags.get(DATA_TAG, ""), tags.get(CODE_TAG, "")),
             summary={k: v for k, v in metrics.items() if "/" not in k},
         )
 
@@ -68,14 +71,14 @@ class SweepTracker:
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
         self.known = self.results()
-        """Runs of earlier commands, by config hash."""
+        """Runs of earlier commands, by identity."""
         self.parent_id = self._parent()
         self._live: dict[str, RunTracker] = {}
         self._writer = BackgroundWriter(store.uri)
 
-    def ended(self, hash: str) -> TrialRun | None:
+    def ended(self, trial: PlannedTrial) -> TrialRun | None:
         """Return the earlier run of a trial that need not run again."""
-        known = self.known.get(hash)
+        known = self.known.get(trial.identity)
         if known is None:
             return None
         by_rules = known.state == "stopped_early" and known.rules == self.rules
@@ -87,9 +90,9 @@ class SweepTracker:
         def write() -> None:
             if trial.hash in self._live:
                 return
-            known = self.known.get(trial.hash)
-            tags = self._tags(trial.point) | {"rayfl.state": "running", "rayfl.reason": ""}
-            run_id = known.run_id if known else self._find(trial.hash)
+            known = self.known.get(trial.identity)
+            tags = self._tags(trial) | {"rayfl.state": "running", "rayfl.reason": ""}
+            run_id = known.run_id if known else self._find(trial)
             tracker = RunTracker(self._store, trial.config, data.name, run_id, tags)
             if run_id is not None:
                 for key, value in tags.items():
@@ -138,14 +141,14 @@ class SweepTracker:
         """Record an infeasible trial as a failed run."""
 
         def write() -> None:
-            tags = self._tags(trial.point) | {
+            tags = self._tags(trial) | {
                 "rayfl.config_hash": trial.hash,
                 "rayfl.kind": "experiment",
                 "rayfl.seed": str(trial.seed),
                 "rayfl.state": "infeasible",
                 "rayfl.reason": (trial.problem or "")[:_LONGEST_TAG],
             }
-            run_id = self._find(trial.hash)
+            run_id = self._find(trial)
             if run_id is None:
                 name = f"infeasible-{trial.hash}"
                 run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
@@ -172,13 +175,11 @@ class SweepTracker:
         self._writer.put(write)
         self._writer.close()
 
-    def results(self) -> dict[str, TrialRun]:
-        """Read the trials' runs by config hash; the oldest, if one has several."""
+    def results(self) -> dict[tuple[str, str, str], TrialRun]:
+        """Read the trials' runs by identity; the oldest, if one has several."""
         newest_first = reversed(list(self._runs("experiment")))
-        return {
-            run.data.tags["rayfl.config_hash"]: TrialRun.of(run, self._sweep.metric)
-            for run in newest_first
-        }
+        found = [TrialRun.of(run, self._sweep.metric) for run in newest_first]
+        return {run.identity: run for run in found}
 
     def _parent(self) -> str:
         name, run = self._sweep.name, next(self._runs("sweep"), None)
@@ -194,10 +195,11 @@ class SweepTracker:
         self._client.log_text(run_id, self._sweep.to_yaml(), "sweep.yaml")
         return run_id
 
-    def _find(self, hash: str) -> str | None:
+    def _find(self, trial: PlannedTrial) -> str | None:
         """Return the id of a trial's run, even if an outage hid the answer to its creation."""
-        found = self._runs("experiment", f" and tags.`rayfl.config_hash` = '{hash}'")
-        return next((run.info.run_id for run in found), None)
+        tags = {"rayfl.config_hash": trial.hash} | trial.provenance.tags
+        which = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
+        return next((run.info.run_id for run in self._runs("experiment", which)), None)
 
     def _runs(self, kind: str, also: str = "") -> "Iterator[Run]":
         """Yield the sweep's runs of a kind, the oldest first."""
@@ -205,10 +207,11 @@ class SweepTracker:
         oldest_first = "attributes.start_time ASC"
         return search_runs(self._client, [self._store.experiment_id], which, oldest_first)
 
-    def _tags(self, point: Layer) -> dict[str, str]:
+    def _tags(self, trial: PlannedTrial) -> dict[str, str]:
         return {
+            **trial.provenance.tags,
             "mlflow.parentRunId": self.parent_id,
             "rayfl.sweep": self._sweep.name,
-            "rayfl.point": json.dumps(point, sort_keys=True)[:_LONGEST_TAG],
+            "rayfl.point": json.dumps(trial.point, sort_keys=True)[:_LONGEST_TAG],
             "rayfl.rules": self.rules[:_LONGEST_TAG],
         }

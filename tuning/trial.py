@@ -20,6 +20,7 @@ from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, f
 from rayfl.federation.metrics import Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
+from rayfl.provenance import Provenance
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import saved_in
@@ -40,8 +41,14 @@ class TrialSpec:
     """The experiment of a trial."""
 
     experiment: dict[str, Any]
-    checkpoints: str | None
-    """The directory or URI of all checkpoints; None: there are none."""
+    checkpoints: str
+    """The directory or URI of all checkpoints."""
+    provenance: Provenance
+
+
+def folder_name(sweep: Sweep, provenance: Provenance) -> str:
+    """Return the name of a trial's folder of checkpoints; with other data or code it is another one."""
+    return f"{sweep.name}-{provenance.data[:6]}{provenance.code_digest[:6]}"
 
 
 class Execution:
@@ -77,7 +84,7 @@ class Execution:
 
     def save(self, directory: str) -> None:
         """Write server state, client memories and history, for this trial or one that takes them over."""
-        checkpoints = checkpoint_writer(self._experiment, directory)
+        checkpoints = checkpoint_writer(self._prepared, directory)
         checkpoints.prepare()
         checkpoints.save(self.session.server.snapshot(), self.session.history.rows)
 
@@ -112,6 +119,8 @@ class Execution:
     def _start(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
         dataset, partition = self._shared.data[data_key(self._experiment)]
         self._prepared = prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
+        if difference := spec.provenance.difference(prepared.provenance):
+            raise ConfigError(f"the sweep began with {difference}; start it again")
         server, client = prepared.specs()
         limit = self._experiment.resources.time_limit_s
         made = make_server(
@@ -126,10 +135,10 @@ class Execution:
         # The curve of what is mutated is what population-based training found.
         constants = {f"{MUTATED}{key}": float(value) for key, value in mutated.items()}
         self._session = Session(made, constants=constants)
-        if spec.checkpoints is not None and self._experiment.checkpoint.every is not None:
+        if self._experiment.checkpoint.every is not None:
             # Not the config's hash: in population-based training it moves away from the identity.
-            location = below(spec.checkpoints, identity, self._sweep.name)
-            self._session.checkpoints = checkpoint_writer(self._experiment, location)
+            location = below(spec.checkpoints, identity, folder_name(self._sweep, spec.provenance))
+            self._session.checkpoints = checkpoint_writer(prepared, location)
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
         self._rounds = self._session.rounds(self._last)

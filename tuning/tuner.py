@@ -25,7 +25,7 @@ from tuning.seed_averaged_searcher import SeedAveragedSearcher
 from tuning.space import Point, applicable
 from tuning.tracking import SweepTracker
 from tuning.trainable import Trainable
-from tuning.trial import MUTATED, TrialSpec
+from tuning.trial import MUTATED, TrialSpec, folder_name
 
 
 class SweepRunner:
@@ -41,11 +41,11 @@ class SweepRunner:
         """Announce the trials that will not run. Return the number that earlier commands have ended."""
         for trial in self.plan.trials:
             self._note(trial)
-        return sum(self.tracker.ended(trial.hash) is not None for trial in self.plan.trials)
+        return sum(self.tracker.ended(trial) is not None for trial in self.plan.trials)
 
     def run(self) -> None:
         """Run the missing trials."""
-        missing = [t for t in self.plan.feasible if self.tracker.ended(t.hash) is None]
+        missing = [t for t in self.plan.feasible if self.tracker.ended(t) is None]
         if missing or isinstance(self.sweep.search, Optuna):
             # Ray Tune's schedulers use the global random generators.
             random.seed(0)
@@ -57,7 +57,7 @@ class SweepRunner:
         if trial.problem is not None:
             self.tracker.infeasible(trial)
             self.on_update(TrialUpdate(trial, "infeasible", reason=trial.problem))
-        elif known := self.tracker.ended(trial.hash):
+        elif known := self.tracker.ended(trial):
             self.on_update(TrialUpdate(trial, known.state, known.rounds, known.value, known.reason))
 
     def _tuner(self, missing: list[PlannedTrial]) -> tune.Tuner:
@@ -112,9 +112,10 @@ class SweepRunner:
         mutated = {key: trial.point[key] for key in mutable}
         root = storage(trial.config)
         if mutated:
-            mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
+            folder = folder_name(self.sweep, trial.provenance)
+            mutated |= _mutated_values(below(root, trial.hash, folder))
         content = trial.config.model_dump(mode="json")
-        return {"hash": trial.hash, "spec": TrialSpec(content, root), **mutated}
+        return {"hash": trial.hash, "spec": TrialSpec(content, root, trial.provenance), **mutated}
 
     def _scheduler(self) -> Any:
         scheduler, sweep = self.sweep.scheduler, self.sweep
@@ -136,8 +137,8 @@ class SweepRunner:
         if not isinstance(search, Optuna):
             return None
 
-        def value_of(hash: str) -> float | None:
-            known = self.tracker.ended(hash)
+        def value_of(trial: PlannedTrial) -> float | None:
+            known = self.tracker.ended(trial)
             return known.value if known else None
 
         return SeedAveragedSearcher(

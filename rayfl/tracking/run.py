@@ -1,7 +1,7 @@
 """The MLflow run of an experiment, from its start to its end."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rayfl.config.schema import Experiment
@@ -24,18 +24,22 @@ def open_store(config: Experiment) -> "TrackingStore | None":
 
 @contextlib.contextmanager
 def tracked(
-    store: "TrackingStore | None", config: Experiment, dataset: str, run_id: str | None
+    store: "TrackingStore | None",
+    config: Experiment,
+    dataset: str,
+    tags: Mapping[str, str],
+    run_id: str | None,
 ) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
 
-    `dataset`: its name; `run_id`: the run to go on with, if not None.
+    `dataset`: its name; `tags`: of a new run; `run_id`: the run to go on with, if not None.
     """
     if store is None:
         yield None
         return
     from rayfl.tracking.mlflow import RunTracker
 
-    tracker = RunTracker(store, config, dataset, run_id)
+    tracker = RunTracker(store, config, dataset, run_id, tags)
     with ending(tracker.finish):
         if run_id is None:
             tracker.describe_config()
