@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
+from rayfl.errors import ConfigError
 from rayfl.prepare import storage
 from rayfl.runtime.placement import Placement, could_hold, refusal
 from rayfl.storage.storage import Storage, below
@@ -51,9 +52,15 @@ class ReportingCallback(tune.Callback):
     ):
         self._tracker, self._sweep, self._trials = tracker, sweep, trials
         self._inputs, self._on_update = inputs, on_update
+        self._error: ConfigError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it for its own restore, which rayfl does not use
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        """Raise the error of a trial that all others would have too."""
+        if self._error is not None:
+            raise self._error
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self._trials[str(trial)]
@@ -64,6 +71,8 @@ class ReportingCallback(tune.Callback):
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
         hash = str(trial)
+        if result.get("ends_sweep"):
+            self._error = ConfigError(result["failed"])
         self._tracker.record(hash, result)
         planned, value = self._trials[hash], result.get(self._sweep.metric)
         if resumed := result["resumed"]:

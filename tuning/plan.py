@@ -183,13 +183,23 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
-    """Return the conflict between the scheduler's interval and the evaluations, if there is one."""
-    interval, every = sweep.scheduler.interval, experiment.federation.eval_every
-    if interval is None or interval % every == 0 or not sweep.metric.startswith("test/"):
-        return None
-    return ConfigError(
-        f"the scheduler decides every {interval} rounds, each of which must be evaluated",
-        key="federation.eval_every",
-        value=every,
-        hint="let it divide that number",
-    )
+    """Return what the scheduler's decisions need and the experiment lacks, if there is something."""
+    scheduler, every = sweep.scheduler, experiment.federation.eval_every
+    rounds = scheduler.rounds(sweep.rounds(experiment))
+    missed = [round for round in rounds if round % every]
+    if missed and sweep.metric.startswith(("test/", "validation/")):
+        return ConfigError(
+            f"the scheduler decides at round {missed[0]}, which must be evaluated",
+            key="federation.eval_every",
+            value=every,
+            hint="let it divide that number",
+        )
+    if rounds and scheduler.decides_on_points and experiment.checkpoint.every is None:
+        return ConfigError(
+            "the scheduler pauses trials, which go on from their checkpoints",
+            key="checkpoint.every",
+            value=None,
+            hint="set it to auto, or scheduler.name=none",
+            keys=("scheduler.name",),
+        )
+    return None

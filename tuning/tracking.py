@@ -5,9 +5,12 @@ stopped_early, failed or infeasible, `rayfl.reason` is its reason, and `rayfl.co
 trial. One background thread writes everything in order.
 """
 
+import functools
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rayfl.analysis.states import SUCCEEDED, State
@@ -26,6 +29,7 @@ from tuning.plan import PlannedTrial
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+_TOLD = "told.json"  # an artifact of the sweep's run
 _LONGEST_TAG = 5000  # characters; MLflow's limit with a margin
 
 
@@ -180,6 +184,32 @@ class SweepTracker:
         newest_first = reversed(list(self._runs("experiment")))
         found = [TrialRun.of(run, self._sweep.metric) for run in newest_first]
         return {run.identity: run for run in found}
+
+    def values(self, run_id: str) -> dict[int, float]:
+        """Read the sweep's metric of a trial's run by round."""
+        history = self._client.get_metric_history(run_id, self._sweep.metric)
+        return {metric.step: metric.value for metric in history}
+
+    def told(self) -> list[list[int]]:
+        """Read what `record_told` has recorded for this search of this space; empty: nothing."""
+        if not any(file.path == _TOLD for file in self._client.list_artifacts(self.parent_id)):
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._client.download_artifacts(self.parent_id, _TOLD, folder)
+            content = json.loads(Path(path).read_text("utf-8"))
+        return content["told"] if content["of"] == self._search() else []
+
+    def record_told(self, told: list[list[int]]) -> None:
+        """Record the suggestions whose results a searcher was told before each of its suggestions."""
+        text = json.dumps({"of": self._search(), "told": told})
+        write = functools.partial(self._client.log_text, self.parent_id, text, _TOLD)
+        self._writer.put(lambda: retry_during_outage(self._store.uri, write))
+
+    def _search(self) -> dict[str, Any]:
+        """Return all that decides what a searcher suggests, but for the results."""
+        content = self._sweep.model_dump(mode="json", include={"space", "search", "metric", "mode"})
+        content["search"].pop("num_samples", None)
+        return content
 
     def _parent(self) -> str:
         name, run = self._sweep.name, next(self._runs("sweep"), None)
