@@ -24,7 +24,7 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
-from rayfl.training.engine import Arrays, Broadcast, UnitResult, WorkUnit
+from rayfl.training.engine import Arrays, Broadcast, Split, UnitResult, WorkUnit
 
 WARM_UP = 3
 
@@ -60,8 +60,8 @@ class CountingPool:
     def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
         return self._pool.train(unit, broadcast, memories)
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
-        return self._pool.evaluate(round, broadcast, first, last)
+    def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
+        return self._pool.evaluate(round, broadcast, split, first, last)
 
     def poll(self) -> None:
         self._pool.poll()

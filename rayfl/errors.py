@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from rayfl.text import one_line, shown
+from rayfl.tracking.defaults import redacted
 
 
 class KeyedError(Exception):
@@ -31,7 +32,7 @@ class KeyedError(Exception):
         given = "" if self.value is ... else f" = {shown(self.value)}"
         message = self.message or f"must be {self.allowed}"
         words = f"{self.key}{given}: {message}" if self.key else message
-        return f"{words}; {self.hint}" if self.hint else words
+        return redacted(f"{words}; {self.hint}" if self.hint else words)
 
     def rekeyed(self, name: Callable[[str], str]) -> Self:
         """Return this error with each key as `name` gives it, such as the key in a sweep's file."""

@@ -25,7 +25,7 @@ from rayfl.prepare import (
     find_saved,
     prepare,
 )
-from rayfl.tracking.run import open_store, tracked
+from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import Layout, sha256
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ def run(
     and evaluation. `resume` names the checkpoint to go on from (see `checkpoint.find`): the result is that
     of a run which never stopped. `local`: train in this process, without Ray, one work unit after the other
     (for a debugger); the bits are the same. Raises ConfigError before any actor starts, RunError after.
-    Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round.
+    Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round. If that
+    run is deleted meanwhile, RunError is raised after the next checkpoint.
     """
+    check_store(config)
     saved = None if resume is None else find_saved(config, resume)
     prepared, history = prepare(config), History()
     if saved is not None:
@@ -93,6 +95,7 @@ def run(
         ui_command = store.ui_command if store else None
         checkpoints = checkpoints_of(prepared, run_id, saved)
         on_start(Start(prepared, placement, run_id, ui_command, saved.round if saved else 0))
+        noticed = 0  # round at which it was found that the MLflow run is deleted
         with launch(checkpoints) as server:
             if tracker:
                 tracker.describe_actors(server.describe())
@@ -105,6 +108,10 @@ def run(
                 # Not before: it takes a second, in which the actors start.
                 if tracker and i == 0:
                     tracker.describe_data(prepared.data, prepared.partition)
+                if tracker and tracker.lost:  # the training since the last checkpoint must not be
+                    noticed = noticed or metrics.round
+                    if checkpoints is None or checkpoints.reached(noticed):
+                        raise tracker.lost
             *parameters, correct = server.final()
             w, buffers = map(torch.tensor, parameters)
             clients = client_accuracies(prepared, correct)

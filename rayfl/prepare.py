@@ -78,7 +78,12 @@ def prepare(
             Storage(storage(config))
     if data is None or partition is None:
         data, partition = federate(
-            config.data.load(), config.partition, config.heterogeneity, fed.clients, config.seed
+            config.data.load(),
+            config.partition,
+            config.heterogeneity,
+            fed.clients,
+            config.seed,
+            config.data.validation,
         )
     trial = torch.from_numpy(data.trial())
     model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)
@@ -105,11 +110,12 @@ def prepare(
             shortcuts.dense,
             fed.cohort_size,
             fed.batch_size,
-            _samples(config, data),
+            _samples(config, partition),
             fed.stack,
         ),
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
+        validation_samples=len(partition.validation),
         breakdown=Breakdown.of(
             data, partition, config.evaluation.per_class, config.evaluation.per_client
         ),
@@ -174,12 +180,12 @@ def client_accuracies(prepared: Prepared, correct: np.ndarray | None) -> pd.Data
     return pd.DataFrame(columns).rename_axis("client")
 
 
-def _samples(config: Experiment, data: Dataset) -> float:
+def _samples(config: Experiment, partition: Partition) -> float:
     """Samples that a client's gradients see in a round, on average."""
     fed = config.federation
     if fed.local_steps is not None:
         return fed.local_steps * fed.batch_size
-    return (fed.local_epochs or 1) * len(data.y_train) / fed.clients
+    return (fed.local_epochs or 1) * len(partition.indices) / fed.clients
 
 
 def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
@@ -194,14 +200,14 @@ def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
 
 
 def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> set[Mode]:
-    """In which modes the model meets a batch of one sample: the last of an epoch, or of the test set."""
+    """In which modes the model meets a batch of one sample: the last of an epoch, or of a split."""
     fed, sizes, modes = config.federation, partition.sizes, set[Mode]()
     ends_with_one = sizes % fed.batch_size == 1
     if fed.local_steps is not None:  # the end of an epoch may never come
         ends_with_one &= sizes <= fed.local_steps * fed.batch_size
     if fed.batch_size == 1 or ends_with_one.any():
         modes.add("training")
-    if len(data.y_test) % EVALUATION_BATCH["cpu"] == 1:
+    if any(n % EVALUATION_BATCH["cpu"] == 1 for n in (len(data.y_test), len(partition.validation))):
         modes.add("evaluation")
     return modes
 

@@ -25,6 +25,7 @@ PURPOSES = get_args(Purpose)
         ((0, "label_noise"), [224088, 954415, 74495]),
         ((0, "method", 1, 1), [197874, 891481, 772331]),
         ((0, "server_method", 1), [372940, 805023, 207562]),
+        ((0, "validation", 0, 1), [371917, 319223, 248226]),
     ],
 )
 def test_streams_never_change(stream, expected):

@@ -58,7 +58,7 @@ class Stop(Section):
     rounds: int | None = Field(default=None, gt=0)
     """after so many rounds"""
     accuracy: float | None = Field(default=None, gt=0, le=1)
-    """once test/accuracy is there"""
+    """once validation/accuracy is there, or test/accuracy where nothing is held out"""
     seconds: float | None = Field(default=None, gt=0)
     """of training, its rounds added up"""
     plateau: Plateau | None = None
@@ -80,7 +80,7 @@ class Sweep(Section):
     scheduler: Annotated[Scheduler, SCHEDULER] = SCHEDULERS["none"]()
     stop: Stop = Stop()
     metric: str = Field(default="test/accuracy", min_length=1)
-    """a round's metric, by which trials are compared"""
+    """a round's metric, by which trials are compared; validation/accuracy if data.validation is set"""
     mode: Literal["max", "min"] = "max"
     max_concurrent: int | None = Field(default=None, gt=0)
     """trials at once; null: as many as fit"""
@@ -165,7 +165,15 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         if isinstance(old, dict) and set(axis) & set(KINDS):  # the new kind of values replaces it
             content["space"][key] = {k: v for k, v in old.items() if k not in KINDS}
     merged = {"name": path.stem, **layers.merge(content, given, _NAMED)}
+    if holds_out(merged.get("base")) or "data.validation" in (merged.get("space") or ()):
+        merged = {"metric": "validation/accuracy", **merged}
     try:
         return Sweep.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         raise config_error(error, Sweep) from None
+
+
+def holds_out(experiment: Any) -> bool:
+    """Return whether this experiment, which is not checked yet, has samples to validate with."""
+    data = experiment.get("data") if isinstance(experiment, dict) else None
+    return isinstance(data, dict) and data.get("validation") is not None

@@ -66,6 +66,7 @@ class Inputs:
                 experiment.heterogeneity,
                 experiment.federation.clients,
                 experiment.seed,
+                experiment.data.validation,
             ),
         )
 

@@ -24,6 +24,8 @@ from tuning.searchers import Optuna
 from tuning.space import Point, text
 
 _UNKNOWN = Provenance("", {})
+# Metrics that only a round with an evaluation has.
+_EVALUATED = ("test/", "validation/", "client/")
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,19 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
-    """Return what the scheduler's decisions need and the experiment lacks, if there is something."""
+    """Return what the metric, or the scheduler, needs and the experiment lacks, if there is something."""
+    if sweep.metric.startswith("validation/") and experiment.data.validation is None:
+        return ConfigError(
+            "is of samples that are held out, and data.validation holds out none",
+            key="metric",
+            value=sweep.metric,
+            hint="set data.validation=0.1, or metric=test/accuracy",
+            keys=("data.validation",),
+        )
     scheduler, every = sweep.scheduler, experiment.federation.eval_every
     rounds = scheduler.rounds(sweep.rounds(experiment))
     missed = [round for round in rounds if round % every]
-    if missed and sweep.metric.startswith(("test/", "validation/")):
+    if missed and sweep.metric.startswith(_EVALUATED):
         return ConfigError(
             f"the scheduler decides at round {missed[0]}, which must be evaluated",
             key="federation.eval_every",

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from rayfl.config.identity import is_task
 from rayfl.errors import ConfigError
 from rayfl.text import nearest
 from tuning.searchers import Optuna, Search, domain
-from tuning.space import Point, Space, is_task, task
+from tuning.space import Point, Space, task
 
 _MOST_ROUNDS = 10**6  # `ASHA.rounds` says which of the rungs below trials of fewer rounds have
 

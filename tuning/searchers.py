@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from rayfl.config.identity import is_task
 from rayfl.errors import ConfigError
-from tuning.space import Axis, Point, Space, applicable, is_task, points
+from tuning.space import Axis, Point, Space, applicable, points
 
 Samples = Annotated[int, Field(gt=0, description="points that are drawn")]
 Seed = Annotated[int, Field(ge=0, description="of the draws")]

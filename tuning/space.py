@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from rayfl.config.identity import is_identity
+from rayfl.config.identity import is_identity, is_task
 from rayfl.config.layers import Layer, join
 from rayfl.config.messages import RENAMED
 from rayfl.config.sections import Section
@@ -24,7 +24,6 @@ Point = dict[str, Any]
 
 KINDS = ("grid", "range", "choice", "uniform", "loguniform", "integers")
 _GRIDS = ("grid", "range")
-_TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
 
 Value = Any
 Bounds = tuple[float, float]
@@ -138,11 +137,6 @@ def text(point: Point) -> str:
 def task(point: Point) -> Hashable:
     """Return the part of a point that defines the task, without the method."""
     return tuple(sorted((key, repr(value)) for key, value in point.items() if is_task(key)))
-
-
-def is_task(key: str) -> bool:
-    """Return True if an axis changes the task rather than the method."""
-    return f"{key}.".startswith(_TASK)
 
 
 def check(space: Space) -> None:

@@ -6,6 +6,9 @@ from tuning.config import Plateau, Stop
 
 Rows = Mapping[int, Mapping[str, float]]
 
+# Of which `stop.accuracy` is, the first that there is.
+_ACCURACIES = ("validation/accuracy", "test/accuracy")
+
 
 def reason(stop: Stop, rows: Rows, metric: str, mode: str) -> str | None:
     """Describe the rule that holds after the last of these rounds, if there is one."""
@@ -14,9 +17,11 @@ def reason(stop: Stop, rows: Rows, metric: str, mode: str) -> str | None:
     last = max(rows)
     if stop.rounds is not None and last >= stop.rounds:
         return f"round {last}: stop.rounds = {stop.rounds}"
-    accuracy = rows[last].get("test/accuracy")
-    if stop.accuracy is not None and accuracy is not None and accuracy >= stop.accuracy:
-        return f"round {last}: test/accuracy {accuracy:.4f} reached stop.accuracy = {stop.accuracy}"
+    row = rows[last]
+    measured = next((name for name in _ACCURACIES if name in row), None)
+    if stop.accuracy is not None and measured and row[measured] >= stop.accuracy:
+        value = f"{measured} {row[measured]:.4f}"
+        return f"round {last}: {value} reached stop.accuracy = {stop.accuracy}"
     if stop.seconds is not None:
         seconds = sum(row.get("time/round_s", 0.0) for row in rows.values())
         if seconds >= stop.seconds:

@@ -14,13 +14,13 @@ from rayfl.analysis.states import SUCCEEDED
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
 from rayfl.runtime import cluster
-from rayfl.tracking.run import ending
+from rayfl.tracking.run import check_store, ending
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
-from tuning.tracking import SweepTracker, TrialRun
+from tuning.tracking import SweepTracker, TrialRun, deleted
 from tuning.tuner import SweepRunner
 
 
@@ -79,6 +79,8 @@ def run(
     found, inputs, base = _checked(sweep)
     if not base.tracking.enabled:
         raise ConfigError("MLflow is what a sweep goes on from", "base.tracking.enabled", False)
+    with _rekeyed(sweep):
+        check_store(base)
     with (
         _rekeyed(sweep),
         ThreadPoolExecutor(1) as aside,
@@ -124,6 +126,8 @@ def _rows(
 ) -> Iterator[TrialResult]:
     """Read the results of the trials from MLflow, from all commands."""
     runs = tracker.results()
+    if gone := [f"that of {trial}" for trial in trials.values() if trial.hash not in runs]:
+        raise deleted(gone)
     for trial in trials.values():
         log = log_path(sweep, trial.hash)
         yield TrialResult(

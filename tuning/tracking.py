@@ -8,7 +8,7 @@ trial. One background thread writes everything in order.
 import functools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,8 +17,10 @@ from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.analysis.store import search_runs
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.errors import RunError
 from rayfl.provenance import CODE_TAG, DATA_TAG
 from rayfl.text import written
+from rayfl.tracking.defaults import redacted
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
 from rayfl.tracking.run import Status
@@ -78,6 +80,8 @@ class SweepTracker:
         """Runs of earlier commands, by identity."""
         self.parent_id = self._parent()
         self._live: dict[str, RunTracker] = {}
+        self._lost: list[str] = []
+        """Runs of trials that were deleted while they ran."""
         self._writer = BackgroundWriter(store.uri)
 
     def ended(self, trial: PlannedTrial) -> TrialRun | None:
@@ -137,6 +141,8 @@ class SweepTracker:
             last = {**tags, "rayfl.reason": reason, "rayfl.state": state}
             for key, value in last.items():
                 live.tag(key, value[:_LONGEST_TAG])
+            if live.lost:
+                self._lost.append(live.run_id)
             del self._live[hash]
 
         self._writer.put(write)
@@ -166,7 +172,10 @@ class SweepTracker:
         self._writer.put(lambda: retry_during_outage(self._store.uri, write))
 
     def finish(self, status: Status) -> None:
-        """Write the rest, end the open runs as KILLED, and end the parent run."""
+        """Write the rest, end the open runs as KILLED, and end the parent run.
+
+        Raises RunError if runs of trials were deleted while they ran.
+        """
 
         def write() -> None:
             for live in self._live.values():  # their state stays `running`, so they can be resumed
@@ -178,6 +187,8 @@ class SweepTracker:
 
         self._writer.put(write)
         self._writer.close()
+        if self._lost and status == "FINISHED":
+            raise deleted(self._lost)
 
     def results(self) -> dict[tuple[str, str, str], TrialRun]:
         """Read the trials' runs by identity; the oldest, if one has several."""
@@ -222,7 +233,7 @@ class SweepTracker:
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)
         self._client.set_tag(run_id, "rayfl.mode", self._sweep.mode)
-        self._client.log_text(run_id, self._sweep.to_yaml(), "sweep.yaml")
+        self._client.log_text(run_id, redacted(self._sweep.to_yaml()), "sweep.yaml")
         return run_id
 
     def _find(self, trial: PlannedTrial) -> str | None:
@@ -245,3 +256,11 @@ class SweepTracker:
             "rayfl.point": json.dumps(trial.point, sort_keys=True)[:_LONGEST_TAG],
             "rayfl.rules": self.rules[:_LONGEST_TAG],
         }
+
+
+def deleted(runs: Sequence[str]) -> RunError:
+    """Return the error that these MLflow runs of trials are gone."""
+    return RunError(
+        f"of the trials' MLflow runs these were deleted meanwhile: {', '.join(runs)}; the same command runs "
+        "their trials anew, and `mlflow runs restore` brings a run back"
+    )

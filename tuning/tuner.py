@@ -126,6 +126,7 @@ class SweepRunner:
             folder = folder_name(self.sweep, trial.provenance)
             mutated |= _mutated_values(below(root, trial.hash, folder))
         content = trial.config.model_dump(mode="json")
+        content["tracking"]["uri"] = None  # it may have a password, and Tune writes this down
         return {"hash": trial.hash, "spec": TrialSpec(content, root, trial.provenance), **mutated}
 
     def _scheduler(self) -> Any:

@@ -1,36 +1,20 @@
-"""A metric over the seeds of a group of runs, and the rule for the best group.
+"""Tables of means over seeds: one row per group of runs, with what the reader must know of them."""
 
-`aggregate` and `ranked` are the only definitions of mean, spread and "best": the summary of a sweep,
-`rayfl results`, `plot`, `report` and `reproduce` all use them.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from rayfl.analysis import filters
-from rayfl.analysis.metrics import Metric, metric
-from rayfl.analysis.runs import axes, canonical, order
-from rayfl.analysis.states import ENDED, STATES
+from rayfl.analysis.metrics import Metric, metric, numbers
+from rayfl.analysis.naming import listed, row_name
+from rayfl.analysis.ranking import Aggregate, aggregate, chosen_by, ranked
+from rayfl.analysis.runs import VERSION, axes, canonical, order
+from rayfl.analysis.states import STATES
+from rayfl.config.identity import is_task
 
 Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """One metric over the runs of a group."""
-
-    mean: float
-    """Over the finished runs that have the metric; NaN: no run has it."""
-    std: float
-    """Sample standard deviation; NaN with fewer than two runs."""
-    n: int
-    """Runs in the mean."""
-    finished: int
-    ended: int
-    """Finished runs, and those that failed, were stopped early or were infeasible."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +25,17 @@ class Summary:
     metrics: tuple[Metric, ...]
     rows: pd.DataFrame
     """The keys in `by` (None: null, or the runs do not have it); for each metric m its mean `m` and sample
-    standard deviation `m_std`, and `m_reached`, such as '2/3', if it has a target; `n` finished
-    runs; the number of runs in each other state that occurs; `is_best`: by the first metric."""
+    standard deviation `m_std`, `m_reached`, such as '2/3', if it has a target, and `m_n` if it is not there
+    for all finished runs; `n` finished runs and their `rounds`; the number of runs in each other state that
+    occurs; `is_best`: of its task, by the first metric."""
     groups: list[tuple[Key, pd.DataFrame]]
     """The values of `by` and the runs of each row."""
+    aggregates: list[list[Aggregate]]
+    """Of each row, one for each metric."""
     ranking: tuple[int, ...]
-    """Rows with a mean of the first metric, the best first."""
+    """Rows with a mean of the first metric: the best of each task, then the second ones, and so on."""
+    best: tuple[tuple[int, ...], ...]
+    """For each metric the best row of each task."""
     notes: tuple[str, ...]
     """Facts needed to read the numbers correctly."""
 
@@ -55,29 +44,24 @@ class Summary:
         """States other than finished that occur."""
         return [state for state in STATES if state in self.rows]
 
+    def near(self, j: int, best: Sequence[int] | None = None) -> list[int]:
+        """List the rows whose metric j is at most one standard error worse than the best of their task.
 
-def aggregate(runs: pd.DataFrame, name: str) -> Aggregate:
-    """Aggregate column `name` over the finished runs; `runs` also has the column `state`."""
-    states = runs.loc[:, "state"]
-    values = runs.loc[states == "finished", name].astype(float)
-    return Aggregate(
-        mean=float(values.mean()),
-        std=float(values.std(ddof=1)),
-        n=int(values.count()),
-        finished=len(values),
-        ended=int(states.isin(ENDED).sum()),
-    )
-
-
-def ranked(groups: Iterable[Aggregate], higher: bool) -> list[int]:
-    """Return the positions of the groups that have a mean, the best first.
-
-    Groups are compared by the share of their ended runs that have the metric, then by its mean. A mean over
-    the seeds that survived would otherwise favour a setting whose other seeds failed or missed the target.
-    """
-    sign = -1.0 if higher else 1.0
-    keys = [(-g.n / g.ended, sign * g.mean, i) for i, g in enumerate(groups) if g.n]
-    return [i for _, _, i in sorted(keys)]
+        `best`: rows to compare with, one for each task; default: those of the metric.
+        """
+        best = self.best[j] if best is None else best
+        sign = 1 if self.metrics[j].higher else -1
+        tasks = [task(self.by, key) for key, _ in self.groups]
+        limit = {
+            tasks[i]: sign * found.mean - found.error
+            for i in best
+            for found in [self.aggregates[i][j]]
+        }
+        return [
+            i
+            for i, row in enumerate(self.aggregates)
+            if i not in best and tasks[i] in limit and sign * row[j].mean >= limit[tasks[i]]
+        ]
 
 
 def groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Key, pd.DataFrame]]:
@@ -92,73 +76,123 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Key, pd.DataFram
     return [(key, runs.iloc[members[key]]) for key in ordered]
 
 
+def task(by: Sequence[str], key: Key) -> Hashable:
+    """Return the part of a row's key that makes the task, within which methods are compared."""
+    return tuple(value for k, value in zip(by, key, strict=True) if is_task(k))
+
+
 def summarize(
-    runs: pd.DataFrame, by: Sequence[str] | None = None, metrics: Sequence[str] = ("last10",)
+    runs: pd.DataFrame,
+    by: Sequence[str] | None = None,
+    metrics: Sequence[str | Metric] = ("last10",),
 ) -> Summary:
     """Aggregate the finished runs of each group; count runs in other states separately.
 
-    `runs` are those of `runs.load` with these metrics; `by` defaults to the keys that vary.
+    `runs` are those of `runs.load` with these metrics; `by` defaults to the keys that vary. The best row of
+    each task is that of the first metric, by its validation counterpart if all finished runs have it.
     """
     by = tuple(axes(runs) if by is None else by)
-    wanted = tuple(metric(name) for name in metrics)
+    wanted = tuple(metric(m) if isinstance(m, str) else m for m in metrics)
     grouped = groups(runs, by)
-    found = [[aggregate(members, m.name) for m in wanted] for _, members in grouped]
-    others = [state for state in STATES[1:] if state in set(runs["state"])]
-    rows = [
-        dict(zip(by, key, strict=True)) | _cells(members, wanted, aggregates, others)
-        for (key, members), aggregates in zip(grouped, found, strict=True)
+    names = [row_name(by, key) for key, _ in grouped]
+    # Where the seed makes the rows, none of them lacks seeds.
+    members = [m.drop(columns="seed") if "seed" in by else m for _, m in grouped]
+    chosen = [chosen_by(runs, m) for m in wanted]
+    rankings = [
+        ranked(
+            [aggregate(m, by_.name) for m in members], [task(by, k) for k, _ in grouped], by_, names
+        )
+        for by_, _ in chosen
     ]
-    frame = pd.DataFrame(rows)
-    frame[list(by)] = frame[list(by)].astype(object).where(frame[list(by)].notna(), None)
-    ranking = ranked([aggregates[0] for aggregates in found], wanted[0].higher)
-    frame["is_best"] = frame.index.isin(ranking[:1])
-    notes = [*_mixed(grouped, by), *_left_out(wanted, found), *_passed_over(frame, wanted[0])]
-    return Summary(by, wanted, frame, grouped, tuple(ranking), tuple(notes))
-
-
-def _cells(
-    members: pd.DataFrame,
-    metrics: Sequence[Metric],
-    aggregates: Sequence[Aggregate],
-    states: Sequence[str],
-) -> dict[str, Any]:
-    """The numbers of one row."""
-    row: dict[str, Any] = {}
-    for m, a in zip(metrics, aggregates, strict=True):
-        row |= {m.name: a.mean, f"{m.name}_std": a.std}
-        if m.target is not None:
-            row[f"{m.name}_reached"] = f"{a.n}/{a.finished}"
-    found = list(members["state"])
-    row["n"] = found.count("finished")
-    return row | {state: found.count(state) for state in states}
-
-
-def _left_out(metrics: Sequence[Metric], found: Sequence[Sequence[Aggregate]]) -> Iterable[str]:
-    """Warnings about finished runs without the metric."""
-    return dict.fromkeys(
-        f"{a.finished - a.n} finished run(s) without {m.name} left out"
-        for aggregates in found
-        for m, a in zip(metrics, aggregates, strict=True)
-        if m.target is None and a.n < a.finished
+    found = [[aggregate(one, m.name) for m in wanted] for one in members]
+    first = rankings[0]
+    notes = [
+        *chosen[0][1],
+        *_mixed(grouped, by, names),
+        *_left_out(wanted, found, names),
+        *first.notes,
+    ]
+    return Summary(
+        by,
+        wanted,
+        _frame(by, wanted, grouped, found, first.best),
+        grouped,
+        found,
+        first.order,
+        tuple(ranking.best for ranking in rankings),
+        tuple(notes),
     )
 
 
-def _passed_over(rows: pd.DataFrame, m: Metric) -> list[str]:
-    """A note if a row has a better mean than the best row."""
-    signed = rows.loc[:, m.name] * (1 if m.higher else -1)
-    better = int((signed > signed.loc[rows["is_best"]].max()).sum())
-    return [f"{better} row(s) with a better mean: more of their runs lack {m.name}"] * bool(better)
+def _frame(
+    by: Sequence[str],
+    metrics: Sequence[Metric],
+    grouped: Sequence[tuple[Key, pd.DataFrame]],
+    found: Sequence[Sequence[Aggregate]],
+    best: Sequence[int],
+) -> pd.DataFrame:
+    """The numbers of all rows."""
+    occurring = {state for _, members in grouped for state in members["state"]}
+    states = [state for state in STATES[1:] if state in occurring]
+    partial = [any(a.n < a.finished for a in column) for column in zip(*found, strict=True)]
+    rows = []
+    for (key, members), aggregates in zip(grouped, found, strict=True):
+        row = dict(zip(by, key, strict=True))
+        for m, a, is_partial in zip(metrics, aggregates, partial, strict=True):
+            row |= {m.name: a.mean, f"{m.name}_std": a.std}
+            if m.target is not None:
+                row[f"{m.name}_reached"] = f"{a.n}/{a.finished}"
+            elif is_partial:
+                row[f"{m.name}_n"] = a.n
+        counts = list(members["state"])
+        rounds = rounds_text(numbers(members.loc[members["state"] == "finished"], "rounds"))
+        row |= {"n": counts.count("finished")} | ({} if "rounds" in row else {"rounds": rounds})
+        rows.append(row | {state: counts.count(state) for state in states})
+    frame = pd.DataFrame(rows)
+    for name in (*by, *({"rounds"} - {m.name for m in metrics})):  # values stay as they are
+        frame[name] = pd.Series([row[name] for row in rows], dtype=object)
+    return frame.assign(is_best=frame.index.isin(list(best)))
 
 
-def _mixed(grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str]) -> list[str]:
-    """A warning if means are over more than seeds."""
+def rounds_text(rounds: pd.Series) -> int | str | None:
+    """Return the rounds of finished runs; text such as 40-60 if they differ, None if unknown."""
+    found = sorted({int(r) for r in rounds.dropna()})
+    return f"{found[0]}-{found[-1]}" if len(found) > 1 else next(iter(found), None)
+
+
+def _left_out(
+    metrics: Sequence[Metric], found: Sequence[Sequence[Aggregate]], names: Sequence[str]
+) -> Iterator[str]:
+    """Notes about finished runs without the metric."""
+    for j, m in enumerate(metrics):
+        lacking = [
+            f"{name} ({row[j].finished - row[j].n} of {row[j].finished})"
+            for name, row in zip(names, found, strict=True)
+            if m.target is None and row[j].n < row[j].finished
+        ]
+        if lacking:
+            yield f"finished runs without {m.name}, left out of its mean: {listed(lacking)}"
+
+
+def _mixed(
+    grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """Notes if means are over more than seeds."""
     finished = [members.loc[members["state"] == "finished"] for _, members in grouped]
     varying = {key for members in finished for key in axes(members) if key not in by}
     if varying:
         return [f"means are over other keys than the seed too: {', '.join(sorted(varying))}"]
+    notes = []
     repeated = sum(int(m["seed"].duplicated().sum()) for m in finished if "seed" in m)
     if repeated:
-        return [
+        notes.append(
             f"{repeated} run(s) have a seed that their row has already (other config or version)"
-        ]
-    return []
+        )
+    mixed = [
+        name
+        for name, m in zip(names, finished, strict=True)
+        if any(m[c].nunique(dropna=False) > 1 for c in VERSION if c in m)
+    ]
+    if mixed:
+        notes.append(f"seeds with different versions of the code or the data: {listed(mixed)}")
+    return notes

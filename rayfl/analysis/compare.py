@@ -7,10 +7,13 @@ from typing import Any
 import pandas as pd
 
 from rayfl.analysis import filters
-from rayfl.analysis.aggregate import Key, groups
+from rayfl.analysis.aggregate import Key, groups, rounds_text
 from rayfl.analysis.metrics import Metric, metric
+from rayfl.analysis.naming import NONE
+from rayfl.analysis.naming import shown as cell
 from rayfl.analysis.runs import axes, values
-from rayfl.analysis.tables import NONE, Table, shown
+from rayfl.analysis.states import STATES, counted
+from rayfl.analysis.tables import Table, style_of
 from rayfl.errors import ConfigError
 
 FEW = 5
@@ -26,7 +29,7 @@ class PairedComparison:
     """Keys that vary within both sides; each combination of their values is a row."""
     rows: pd.DataFrame
     """The keys in `by`; `a`, `b`: means over the pairs; `difference`: mean difference; `low`, `high`: its
-    95 % confidence interval; `n` pairs; `verdict`."""
+    95 % confidence interval; `n` pairs and the `rounds` of their runs; `verdict`."""
     notes: tuple[str, ...]
     """Runs that were left out."""
 
@@ -50,52 +53,70 @@ def compare(runs: pd.DataFrame, a: str, b: str, name: str = "last10") -> PairedC
         )
     by = tuple(k for k in axes(both) if k not in named and not k.startswith(sections))
     keys = (*by, "seed")
-    of_a, of_b = (_by_keys(side, keys, m, text) for side, text in zip(sides, (a, b), strict=True))
+    of_a, of_b = (_by_keys(side, keys, text) for side, text in zip(sides, (a, b), strict=True))
     pairs = sorted(of_a.keys() & of_b.keys(), key=repr)
     if not pairs:
         raise ConfigError(f"no run of '{a}' pairs with one of '{b}': {_why_none(sides, keys)}")
     notes = [
+        f"left out, of '{text}': {found}"
+        for text, side in zip((a, b), conditions, strict=True)
+        if (found := counted(filters.select(runs, side)["state"], STATES[1:]))
+    ]
+    notes += [
         f"without a partner, of '{text}': "
-        + "; ".join(", ".join(map("{}={}".format, keys, map(shown, key))) for key in alone)
+        + "; ".join(", ".join(map("{}={}".format, keys, map(cell, key))) for key in alone)
         for text, side in ((a, of_a), (b, of_b))
         if (alone := sorted(side.keys() - set(pairs), key=repr))
     ]
-    table = pd.DataFrame([(*pair, of_a[pair], of_b[pair]) for pair in pairs], dtype=object)
-    table.columns = [*keys, "a", "b"]
+    table = pd.DataFrame(
+        [
+            (*pair, *(run.get(c) for c in (name, "rounds") for run in (of_a[pair], of_b[pair])))
+            for pair in pairs
+        ],
+        columns=pd.Index([*keys, "a", "b", "rounds_a", "rounds_b"]),
+        dtype=object,
+    )
     lacking = table[table[["a", "b"]].isna().any(axis=1)]
     if len(lacking):
         why = "did not reach the target" if m.target is not None else f"have no {name}"
         seeds = ", ".join(map(str, lacking["seed"]))
         notes.append(f"left out, because one or both runs {why}: seed {seeds}")
     rows = [
-        dict(zip(by, key, strict=True)) | _row(pd.DataFrame(members[["a", "b"]], dtype=float), m)
+        dict(zip(by, key, strict=True)) | _row(members.drop(columns=list(keys)).astype(float), m)
         for key, members in groups(table, by)
     ]
     return PairedComparison(m, by, pd.DataFrame(rows), tuple(notes))
 
 
-def table_of(result: PairedComparison) -> Table:
+def table_of(result: PairedComparison, form: str = "table") -> Table:
     """Format the rows of a comparison in the unit of the metric."""
-    m = result.metric
+    style = style_of(form)
+    m = style.metric(result.metric)
+    settings = [style.values(list(map(filters.null_if_missing, result.rows[k]))) for k in result.by]
 
     def number(value: float, form: str = "") -> str:
         return NONE if pd.isna(value) else f"{value * m.scale:{form}.{m.digits}f}"
 
     rows = []
-    for row in result.rows.to_dict("records"):
+    for i, row in enumerate(result.rows.to_dict("records")):
         interval = f"[{number(row['low'], '+')}, {number(row['high'], '+')}]"
         rows.append(
             (
-                *(shown(filters.null_if_missing(row[key])) for key in result.by),
+                *(column[i] for column in settings),
                 *(number(row[side]) for side in ("a", "b")),
                 number(row["difference"], "+"),
                 NONE if pd.isna(row["low"]) else interval,
                 str(row["n"]),
+                cell(filters.null_if_missing(row["rounds"])),
                 row["verdict"],
             )
         )
-    header = (*result.by, "A", "B", "A - B", "95 % interval", "n", "verdict")
-    return Table(header, tuple(rows), left=len(result.by))
+    unit = f" ({m.unit})" if m.unit == "%" else ""
+    others = (f"A{unit}", f"B{unit}", "A - B", "95 % interval", "n", "rounds", "verdict")
+    header = (*style.headers(result.by), *map(style.text, others))
+    left = len(result.by)
+    body = tuple((*row[:left], *map(style.text, row[left:])) for row in rows)
+    return Table(header, body, left=left)
 
 
 def _side(runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]) -> pd.DataFrame:
@@ -107,9 +128,9 @@ def _side(runs: pd.DataFrame, text: str, conditions: Sequence[filters.Condition]
     return finished
 
 
-def _by_keys(side: pd.DataFrame, keys: Sequence[str], m: Metric, text: str) -> dict[Key, Any]:
-    """Return the metric by the values of these keys, seed last; ConfigError if they have several runs."""
-    found: dict[Key, Any] = {}
+def _by_keys(side: pd.DataFrame, keys: Sequence[str], text: str) -> dict[Key, pd.Series]:
+    """Return the run by the values of these keys, seed last; ConfigError if they have several runs."""
+    found: dict[Key, pd.Series] = {}
     for key, members in groups(side, keys):
         if len(members) > 1:
             differing = axes(members)
@@ -119,7 +140,7 @@ def _by_keys(side: pd.DataFrame, keys: Sequence[str], m: Metric, text: str) -> d
                 f"'{text}': seed {key[-1]} has {len(members)} runs ({listed or 'of different versions'}); "
                 + name
             )
-        found[key] = members.iloc[0][m.name]
+        found[key] = members.iloc[0]
     return found
 
 
@@ -136,12 +157,13 @@ def _why_none(sides: Sequence[pd.DataFrame], keys: Sequence[str]) -> str:
 
 
 def _listed(runs: pd.DataFrame, key: str) -> str:
-    return ", ".join(map(shown, values(runs, key)))
+    return ", ".join(map(cell, values(runs, key)))
 
 
 def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
     """Return the numbers of one row, over the pairs in which both runs have the metric."""
-    pairs = pairs.dropna()
+    pairs = pairs.dropna(subset=["a", "b"])
+    rounds = pd.Series(pairs[["rounds_a", "rounds_b"]].to_numpy().ravel())
     differences, n = pairs.loc[:, "a"] - pairs.loc[:, "b"], len(pairs)
     low, high = _interval(differences)
     return {
@@ -151,6 +173,7 @@ def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
         "low": low,
         "high": high,
         "n": n,
+        "rounds": rounds_text(rounds),
         "verdict": _verdict(low, high, n, m),
     }
 

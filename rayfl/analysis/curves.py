@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rayfl.analysis.aggregate import Key, summarize
-from rayfl.analysis.metrics import COSTS
+from rayfl.analysis.metrics import COSTS, metric
 from rayfl.analysis.plots import DPI, Drawing, finished, group_name
 from rayfl.analysis.runs import axes as varying
 from rayfl.errors import ConfigError
-from rayfl.text import unset
+from rayfl.text import shown, unset
 
 Abscissa = Literal["rounds", "bytes", "seconds"]
 
@@ -43,9 +43,9 @@ class _Chosen(NamedTuple):
     notes: tuple[str, ...]
 
 
-def curve_metrics(x: str) -> list[str]:
-    """List the per-round metrics that `curves` needs."""
-    return ["test/accuracy", *COSTS[x].by_round]
+def curve_metrics(x: str, name: str = "last10") -> list[str]:
+    """List the per-round metrics that `curves` needs, the one that it draws first."""
+    return list(dict.fromkeys([metric(name).by_round, *COSTS[x].by_round]))
 
 
 def trace_metrics(runs: pd.DataFrame) -> list[str]:
@@ -77,10 +77,11 @@ def curves(
     x: Abscissa = "rounds",
     name: str = "last10",
 ) -> Drawing:
-    """Draw test accuracy against rounds, traffic or time: mean over the seeds, one line per group.
+    """Draw a metric against rounds, traffic or time: mean over the seeds, one line per group.
 
-    `rounds` are the histories of the runs' `curve_metrics(x)`. Traffic and time are cumulative, and averaged
-    over the seeds of a group at each round. `name`: metric that selects the best groups of too many.
+    `name`: a per-round metric, or a summary of one; for costs, test accuracy is drawn. It also selects the
+    best groups of too many. `rounds` are the histories of the runs' `curve_metrics(x, name)`. Traffic and
+    time are cumulative, and averaged over the seeds of a group at each round.
     """
     costs = list(COSTS[x].by_round)
     chosen = _chosen(runs, by, name)
@@ -89,7 +90,10 @@ def curves(
         total = spent[costs].sum(axis=1).groupby(spent["run_id"]).cumsum() * COSTS[x].scale
     else:
         total = spent["round"].astype(float)
-    panels = {"test/accuracy": "test accuracy"}
+    drawn = metric(name).by_round
+    if not rounds.loc[:, drawn].notna().any():
+        raise ConfigError(f"nothing to draw: no finished run has {shown(drawn)} by round")
+    panels = {drawn: unset(drawn.replace("/", " ").replace("_", " "))}
     return _figure(chosen, spent.assign(_x=total), panels, _LABELS[x], 4)
 
 

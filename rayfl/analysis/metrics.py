@@ -7,7 +7,7 @@ MLflow has for the runs may be used by its name there; lower is better unless th
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -31,6 +31,8 @@ COSTS = {
     "bytes": Cost(("cost/bytes_up", "cost/bytes_down"), "MB up and down", 1e-6, 2),
     "seconds": Cost(("time/round_s",), "seconds", 1.0, 1),
 }
+_SUMMARIES = ("accuracy_final", "accuracy_best", "accuracy_last10", "loss_final")
+_TESTED = ("test/accuracy", "test/loss")
 _TARGET = re.compile(r"(rounds|bytes|seconds)_to_(0?\.\d+|1(?:\.0*)?|0)")
 
 
@@ -52,6 +54,35 @@ class Metric:
     scale: float = 1.0
     """Factor to the unit of tables and axes."""
     digits: int = 4
+
+    @property
+    def unit(self) -> str:
+        """Unit of the scaled number, for the header of a table."""
+        return {1e-6: "MB", 100.0: "%"}.get(self.scale, "")
+
+    @property
+    def percent(self) -> "Metric":
+        """The same metric, an accuracy in percent with one decimal."""
+        return replace(self, scale=100.0, digits=1) if self.is_accuracy else self
+
+    @property
+    def is_accuracy(self) -> bool:
+        """True for a share of samples, which tables for papers have in percent."""
+        return "accuracy" in self.column
+
+    @property
+    def validation(self) -> str:
+        """The same number on validation data, by its name in MLflow; empty if there is none."""
+        if self.column in _SUMMARIES:
+            return f"validation_{self.column}"
+        return self.column.replace("test/", "validation/") if self.column in _TESTED else ""
+
+    @property
+    def by_round(self) -> str:
+        """The per-round metric whose curve shows this number; test accuracy for costs."""
+        if "/" in self.column:
+            return self.column
+        return "test/loss" if self.column == "loss_final" else "test/accuracy"
 
     @property
     def histories(self) -> tuple[str, ...]:

@@ -14,18 +14,21 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from rayfl.analysis.aggregate import Key, groups, summarize
+from rayfl.analysis.aggregate import Key, Summary, groups, summarize, task
 from rayfl.analysis.metrics import Metric, metric
+from rayfl.analysis.naming import listed, row_name, shown
 from rayfl.analysis.runs import axes as varying
 from rayfl.analysis.runs import canonical, order, values
-from rayfl.analysis.tables import setting, shown
+from rayfl.analysis.states import STATES, counted
 from rayfl.errors import ConfigError
 from rayfl.text import unset
 
 DPI = 150
 MOST_PANELS = 12
 
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
 
 
@@ -47,12 +50,22 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 def heatmap(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10") -> Drawing:
     """Draw the mean of a metric over the seeds on the grid of two keys; further keys make panels.
 
-    Default of `by`: the two varying keys with the most values; the others make the panels.
+    Default of `by`: the two varying keys with the most values; the others make the panels. Bold is the best
+    cell of each panel and task, framed the best of each task. A cell has its number of runs where that is 1
+    or not the number that most cells have; a note names the cells without a finished run.
     """
     m = metric(name)
     across, up, *others = _two_axes(finished(runs), by)
     summary = summarize(runs, [*others, across, up], [name])
-    cells = summary.rows.loc[summary.rows["n"] > 0]
+    rows = summary.rows.assign(_n=[row[0].n for row in summary.aggregates])
+    cells = rows.loc[rows["_n"] > 0]
+    if len(cells) == 0:
+        raise ConfigError(f"nothing to draw: no finished run has {name}")
+    usual = int(cells["_n"].mode().max())
+    cells = cells.assign(
+        _count=[f"n={n}" if n == 1 or n != usual else "" for n in cells["_n"]],
+        _bold=_best_of_panels(summary, others, cells.index),
+    )
     panels = groups(cells, others)
     if len(panels) > MOST_PANELS:
         raise ConfigError(
@@ -76,7 +89,26 @@ def heatmap(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "la
     figure.supylabel(up, fontsize=10)
     if image is not None:
         figure.colorbar(image, ax=panes).set_label(f"{m.label},\nmean over seeds", fontsize=8)
-    return Drawing(figure, summary.notes)
+    notes = [f"n = {usual} where a cell says nothing else; framed: the best of its task"]
+    return Drawing(figure, (*notes, *_empty(summary), *summary.notes))
+
+
+def _best_of_panels(summary: Summary, others: Sequence[str], cells: pd.Index) -> list[bool]:
+    """Mark the best cell of each panel and task; the order of the ranking is that within each task."""
+    best: dict[Any, int] = {}
+    for i in summary.ranking:
+        key = summary.groups[i][0]
+        best.setdefault((key[: len(others)], task(summary.by, key)), i)
+    return [i in best.values() for i in cells]
+
+
+def _empty(summary: Summary) -> list[str]:
+    """Name the cells that have runs, but no mean."""
+    found = []
+    for i, (key, members) in enumerate(summary.groups):
+        if summary.aggregates[i][0].n == 0:
+            found.append(f"{row_name(summary.by, key)} ({counted(members['state'], STATES)})")
+    return [f"cells left out, for no finished run has a number: {listed(found)}"] if found else []
 
 
 def parallel(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "last10") -> Drawing:
@@ -96,12 +128,12 @@ def parallel(runs: pd.DataFrame, by: Sequence[str] | None = None, name: str = "l
     colours = mpl.colormaps["viridis_r" if m.higher else "viridis"]  # the better, the darker
     norm = Normalize(result.min(), result.max())
     for i, value in enumerate(result):
-        best = i == len(result) - 1
+        best = bool(worst_first["is_best"].iloc[i])
         axes.plot(
             [position[i] for position, _ in heights],
             color=colours(norm(value)),
             linewidth=3 if best else 1.3,
-            label="best" if best else None,
+            label="best" if i == len(result) - 1 else None,
         )
     _scales(axes, [ticks for _, ticks in heights], [*summary.by, m.name])
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.1))
@@ -125,14 +157,13 @@ def _scales(axes: Axes, ticks: Sequence[Sequence[tuple[float, str]]], names: Seq
 def save(figure: Figure, file: Path | IO[bytes], form: str | None = None) -> None:
     """Write the figure as `form` (default: the file's suffix); the same figure gives the same bytes."""
     form = form or Path(str(file)).suffix.lower().removeprefix(".")
-    with mpl.rc_context({"svg.hashsalt": "rayfl"}):
-        figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
+    with mpl.rc_context({"svg.hashsalt": "rayfl", "pdf.fonttype": 42}):
+        figure.savefig(file, format=form, metadata=_UNDATED.get(form))
 
 
 def group_name(by: Sequence[str], key: Key, n: int | None = None) -> str:
     """Describe a group for a figure, without the keys that it does not have."""
-    point = {k: value for k, value in zip(by, key, strict=True) if value is not None}
-    words = ", ".join(setting(point, by)) or "all runs"
+    words = row_name(by, key)
     return unset(words if n is None else f"{words} (n={n})")
 
 
@@ -171,9 +202,16 @@ def _grid(
         if not math.isnan(value):
             red, green, blue, _ = colours((value - low) / (high - low) if high > low else 0.5)
             colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
-            weight = "bold" if row["is_best"] else None
+            weight = "bold" if row["_bold"] else None
             text = f"{value:.{min(m.digits, 3)}f}"
             axes.text(x, y, text, ha="center", va="center", size=8, color=colour, weight=weight)
+            if row["_count"]:
+                below = {"ha": "center", "va": "center", "size": 6, "color": colour}
+                axes.text(x, y - 0.32, row["_count"], **below)
+            if row["is_best"]:
+                axes.add_patch(
+                    Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, color=colour, lw=1.5)
+                )
     image = axes.imshow(grid, cmap=colours, vmin=low, vmax=high, aspect="auto", origin="lower")
     axes.set_xticks(range(len(xs)), [unset(shown(x)) for x in xs], fontsize=8)
     axes.set_yticks(range(len(ys)), [unset(shown(y)) for y in ys], fontsize=8)

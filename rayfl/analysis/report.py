@@ -19,11 +19,12 @@ import pandas as pd
 from rayfl.analysis import curves, plots
 from rayfl.analysis.aggregate import Summary, summarize
 from rayfl.analysis.metrics import metric
+from rayfl.analysis.naming import shown
 from rayfl.analysis.rerun import BASE, RerunCommands
 from rayfl.analysis.runs import axes, histories, load, values
 from rayfl.analysis.states import STATES
 from rayfl.analysis.store import address_of
-from rayfl.analysis.tables import shown, table_of
+from rayfl.analysis.tables import table_of
 from rayfl.errors import ConfigError
 
 _MOST_HEATMAPS = 3
@@ -75,7 +76,7 @@ def render(
         table=table_of(summary),
         results_command=shlex.join(["rayfl", "results", *options, "--metric", ",".join(names)]),
         notes=summary.notes,
-        best=_best(summary, runs, again) if summary.ranking else None,
+        best=_best(summary, runs, again),
         figures=list(_figures(runs, name, uri, options)) if summary.ranking else [],
         failures=[
             _trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] != "finished")
@@ -114,15 +115,16 @@ def _counts(runs: pd.DataFrame) -> list[tuple[str, int]]:
     return [(state.replace("_", " "), int(found.loc[state])) for state in STATES if state in found]
 
 
-def _best(summary: Summary, runs: pd.DataFrame, again: RerunCommands) -> dict[str, Any]:
-    """Return the best row of the summary with the commands of its finished runs."""
-    table, best = table_of(summary), summary.ranking[0]
-    _, members = summary.groups[best]
-    ids = set(members.loc[members["state"] == "finished", "run_id"])
-    return {
-        "cells": list(zip(table.header, table.rows[best], strict=True)),
-        "commands": [again.command(i) for i, run in enumerate(runs["run_id"]) if run in ids],
-    }
+def _best(summary: Summary, runs: pd.DataFrame, again: RerunCommands) -> list[dict[str, Any]]:
+    """Return the best row of each task with the commands of its finished runs."""
+    table, found = table_of(summary), []
+    for best in summary.best[0]:
+        _, members = summary.groups[best]
+        ids = set(members.loc[members["state"] == "finished", "run_id"])
+        commands = [again.command(i) for i, run in enumerate(runs["run_id"]) if run in ids]
+        cells = list(zip(table.header, table.rows[best], strict=True))
+        found.append({"cells": cells, "commands": commands})
+    return found
 
 
 def _positions(mask: pd.Series) -> list[int]:
@@ -150,10 +152,11 @@ def _figures(
         command = ["rayfl", "plot", kind, *options, "--metric", name, *more]
         return Plot(title, _svg(drawing), shlex.join(command), drawing.notes)
 
-    costs = curves.curve_metrics("bytes") + curves.curve_metrics("seconds")[1:]
+    costs = curves.curve_metrics("bytes", name) + curves.curve_metrics("seconds", name)[1:]
+    what = costs[0].replace("/", " ").capitalize()
     rounds = histories(curves.drawn(runs, by, name), costs, uri)
     for x, words in _ABSCISSAE:
-        title = f"Test accuracy against {words}"
+        title = f"{what} against {words}"
         yield plot(title, "curves", curves.curves(runs, rounds, by, x, name), "--x", x)
     for pair in _pairs(by):
         title = f"{pair[0]} and {pair[1]}: {metric(name).label}"

@@ -9,8 +9,10 @@ run does not have the key), the latest value of every metric by its name in MLfl
     run_id, run_name    of MLflow
     experiment          MLflow's, to which the run belongs
     sweep               to which the run belongs
-    state, reason       one of `states.STATES`; why the run failed or was stopped
-    config_hash         identity of the experiment
+    state, reason       one of `states.STATES`; why the run failed, was stopped or does not count
+    config_hash         identity of the experiment, but for the content of its code and data:
+    code_digest         of the user's source, and
+    data_digest         of the data; null where an earlier version of rayfl wrote the run
     started             milliseconds since 1970
 """
 
@@ -22,7 +24,7 @@ import pandas as pd
 
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import Metric, metric, numbers
-from rayfl.analysis.states import ENDED
+from rayfl.analysis.states import ENDED, after_rounds
 from rayfl.analysis.store import fetch_runs, open_store, read_histories
 from rayfl.config.identity import is_identity
 from rayfl.config.messages import RENAMED
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _STATE_BY_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+_SUPERSEDED = "a later run of this config had other code or data"
 _KEY = re.compile(r"seed|[a-z_]+(\.[A-Za-z_]\w*)+")  # but not the metric rounds_to_0.5
 _LISTED = 12  # values
+VERSION = ("code_digest", "data_digest")
+"""Columns that tell the versions of one experiment apart."""
 
 
 def load(
@@ -46,10 +51,11 @@ def load(
 ) -> pd.DataFrame:
     """Load the runs of an experiment (default: of all experiments of the store) that a filter selects.
 
-    Runs of the same config count once: the latest finished one, else the latest. `metrics` are names
-    that `rayfl.analysis.metrics` knows; those that need a run's history get it here. Raises ConfigError
-    if the store, the experiment or a key is not there, if an earlier version wrote runs of it, or if nothing
-    is selected.
+    Runs of the same config, code and data count once: the latest finished one, else the latest. Where the
+    code or the data of a config have changed, the newest version counts and the others are superseded.
+    `metrics` are names that `rayfl.analysis.metrics` knows; those that need a run's history get it here.
+    Raises ConfigError if the store, the experiment or a key is not there, if an earlier version wrote runs
+    of it, or if nothing is selected.
     """
     conditions = () if where is None else filters.parse(where)
     wanted = [metric(name) for name in metrics]
@@ -124,9 +130,11 @@ def _frame(runs: Iterable[tuple[str, "Run"]]) -> pd.DataFrame:
                 "run_name": info.run_name,
                 "experiment": experiment,
                 "sweep": tags.get("rayfl.sweep"),
-                "state": _state(info.status, tags.get("rayfl.state")),
+                "state": _state(run),
                 "reason": tags.get("rayfl.reason") or None,
                 "config_hash": tags.get("rayfl.config_hash"),
+                "code_digest": tags.get("rayfl.code_digest"),
+                "data_digest": tags.get("rayfl.data_digest"),
                 "started": info.start_time,
             }
         )
@@ -140,20 +148,29 @@ def _values(runs: pd.DataFrame, key: str) -> str:
     return f"{key} is {listed or 'null'}"
 
 
-def _state(status: str, tag: str | None) -> str:
-    """Combine MLflow's status with the tag, which is finer but not reset when a run is resumed."""
+def _state(run: "Run") -> str:
+    """Combine MLflow's status, the tag, which is finer but not reset by a resumption, and the rounds."""
+    status, tag = run.info.status, run.data.tags.get("rayfl.state")
     if status in ("RUNNING", "SCHEDULED"):
         return "running"
-    return tag if tag in ENDED else _STATE_BY_STATUS.get(status, "failed")
+    state = tag if tag in ENDED else _STATE_BY_STATUS.get(status, "failed")
+    last = run.data.params.get("federation.rounds")
+    return after_rounds(state, run.data.metrics.get("rounds", 0), float(last) if last else None)
 
 
 def _once_each(runs: pd.DataFrame) -> pd.DataFrame:
-    """Keep one run of each config, in the order of their start."""
+    """Keep one run of each config, code and data, in the order of their start; mark the older versions."""
     identity = runs["config_hash"].fillna(runs["run_id"])
+    version = [tuple(map(filters.null_if_missing, row)) for row in runs[[*VERSION]].to_numpy()]
     finished = runs["state"] == "finished"
-    ranked = runs.assign(_identity=identity, _finished=finished)
+    ranked = runs.assign(_identity=identity, _version=version, _finished=finished)
+    # The newest run says what the experiment is now, even if it failed.
+    ranked = ranked.sort_values(["started", "run_id"])
+    newest = ranked.groupby("_identity")["_version"].transform("last")
+    ranked.loc[ranked["_version"] != newest, ["state", "reason"]] = ["superseded", _SUPERSEDED]
     ranked = ranked.sort_values(["_finished", "started", "run_id"])
-    once = ranked.drop_duplicates("_identity", keep="last").drop(columns=["_identity", "_finished"])
+    once = ranked.drop_duplicates(["_identity", "_version"], keep="last")
+    once = once.drop(columns=["_identity", "_version", "_finished"])
     return once.sort_values(["started", "run_id"], ignore_index=True)
 
 

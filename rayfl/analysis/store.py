@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rayfl.errors import ConfigError, first_line
+from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
-from rayfl.tracking.defaults import database_file, default_uri
+from rayfl.tracking.defaults import database_file, redacted, store_address
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -20,32 +21,23 @@ _READERS = 4  # threads
 
 def open_store(uri: str | None) -> tuple["MlflowClient", str]:
     """Return a client of the store, and its address without a password; ConfigError if there is no store."""
-    uri, address = uri or default_uri(), address_of(uri)
-    file = database_file(uri)
-    if file is not None and not file.is_file():  # MLflow would create it
+    uri, key = store_address(uri, "--uri")
+    address, file = redacted(uri), database_file(uri)
+    if file is not None and not file.exists():  # it would be made
         raise ConfigError(
             f"no MLflow store at {address}: there is no such file; give --uri, or go to the directory "
             "where `rayfl run` was started"
         )
-    from mlflow.tracking import MlflowClient
+    from rayfl.tracking.store import opened  # imports mlflow
 
-    try:
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # MLflow lets through whatever its backend raises
-        raise ConfigError(
-            f"--uri = {shown(address)}: MLflow cannot use it ({first_line(error)}); give a sqlite:/// "
-            "file or the http address of a running MLflow server"
-        ) from error
-    return client, address
+    refuse = partial(ConfigError, key=key, value=address)
+    with opened(uri, refuse, "", writes=False) as client:
+        return client, address
 
 
 def address_of(uri: str | None) -> str:
     """Return the store's address without a password."""
-    uri = uri or default_uri()
-    scheme, separator, rest = uri.partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}...@{host}" if at and "/" not in user else uri
+    return redacted(store_address(uri, "--uri")[0])
 
 
 def fetch_runs(

@@ -1,87 +1,97 @@
 """Tables as text: for a terminal, CSV, JSON, Markdown or LaTeX.
 
 CSV and JSON have plain numbers in the units of MLflow; the other formats have `mean ± standard deviation`
-in the units of their headers, with the best row marked.
+in the units of their headers, with the best of each task marked: rows on a terminal, values elsewhere. LaTeX
+is for papers: accuracies in percent, symbols for keys, short values.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isnan, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from rayfl.analysis.aggregate import Summary
 from rayfl.analysis.metrics import Metric
-from rayfl.text import written
+from rayfl.analysis.naming import latex, latex_headers, latex_values, shown, spread
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
-NONE = "–"
-
-_LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {"±": r"$\pm$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}"}
-)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for readers: text in every cell."""
+    """A table for readers: text in every cell, that of LaTeX in its style."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    best: int | None = None
-    """Index of the row to mark."""
+    best: tuple[int, ...] = ()
+    """Indices of the rows to mark."""
     left: int = 0
     """Number of text columns, which come first; the others hold numbers."""
+    bold: frozenset[tuple[int, int]] = frozenset()
+    """Row and column of the cells to mark."""
+    underlined: frozenset[tuple[int, int]] = frozenset()
+    """Row and column of the cells within one standard error of a bold one; LaTeX alone shows them."""
 
 
-def table_of(summary: Summary) -> Table:
-    """Format the rows of a summary."""
-    header, columns = list(summary.by), [list(map(shown, summary.rows[k])) for k in summary.by]
-    for m in summary.metrics:
-        header.append(f"{m.name} (MB)" if m.scale != 1 else m.name)
-        pairs = zip(summary.rows[m.name], summary.rows[f"{m.name}_std"], strict=True)
-        columns.append([spread(m, mean, std) for mean, std in pairs])
+class Style(NamedTuple):
+    """How a format writes keys, config values, metrics and other text."""
+
+    headers: Callable[[Sequence[str]], list[str]]
+    values: Callable[[Sequence[Any]], list[str]]
+    metric: Callable[[Metric], Metric]
+    text: Callable[[str], str]
+
+
+PLAIN = Style(list, lambda values: list(map(shown, values)), lambda m: m, lambda text: text)
+LATEX = Style(latex_headers, latex_values, lambda m: m.percent, latex)
+
+
+def style_of(form: str) -> Style:
+    """Return the style of a format."""
+    return LATEX if form == "latex" else PLAIN
+
+
+def table_of(summary: Summary, form: str = "table", underline: bool = False) -> Table:
+    """Format the rows of a summary; `underline` cells within one standard error of the best."""
+    style, rows = style_of(form), summary.rows
+    header = style.headers(summary.by)
+    columns = [style.values(list(rows[key])) for key in summary.by]
+    bold, underlined = set(), set()
+    for j, m in enumerate(summary.metrics):
+        place = len(header)
+        bold |= {(i, place) for i in summary.best[j]}
+        underlined |= {(i, place) for i in summary.near(j)} if underline else set()
+        header.append(style.text(metric_header(style.metric(m))))
+        columns.append([style.text(mean_of(style.metric(m), summary, i, j)) for i in rows.index])
         if m.target is not None:
             header.append("reached")
-            columns.append(list(summary.rows[f"{m.name}_reached"]))
-    for count in ("n", *summary.states):
-        header.append(count.replace("_", " "))
-        columns.append([str(c) for c in summary.rows[count]])
-    best = summary.ranking[0] if summary.ranking else None
-    return Table(tuple(header), tuple(zip(*columns, strict=True)), best, len(summary.by))
+            columns.append(list(rows[f"{m.name}_reached"]))
+    counts = ["n", *(["rounds"] if "rounds" not in header else []), *summary.states]
+    header += [name.replace("_", " ") for name in counts]
+    columns += [[style.text(shown(count)) for count in rows[name]] for name in counts]
+    body = tuple(zip(*columns, strict=True))
+    return Table(
+        tuple(header),
+        body,
+        summary.best[0],
+        len(summary.by),
+        frozenset(bold),
+        frozenset(underlined),
+    )
 
 
-def spread(m: Metric, mean: float | None, std: float = nan) -> str:
-    """Format `mean ± standard deviation`, without what is missing."""
-    if mean is None or isnan(mean):
-        return NONE
-    text = f"{mean * m.scale:.{m.digits}f}"
-    return text if isnan(std) else f"{text} ± {std * m.scale:.{m.digits}f}"
+def metric_header(m: Metric) -> str:
+    """Return the metric's name with its unit."""
+    return f"{m.name} ({m.unit})" if m.unit else m.name
 
 
-def shown(value: Any) -> str:
-    """Format a config value as in an override."""
-    return NONE if value is None else written(value)
-
-
-def setting(point: Mapping[str, Any], among: Iterable[str] | None = None) -> list[str]:
-    """Format config values briefly: names without a key, other keys shortened as in `short`."""
-    keys = point if among is None else among
-    return [
-        shown(value) if key.endswith(".name") else f"{short(key, keys)}={shown(value)}"
-        for key, value in point.items()
-    ]
-
-
-def short(key: str, among: Iterable[str]) -> str:
-    """Return the last part of a dotted key if it is unambiguous; `alpha` always keeps its section."""
-    last = key.rpartition(".")[2]
-    same = [other for other in among if other.rpartition(".")[2] == last]
-    return key if len(same) > 1 or last == "alpha" else last
+def mean_of(m: Metric, summary: Summary, i: int, j: int) -> str:
+    """Format metric j of row i, with the number of runs in the mean if not all finished ones are."""
+    found = summary.aggregates[i][j]
+    partial = m.target is None and 0 < found.n < found.finished
+    return spread(m, found.mean, found.std) + (f" (n={found.n})" if partial else "")
 
 
 def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:
@@ -99,8 +109,12 @@ def _markdown(table: Table) -> str:
     def escaped(text: str) -> str:
         return text.replace("\\", "\\\\").replace("|", "\\|")
 
+    cells = [
+        [f"**{escaped(c)}**" if (i, j) in table.bold else escaped(c) for j, c in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    frame = pd.DataFrame(cells, columns=pd.Index([escaped(name) for name in table.header]))
     sides = ["left" if i < table.left else "right" for i in range(len(table.header))]
-    frame = _marked(table, escaped, "**{}**")
     # tabulate would otherwise format the numbers anew.
     return frame.to_markdown(index=False, colalign=sides, disable_numparse=True)
 
@@ -108,13 +122,16 @@ def _markdown(table: Table) -> str:
 def _latex(table: Table) -> str:
     """A LaTeX table; it needs the package booktabs."""
     kinds = "l" * table.left + "r" * (len(table.header) - table.left)
-    frame = _marked(table, lambda text: text.translate(_LATEX), r"\textbf{{{}}}")
+    cells = [
+        [_marked(c, (i, j) in table.bold, (i, j) in table.underlined) for j, c in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    frame = pd.DataFrame(cells, columns=pd.Index(table.header))
     return frame.to_latex(index=False, escape=False, column_format=kinds).rstrip("\n")
 
 
-def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
-    """The table with every text escaped and the best row in bold."""
-    rows = [[escaped(cell) for cell in row] for row in table.rows]
-    if table.best is not None:
-        rows[table.best] = [bold.format(cell) for cell in rows[table.best]]
-    return pd.DataFrame(rows, columns=pd.Index([escaped(name) for name in table.header]))
+def _marked(cell: str, bold: bool, underlined: bool) -> str:
+    """Mark a cell: bold text with bold mathematics, or underlined."""
+    if bold:
+        return rf"\textbf{{\boldmath {cell}}}" if "$" in cell else rf"\textbf{{{cell}}}"
+    return rf"\underline{{{cell}}}" if underlined else cell

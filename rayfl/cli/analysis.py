@@ -24,7 +24,8 @@ ExperimentName = Annotated[
     str | None, typer.Option("--experiment", help="MLflow experiment; default: all of the store.")
 ]
 Uri = Annotated[
-    str | None, typer.Option(help="MLflow store; default: mlflow.db in this directory.")
+    str | None,
+    typer.Option(help="MLflow store; default: $MLFLOW_TRACKING_URI, or mlflow.db here."),
 ]
 Where = Annotated[
     str | None,
@@ -56,18 +57,44 @@ def results(
     where: Where = None,
     by: By = None,
     metric: MetricNames = "last10",
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="KEY,KEY", help="A table of the first metric: the keys down,"),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="KEY,KEY", help="and those across; default: the others that vary."),
+    ] = None,
+    underline: Annotated[
+        bool,
+        typer.Option("--underline", help="LaTeX: what is within a standard error of the best."),
+    ] = False,
     form: Format = "table",
 ) -> None:
     """Mean and spread over the seeds of what was run."""
     from rayfl.analysis import aggregate, tables
+    from rayfl.analysis.pivot import pivot
     from rayfl.analysis.runs import load
 
     names = _listed(metric)
     if not names:
         raise ConfigError(f"--metric = '{metric}': names no metric; give one, such as last10")
+    if underline and form != "latex":
+        raise ConfigError(f"--underline: needs --format latex; {form} has no underlining")
+    if by is not None and (rows or columns):
+        raise ConfigError("--by: makes rows alone; give the keys to --rows and --columns")
     runs = load(experiment, uri, where, names)
-    summary = aggregate.summarize(runs, _listed(by) if by else None, names)
-    show(tables.table_of(summary), summary.rows, form, summary.notes)
+    if not (rows or columns):
+        summary = aggregate.summarize(runs, _listed(by) if by else None, names)
+        table = tables.table_of(summary, form, underline)
+        show(table, summary.rows, form, summary.notes)
+        return
+    down, across = _pivot_keys(runs, _listed(rows or ""), _listed(columns or ""))
+    summary = aggregate.summarize(runs, [*down, *across], names[:1])
+    table, numbers, notes = pivot(summary, len(across), form, underline)
+    if len(names) > 1:
+        notes = (f"without {', '.join(names[1:])}: such a table has one metric", *notes)
+    show(table, numbers, form, notes)
 
 
 def compare(
@@ -85,7 +112,7 @@ def compare(
 
     result = comparison.compare(load(experiment, uri, where, [metric]), a, b, metric)
     heading = f"{metric} of A = {a} minus B = {b}; 95 % confidence interval, paired t over seeds"
-    show(comparison.table_of(result), result.rows, form, result.notes, heading)
+    show(comparison.table_of(result, form), result.rows, form, result.notes, heading)
 
 
 def plot(
@@ -93,7 +120,7 @@ def plot(
         Literal["curves", "heatmap", "parallel", "traces"], typer.Argument(help="What to draw.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A .png or .svg; default: KIND.png.")
+        Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf; default: KIND.png.")
     ] = None,
     experiment: ExperimentName = None,
     uri: Uri = None,
@@ -106,7 +133,7 @@ def plot(
 ) -> None:
     """Draw curves, a heatmap, parallel coordinates or traces."""
     output = output or Path(f"{kind}.png")
-    _check_output(output, (".png", ".svg"))
+    _check_output(output, (".png", ".svg", ".pdf"))
     from rayfl.analysis import curves, plots
     from rayfl.analysis.runs import histories, load
 
@@ -117,7 +144,8 @@ def plot(
     elif kind == "parallel":
         drawing = plots.parallel(runs, keys, metric)
     elif kind == "curves":
-        rounds = histories(curves.drawn(runs, keys, metric), curves.curve_metrics(x), uri)
+        needed = curves.curve_metrics(x, metric)
+        rounds = histories(curves.drawn(runs, keys, metric), needed, uri)
         drawing = curves.curves(runs, rounds, keys, x, metric)
     else:
         scalars = curves.trace_metrics(runs)
@@ -148,6 +176,23 @@ def report(
     say(f"wrote {output}")
 
 
+def _pivot_keys(
+    runs: "pd.DataFrame", rows: list[str], columns: list[str]
+) -> tuple[list[str], list[str]]:
+    """Complete the keys of a pivot by those that vary; ConfigError if nothing is left for one side."""
+    from rayfl.analysis.runs import axes
+
+    if twice := set(rows) & set(columns):
+        raise ConfigError(f"--columns = '{min(twice)}': is among --rows too; a key has one place")
+    others = [key for key in axes(runs) if key not in rows + columns]
+    rows, columns = rows or others, columns or others
+    if not rows or not columns:
+        raise ConfigError(
+            f"--{'columns' if rows else 'rows'}: no other key varies between the runs; name one"
+        )
+    return rows, columns
+
+
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -172,7 +217,9 @@ def show(
     if heading:
         say(heading)
     table_console().print(_rich(table))
-    marks = ["* best"] if table.best is not None else []
+    marks = ["* best"] if table.best or table.bold else []
+    if len(table.best) > 1:
+        marks = ["* best of each task: the same data, partition and number of clients"]
     say(*marks, *(f"note: {note}" for note in notes))
 
 
@@ -181,8 +228,14 @@ def _rich(table: "Table") -> RichTable:
     for i, name in enumerate(table.header):
         drawn.add_column(escape(name), justify="left" if i < table.left else "right")
     for i, row in enumerate(table.rows):
-        best = i == table.best
         cells = [escape(cell) for cell in row]
-        cells[-1] += " *" if best else "  " * (table.best is not None)
-        drawn.add_row(*cells, style="bold" if best else None)
+        if table.best:
+            cells[-1] += " *" if i in table.best else "  "
+        else:
+            marked = {j for _, j in table.bold}  # columns, which stay aligned
+            cells = [
+                f"[bold]{cell} *[/]" if (i, j) in table.bold else cell + "  " * (j in marked)
+                for j, cell in enumerate(cells)
+            ]
+        drawn.add_row(*cells, style="bold" if i in table.best else None)
     return drawn

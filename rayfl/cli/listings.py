@@ -62,7 +62,12 @@ def partition(
         raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
     c = load(config, overrides)
     data, parts = federate(
-        c.data.load(), c.partition, c.heterogeneity, c.federation.clients, c.seed
+        c.data.load(),
+        c.partition,
+        c.heterogeneity,
+        c.federation.clients,
+        c.seed,
+        c.data.validation,
     )
     histogram = parts.histogram(data.y_train, data.num_classes)
     table_console().print(_partition_table(data, parts, histogram))
@@ -72,6 +77,8 @@ def partition(
         f"{len(histogram)} clients, {sizes.sum()} samples, {sizes.min()} to {sizes.max()} each; "
         f"digest {parts.digest()[:16]}",
     ]
+    if len(parts.validation):
+        lines.append(f"{len(parts.validation)} more samples are held out to validate with")
     if plot is not None:
         from rayfl.data.picture import heatmap
 

@@ -53,6 +53,8 @@ class RunDisplay(Display):
         )
         for line in (*prepared.data.read, *prepared.settings.shortcuts.dropped):
             self._console.print(line, markup=False)
+        if f.validation_samples:
+            self._console.print(f"{f.validation_samples:,} samples are held out to validate with")
         if start.resumed_round:
             self._console.print(f"going on after round {start.resumed_round}")
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
@@ -72,6 +74,7 @@ class RunDisplay(Display):
         shown = {
             "loss": ("train/loss", ".4f"),
             "accuracy": ("test/accuracy", ".4f"),
+            "validation": ("validation/accuracy", ".4f"),
             "alpha": ("server/alpha", ".3f"),
             "s/round": ("time/round_s", ".3f"),
         }
@@ -94,10 +97,10 @@ class RunDisplay(Display):
         s = result.summary
         last = result.history.iloc[-1]
         rows = {
-            "accuracy": f"final {s['accuracy_final']:.4f}, mean of last 10 evaluations "
-            f"{s['accuracy_last10']:.4f}, best {s['accuracy_best']:.4f}",
+            "accuracy": _accuracies(s, "accuracy"),
             **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
             "test loss": f"{s['loss_final']:.4f}",
+            **_validation(s),
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
             "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
             "backward passes": f"{s['backward_passes']:,.0f}",
@@ -108,6 +111,21 @@ class RunDisplay(Display):
             rows["to look at it"] = self._start.ui_command or ""
         for label, value in rows.items():
             console().print(f"[bold]{label:<15}[/] {escape(value)}")
+
+
+def _accuracies(summary: dict[str, float], name: str) -> str:
+    final, last10, best = (summary[f"{name}_{kind}"] for kind in ("final", "last10", "best"))
+    return f"final {final:.4f}, mean of last 10 evaluations {last10:.4f}, best {best:.4f}"
+
+
+def _validation(summary: dict[str, float]) -> dict[str, str]:
+    """Return the rows of what was held out, if anything was."""
+    if "validation_accuracy_final" not in summary:
+        return {}
+    return {
+        "validation": _accuracies(summary, "validation_accuracy"),
+        "validation loss": f"{summary['validation_loss_final']:.4f}",
+    }
 
 
 def describe_sizes(sizes: np.ndarray) -> str:

@@ -53,8 +53,8 @@ def config(config: ConfigFile, overrides: Overrides = None) -> None:
 def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
     s = result.summary
     return {
-        "accuracy": {kind: s[f"accuracy_{kind}"] for kind in ("final", "best", "last10")},
-        "loss": s["loss_final"],
+        **_evaluated(s, ""),
+        **({"validation": held_out} if (held_out := _evaluated(s, "validation_")) else {}),
         "rounds": int(s["rounds"]),
         "seconds_per_round": s["seconds_per_round"],
         "backward_passes": int(s["backward_passes"]),
@@ -63,4 +63,15 @@ def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
         "run_id": result.run_id,
         "config_hash": config.hash,
         "model_sha256": result.model_sha256,
+    }
+
+
+def _evaluated(summary: dict[str, float], prefix: str) -> dict[str, Any]:
+    """Accuracy and loss of the test set, or of what was held out; nothing if nothing was."""
+    if f"{prefix}loss_final" not in summary:
+        return {}
+    kinds = ("final", "best", "last10")
+    return {
+        "accuracy": {kind: summary[f"{prefix}accuracy_{kind}"] for kind in kinds},
+        "loss": summary[f"{prefix}loss_final"],
     }

@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rayfl.analysis.states import counted
+from rayfl.cli.analysis import show
 from rayfl.cli.sweep_plan import describe, listing, quantity
 from rayfl.cli.sweep_progress import SweepProgress, duration
-from rayfl.cli.terminal import Display, say, table_console
+from rayfl.cli.terminal import Display, say
+from rayfl.tracking.defaults import redacted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate
@@ -78,15 +80,22 @@ class SweepDisplay(Display):
 
     def conclude(self, result: "SweepResult", sweep: "Sweep", took: float) -> None:
         """Show the final table, the trials without a result, and the commands that show more."""
-        from rayfl.cli.sweep_summary import best_points, summary_table
+        from rayfl.analysis.tables import table_of
+        from tuning.results import summary
 
-        table_console().print(summary_table(result, sweep))
-        if len(best_points(result, sweep)) > 1:
-            say("best: of the points with the same data, partition and number of clients")
+        found = summary(result.rows, sweep)
+        show(table_of(found), found.rows, "table", found.notes)
         ended = counted(row.state for row in result.rows)
         say(f"{ended}, in {duration(took)}; MLflow run {result.parent_id}", *_failures(result))
         uri = next((e.tracking.uri for row in result.rows if (e := row.trial.experiment)), None)
-        more = ["--where", f"sweep={sweep.name}", *(["--uri", uri] if uri else [])]
+        name = "test/accuracy" if sweep.metric == "validation/accuracy" else sweep.metric
+        more = [
+            "--where",
+            f"sweep={sweep.name}",
+            "--metric",
+            name,
+            *(["--uri", redacted(uri)] if uri else []),
+        ]
         say(f"its answers: {shlex.join(['rayfl', 'results', *more])}")
         if self._start:
             say(f"to look at it: {self._start.ui_command}")

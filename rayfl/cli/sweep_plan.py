@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tuning.plan import PlannedTrial, SweepPlan
 
 _MOST_LISTED = 10  # trials with the same problem
+_OF_TEST_SET = ("test/", "client/")  # metrics
 
 
 def describe(plan: "SweepPlan") -> str:
@@ -22,6 +23,8 @@ def describe(plan: "SweepPlan") -> str:
         f"at once: {plan.at_once} now ({plan.room} client actors fit)"
         + (f", {plan.at_once_grown} once the cluster has grown" if plan.at_once_grown else ""),
     ]
+    if points > 1 and sweep.metric.startswith(_OF_TEST_SET):
+        lines.append(_chosen_on_test(plan))
     if plan.unshared:
         lines.append(
             f"base.checkpoint.dir = {plan.unshared!r}: a trial that moves to another node starts anew there, "
@@ -54,6 +57,19 @@ def listing(
         yield from (f"    {show(trial)}" for trial in trials[:_MOST_LISTED])
         if len(trials) > _MOST_LISTED:
             yield f"    and {len(trials) - _MOST_LISTED} more{hint}"
+
+
+def _chosen_on_test(plan: "SweepPlan") -> str:
+    """Say that the best point's result is no fair one, and what to do."""
+    from tuning.config import holds_out
+
+    metric = plan.sweep.metric
+    remedy = (
+        "metric=validation/accuracy chooses by the samples that data.validation holds out"
+        if holds_out(plan.sweep.base)
+        else "base.data.validation=0.1 holds out a tenth of each client's training samples to choose by"
+    )
+    return f"points are chosen by {metric}, which then flatters the best; {remedy}"
 
 
 def quantity(n: int, noun: str) -> str:

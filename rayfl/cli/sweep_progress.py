@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayfl.analysis.states import ENDED, SUCCEEDED, counted
+from rayfl.analysis.states import ENDED, counted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate
@@ -26,9 +26,14 @@ class TrialStatus:
     """True if this command ran the trial."""
 
     @property
+    def summary(self) -> dict[str, float]:
+        """Summaries of the trial's rounds, which MLflow alone has."""
+        return {}
+
+    @property
     def name(self) -> str:
         """The trial's point and seed in short form."""
-        from rayfl.analysis.tables import setting
+        from rayfl.analysis.naming import setting
 
         return " ".join([*setting(self.trial.point), f"seed={self.trial.seed}"])
 
@@ -40,6 +45,8 @@ class SweepProgress:
         self.plan: SweepPlan | None = None
         """Plan of the sweep, once it is made."""
         self._trials: dict[str, TrialStatus] = {}
+        self._best: tuple[tuple[str, ...], str] = (), ""
+        """States of the trials, and the text of the best points at that time."""
         self._began: tuple[float, float] | None = None
         """Time of the first finished rounds, and the number of trials that they amount to."""
 
@@ -73,18 +80,15 @@ class SweepProgress:
         return text + (f", {states['running']} running" if states["running"] else "")
 
     def best(self) -> str:
-        """Return the best trial so far, as text."""
-        good = ("running", *SUCCEEDED)
-        values = {
-            status.value: status
-            for status in self._all()
-            if status.value is not None and status.state in good
-        }
-        if not values or self.plan is None:
-            return ""
-        sweep = self.plan.sweep
-        best = max(values) if sweep.mode == "max" else min(values)
-        return f"best {sweep.metric} {best:.4f}: {values[best].name}"
+        """Return the best point of each task so far, by the rule of the table at the end, as text."""
+        trials = self._all()
+        states = tuple(status.state for status in trials)
+        if self.plan is not None and states != self._best[0]:
+            from rayfl.cli.sweep_summary import best_in_words
+            from tuning.results import summary
+
+            self._best = states, best_in_words(summary(trials, self.plan.sweep))
+        return self._best[1]
 
     def time_left(self) -> str:
         """Estimate the remaining time from the trials that this command has run."""

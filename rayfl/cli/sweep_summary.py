@@ -1,57 +1,39 @@
 """The results of a sweep: the table at its end, the best points, and the same as JSON."""
 
 from collections import Counter
-from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-import pandas as pd
-from rich.markup import escape
-from rich.table import Table
-
-from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
-from rayfl.analysis.metrics import Metric
-from rayfl.analysis.states import counted
-from rayfl.analysis.tables import short, spread
-from rayfl.cli.terminal import table as new_table
-from rayfl.text import written
-from tuning.space import Point, task, text
+from rayfl.analysis.naming import row_name, spread
+from tuning.results import summary
+from tuning.space import Point
 
 if TYPE_CHECKING:
+    from rayfl.analysis.aggregate import Summary
     from tuning.config import Sweep
-    from tuning.sweep import SweepResult, TrialResult
+    from tuning.sweep import SweepResult
 
 
 _SHOWN = ("state", "reason", "rounds", "value", "run_id", "model_sha256")
 
 
-def summary_table(result: "SweepResult", sweep: "Sweep") -> Table:
-    """Make a row for every point: its values, and the metric's mean and spread over the finished seeds."""
-    m, keys = Metric(sweep.metric, sweep.metric), list(sweep.space)
-    names = [short(key, keys) for key in keys]
-    table = new_table(*names, m.name, "seeds", "")
-    best = best_points(result, sweep)
-    for rows in _by_point(result):
-        point, found = rows[0].trial.point, _aggregate(rows)
-        cells = [escape(written(point[key])) if key in point else "" for key in keys]
-        notes = counted(row.state for row in rows if row.state != "finished")
-        words = " ".join(filter(None, ["best" * (point in best), notes]))
-        style = "bold" if point in best else None
-        numbers = spread(m, found.mean, found.std), f"{found.n}/{len(rows)}"
-        table.add_row(*cells, *numbers, words, style=style)
-    return table
-
-
 def best_points(result: "SweepResult", sweep: "Sweep") -> list[Point]:
-    """Return the best point of each task, by the rule of `rayfl.analysis.aggregate.ranked`."""
-    tasks: dict[Hashable, list[tuple[Point, Aggregate]]] = {}
-    for rows in _by_point(result):
-        point = rows[0].trial.point
-        tasks.setdefault(task(point), []).append((point, _aggregate(rows)))
-    rankings = [
-        (found, ranked([aggregate for _, aggregate in found], sweep.mode == "max"))
-        for found in tasks.values()
-    ]
-    return [found[ranking[0]][0] for found, ranking in rankings if ranking]
+    """Return the best point of each task, by the rule of `rayfl.analysis.ranking.ranked`."""
+    found = summary(result.rows, sweep)
+    first = [result.rows[members.index[0]] for _, members in found.groups]
+    return [first[i].trial.point for i in found.best[0]]
+
+
+def best_in_words(found: "Summary") -> str:
+    """Return the best row of each task, with its mean and number of runs, as text; empty if there is none."""
+    m = found.metrics[0]
+    rows = []
+    for i in found.best[0]:
+        a = found.aggregates[i][0]
+        name = row_name(found.by, found.groups[i][0])
+        runs = len(found.groups[i][1])
+        of_all = f" of {runs}" if a.n != runs else ""
+        rows.append(f"{spread(m, a.mean, a.std)} (n={a.n}{of_all}): {name}")
+    return f"best {m.name} {'; '.join(rows)}" if rows else ""
 
 
 def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
@@ -62,6 +44,7 @@ def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
         "metric": sweep.metric,
         "counts": dict(Counter(row.state for row in result.rows)),
         "best": best_points(result, sweep),
+        "notes": list(summary(result.rows, sweep).notes),
         "seconds": round(took, 2),
         "trials": [
             {
@@ -74,17 +57,3 @@ def as_json(result: "SweepResult", sweep: "Sweep", took: float) -> dict:
             for row in result.rows
         ],
     }
-
-
-def _by_point(result: "SweepResult") -> list[list["TrialResult"]]:
-    """Group the rows by point."""
-    points: dict[str, list[TrialResult]] = {}
-    for row in result.rows:
-        points.setdefault(text(row.trial.point), []).append(row)
-    return list(points.values())
-
-
-def _aggregate(rows: "list[TrialResult]") -> Aggregate:
-    """Aggregate the sweep's metric over the seeds of a point."""
-    frame = pd.DataFrame({"state": [r.state for r in rows], "value": [r.value for r in rows]})
-    return aggregate(frame, "value")

@@ -15,13 +15,21 @@ FREE_SECTIONS = ("resources", "ray", "tracking", "checkpoint", "evaluation")
 PLACES = ("data.root", "data.download", "model.download")
 """Keys that say where published data and weights lie, or come from."""
 
-_NULL_IS_ABSENT = ("data.layout",)
+TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
+"""Prefixes of the keys that make the task, which methods are compared on."""
+
+_NULL_IS_ABSENT = ("data.layout", "data.validation")
 """Options that came later: null means what held before there was a choice."""
 
 
 def is_identity(key: str) -> bool:
     """Return whether a result depends on this dotted key."""
     return key.partition(".")[0] not in FREE_SECTIONS and key not in PLACES
+
+
+def is_task(key: str) -> bool:
+    """Return whether this dotted key changes the task rather than the method."""
+    return f"{key}.".startswith(TASK)
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:

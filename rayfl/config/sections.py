@@ -193,7 +193,7 @@ class Tracking(Section):
     enabled: bool = True
     """record the run in MLflow"""
     uri: str | None = None
-    """null: sqlite file mlflow.db in the working directory"""
+    """null: $MLFLOW_TRACKING_URI, else sqlite file mlflow.db in the working directory"""
     experiment: str = Field(default="rayfl", min_length=1)
     """MLflow experiment"""
     run_name: str | None = None

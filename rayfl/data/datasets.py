@@ -125,6 +125,14 @@ class Source(ABC):
         Literal["none", "flip", "flip_crop"],
         Field(description="train images: mirrored at random; flip_crop: also shifted at random"),
     ] = "none"
+    validation: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="share of each client's train samples that is held out, to choose by; null: none",
+        ),
+    ] = None
 
     @abstractmethod
     def read(self) -> Dataset:

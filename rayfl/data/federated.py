@@ -2,16 +2,25 @@
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.heterogeneity import Heterogeneity, long_tail, shift
-from rayfl.data.partition import Partition, Scheme, split
+from rayfl.data.partition import Partition, Scheme, hold_out, split
 
 
 def federate(
-    data: Dataset, scheme: Scheme, heterogeneity: Heterogeneity, clients: int, seed: int
+    data: Dataset,
+    scheme: Scheme,
+    heterogeneity: Heterogeneity,
+    clients: int,
+    seed: int,
+    validation: float | None = None,
 ) -> tuple[Dataset, Partition]:
-    """Thin out the classes of the data, split what is left, and shift each client's share.
+    """Thin out the classes of the data, split what is left, hold some out, and shift each client's share.
 
-    The labels of the Dataset are those that clients train on. Raises ConfigError if that cannot be.
+    The labels of the Dataset are those that clients train on. What is held out to validate with, the share
+    `validation`, is not shifted, as the test set is not: it is to foretell the test set's accuracy.
+    Raises ConfigError if that cannot be.
     """
     data = long_tail(data, heterogeneity.imbalance_factor, seed)
     partition = split(scheme, data.y_train, clients, seed, data.group_train)
+    if validation is not None:
+        partition = hold_out(partition, validation, seed)
     return shift(data, partition, heterogeneity, seed), partition

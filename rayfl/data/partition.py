@@ -1,14 +1,15 @@
 """The assignment of training samples to clients.
 
 Every scheme (rayfl/data/schemes/) is a true partition: each sample belongs to exactly one client and no
-client is empty. A scheme therefore returns one number per sample, its owner.
+client is empty. A scheme therefore returns one number per sample, its owner. Some samples of each client may
+then be held out, to validate with.
 
 Shapes: n training samples, N clients, C classes.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
@@ -27,6 +28,8 @@ class Partition:
 
     indices: np.ndarray  # int64 [n]
     offsets: np.ndarray  # int64 [N + 1]: client i owns indices[offsets[i]:offsets[i + 1]]
+    # Samples that no client trains on, ascending, int64 [m]; `indices` are the others.
+    validation: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def client(self, i: int) -> np.ndarray:
         """The sample indices of client `i`."""
@@ -49,6 +52,8 @@ class Partition:
     def digest(self) -> str:
         """SHA-256 that is equal if and only if the partition is equal, on every machine."""
         content = self.indices.astype("<i8").tobytes() + self.offsets.astype("<i8").tobytes()
+        if len(self.validation):
+            content += b"validation" + self.validation.astype("<i8").tobytes()
         return hashlib.sha256(content).hexdigest()
 
 
@@ -83,3 +88,30 @@ def split(
     offsets = np.concatenate(([0], np.cumsum(sizes)))
     # The sort is stable, so the indices of each client ascend.
     return Partition(np.argsort(owner, kind="stable").astype(np.int64), offsets.astype(np.int64))
+
+
+def hold_out(partition: Partition, share: float, seed: int) -> Partition:
+    """Hold out `share` of the samples of each client, at random, and never its last one.
+
+    Rounded up or down at random, so that the share is right on average at small clients too. Only `seed` and
+    the client decide; a larger share holds out these and more. Raises ConfigError if nothing is held out.
+    """
+    is_held_out = np.zeros(len(partition.indices), dtype=bool)  # by place in `indices`
+    for client, (begin, size) in enumerate(zip(partition.offsets, partition.sizes, strict=False)):
+        rng = generator(seed, "validation", client=client)
+        count = min(int(share * size + rng.random()), size - 1)
+        is_held_out[begin + rng.permutation(size)[:count]] = True
+    if not is_held_out.any():
+        raise ConfigError(
+            f"holds out no sample: the clients have up to {partition.sizes.max()}, and each keeps one",
+            key="data.validation",
+            value=share,
+            hint="raise it, or lower federation.clients",
+            keys=("federation.clients",),
+        )
+    before = np.concatenate(([0], np.cumsum(is_held_out)))  # held out before each place
+    return Partition(
+        partition.indices[~is_held_out],
+        partition.offsets - before[partition.offsets],
+        np.sort(partition.indices[is_held_out]),
+    )

@@ -8,7 +8,15 @@ import torch
 
 from rayfl.errors import ClientError
 from rayfl.federation.specs import ClientSpec
-from rayfl.training.engine import Arrays, Broadcast, Engine, EvaluationResult, UnitResult, WorkUnit
+from rayfl.training.engine import (
+    Arrays,
+    Broadcast,
+    Engine,
+    EvaluationResult,
+    Split,
+    UnitResult,
+    WorkUnit,
+)
 from rayfl.training.precision import in_effect
 from rayfl.training.travel import unpacked
 
@@ -46,10 +54,12 @@ class Client:
         except Exception as error:
             raise self._error(unit.round, unit.clients) from error
 
-    def evaluate(self, round: int, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
-        """Evaluate test samples `first` to `last`. Raises ClientError."""
+    def evaluate(
+        self, round: int, broadcast: Broadcast, split: Split, first: int, last: int
+    ) -> EvaluationResult:
+        """Evaluate the split's samples `first` to `last`. Raises ClientError."""
         try:
-            return self.engine.evaluate(broadcast, first, last)
+            return self.engine.evaluate(broadcast, split, first, last)
         except Exception as error:
             raise self._error(round, ()) from error
 

@@ -36,7 +36,8 @@ class History:
     def summary(self, targets: Sequence[float] = ()) -> dict[str, float]:
         """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`.
 
-        A target that was never reached has no entry, and nothing has before the first round.
+        Accuracies are the test set's, and as `validation_accuracy_...` those of what is held out. A target
+        that was never reached has no entry, and nothing has before the first round.
         """
         seconds = list(self._values("time/round_s").values())
         if not seconds:
@@ -44,15 +45,15 @@ class History:
         summary = {"rounds": float(len(seconds)), "seconds_per_round": fmean(seconds)}
         for cost in ("backward_passes", "bytes_up", "bytes_down"):
             summary[cost] = sum(self._values(f"cost/{cost}").values())
+        for split, prefix in (("test", ""), ("validation", "validation_")):
+            if evaluated := list(self._values(f"{split}/accuracy").values()):
+                summary |= {
+                    f"{prefix}accuracy_final": evaluated[-1],
+                    f"{prefix}accuracy_best": max(evaluated),
+                    f"{prefix}accuracy_last10": fmean(evaluated[-10:]),
+                    f"{prefix}loss_final": list(self._values(f"{split}/loss").values())[-1],
+                }
         accuracy = self._values("test/accuracy")
-        if accuracy:
-            evaluated = list(accuracy.values())
-            summary |= {
-                "accuracy_final": evaluated[-1],
-                "accuracy_best": max(evaluated),
-                "accuracy_last10": fmean(evaluated[-10:]),
-                "loss_final": list(self._values("test/loss").values())[-1],
-            }
         for target in targets:
             reached = [round for round, value in accuracy.items() if value >= target]
             if reached:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayfl.federation.client import Client
-from rayfl.training.engine import Arrays, Broadcast, WorkUnit
+from rayfl.training.engine import Arrays, Broadcast, Split, WorkUnit
 
 
 @dataclass(eq=False)
@@ -43,8 +43,8 @@ class Pool(Protocol):
         """Queue a work unit. `memories`: a handle or None for each client; None: the algorithm has none."""
         ...
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
-        """Queue the evaluation of test samples `first` to `last`."""
+    def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
+        """Queue the evaluation of the split's samples `first` to `last`."""
         ...
 
     def wait(self, future: Future) -> Any:
@@ -80,8 +80,9 @@ class LocalPool:
         result, new = self.client.train(unit, broadcast, given)
         return Future(result=result, memories=new, done=True)
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> Future:
-        return Future(result=self.client.evaluate(round, broadcast, first, last), done=True)
+    def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
+        result = self.client.evaluate(round, broadcast, split, first, last)
+        return Future(result=result, done=True)
 
     def wait(self, future: Future) -> Any:
         return future.result

@@ -25,6 +25,7 @@ from rayfl.storage.checkpoint import Memory, Snapshot
 from rayfl.training.engine import (
     Broadcast,
     EvaluationResult,
+    Split,
     UnitResult,
     WorkUnit,
     as_tensor,
@@ -57,7 +58,7 @@ class Server:
         self._remembers = bool(algorithm.init_client(self.w))
         # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before.
         self.correct: np.ndarray | None = None
-        self._evaluations: deque[tuple[int, list[Future]]] = deque()
+        self._evaluations: deque[tuple[int, dict[Split, list[Future]]]] = deque()
         # Round that `self.w` is to be evaluated after, once the next round's units are on their way.
         self._due: int | None = None
 
@@ -223,28 +224,40 @@ class Server:
         if handle is None:
             handle = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
         round, self._due = self._due, None
-        n = self.federation.test_samples
-        futures = [
-            self.pool.evaluate(round, handle, first, min(first + EVALUATION_UNIT, n))
-            for first in range(0, n, EVALUATION_UNIT)
-        ]
+        samples: dict[Split, int] = {"test": self.federation.test_samples}
+        if self.federation.validation_samples:
+            samples["validation"] = self.federation.validation_samples
+        futures: dict[Split, list[Future]] = {
+            split: [
+                self.pool.evaluate(round, handle, split, first, min(first + EVALUATION_UNIT, n))
+                for first in range(0, n, EVALUATION_UNIT)
+            ]
+            for split, n in samples.items()
+        }
         self._evaluations.append((round, futures))
 
     def _evaluated(self, wait: bool) -> Iterator[EvaluationMetrics]:
         """Finished evaluations in the order of their rounds."""
         while self._evaluations:
             round, futures = self._evaluations[0]
-            if not wait and not all(future.done for future in futures):
+            if not wait and not all(f.done for of_split in futures.values() for f in of_split):
                 return
-            parts: list[EvaluationResult] = [self.pool.wait(future) for future in futures]
+            results: dict[Split, list[EvaluationResult]] = {
+                split: [self.pool.wait(future) for future in of_split]
+                for split, of_split in futures.items()
+            }
             self._evaluations.popleft()
-            self.correct = np.concatenate([part.correct for part in parts])
-            samples = len(self.correct)
-            loss = sum(part.loss for part in parts) / samples
-            if not math.isfinite(loss):
-                raise self._diverged(round, "the test loss")
-            metrics = {"test/loss": loss, "test/accuracy": int(self.correct.sum()) / samples}
-            metrics |= self.federation.breakdown.metrics(self.correct)
+            metrics: dict[str, float] = {}
+            for split, parts in results.items():
+                correct = np.concatenate([part.correct for part in parts])
+                loss = sum(part.loss for part in parts) / len(correct)
+                if not math.isfinite(loss):
+                    raise self._diverged(round, f"the {split} loss")
+                metrics[f"{split}/loss"] = loss
+                metrics[f"{split}/accuracy"] = int(correct.sum()) / len(correct)
+                if split == "test":
+                    self.correct = correct
+                    metrics |= self.federation.breakdown.metrics(correct)
             yield EvaluationMetrics(round, metrics)
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:

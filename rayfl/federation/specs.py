@@ -28,6 +28,7 @@ class FederationSpec:
     clients_per_unit: int
     eval_every: int
     test_samples: int
+    validation_samples: int  # 0: none are held out
     breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
 
     @property

@@ -7,7 +7,7 @@ import torch
 
 from rayfl.federation.client import Client
 from rayfl.federation.specs import ClientSpec
-from rayfl.training.engine import Arrays, Broadcast, EvaluationResult, WorkUnit
+from rayfl.training.engine import Arrays, Broadcast, EvaluationResult, Split, WorkUnit
 from rayfl.training.process import configure_process
 
 
@@ -36,6 +36,8 @@ class ClientActor:
         result, new = self.client.train(unit, broadcast, list(memories))
         return (result, *new) if self.client.engine.remembers else result
 
-    def evaluate(self, round: int, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
-        """Evaluate test samples `first` to `last`."""
-        return self.client.evaluate(round, broadcast, first, last)
+    def evaluate(
+        self, round: int, broadcast: Broadcast, split: Split, first: int, last: int
+    ) -> EvaluationResult:
+        """Evaluate the split's samples `first` to `last`."""
+        return self.client.evaluate(round, broadcast, split, first, last)

@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
 from rayfl.federation.pool import Future
-from rayfl.training.engine import Arrays, Broadcast, WorkUnit
+from rayfl.training.engine import Arrays, Broadcast, Split, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
@@ -119,9 +119,11 @@ class ActorPool:
         call = ("train", (unit, broadcast, *given), returned)
         return self._submit(ActorFuture(call=call, label=label))
 
-    def evaluate(self, round: int, broadcast: Any, first: int, last: int) -> ActorFuture:
-        label = f"round {round}, evaluation of test samples {first} to {last}"
-        call = ("evaluate", (round, broadcast, first, last), 0)
+    def evaluate(
+        self, round: int, broadcast: Any, split: Split, first: int, last: int
+    ) -> ActorFuture:
+        label = f"round {round}, evaluation of {split} samples {first} to {last}"
+        call = ("evaluate", (round, broadcast, split, first, last), 0)
         return self._submit(ActorFuture(call=call, label=label))
 
     def wait(self, future: Future) -> Any:

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from rayfl.errors import CheckpointError, first_line
 from rayfl.provenance import Provenance
 from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, saved_in
-from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name
+from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name, manifests
 from rayfl.storage.storage import Storage
 
 AUTO_SECONDS = 30.0
@@ -67,6 +67,11 @@ class CheckpointWriter:
         """Return the newest checkpoint of this run, if there is one."""
         self._kept = saved_in(Storage(self.location))
         return self._kept[-1] if self._kept else None
+
+    def reached(self, round: int) -> bool:
+        """Return whether a checkpoint of this round or a later one is there, from whatever process."""
+        names = manifests(Storage(self.location))
+        return bool(names) and names[-1] >= manifest_name(round)
 
     def save(self, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]) -> None:
         """Write a checkpoint, then delete all but the last `keep_last` ones.

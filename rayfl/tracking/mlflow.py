@@ -25,9 +25,10 @@ from rayfl.config.schema import Experiment
 from rayfl.config.sections import LONGEST_RUN_NAME
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.errors import ConfigError, first_line
+from rayfl.errors import ConfigError, RunError, first_line
 from rayfl.federation.history import History
 from rayfl.text import written
+from rayfl.tracking.defaults import redacted
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
 from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
@@ -51,8 +52,12 @@ class RunTracker:
     ):
         """Start a run with additional `tags`, or resume the run `run_id`.
 
-        Raises ConfigError if the store has no such run.
+        Raises ConfigError if the store has no such run, or it was deleted.
         """
+        self.lost: RunError | None = None
+        """What to tell the user once the run was deleted; nothing is written any more."""
+        self._params: set[str] = set()
+        """Params that a resumed run already has, which MLflow does not let change."""
         self._client, self._experiment, self._store = store.client, experiment, store
         self._history, self._pending = History(), list[Metric]()
         self._flushed = 0.0
@@ -81,10 +86,18 @@ class RunTracker:
             run = self._client.get_run(run_id)
         except MlflowException as error:
             raise ConfigError(
-                f"--resume: MLflow run {run_id}, to which the checkpoint belongs, is not in {store.uri} "
+                f"--resume: MLflow run {run_id}, to which the checkpoint belongs, is not in {store.address} "
                 f"({first_line(error)}); set tracking.uri to its store, or tracking.enabled=false",
                 keys=("tracking.uri", "tracking.enabled"),
             ) from error
+        if run.info.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"MLflow run {run_id} in {store.address} was deleted; restore it with "
+                f"`{store.command(f'runs restore --run-id {run_id}')}`, or go on without it with "
+                "tracking.enabled=false",
+                keys=("tracking.enabled",),
+            )
+        self._params = set(run.data.params)
         self._client.update_run(run_id, status="RUNNING")
         self._recorded = {
             key: {metric.step for metric in self._client.get_metric_history(run_id, key)}
@@ -93,13 +106,20 @@ class RunTracker:
         return run_id
 
     def describe_config(self) -> None:
-        """Record the resolved config."""
+        """Record the resolved config.
+
+        A resumed run keeps the params that it has: only places can differ, and MLflow changes none.
+        """
         flat = self._experiment.flat()
         # One spelling of each value, because queries compare params as text.
-        params = [Param(key, written(value)) for key, value in flat.items()]
+        params = [
+            Param(key, redacted(written(value)))
+            for key, value in flat.items()
+            if key not in self._params
+        ]
         for i in range(0, len(params), 100):  # MLflow's limit
             self._write(self._client.log_batch, params=params[i : i + 100])
-        self.attach("config.yaml", self._experiment.to_yaml())
+        self.attach("config.yaml", redacted(self._experiment.to_yaml()))
 
     def attach(self, name: str, text: str) -> None:
         """Record a text file."""
@@ -117,7 +137,9 @@ class RunTracker:
         from rayfl.data.picture import heatmap  # imports matplotlib, while the actors start
 
         histogram = partition.histogram(data.y_train, data.num_classes)
-        profile = {"clients": len(histogram), "samples": len(data.y_train)}
+        profile = {"clients": len(histogram), "samples": len(partition.indices)}
+        if len(partition.validation):
+            profile["validation"] = len(partition.validation)
         entry = MLflowDataset(
             name=data.name,
             digest=partition.digest()[:36],  # MLflow's limit
@@ -165,13 +187,13 @@ class RunTracker:
     def flush(self) -> None:
         """Write the logged metrics; during an outage a later call writes them."""
         try:
-            self._flush()
+            self._unless_lost(self._flush)
         except Exception as error:
             if not is_outage(error):
                 raise
             self._pause = min(2 * self._pause or 1.0, LONGEST_PAUSE_SECONDS)
             self._flushed = time.monotonic()
-            logger.warning("MLflow is away; the metrics wait (%s)", first_line(error))
+            logger.warning("MLflow is away; the metrics wait (%s)", redacted(first_line(error)))
 
     def _flush(self) -> None:
         while self._pending:
@@ -186,14 +208,46 @@ class RunTracker:
         self._write(self._client.set_tag, key, value)
 
     def finish(self, status: Status) -> None:
-        """Write the remaining metrics and the summary of all rounds, and end the run."""
+        """Write the remaining metrics and the summary of all rounds, and end the run.
+
+        A run without its last round is KILLED, not FINISHED.
+        """
+        rounds = self._history.rows
+        if status == "FINISHED" and max(rounds, default=0) < self._experiment.federation.rounds:
+            status = "KILLED"
         summary = self._history.summary(self._experiment.tracking.targets)
         self._log(int(summary.get("rounds", 0)), summary)
-        retry_during_outage(self._store.uri, self._flush)
+        self._unless_lost(lambda: retry_during_outage(self._store.uri, self._flush))
         self._write(self._client.set_terminated, status)
 
     def _write(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        retry_during_outage(self._store.uri, lambda: call(self.run_id, *arguments, **named))
+        def write() -> None:
+            call(self.run_id, *arguments, **named)
+
+        self._unless_lost(lambda: retry_during_outage(self._store.uri, write))
+
+    def _unless_lost(self, write: Callable[[], None]) -> None:
+        """Write, unless the run was deleted: training must not end by that, so `lost` says it."""
+        if self.lost:
+            return
+        try:
+            write()
+        except MlflowException:
+            if not self._is_deleted():
+                raise
+            restore = self._store.command(f"runs restore --run-id {self.run_id}")
+            again = "" if self._experiment.checkpoint.every is None else " --resume latest"
+            self.lost = RunError(
+                f"MLflow run {self.run_id} was deleted while it ran; restore it with `{restore}`, or set "
+                f"tracking.enabled=false, and start again{again and f' with{again}'}",
+                keys=("tracking.enabled",),
+            )
+
+    def _is_deleted(self) -> bool:
+        try:
+            return self._client.get_run(self.run_id).info.lifecycle_stage == "deleted"
+        except MlflowException as error:
+            return error.error_code == "RESOURCE_DOES_NOT_EXIST"
 
 
 def _tags(experiment: Experiment) -> dict[str, str]:

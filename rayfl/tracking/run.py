@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rayfl.config.schema import Experiment
+from rayfl.errors import ConfigError
+from rayfl.tracking import sqlite
+from rayfl.tracking.defaults import database_file, redacted, store_address
 
 if TYPE_CHECKING:
     from rayfl.tracking.mlflow import RunTracker
@@ -22,6 +25,19 @@ def open_store(config: Experiment) -> "TrackingStore | None":
     return TrackingStore(config.tracking.uri, config.tracking.experiment)
 
 
+def check_store(config: Experiment) -> None:
+    """Raise ConfigError if the store is a file that cannot be used, before anything that takes time."""
+    uri, key = store_address(config.tracking.uri, "tracking.uri")
+    file = database_file(uri)
+    if not config.tracking.enabled or file is None:
+        return
+    try:
+        sqlite.check(file, writes=True)
+    except sqlite.StoreFileError as error:
+        message, other = f"{error}, or set tracking.enabled=false", ("tracking.enabled",)
+        raise ConfigError(message, key, redacted(uri), keys=other) from error
+
+
 @contextlib.contextmanager
 def tracked(
     store: "TrackingStore | None",
@@ -32,7 +48,8 @@ def tracked(
 ) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
 
-    `dataset`: its name; `tags`: of a new run; `run_id`: the run to go on with, if not None.
+    `dataset`: its name; `tags`: of a new run; `run_id`: the run to go on with, if not None. Raises RunError
+    at the end if the run was deleted meanwhile.
     """
     if store is None:
         yield None
@@ -44,6 +61,8 @@ def tracked(
         if run_id is None:
             tracker.describe_config()
         yield tracker
+    if tracker.lost:
+        raise tracker.lost
 
 
 @contextlib.contextmanager

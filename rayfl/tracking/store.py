@@ -1,19 +1,27 @@
 """MLflow tracking store, and the MLflow experiment in it that holds the runs."""
 
+import contextlib
 import logging
+import os
 import shlex
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from rayfl.errors import ConfigError, first_line
-from rayfl.tracking.defaults import default_uri
+from rayfl.errors import ConfigError, Refuse, first_line
+from rayfl.tracking import sqlite
+from rayfl.tracking.defaults import database_file, redacted, store_address
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 # It logs a traceback for each failure that rayfl handles.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+_NOTICE_SECONDS = 5.0
 
 
 class TrackingStore:
@@ -21,28 +29,23 @@ class TrackingStore:
 
     def __init__(self, uri: str | None, experiment: str):
         """Open the store, and create the experiment if it is new. Raises ConfigError if this fails."""
-        self.uri = uri or default_uri()
+        self.uri, key = store_address(uri, "tracking.uri")
+        self.address = redacted(self.uri)
+        """The same for people, without a password."""
         self.pictures: dict[str, bytes] = {}
         """Pictures of partitions by digest, which the runs of a sweep share."""
-        try:
-            self.client = MlflowClient(self.uri)
+        is_default = not uri and key == "tracking.uri"
+        refuse = partial(ConfigError, key=key, value=self.address, keys=("tracking.enabled",))
+        either = ", or set tracking.enabled=false"
+        with opened(self.uri, refuse, either, writes=True) as self.client:
             found = self.client.get_experiment_by_name(experiment)
             self.experiment_id = (
-                found.experiment_id if found else self._create(experiment, local=uri is None)
+                found.experiment_id if found else self._create(experiment, local=is_default)
             )
-        except Exception as error:  # MLflow does not wrap the errors of its backends
-            raise ConfigError(
-                f"MLflow cannot use it ({first_line(error)}); give a "
-                "sqlite:/// file or the http address of a running MLflow server, or set "
-                "tracking.enabled=false",
-                key="tracking.uri",
-                value=self.uri,
-                keys=("tracking.enabled",),
-            ) from error
         if found and found.lifecycle_stage != "active":
             raise ConfigError(
-                f"was deleted in {self.uri}; restore it with "
-                "`mlflow experiments restore`, or choose another name",
+                f"was deleted in {self.address}; restore it with "
+                f"`{self.command(f'experiments restore -x {found.experiment_id}')}`, or choose another name",
                 key="tracking.experiment",
                 value=experiment,
             )
@@ -51,8 +54,12 @@ class TrackingStore:
     def ui_command(self) -> str:
         """Command or address that opens MLflow's pages for this store."""
         if self.uri.startswith("http"):
-            return self.uri
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
+            return self.address
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.address)}"
+
+    def command(self, words: str) -> str:
+        """The command `mlflow WORDS` on this store."""
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.address)} mlflow {words}"
 
     def _create(self, experiment: str, local: bool) -> str:
         location = (Path.cwd() / "mlruns").as_uri() if local else None
@@ -65,3 +72,80 @@ class TrackingStore:
             ):  # another process created it
                 return found.experiment_id
             raise
+
+
+@contextlib.contextmanager
+def opened(uri: str, refuse: Refuse, either: str, writes: bool) -> Iterator[MlflowClient]:
+    """Open the store; in this context no other process of rayfl opens it, where it is a file.
+
+    A sqlite file that is not there is made, and one of an older MLflow is migrated. `writes`: it must be
+    possible to write to it. Raises what `refuse` makes of a message if MLflow cannot use the store, or the
+    context raises; `either`: the end of such a message.
+    """
+    file = database_file(uri)
+    try:
+        if file is None:
+            with _noticed(f"waiting for the MLflow store at {redacted(uri)}"):
+                yield _client(uri)
+            return
+        file = Path(os.path.realpath(file))
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with sqlite.locked(file) as is_locked:
+            sqlite.ensure(file, is_locked, writes)
+            try:
+                client = _client(uri)
+            except Exception:
+                if not sqlite.remake(file, is_locked):
+                    raise
+                client = _client(uri)
+            yield client
+    except sqlite.StoreFileError as error:
+        raise refuse(f"{error}{either}") from error
+    except Exception as error:  # MLflow does not wrap the errors of its backends
+        raise refuse(
+            f"MLflow cannot use it ({_why(error)}); {_advice(uri, error)}{either}"
+        ) from error
+
+
+def _client(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)  # connects, and makes or migrates the tables
+    return client
+
+
+def _why(error: Exception) -> str:
+    """The first sentence of MLflow's error."""
+    return redacted(first_line(error).split(". ")[0])
+
+
+def _advice(uri: str, error: Exception) -> str:
+    address = shlex.quote(redacted(uri))
+    if database_file(uri) is not None:
+        if "mlflow db upgrade" in str(error):
+            return f"copy the file, and bring it up to date with `mlflow db upgrade {address}`"
+        if "locked" in str(error):
+            return "another program is at work on it: try again once it is done"
+        return (
+            "its tables are not those of any MLflow, as after a migration that was cut off: put a copy from "
+            "before in its place, or move the file away and a new one is made"
+        )
+    if uri.startswith("file:") or "://" not in uri:
+        source = shlex.quote(uri.removeprefix("file://"))
+        return (
+            f"give a sqlite:/// file; `mlflow migrate-filestore --source {source} --target "
+            "sqlite:///mlflow.db` brings the runs there"
+        )
+    return "give a sqlite:/// file or the http address of a running MLflow server"
+
+
+@contextlib.contextmanager
+def _noticed(text: str) -> Iterator[None]:
+    """Say so if the context takes some seconds."""
+    timer = threading.Timer(_NOTICE_SECONDS, logging.getLogger(__name__).warning, ["%s", text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

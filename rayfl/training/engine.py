@@ -1,4 +1,4 @@
-"""The engine executes work units: it trains the clients of one unit, or evaluates a piece of the test set.
+"""The engine executes work units: it trains the clients of one unit, or evaluates a piece of a data set.
 
 It holds what every unit needs (model, data, algorithm) and nothing that a result depends on: the same
 unit gives the same bits in any process of one device type.
@@ -6,7 +6,7 @@ unit gives the same bits in any process of one device type.
 
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 from rayfl.training.precision import Precision, local_steps
 
 Arrays = dict[str, np.ndarray]
+# What a model is evaluated on: the test set, or the training samples that are held out.
+Split = Literal["test", "validation"]
 
 # On a CPU larger batches are no faster, and their maps are memory that the process keeps.
 EVALUATION_BATCH = {"cpu": 125, "cuda": 500}
@@ -94,7 +96,7 @@ class UnitResult(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """Loss and hits of the model on a piece of the test set."""
+    """Loss and hits of the model on a piece of a split."""
 
     loss: float  # summed over the samples
     correct: np.ndarray  # bool `[m]`, true where the prediction was right
@@ -119,6 +121,10 @@ class Engine:
         self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
         self.train_data = DeviceData(dataset, "train", self.device)
         self.test_data = DeviceData(dataset, "test", self.device)
+        self._evaluated: dict[Split, tuple[DeviceData, Tensor]] = {
+            "test": (self.test_data, torch.arange(len(self.test_data), device=self.device)),
+            "validation": (self.train_data, as_tensor(partition.validation).to(self.device)),
+        }
         self.oracle = self._oracle()
         on_gpu = self.device.type == "cuda"
         self.records = settings.cuda_graphs and on_gpu and self.oracle.recordable
@@ -172,8 +178,10 @@ class Engine:
         return result, kept
 
     @torch.no_grad()
-    def evaluate(self, broadcast: Broadcast, first: int, last: int) -> EvaluationResult:
-        """Loss of test samples `first` to `last` at `broadcast.start`, and which it predicts correctly."""
+    def evaluate(
+        self, broadcast: Broadcast, split: Split, first: int, last: int
+    ) -> EvaluationResult:
+        """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
         self.model.eval()
         # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
         torch.manual_seed(seeds.integer(self.settings.seed, "model", 0, first))
@@ -181,12 +189,11 @@ class Engine:
         buffers = torch.tensor(broadcast.buffers, device=self.device)
         tensors = self.function.parameters(start) | self.function.buffers(buffers)
         loss, correct = 0.0, []
-        size = EVALUATION_BATCH[self.device.type]
-        for begin in range(first, last, size):
-            indices = torch.arange(begin, min(begin + size, last), device=self.device)
-            inputs = self.function.inputs(self.test_data.preprocess(indices, None, None))
+        data, samples = self._evaluated[split]
+        for indices in samples[first:last].split(EVALUATION_BATCH[self.device.type]):
+            inputs = self.function.inputs(data.preprocess(indices, None, None))
             outputs = self.function(tensors, inputs).to(start.dtype)
-            targets = self.test_data.y[indices]
+            targets = data.y[indices]
             loss += F.cross_entropy(outputs, targets, reduction="sum").item()
             correct.append(_to_numpy(outputs.argmax(-1) == targets))
         return EvaluationResult(loss, np.concatenate(correct))

@@ -25,7 +25,8 @@ FEW_PARAMETERS = 1_000_000
 _WHOSE: dict[Mode, str] = {
     "training": "some client is that small; take group normalisation (model.norm=group), another "
     "federation.batch_size or another seed",
-    "evaluation": "the test set is that small; leave out a test sample, or change the model",
+    "evaluation": "the test or validation set is that small; leave out a test sample, set another "
+    "data.validation, or change the model",
 }
 
 

@@ -255,6 +255,7 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         clients_per_unit=way.stack,
         eval_every=rounds + 1,
         test_samples=1,
+        validation_samples=0,
         breakdown=Breakdown.of(trace.dataset(), engine.partition, False, False),
     )
     w0 = in_our_order(engine.layout, trace.w0)

@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 from scipy import stats
+from stored import ROUNDS
 
 from rayfl.analysis import runs as store
 from rayfl.analysis.compare import compare, table_of
 from rayfl.errors import ConfigError
+
+LEFT_OUT = (
+    "left out, of 'fedwmsam{}algorithm.rho=0.1': 1 stopped early, 1 failed, 1 infeasible, "
+    "1 interrupted, 1 running"
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +37,9 @@ def test_differences_over_paired_seeds(runs, stored):
         assert row["difference"] == pytest.approx((a - b).mean())
         np.testing.assert_allclose((row["low"], row["high"]), interval, rtol=1e-9)
         assert (row["n"], row["verdict"]) == (3, "A is better (only 3 pairs)")
+        assert row["rounds"] == ROUNDS
     assert "±" not in str(table_of(result).rows)
-    assert result.notes == ()
+    assert result.notes == (LEFT_OUT.format(" and "),)
 
 
 def test_the_better_side_depends_on_the_metric(runs):
@@ -52,7 +59,8 @@ def test_seeds_without_a_partner_are_listed(runs):
     fewer = runs[~((runs["algorithm.name"] == "fedavg") & (runs["seed"] == 1))]
     result = compare(fewer, "fedwmsam,algorithm.rho=0.1", "fedavg")
     assert list(result.rows["n"]) == [2, 2]
-    (note,) = result.notes
+    left_out, note = result.notes
+    assert left_out == LEFT_OUT.format(",")
     assert note == (
         "without a partner, of 'fedwmsam,algorithm.rho=0.1': partition.alpha=0.1, seed=1; "
         "partition.alpha=0.5, seed=1"
@@ -75,7 +83,7 @@ def test_who_never_reached_a_target_is_left_out_and_named(runs, stored):
     both = (fedavg.notna() & fedwmsam.notna()).groupby("alpha").sum()
     assert list(result.rows["n"]) == list(both)
     assert sum(both) < 6
-    assert "did not reach the target" in result.notes[0]
+    assert "did not reach the target" in result.notes[1]
 
 
 @pytest.mark.parametrize(

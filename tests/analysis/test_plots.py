@@ -143,10 +143,10 @@ def test_what_cannot_be_drawn(runs, draw, message):
         draw(runs)
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_same_figure_is_the_same_file(runs, history, tmp_path, suffix):
     for name in ("a", "b"):
         plots.save(curves.curves(runs, history).figure, tmp_path / f"{name}.{suffix}")
     content = (tmp_path / f"a.{suffix}").read_bytes()
     assert content == (tmp_path / f"b.{suffix}").read_bytes()
-    assert content.startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])

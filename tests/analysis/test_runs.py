@@ -58,15 +58,27 @@ def test_mean_and_spread_over_seeds(runs, expected):
     np.testing.assert_allclose(rows["last10"].astype(float), expected["mean"], rtol=1e-12)
     np.testing.assert_allclose(rows["last10_std"].astype(float), expected["std"], rtol=1e-12)
     assert list(rows["algorithm.rho"]) == [None, None, 0.05, 0.05, 0.1, 0.1]
-    assert summary.notes == ("1 row(s) with a better mean: more of their runs lack last10",)
+    assert list(rows["rounds"]) == [ROUNDS] * 6
+    assert summary.notes == (
+        "a better last10 than the best, but of fewer seeds or a smaller share of the runs: "
+        "fedwmsam, rho=0.1, partition.alpha=0.5 (0.8370)",
+    )
 
 
 def test_the_best_has_a_number_for_all_of_its_seeds(runs):
     """Seeds of the last row failed or were stopped early: its mean is over those that survived."""
-    assert list(aggregate.summarize(runs, BY).rows["is_best"]) == [False] * 4 + [True, False]
+    by_task = [False, False, False, True, True, False]
+    assert list(aggregate.summarize(runs, BY).rows["is_best"]) == by_task
     summary = aggregate.summarize(runs[runs["state"] == "finished"], BY)
-    assert list(summary.rows["is_best"]) == [False] * 5 + [True]
-    assert summary.ranking == tuple(summary.rows["last10"].sort_values(ascending=False).index)
+    assert list(summary.rows["is_best"]) == [False] * 4 + [True, True]
+    of_tasks = [
+        summary.rows.loc[summary.rows["partition.alpha"] == alpha, "last10"]
+        .sort_values()
+        .index[::-1]
+        for alpha in ALPHAS
+    ]
+    assert sorted(summary.ranking[:2]) == sorted(order[0] for order in of_tasks)
+    assert sorted(summary.ranking[4:]) == sorted(order[2] for order in of_tasks)
     assert summary.notes == ()
     for state in ("running", "interrupted"):  # these may still finish
         some = runs[runs["state"].isin(["finished", state])]
@@ -214,14 +226,14 @@ def test_tables_mark_the_best_and_count_what_reached(runs):
     summary = aggregate.summarize(runs, BY, ["last10", "rounds_to_0.7", "bytes_to_0.66"])
     table = tables.table_of(summary)
     assert table.header[3:7] == ("last10", "rounds_to_0.7", "reached", "bytes_to_0.66 (MB)")
-    assert table.best == 5
+    assert table.best == (4, 5)
     row = summary.rows.iloc[5]
     assert table.rows[5][3] == f"{row['last10']:.4f} ± {row['last10_std']:.4f}"
     assert table.rows[5][6].startswith(f"{row['bytes_to_0.66'] / 1e6:.2f} ± ")
     assert table.rows[0][1] == "–"
-    latex = tables.text_of(table, summary.rows, "latex")
+    latex = tables.text_of(tables.table_of(summary, "latex"), summary.rows, "latex")
     assert latex.count(r"\\") == 7
-    assert latex.count(r"\textbf") == len(table.header)
+    assert latex.count(r"\textbf") == 2 * len(summary.metrics)
     assert r"rounds\_to\_0.7" in latex
     assert "±" not in latex
     markdown = tables.text_of(table, summary.rows, "markdown").splitlines()

@@ -41,9 +41,9 @@ def test_results_table(ask, stored):
     ][:7]
     assert header[:3] == ["algorithm.name", "algorithm.rho", "partition.alpha"]
     best = stored.known[(stored.known["rho"] == 0.1) & (stored.known["alpha"] == 0.5)]["last10"]
-    expected = f"fedwmsam 0.1 0.5 {best.mean():.4f} ± {best.std():.4f} 3 1 *"
+    expected = f"fedwmsam 0.1 0.5 {best.mean():.4f} ± {best.std():.4f} 3 12 1 *"
     assert rows[-1] == expected.split()
-    assert out.count("*") == 2  # the row, and what it means
+    assert out.count("*") == 3  # a row for each alpha, and what it means
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
@@ -56,7 +56,7 @@ def test_results_for_programs(ask, stored, form):
     expected = stored.known.groupby(["algorithm", "alpha"])["last10"].agg(["mean", "std"])
     assert list(rows["last10"]) == pytest.approx(list(expected["mean"]))
     assert list(rows["last10_std"]) == pytest.approx(list(expected["std"]))
-    assert rows["is_best"].tolist() == [False, False, True, False]  # all its seeds have finished
+    assert rows["is_best"].tolist() == [False, True, True, False]  # all its seeds have finished
     assert "means are over other keys than the seed too: algorithm.rho" in err
 
 
@@ -64,12 +64,14 @@ def test_compare(ask):
     command = ["compare", "algorithm.name=fedwmsam,algorithm.rho=0.1", "fedavg"]
     code, out, _ = ask(*command, "--experiment", "rayfl")
     assert code == 0
-    assert len(re.findall(r"\+0\.\d{4}  +\[\+0\.\d{4}, \+0\.\d{4}\]  +3  +A is better", out)) == 2
+    assert (
+        len(re.findall(r"\+0\.\d{4}  +\[\+0\.\d{4}, \+0\.\d{4}\]  +3  +12  +A is better", out)) == 2
+    )
     code, out, _ = ask(*command, "--experiment", "rayfl", "--format", "json")
     assert [row["partition.alpha"] for row in json.loads(out)] == [0.1, 0.5]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_plot(ask, suffix, tmp_path):
     where = "fedwmsam and seed<10"
     code, out, _ = ask("plot", "curves", "-o", f"x{suffix}", "--where", where, "--x", "bytes")
@@ -92,7 +94,7 @@ def test_report(ask, tmp_path):
         (["results", "--experiment", "ray"], "did you mean 'rayfl'?"),
         (["results", "--format", "xml"], "Invalid value for '--format'"),
         (["compare", "fedwmsam", "fedavg"], "name one, as in algorithm.rho=..."),
-        (["plot", "curves", "-o", "x.pdf"], "must end in .png or .svg"),
+        (["plot", "curves", "-o", "x.gif"], "must end in .png or .svg or .pdf"),
         (["plot", "pie"], "Invalid value for"),
         (["report", "-o", "no/such.html"], "there is no directory 'no'"),
         (["results", "--metric", ""], "--metric"),

@@ -207,7 +207,7 @@ def test_config_is_a_config_file_again(rayfl, tmp_path):
             "algorithms",
             r"^fedsam  Qu et al\., .*\n(.*\n)*    algorithm\.rho = 0\.05  .*at least 0$",
         ),
-        ("datasets", r"^npz  Arrays .*\n.*\n    data\.path = \(required\)  the \.npz file"),
+        ("datasets", r"^npz  Arrays .*\n.*\n.*\n    data\.path = \(required\)  the \.npz file"),
         ("partitions", r"^iid  Equal sizes"),
         ("models", r"^mlp  Fully .*\n    model\.hidden = \[200, 200\]  widths "),
     ],
@@ -396,6 +396,7 @@ def test_json_is_alone_on_stdout(rayfl, fake_run):
     code, out, _ = run_three_rounds(rayfl, "--json")
     result = json.loads(out)
     assert code == 0
+    assert "validation" not in result
     assert result["accuracy"] == {"final": 0.91, "best": 0.92, "last10": 0.9}
     assert result["run_id"] == "abc"
     assert result["config_hash"] == load_config(QUICKSTART, ["federation.rounds=3"]).hash
@@ -445,6 +446,32 @@ def test_a_run_says_which_short_cuts_it_does_not_take(small):
     assert "images and kernels lie channels first in memory: channels last, it fails (view" in said
 
 
+def test_a_run_shows_what_it_validates_with(rayfl):
+    tiny = "data.validation=0.1", "federation.rounds=2", "federation.local_epochs=1"
+    off = "tracking.enabled=false", "checkpoint.every=null", "--local"
+    code, out, err = rayfl("run", QUICKSTART, *tiny, *off)
+    assert code == 0
+    assert re.search(r"^14\d samples are held out to validate with$", err, re.MULTILINE)
+    assert re.search(r"accuracy 0\.\d{4}  validation 0\.\d{4}", err.splitlines()[-1])
+    assert re.search(r"^validation      final 0\.\d{4}, mean of last 10 ", out, re.MULTILINE)
+    assert re.search(r"^validation loss \d\.\d{4}$", out, re.MULTILINE)
+    assert max(len(line) for line in out.splitlines()) <= 80
+    code, out, _ = rayfl("run", QUICKSTART, *tiny, *off, "--json")
+    held_out = json.loads(out)["validation"]
+    assert held_out["accuracy"].keys() == {"final", "best", "last10"}
+    assert held_out["loss"] > 0
+
+
+def test_the_partition_counts_what_clients_train_on(rayfl):
+    code, out, _ = rayfl("partition", QUICKSTART, "data.validation=0.1")
+    total, held_out = re.search(
+        r"20 clients, (\d+) samples, .*\n(\d+) more samples are held out to validate with", out
+    ).groups()
+    assert code == 0
+    assert int(total) + int(held_out) == 1442
+    assert sum(int(row[1]) for row in table_rows(out)) == int(total)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_display_fits_the_terminal(width):
     config = load_config(QUICKSTART)
@@ -454,7 +481,12 @@ def test_the_live_display_fits_the_terminal(width):
         model=torch.nn.Linear(1, 1),
         settings=SimpleNamespace(shortcuts=Shortcuts()),
         federation=SimpleNamespace(
-            clients=20, cohort_size=5, rounds=10_000, sampling="uniform", sizes=np.array([10, 1000])
+            clients=20,
+            cohort_size=5,
+            rounds=10_000,
+            sampling="uniform",
+            sizes=np.array([10, 1000]),
+            validation_samples=160,
         ),
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
@@ -466,6 +498,7 @@ def test_the_live_display_fits_the_terminal(width):
         progress.metrics(RoundMetrics(1234, metrics | {"time/round_s": 12.345}))
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
     assert "uniform mean over the clients of a round (they hold 10 to 1,000 samples)" in plain
+    assert "160 samples are held out to validate with" in plain
     bar, text = plain.splitlines()[-2:]
     assert re.match(r"round  1234/10000 ━.* left$", bar.strip())
     assert text == "loss 12.3456  accuracy 1.0000  alpha 0.123  s/round 12.345"

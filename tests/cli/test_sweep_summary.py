@@ -1,8 +1,10 @@
 """The best points of a sweep, and the numbers of its table."""
 
-from rayfl.cli.sweep_summary import best_points, summary_table
+from rayfl.analysis.tables import table_of
+from rayfl.cli.sweep_summary import best_points
 from tuning.config import Sweep
 from tuning.plan import PlannedTrial
+from tuning.results import summary
 from tuning.sweep import SweepResult, TrialResult
 
 SPACE = {
@@ -16,7 +18,7 @@ def rows(alpha, rho, *trials):
     point = {"partition.alpha": alpha, "algorithm.rho": rho}
     for seed, (state, value) in enumerate(trials):
         trial = PlannedTrial(point, seed, f"{point}{seed}", None)
-        yield TrialResult(state, "", 3, value, "", None, "", {}, trial, None)
+        yield TrialResult(state, "", 3, value, "", None, "", ("", "", ""), {}, trial, None)
 
 
 def sweep(mode="max"):
@@ -49,15 +51,20 @@ def test_each_task_has_a_best_point_over_all_of_its_finished_seeds():
 
 
 def test_the_table_averages_finished_trials_alone():
-    table = summary_table(RESULT, sweep())
-    numbers, seeds, words = (list(column.cells) for column in table.columns[-3:])
-    assert numbers == ["0.6000 ± 0.1414", "0.4000 ± 0.0000", "0.9000", "–", "0.8000", "–"]
-    assert seeds == ["2/2", "2/2", "1/2", "0/2", "1/2", "0/2"]
-    assert words == [
-        "best",
-        "",
-        "1 failed",
-        "2 stopped early",
-        "best 1 stopped early",
-        "2 infeasible",
-    ]
+    found = summary(RESULT.rows, sweep())
+    table = table_of(found)
+    assert table.header == (
+        *SPACE,
+        *("test/accuracy", "n", "rounds", "stopped early", "failed", "infeasible"),
+    )
+    columns = list(zip(*table.rows, strict=True))
+    assert columns[2] == ("0.6000 ± 0.1414", "0.4000 ± 0.0000", "0.9000", "–", "0.8000", "–")
+    assert columns[3] == ("2", "2", "1", "0", "1", "0")
+    assert columns[4] == ("3", "3", "3", "–", "3", "–")
+    assert [sum(map(int, row[5:])) for row in table.rows] == [0, 0, 1, 2, 1, 2]
+    assert table.best == (0, 4)
+    assert found.notes == (
+        "a better test/accuracy than the best, but of fewer seeds or a smaller share of the runs: "
+        "partition.alpha=0.1, rho=0.1 (0.9000)",
+        "fewer seeds than others: partition.alpha=0.1, rho=0.1 (1 of 2)",
+    )

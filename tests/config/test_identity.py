@@ -42,6 +42,12 @@ def test_all_other_keys_change_it():
 def test_a_later_option_that_is_null_is_as_if_it_were_not_there():
     npz = {"data": {"name": "npz", "path": "a.npz", "layout": None}, "model": {"layout": None}}
     assert identity(npz) == {"data": {"name": "npz", "path": "a.npz"}, "model": {"layout": None}}
+    none, some = (
+        load_config(BASE, [f"data={{name: digits, validation: {share}}}"])
+        for share in ("null", 0.1)
+    )
+    assert none.hash == load_config(BASE).hash != some.hash
+    assert "data.validation" not in none.flat_identity()
 
 
 def test_asking_for_it_imports_nothing_slow():

@@ -6,7 +6,7 @@ from conftest import rarely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayfl.data.partition import Scheme, split
+from rayfl.data.partition import Partition, Scheme, hold_out, split
 from rayfl.data.schemes import (
     IID,
     SCHEMES,
@@ -449,3 +449,60 @@ def test_a_hundred_thousand_clients(name):
     """Would take hours if the cost grew with clients x samples."""
     labels = np.tile(np.arange(10), 12_000)
     assert len(split(SCHEME_BY_NAME[name], labels, 100_000, seed=0).sizes) == 100_000
+
+
+# --- held out
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    clients=st.integers(1, 60),
+    share=st.floats(0.02, 0.999),
+    seed=st.integers(0, 2**32),
+    sigma=st.floats(0, 2),
+)
+def test_what_is_held_out_is_a_share_of_every_client(clients, share, seed, sigma):
+    whole = split(Quantity(sigma=sigma), LABELS, clients, seed)
+    kept = hold_out(whole, share, seed)
+    assert (np.diff(kept.validation) > 0).all()
+    assert kept.indices.dtype == kept.offsets.dtype == kept.validation.dtype == np.int64
+    assert (np.sort(np.append(kept.indices, kept.validation)) == np.arange(len(LABELS))).all()
+    for i, size in enumerate(whole.sizes):
+        left = set(whole.client(i)) - set(kept.client(i))
+        assert left <= set(kept.validation)
+        assert (np.diff(kept.client(i)) > 0).all()
+        assert 1 <= len(kept.client(i)) == size - len(left)
+        assert len(left) == size - 1 or abs(len(left) - share * size) < 1
+    assert kept.digest() != whole.digest()
+    assert kept.digest() == hold_out(whole, share, seed).digest()
+    assert set(kept.validation) <= set(hold_out(whole, (1 + share) / 2, seed).validation)
+
+
+def test_what_a_client_holds_out_depends_on_no_other_client():
+    whole = split(IID(), LABELS, 10, seed=0)
+    first = Partition(whole.client(0), whole.offsets[:2])
+    alone, among = (set(hold_out(p, 0.25, 3).validation) for p in (first, whole))
+    assert alone == among & set(whole.client(0))
+    assert hold_out(whole, 0.25, 4).digest() != hold_out(whole, 0.25, 3).digest()
+
+
+def test_a_share_is_right_on_average_at_clients_of_two_samples():
+    kept = hold_out(split(IID(), np.zeros(6000, int), 3000, seed=0), 0.1, seed=0)
+    assert abs(len(kept.validation) / 6000 - 0.1) < 0.015
+    assert set(kept.sizes) == {1, 2}
+
+
+def test_the_digest_names_what_is_held_out():
+    indices, offsets = np.arange(4), np.array([0, 4])
+    digests = {Partition(indices, offsets, np.array(v, int)).digest() for v in ([], [4], [5])}
+    assert len(digests) == 3
+    assert Partition(indices, offsets).digest() in digests
+
+
+def test_nothing_held_out_is_an_error():
+    with pytest.raises(ConfigError) as error:
+        hold_out(split(IID(), LABELS, 600, seed=0), 0.9, seed=0)
+    assert str(error.value) == (
+        "data.validation = 0.9: holds out no sample: the clients have up to 1, and each keeps one; raise it, "
+        "or lower federation.clients"
+    )

@@ -60,6 +60,20 @@ def test_summary_of_a_run_that_was_cut_short():
     assert not [key for key in unevaluated if "accuracy" in key or "loss" in key or "to_" in key]
 
 
+def test_what_was_held_out_has_a_summary_of_its_own():
+    run = history({1: 0.7, 2: 0.6}, rounds=2)
+    for r, accuracy in ((1, 0.5), (2, 0.4)):
+        run.add(r, {"validation/accuracy": accuracy, "validation/loss": r})
+    plain, summary = history({1: 0.7, 2: 0.6}, rounds=2).summary([0.55]), run.summary([0.55])
+    assert {key: summary[key] for key in summary.keys() - plain.keys()} == {
+        "validation_accuracy_final": 0.4,
+        "validation_accuracy_best": 0.5,
+        "validation_accuracy_last10": pytest.approx(0.45),
+        "validation_loss_final": 2,
+    }
+    assert plain == {key: summary[key] for key in plain}
+
+
 def test_few_evaluations_are_all_of_the_last_ten():
     summary = history({3: 0.2, 6: 0.4}, rounds=7).summary()
     assert summary["accuracy_last10"] == pytest.approx(0.3)

@@ -33,7 +33,11 @@ def test_records_are_in_the_working_directory_whatever_its_name(
     store.client.log_text(run.info.run_id, "hello", "a/b.txt")
 
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing beside it
-    assert sorted(path.name for path in Path().iterdir()) == ["mlflow.db", "mlruns"]
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlruns",
+    ]
     assert [path.read_text() for path in Path().rglob("b.txt")] == ["hello"]
     assert database_file(default_uri()) == Path.cwd() / "mlflow.db"
     client, _ = open_store(None)

@@ -71,7 +71,7 @@ def test_evaluation_stays_float32(small):
     for precision in ("bfloat16", "float32"):
         engine, _ = trained(small, precision)
         w, buffers = (v.numpy() for v in engine.layout.flatten(engine.model))
-        results.append(engine.evaluate(Broadcast(w, {}, buffers), 0, 50))
+        results.append(engine.evaluate(Broadcast(w, {}, buffers), "test", 0, 50))
     assert results[0].loss == results[1].loss
     assert (results[0].correct == results[1].correct).all()
 

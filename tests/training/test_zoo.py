@@ -223,6 +223,6 @@ def test_a_model_that_draws_in_evaluation_draws_the_same_for_the_same_samples():
     server = a_server(prepare(config(zoo.draws_in_evaluation), *digits()))
     engine = server.pool.client.engine
     broadcast = Broadcast(server.w.numpy(), {}, server.buffers.numpy())
-    losses = [engine.evaluate(broadcast, first, first + 50).loss for first in (0, 50, 0)]
+    losses = [engine.evaluate(broadcast, "test", first, first + 50).loss for first in (0, 50, 0)]
     assert losses[0] == losses[2]
     assert losses[0] != losses[1]

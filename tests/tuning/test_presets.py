@@ -32,7 +32,7 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 def row(point, seed, state="finished", **summary):
     trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return TrialResult(state, "", 3, None, "", None, "", summary, trial, None)
+    return TrialResult(state, "", 3, None, "", None, "", ("", "", ""), summary, trial, None)
 
 
 def preset_of(values, space, metric="best", scale="full"):
@@ -187,16 +187,16 @@ def test_the_comparison_is_what_a_hand_computes():
     # Published .7 < .8, ours .6 > .59: the opposite order.
     assert comparison.agreement == (compare.Agreement("best", -1.0, 2),)
     table = compare.table(comparison)
-    assert table.header == ("algorithm.rho", "published", "ours", "n", "difference", "")
-    assert table.rows[0] == ("0.1", "0.7000", "0.6000 ± 0.1414", "2/2", "-0.1000", "")
-    assert table.rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "-0.2100", "1 failed; x")
-    assert table.rows[2] == ("0.3", "–", "–", "0/2", "–", "1 stopped early, 1 infeasible")
+    assert table.header == ("algorithm.rho", "published", "ours", "n", "rounds", "difference", "")
+    assert table.rows[0] == ("0.1", "0.7000", "0.6000 ± 0.1414", "2/2", "3", "-0.1000", "")
+    assert table.rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "3", "-0.2100", "1 failed; x")
+    assert table.rows[2] == ("0.3", "–", "–", "0/2", "–", "–", "1 stopped early, 1 infeasible")
     assert compare.frame(comparison)["difference"].round(6).tolist()[:2] == [-0.1, -0.21]
 
     # At another scale a difference of levels means nothing.
     small = compare.compare(replace(preset, scale="small"), rows)
-    assert compare.table(small).header == ("algorithm.rho", "published", "ours", "n", "")
-    assert compare.table(small).rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "1 failed; x")
+    assert compare.table(small).header == ("algorithm.rho", "published", "ours", "n", "rounds", "")
+    assert compare.table(small).rows[1] == ("0.2", "0.8000", "0.5900", "1/2", "3", "1 failed; x")
     assert "difference" not in compare.frame(small)
     assert small.agreement == comparison.agreement
 

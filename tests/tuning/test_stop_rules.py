@@ -31,6 +31,14 @@ def test_a_trial_ends_at_the_first_round_at_which_a_rule_holds(stop, first, word
     assert words in reason(stop, until(first), "test/accuracy", "max")
 
 
+def test_an_accuracy_is_that_of_what_is_held_out_where_something_is():
+    rows = {1: {"test/accuracy": 0.9, "validation/accuracy": 0.4}}
+    assert reason(Stop(accuracy=0.5), rows, "validation/accuracy", "max") is None
+    rows[2] = {"test/accuracy": 0.3, "validation/accuracy": 0.6}
+    words = "round 2: validation/accuracy 0.6000 reached stop.accuracy = 0.5"
+    assert reason(Stop(accuracy=0.5), rows, "validation/accuracy", "max") == words
+
+
 def test_no_rule_never_ends_it():
     assert reason(Stop(), ROWS, "test/accuracy", "max") is None
     assert reason(Stop(rounds=1), {}, "test/accuracy", "max") is None

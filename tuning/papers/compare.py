@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from rayfl.analysis.aggregate import Aggregate, aggregate, ranked
-from rayfl.analysis.metrics import metric
-from rayfl.analysis.states import counted
-from rayfl.analysis.tables import NONE, Table, spread
-from rayfl.analysis.tables import shown as cell
+from rayfl.analysis.aggregate import rounds_text
+from rayfl.analysis.metrics import Metric, metric
+from rayfl.analysis.naming import NONE, row_name, spread
+from rayfl.analysis.naming import shown as cell
+from rayfl.analysis.ranking import Aggregate, aggregate, chosen_by, ranked
+from rayfl.analysis.states import STATES, counted
+from rayfl.analysis.tables import Table
+from rayfl.config.identity import is_task
 from rayfl.errors import ConfigError
 from tuning.papers.presets import Preset, PublishedValue
-from tuning.space import Point, is_task
+from tuning.results import frame as frame_of
+from tuning.space import Point, task
 
 if TYPE_CHECKING:
     from tuning.sweep import TrialResult
@@ -28,6 +32,10 @@ class Line:
     metric: str
     published: float | None
     ours: Aggregate
+    chooser: Aggregate
+    """The numbers that lines are ranked by: ours, or those on validation data."""
+    rounds: int | str | None
+    """Of the trials in the mean."""
     seeds: int
     states: str
     """Trials without a number, such as `1 failed`."""
@@ -59,6 +67,10 @@ class Replication:
     preset: Preset
     lines: tuple[Line, ...]
     agreement: tuple[Agreement, ...]
+    best: tuple[int, ...]
+    """Lines that are the best of their metric and task."""
+    notes: tuple[str, ...]
+    """What is known of their choice."""
 
     @property
     def keys(self) -> list[str]:
@@ -80,21 +92,25 @@ def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
 
     A published number about points that the sweep does not have is left out.
     """
-    of_point: dict[str, list[TrialResult]] = {}
-    for row in rows:
-        of_point.setdefault(repr(row.trial.point), []).append(row)
-    groups = list(of_point.values())
+    of_point: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        of_point.setdefault(repr(row.trial.point), []).append(i)
+    runs = frame_of(rows, preset.sweep)
+    groups = [(rows[members[0]].trial.point, runs.iloc[members]) for members in of_point.values()]
     lines, covered = [], set()
     for value in preset.published.values:
-        about = [group for group in groups if value.covers(group[0].trial.point)]
+        about = [i for i, (point, _) in enumerate(groups) if value.covers(point)]
         if not about:
             continue
-        covered |= {id(group) for group in about}
+        covered |= set(about)
         name = value.metric or preset.published.metric
-        lines.append(_best([_line(group, name, value) for group in about], name))
-    rest = [group for group in groups if id(group) not in covered]
-    lines += [_line(group, preset.published.metric, None) for group in rest]
-    return Replication(preset, tuple(lines), tuple(_agreements(lines)))
+        by = chosen_by(runs, metric(name))[0]
+        lines.append(_first([_line(*groups[i], by, name, value) for i in about], name))
+    name = preset.published.metric
+    by = chosen_by(runs, metric(name))[0]
+    rest = [group for i, group in enumerate(groups) if i not in covered]
+    lines += [_line(point, members, by, name, None) for point, members in rest]
+    return Replication(preset, tuple(lines), tuple(_agreements(lines)), *_best(lines, runs))
 
 
 def table(replication: Replication) -> Table:
@@ -110,12 +126,14 @@ def table(replication: Replication) -> Table:
                 "published": spread(m, line.published),
                 "ours": spread(m, line.ours.mean, line.ours.std),
             }
-            | {"n": f"{line.ours.n}/{line.seeds}"}
+            | {"n": f"{line.ours.n}/{line.seeds}", "rounds": cell(line.rounds)}
             | ({"difference": difference} if replication.is_comparable else {})
             | {"": "; ".join(filter(None, [line.states, line.note]))}
         )
     left = len(replication.keys) + replication.has_several_metrics
-    return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), left=left)
+    header, best = tuple(rows[0]), replication.best
+    bold = frozenset((i, header.index("ours")) for i in best)
+    return Table(header, tuple(tuple(row.values()) for row in rows), best, left, bold)
 
 
 def frame(replication: Replication) -> pd.DataFrame:
@@ -126,8 +144,9 @@ def frame(replication: Replication) -> pd.DataFrame:
             | {"metric": line.metric, "published": line.published}
             | {"mean": line.ours.mean, "std": line.ours.std, "n": line.ours.n, "seeds": line.seeds}
             | ({"difference": line.difference} if replication.is_comparable else {})
-            | {"states": line.states, "note": line.note}
-            for line in replication.lines
+            | {"rounds": line.rounds, "states": line.states, "note": line.note}
+            | {"is_best": i in replication.best}
+            for i, line in enumerate(replication.lines)
         ]
     )
 
@@ -143,44 +162,60 @@ def remarks(replication: Replication, overrides: Sequence[str] = ()) -> list[str
             "scale small: other data, model and size than published, so levels are not comparable; compare "
             "the ordering, as far as it exceeds the spread over seeds"
         )
+    said += replication.notes
     for of, tau, pairs in replication.agreement:
         value = NONE if tau is None else f"{tau:+.2f}"
         said.append(f"rank agreement, {of}: Kendall's tau {value} over {pairs} points")
     return said
 
 
-def _line(group: "Sequence[TrialResult]", name: str, value: PublishedValue | None) -> Line:
-    ours = _aggregate(group, name)
+def _line(
+    point: Point, trials: pd.DataFrame, by: Metric, name: str, value: PublishedValue | None
+) -> Line:
+    """Aggregate the trials of a point; `by`: metric that lines are ranked by."""
+    m = metric(name)
+    finished = trials.loc[trials["state"] == "finished"]
+    numbers = m.of_summaries(finished) if len(finished) else pd.Series(dtype=float)
+    if numbers is None:
+        raise ConfigError(
+            f"metric {name}: the runs have not recorded it; add its target to base.tracking.targets"
+        )
+    ours = aggregate(trials.assign(_value=numbers), "_value")
     missed = ours.finished - ours.n
-    words = [counted(row.state for row in group if row.state != "finished")]
+    words = [counted(trials["state"], STATES[1:])]
     words += [f"{missed} not reached"] if missed else []
     return Line(
-        point=group[0].trial.point,
+        point=point,
         metric=name,
         published=value.value if value else None,
         ours=ours,
-        seeds=len(group),
+        chooser=ours if by == m else aggregate(trials, by.name),
+        rounds=rounds_text(finished.loc[:, "rounds"]),
+        seeds=len(trials),
         states=", ".join(filter(None, words)),
         note=value.note if value else "",
     )
 
 
-def _aggregate(group: "Sequence[TrialResult]", name: str) -> Aggregate:
-    """Aggregate a metric over the trials of a point."""
-    runs = pd.DataFrame([{**row.summary, "state": row.state} for row in group])
-    finished = runs.loc[runs["state"] == "finished"]
-    found = metric(name).of_summaries(finished) if len(finished) else pd.Series(dtype=float)
-    if found is None:
-        raise ConfigError(
-            f"metric {name}: the runs have not recorded it; add its target to base.tracking.targets"
-        )
-    return aggregate(runs.assign(_value=found), "_value")
+def _first(lines: list[Line], name: str) -> Line:
+    """Return the best of the lines that one published number is about; the first if none has a number."""
+    found, no_names = [line.chooser for line in lines], [""] * len(lines)
+    order = ranked(found, no_names, metric(name), no_names).order
+    return lines[order[0]] if order else lines[0]
 
 
-def _best(lines: list[Line], name: str) -> Line:
-    """Return the best line by the rule of `ranked`; the first if none has a number."""
-    ranking = ranked([line.ours for line in lines], metric(name).higher)
-    return lines[ranking[0]] if ranking else lines[0]
+def _best(lines: list[Line], runs: pd.DataFrame) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Find the best lines of each metric and task, and what a reader must know of the choice."""
+    best, notes = [], []
+    for name in dict.fromkeys(line.metric for line in lines):
+        at = [i for i, line in enumerate(lines) if line.metric == name]
+        points = [lines[i].point for i in at]
+        by, why = chosen_by(runs, metric(name))
+        names = [row_name(list(point), list(point.values())) for point in points]
+        ranking = ranked([lines[i].chooser for i in at], [*map(task, points)], by, names)
+        best += [at[i] for i in ranking.best]
+        notes += [*why, *ranking.notes]
+    return tuple(sorted(best)), tuple(notes)
 
 
 def _agreements(lines: Iterable[Line]) -> list[Agreement]:

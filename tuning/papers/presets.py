@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import metric
-from rayfl.analysis.tables import shown as cell
+from rayfl.analysis.naming import shown as cell
 from rayfl.config import layers, shipped
 from rayfl.config.messages import config_error
 from rayfl.config.sections import Section
