@@ -19,8 +19,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import RunError
 from rayfl.provenance import CODE_TAG, DATA_TAG
-from rayfl.text import written
-from rayfl.tracking.defaults import redacted
+from rayfl.text import redacted, written
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
 from rayfl.tracking.run import Status

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
+from rayfl.text import redacted
 from rayfl.tracking import sqlite
-from rayfl.tracking.defaults import database_file, redacted, store_address
+from rayfl.tracking.defaults import database_file, store_address
 
 if TYPE_CHECKING:
     from rayfl.tracking.mlflow import RunTracker
