@@ -164,6 +164,16 @@ def test_the_paper_s_setting_is_the_paper_s():
     assert presets.load("fedwmsam/table6", "full").sweep.seeds == (20, 0, 10)
 
 
+def test_presets_keep_the_papers_protocol():
+    """The papers hold nothing out and choose by the test set; their numbers are to be compared with."""
+    for name in presets.names():
+        for scale in presets.scales(name):
+            sweep = presets.load(name, scale).sweep
+            (first, *_) = points(sweep.space, None, 0)
+            assert sweep.metric.startswith("test/")
+            assert sweep.experiment(first, 0).data.validation is None
+
+
 def test_the_comparison_is_what_a_hand_computes():
     """Ours .5 .7 and .6 .6 against .7 and .8, one failure, one point of ours alone, one absent."""
     a, b, c = ({"algorithm.rho": rho} for rho in (0.1, 0.2, 0.3))

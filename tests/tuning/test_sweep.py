@@ -55,6 +55,21 @@ def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
 
 
 @pytest.mark.slow
+def test_trials_are_compared_by_what_is_held_out(ray_session, sweep_file, tmp_path):
+    """Under a scheduler too; the numbers are those of runs of their own."""
+    held_out = ["base.data.validation=0.2", "base.federation.rounds=4"]
+    asha = ["scheduler={name: asha, grace_period: 4}", "stop.plateau.rounds=4"]
+    result = run(load_sweep(sweep_file(), [*held_out, *asha]))
+    assert {row.state for row in result.rows} == {"finished"}
+    for row in result.rows:
+        alone = run_one(row.trial.config, local=True)
+        assert row.value == alone.history["validation/accuracy"].iloc[-1]
+        assert row.value != alone.history["test/accuracy"].iloc[-1]
+        assert row.model_sha256 == alone.model_sha256
+    assert all("validation_accuracy_last10" in run.data.metrics for run in runs(tmp_path))
+
+
+@pytest.mark.slow
 def test_what_cannot_run_is_a_row_and_the_rest_finishes(ray_session, sweep_file, tmp_path):
     space = {
         "algorithm": {
