@@ -9,6 +9,8 @@ from rayfl.experiment import run as run_one
 from tuning.config import load_sweep
 from tuning.sweep import run
 
+CHECKPOINTS = "base.checkpoint.every=auto"
+
 
 def table(result):
     return {
@@ -119,7 +121,7 @@ def test_none_that_can_run_is_an_error_before_anything_starts(sweep_file, tmp_pa
 def test_asha_cuts_at_its_rungs(ray_session, sweep_file):
     """Rungs at rounds 2 and 4: every trial ends at one of them, or runs all 8 rounds."""
     space = {"federation.lr": {"grid": [0.1, 1e-5, 0.05, 1e-4, 1e-3, 0.02]}}
-    overrides = ["scheduler={name: asha, grace_period: 2, reduction_factor: 2}", "max_concurrent=1"]
+    overrides = ["scheduler={name: asha, grace_period: 2, reduction_factor: 2}", CHECKPOINTS]
     result = run(load_sweep(sweep_file(space=space), [*overrides, "base.federation.rounds=8"]))
     assert {row.rounds for row in result.rows} <= {2, 4, 8}
     cut = [row for row in result.rows if row.state == "stopped_early"]
@@ -155,7 +157,7 @@ def test_median_stopping_ends_a_trial_that_is_worse_than_the_others(ray_session,
     overrides = [
         "scheduler={name: median, grace_period: 4, every: 2, min_samples: 2}",
         "base.federation.rounds=8",
-        "max_concurrent=1",
+        CHECKPOINTS,
     ]
     space = {"federation.lr": {"grid": [0.1, 0.05, 1e-6]}}
     result = run(load_sweep(sweep_file(space=space), overrides))
