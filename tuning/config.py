@@ -1,7 +1,7 @@
 """Sweep files: YAML and dotted overrides -> a frozen `Sweep`.
 
     name: rho_momentum_alpha
-    base: ../quickstart.yaml                    # or an experiment, inline
+    base: ../quickstart.yaml                    # or an experiment, inline, which may have `extends`
     space:
       algorithm.rho: {grid: [0.05, 0.1]}        # any dotted key of the experiment
     seeds: [0, 1, 2]
@@ -146,6 +146,8 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         content["base"] = layers.read(shipped.find(given.pop("base")), NAMED)
     elif isinstance(content.get("base"), str):
         content["base"] = layers.read(shipped.find(content["base"], path.parent), NAMED)
+    elif isinstance(content.get("base"), dict):
+        content["base"] = layers.extended(content["base"], path, NAMED)
     for section in ("search", "scheduler"):
         if isinstance(content.get(section), str):
             content[section] = {"name": content[section]}

@@ -30,7 +30,6 @@ _SYMBOLS = {
     "partition.alpha": r"$\alpha$",
     "partition.name": "Partition",
     "seed": "Seed",
-    "n": "$n$",
 }
 """The only names of keys in LaTeX; other keys have their last part."""
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from rayfl.analysis.aggregate import Key, Summary
-from rayfl.analysis.naming import NONE, shown
+from rayfl.analysis.naming import NONE, latex_headers, latex_values, row_name, shown
 from rayfl.analysis.runs import order
 from rayfl.analysis.states import STATES, counted
-from rayfl.analysis.tables import Style, Table, mean_of, metric_header, style_of
+from rayfl.analysis.tables import Table, mean_of, metric_header, style_of
 from rayfl.config.identity import is_task
 
 
@@ -63,9 +63,8 @@ def pivot(summary: Summary, across: int, form: str = "table", underline: bool = 
         )
         for r in range(len(rows))
     ]
-    headers = style.headers(summary.by)
     table = Table(
-        (*headers[:split], *_headers(headers[split:], columns, style, form)),
+        (*style.headers(down), *_headers(over, columns, form)),
         tuple(body),
         left=split,
         bold=frozenset((at[i][0], at[i][1] + split) for i in best),
@@ -88,13 +87,19 @@ def _of_columns(summary: Summary, at: dict[int, tuple[int, int]]) -> list[int]:
     return list(best.values())
 
 
-def _headers(names: Sequence[str], columns: Sequence[Key], style: Style, form: str) -> list[str]:
-    """Name the columns by their values; LaTeX has an equation, where it has a symbol for the key."""
-    texts = [style.values([column[k] for column in columns]) for k in range(len(names))]
-    sign = " = " if form == "latex" else "="
+def _headers(over: Sequence[str], columns: Sequence[Key], form: str) -> list[str]:
+    """Name the columns by their values, without the keys that they do not have."""
+    if form != "latex":
+        return [row_name(over, column) for column in columns]
+    names = latex_headers(over)
+    texts = [latex_values([column[k] for column in columns]) for k in range(len(over))]
     return [
-        ", ".join(f"{name}{sign}{text[c]}" for name, text in zip(names, texts, strict=True))
-        for c in range(len(columns))
+        ", ".join(
+            text[c] if key.endswith(".name") else f"{name} = {text[c]}"
+            for key, name, text, value in zip(over, names, texts, column, strict=True)
+            if value is not None
+        )
+        for c, column in enumerate(columns)
     ]
 
 

@@ -207,10 +207,12 @@ def _check_output(path: Path, suffixes: Sequence[str]) -> None:
 def show(
     table: "Table", rows: "pd.DataFrame", form: str, notes: Sequence[str], heading: str = ""
 ) -> None:
-    """Print a table; the notes go to stderr if stdout is for programs."""
+    """Print a table; the notes go to stderr if stdout is for programs, and into LaTeX as comments."""
     from rayfl.analysis import tables
 
     if form != "table":
+        if form == "latex":
+            print("".join(f"% {note}\n" for note in notes), end="")
         print(tables.text_of(table, rows, form))
         say(*(f"note: {note}" for note in notes), stderr=True)
         return

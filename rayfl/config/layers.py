@@ -51,6 +51,11 @@ def read(path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
     if not isinstance(content, dict):
         found = "it is empty" if content is None else f"it holds {shown(content)}"
         raise ConfigError(f"{where}: must hold sections such as 'federation:', but {found}")
+    return extended(content, path, named, extended_by)
+
+
+def extended(content: Layer, path: Path, named: Named, extended_by: tuple[Path, ...] = ()) -> Layer:
+    """Put what stands in the file `path` on top of the file that its `extends` names, if it has one."""
     base = content.pop("extends", None)
     if base is None:
         return plain(content)

@@ -12,7 +12,7 @@ from rayfl.errors import ConfigError
 from rayfl.text import nearest, shown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_REFERENCE = re.compile(r"^(extends|base): *(\S+\.yaml)", re.MULTILINE)
+_REFERENCE = re.compile(r"^( *extends|base): *(\S+\.yaml)", re.MULTILINE)
 
 
 def folder() -> Path:

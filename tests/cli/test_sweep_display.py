@@ -1,6 +1,7 @@
 """Display of a sweep on terminals of different sizes, and its estimate of the time that is left."""
 
 import io
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from rayfl.cli.sweep_display import SweepDisplay
 from rayfl.cli.sweep_plan import describe
 from rayfl.runtime.placement import Placement
 from tuning.callbacks import TrialUpdate
-from tuning.config import Sweep
+from tuning.config import Sweep, load_sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
 
@@ -140,6 +141,41 @@ def test_a_plan_says_what_must_be_shared(small, storage):
     assert ("storage = '/home/me/sweeps/t': pbt copies trials from node to node" in text) == bool(
         storage
     )
+
+
+@pytest.mark.parametrize(
+    ("validation", "metric", "words"),
+    [
+        (
+            None,
+            None,
+            "chosen by test/accuracy, which then flatters the best; base.data.validation=0.1 ",
+        ),
+        (
+            None,
+            "client/accuracy_mean",
+            "chosen by client/accuracy_mean, which then flatters the best",
+        ),
+        (
+            0.1,
+            "test/accuracy",
+            "flatters the best; metric=validation/accuracy chooses by the samples",
+        ),
+        (0.1, None, None),
+        (None, "train/loss", None),
+    ],
+)
+def test_a_plan_says_where_points_are_chosen_on_the_test_set(
+    small, tmp_path, validation, metric, words
+):
+    small["data"]["validation"] = validation
+    given = {"metric": metric} if metric else {}
+    (tmp_path / "t.yaml").write_text(json.dumps({"base": small, "space": SPACE, **given}))
+    said = describe(planned(small, sweep=load_sweep(tmp_path / "t.yaml")))
+    assert ("flatters" in said) == (words is not None)
+    assert words is None or words in said
+    (only,) = planned(small, {"algorithm.rho": {"grid": [0.1]}}).trials
+    assert "flatters" not in describe(replace(planned(small), trials=(only,), count=1))
 
 
 def test_a_reason_is_told_once(small):

@@ -36,9 +36,14 @@ def test_a_printed_config_means_the_same_in_any_directory(tmp_path):
 def test_a_file_may_extend_a_name_and_a_sweep_start_from_one(tmp_path):
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nseed: 7\n")
     assert load_config("mine.yaml") == load_config("quickstart", ["seed=7"])
-    sweep = "base: quickstart\nspace: {algorithm.rho: {grid: [0.1, 0.2]}}\n"
-    (tmp_path / "sweep.yaml").write_text(sweep)
-    assert load_sweep("sweep.yaml").base == load_sweep("rho_beta_alpha").base
+    space = "space: {algorithm.rho: {grid: [0.1, 0.2]}}\n"
+    (tmp_path / "sweep.yaml").write_text(f"base: quickstart\n{space}")
+    assert load_sweep("sweep.yaml", ["base.data.validation=0.1"]).base == (
+        load_sweep("rho_beta_alpha").base
+    )
+    (tmp_path / "inline.yaml").write_text(f"base: {{extends: mine.yaml, seed: 8}}\n{space}")
+    inline = load_sweep("inline.yaml").base
+    assert inline == load_sweep("sweep.yaml").base | {"seed": 8}
     again = load_sweep("rho_beta_alpha", ["base=cifar10_lenet5"])
     assert again.base["data"]["name"] == "cifar10"
 

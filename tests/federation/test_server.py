@@ -149,6 +149,14 @@ def test_the_same_bits_whoever_takes_part(options, small, actors):
     assert_same_on_any_number(prepared, actors, reference, records)
 
 
+def test_what_is_held_out_is_evaluated_the_same_by_any_number_of_actors(small, actors, monkeypatch):
+    monkeypatch.setattr("rayfl.federation.server.EVALUATION_UNIT", 100)  # five of them
+    prepared = prepare(load_config(small, ["data.validation=0.3"]))
+    reference, records = here(prepared, prepared.config.algorithm)
+    assert_same_on_any_number(prepared, actors, reference, records)
+    assert {"validation/accuracy", "validation/loss"} < metrics(records)[3].keys()
+
+
 @pytest.mark.slow
 def test_a_stack_of_convolutions_equals_its_clients_whoever_computes_it(small, actors):
     """Five clients of unequal size in stacks of two at most, against one at a time."""

@@ -98,6 +98,24 @@ def test_overrides_follow_the_file_s_keys(load):
     assert (experiment.algorithm_name, experiment.federation.rounds) == ("mofedsam", 7)
 
 
+def test_points_are_chosen_by_what_is_held_out_if_anything_is(load):
+    named = "base.data.name=digits"
+    assert load(named).metric == "test/accuracy"
+    assert load(named, "base.data.validation=null").metric == "test/accuracy"
+    held_out = named, "base.data.validation=0.1"
+    assert load(*held_out).metric == "validation/accuracy"
+    assert load(*held_out, "metric=test/loss").metric == "test/loss"
+    assert load(named, "space.data.validation.grid=[0.1,0.2]").metric == "validation/accuracy"
+
+
+def test_a_metric_of_samples_that_nobody_holds_out_is_one_line(load):
+    sweep = load("metric=validation/loss", "base.data.name=digits")
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
+        "metric = 'validation/loss': is of samples that are held out, and base.data.validation holds out "
+        "none; set base.data.validation=0.1, or metric=test/accuracy"
+    )
+
+
 def test_a_sweep_is_a_sweep_file_again(load, tmp_path):
     sweep = load("scheduler=asha", "stop.plateau.rounds=3")
     (tmp_path / "again.yaml").write_text(sweep.to_yaml())
