@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Self
 
-from rayfl.text import one_line, shown
-from rayfl.tracking.defaults import redacted
+from rayfl.text import one_line, redacted, shown
 
 
 class KeyedError(Exception):

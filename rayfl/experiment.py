@@ -17,7 +17,14 @@ from rayfl.config.schema import Experiment
 from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import Prepared, checkpoints_of, client_accuracies, find_saved, prepare
+from rayfl.prepare import (
+    Prepared,
+    check_provenance,
+    checkpoints_of,
+    client_accuracies,
+    find_saved,
+    prepare,
+)
 from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import Layout, sha256
 
@@ -74,16 +81,19 @@ def run(
     check_store(config)
     saved = None if resume is None else find_saved(config, resume)
     prepared, history = prepare(config), History()
+    if saved is not None:
+        check_provenance(prepared, saved)
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
         opening = aside.submit(open_store, config)  # takes seconds, as Ray's start does
         place = in_this_process if local else on_cluster
         prepared, placement, launch = stack.enter_context(place(prepared))
         store = opening.result()
         saved_run = saved.run_id if saved else None
-        tracker = stack.enter_context(tracked(store, config, prepared.data.name, saved_run))
+        tags = prepared.provenance.tags
+        tracker = stack.enter_context(tracked(store, config, prepared.data.name, tags, saved_run))
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None
-        checkpoints = checkpoints_of(config, run_id, saved)
+        checkpoints = checkpoints_of(prepared, run_id, saved)
         on_start(Start(prepared, placement, run_id, ui_command, saved.round if saved else 0))
         noticed = 0  # round at which it was found that the MLflow run is deleted
         with launch(checkpoints) as server:

@@ -20,6 +20,7 @@ from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.specs import ClientSpec, FederationSpec, ServerSpec
+from rayfl.provenance import Provenance
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
@@ -50,6 +51,10 @@ class Prepared:
     model: nn.Module
     federation: FederationSpec
     settings: LocalSettings
+
+    @property
+    def provenance(self) -> Provenance:
+        return Provenance(self.data.digest, self.config.code())
 
     def specs(self) -> tuple[ServerSpec, ClientSpec]:
         """Everything that the server and the clients need."""
@@ -217,14 +222,15 @@ def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
 
 
 def checkpoints_of(
-    config: Experiment, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
+    prepared: Prepared, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
 ) -> CheckpointWriter | None:
     """The writer of a run's checkpoints, None without any; a resumed run goes on in its own folder."""
+    config = prepared.config
     if config.checkpoint.every is None:
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     location = str(saved.storage) if saved else below(storage(config), config.hash, run)
-    checkpoints = checkpoint_writer(config, location, run_id)
+    checkpoints = checkpoint_writer(prepared, location, run_id)
     with _before_the_run():
         checkpoints.prepare()
         if saved:
@@ -233,18 +239,25 @@ def checkpoints_of(
 
 
 def checkpoint_writer(
-    config: Experiment, location: str, run_id: str | None = None
+    prepared: Prepared, location: str, run_id: str | None = None
 ) -> CheckpointWriter:
     """A writer of this experiment's checkpoints at `location`."""
-    every = config.checkpoint.every
+    config, every = prepared.config, prepared.config.checkpoint.every
     return CheckpointWriter(
         location=location,
         config_hash=config.hash,
         config=config.flat_identity(),
+        provenance=prepared.provenance,
         run_id=run_id,
         every=None if every == "auto" else every,
         keep_last=config.checkpoint.keep_last,
     )
+
+
+def check_provenance(prepared: Prepared, saved: checkpoint.SavedCheckpoint) -> None:
+    """Raise ConfigError if the checkpoint was made with other data or other code."""
+    with _before_the_run():
+        saved.check_provenance(prepared.provenance)
 
 
 @contextlib.contextmanager

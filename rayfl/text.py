@@ -3,11 +3,16 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 _LONGEST_VALUE = 300
+
+# `user:password@` of an address: a password may hold any character but @, which must be escaped in it.
+_USER = re.compile(r"(?<=://)(?:[^:/@\s]*:[^@\s]*@|[^/@\s]*@)(?:[^/@\s]*@)*")
+_SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:passw|pwd|secret|token)[^=&\s]*=)[^&\s'\"]+")
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -53,3 +58,8 @@ def unset(text: str) -> str:
 def one_line(message: object) -> str:
     """The text of an error without its line breaks."""
     return " ".join(str(message).split())
+
+
+def redacted(text: str) -> str:
+    """Return an address, or a text with addresses, without users and passwords."""
+    return _SECRET_OPTION.sub(r"\1...", _USER.sub("...@", text))

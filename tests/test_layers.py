@@ -21,7 +21,7 @@ LAYERS = [
     {"storage", "data", "models"},
     {"algorithms"},
     {"errors"},
-    {"seeds", "text"},
+    {"seeds", "text", "provenance"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = {

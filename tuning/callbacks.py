@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
+from rayfl.errors import ConfigError
 from rayfl.prepare import storage
 from rayfl.runtime.placement import Placement, could_hold, refusal
 from rayfl.storage.storage import Storage, below
@@ -16,6 +17,7 @@ from tuning.config import Sweep
 from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial
 from tuning.tracking import SweepTracker
+from tuning.trial import folder_name
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,15 @@ class ReportingCallback(tune.Callback):
     ):
         self._tracker, self._sweep, self._trials = tracker, sweep, trials
         self._inputs, self._on_update = inputs, on_update
+        self._error: ConfigError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it for its own restore, which rayfl does not use
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        """Raise the error of a trial that all others would have too."""
+        if self._error is not None:
+            raise self._error
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self._trials[str(trial)]
@@ -63,6 +71,8 @@ class ReportingCallback(tune.Callback):
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
         hash = str(trial)
+        if result.get("ends_sweep"):
+            self._error = ConfigError(result["failed"])
         self._tracker.record(hash, result)
         planned, value = self._trials[hash], result.get(self._sweep.metric)
         if resumed := result["resumed"]:
@@ -110,8 +120,9 @@ class ReportingCallback(tune.Callback):
 
     def _delete_checkpoints(self, hash: str) -> None:
         """Delete the checkpoints of a trial that will not resume: client memories need much space."""
-        location = below(storage(self._trials[hash].config), hash)
-        Storage(location).remove(self._sweep.name)
+        trial = self._trials[hash]
+        location = below(storage(trial.config), hash)
+        Storage(location).remove(folder_name(self._sweep, trial.provenance))
 
     def _announce(self, trial: Any, state: State, reason: str = "") -> None:
         result = trial.last_result or {}

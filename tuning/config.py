@@ -95,6 +95,14 @@ class Sweep(Section):
         if len(set(self.seeds)) < len(self.seeds):
             different = "different from each other"
             raise ConfigError(key="seeds", value=list(self.seeds), allowed=different)
+        most, seeds = self.max_concurrent, len(self.seeds)
+        if self.scheduler.decides_on_points and most is not None and most < seeds:
+            raise ConfigError(
+                "the scheduler decides on a point once all its seeds have got to a round",
+                key="max_concurrent",
+                value=most,
+                allowed=f"at least {seeds}, the number of seeds, or null",
+            )
         self.search.check(self.space)
         self.scheduler.check(self.space, self.search)
         return self

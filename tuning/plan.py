@@ -14,6 +14,7 @@ from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
 from rayfl.launch import resource_request
 from rayfl.prepare import storage
+from rayfl.provenance import Provenance
 from rayfl.runtime.placement import Placement, place
 from tuning.capacity import capacity
 from tuning.config import Sweep
@@ -22,6 +23,7 @@ from tuning.schedulers import PBT
 from tuning.searchers import Optuna
 from tuning.space import Point, text
 
+_UNKNOWN = Provenance("", {})
 # Metrics that only a round with an evaluation has.
 _EVALUATED = ("test/", "validation/", "client/")
 
@@ -37,6 +39,8 @@ class PlannedTrial:
     experiment: Experiment | None
     problem: str | None = None
     """Reason why the trial cannot run."""
+    provenance: Provenance = _UNKNOWN
+    """Digests of the data and of the user's own code; known once the trial is `checked`."""
 
     @property
     def config(self) -> Experiment:
@@ -48,6 +52,11 @@ class PlannedTrial:
     def settings(self) -> str:
         """Point and seed as overrides, which distinguish the trials of a sweep."""
         return f"{text(self.point)} seed={self.seed}".strip()
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Config, data and code: runs that are equal in all three have the same result."""
+        return (self.hash, self.provenance.data, self.provenance.code_digest)
 
     def __str__(self) -> str:
         return f"{self.hash} ({self.settings})"
@@ -116,14 +125,15 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
 
 
 def checked(sweep: Sweep, trial: PlannedTrial, inputs: Inputs) -> PlannedTrial:
-    """Load the data of a trial, and return it with a `problem` if this fails."""
+    """Load the data of a trial, and return it with its provenance, or with a `problem` if this fails."""
     if trial.experiment is None or trial.problem is not None:
         return trial
     try:
         inputs.units(trial.experiment)
     except ConfigError as error:
         return replace(trial, problem=str(error.rekeyed(sweep.key)))
-    return trial
+    data, _ = inputs.of(trial.experiment)
+    return replace(trial, provenance=Provenance(data.digest, trial.experiment.code()))
 
 
 def allocate(
@@ -175,7 +185,7 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
-    """Return the conflict between the metric, or the scheduler's interval, and the evaluations, if any."""
+    """Return what the metric, or the scheduler, needs and the experiment lacks, if there is something."""
     if sweep.metric.startswith("validation/") and experiment.data.validation is None:
         return ConfigError(
             "is of samples that are held out, and data.validation holds out none",
@@ -184,12 +194,22 @@ def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
             hint="set data.validation=0.1, or metric=test/accuracy",
             keys=("data.validation",),
         )
-    interval, every = sweep.scheduler.interval, experiment.federation.eval_every
-    if interval is None or interval % every == 0 or not sweep.metric.startswith(_EVALUATED):
-        return None
-    return ConfigError(
-        f"the scheduler decides every {interval} rounds, each of which must be evaluated",
-        key="federation.eval_every",
-        value=every,
-        hint="let it divide that number",
-    )
+    scheduler, every = sweep.scheduler, experiment.federation.eval_every
+    rounds = scheduler.rounds(sweep.rounds(experiment))
+    missed = [round for round in rounds if round % every]
+    if missed and sweep.metric.startswith(_EVALUATED):
+        return ConfigError(
+            f"the scheduler decides at round {missed[0]}, which must be evaluated",
+            key="federation.eval_every",
+            value=every,
+            hint="let it divide that number",
+        )
+    if rounds and scheduler.decides_on_points and experiment.checkpoint.every is None:
+        return ConfigError(
+            "the scheduler pauses trials, which go on from their checkpoints",
+            key="checkpoint.every",
+            value=None,
+            hint="set it to auto, or scheduler.name=none",
+            keys=("scheduler.name",),
+        )
+    return None

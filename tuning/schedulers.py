@@ -1,12 +1,12 @@
 """Options of `scheduler`, which decides the trials that continue.
 
-Schedulers decide at exact rounds: a trial reports every `interval` rounds, with the evaluations. Only trials
+Schedulers decide at exact rounds: a trial reports at them with its evaluations. Only trials
 of the same task (data, partition, number of clients) are compared; otherwise, for example, the easiest
 Dirichlet alpha would win. In population-based training, a trial takes over the server state and client
 memories of another one, so its trials differ only in the mutated keys.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +18,8 @@ from rayfl.text import nearest
 from tuning.searchers import Optuna, Search, domain
 from tuning.space import Point, Space, task
 
+_MOST_ROUNDS = 10**6  # `ASHA.rounds` says which of the rungs below trials of fewer rounds have
+
 Rounds = Annotated[int, Field(gt=0, description="rounds")]
 
 
@@ -25,10 +27,12 @@ Rounds = Annotated[int, Field(gt=0, description="rounds")]
 class Scheduler:
     """Base class of the schedulers."""
 
-    @property
-    def interval(self) -> int | None:
-        """Rounds between two reports of a trial; None: any number."""
-        return None
+    decides_on_points = False
+    """True if the seeds of a point go on, or end, together: a trial then waits for the others, paused."""
+
+    def rounds(self, last: int) -> Sequence[int]:
+        """Return the rounds before the `last` at which this scheduler decides on a trial."""
+        return ()
 
     def check(self, space: Space, search: Search) -> None:
         """Raise ConfigError if this scheduler does not support the sweep."""
@@ -37,9 +41,9 @@ class Scheduler:
         """Return the group of a trial. Only trials of the same group are compared."""
         return task(point)
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
-        """Return Ray Tune's scheduler of one group; `rounds` is the maximum of a trial."""
-        return None
+    def build(self, space: Space, metric: str, mode: str) -> Any:
+        """Return Ray Tune's scheduler of one group."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +60,25 @@ class ASHA(Scheduler):
         int, Field(ge=2, description="a rung's rounds, as a multiple of those of the rung below")
     ] = 3
 
-    @property
-    def interval(self) -> int:
-        return self.grace_period  # every rung is a multiple of it
+    decides_on_points = True
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+    def rounds(self, last: int) -> Sequence[int]:
+        rungs, rung = [], self.grace_period
+        while rung < last:
+            rungs.append(rung)
+            rung *= self.reduction_factor
+        return rungs
+
+    def build(self, space: Space, metric: str, mode: str) -> Any:
         from ray.tune.schedulers import ASHAScheduler
 
         return ASHAScheduler(
             time_attr="rounds",
             metric=metric,
             mode=mode,
-            grace_period=min(self.grace_period, rounds),
+            grace_period=self.grace_period,
             reduction_factor=self.reduction_factor,
-            max_t=rounds,
+            max_t=max(_MOST_ROUNDS, self.grace_period),
         )
 
 
@@ -81,11 +90,13 @@ class Median(Scheduler):
     every: Annotated[Rounds, Field(description="rounds between two comparisons")] = 5
     min_samples: Annotated[int, Field(gt=0, description="other trials that it takes")] = 3
 
-    @property
-    def interval(self) -> int:
-        return self.every
+    decides_on_points = True
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+    def rounds(self, last: int) -> Sequence[int]:
+        first = -(-self.grace_period // self.every) * self.every
+        return range(first, last, self.every)
+
+    def build(self, space: Space, metric: str, mode: str) -> Any:
         from ray.tune.schedulers import MedianStoppingRule
 
         return MedianStoppingRule(
@@ -94,7 +105,6 @@ class Median(Scheduler):
             mode=mode,
             grace_period=self.grace_period,
             min_samples_required=self.min_samples,
-            min_time_slice=10**9,  # otherwise it pauses trials until others catch up
         )
 
 
@@ -113,9 +123,8 @@ class PBT(Scheduler):
         float, Field(ge=0, le=1, description="of a new draw instead of a factor 0.8 or 1.2")
     ] = 0.25
 
-    @property
-    def interval(self) -> int:
-        return self.every
+    def rounds(self, last: int) -> Sequence[int]:
+        return range(self.every, last, self.every)
 
     def check(self, space: Space, search: Search) -> None:
         for key in self.mutate:
@@ -139,7 +148,7 @@ class PBT(Scheduler):
         fixed = sorted((k, repr(v)) for k, v in point.items() if k not in self.mutate)
         return (tuple(fixed), seed)
 
-    def build(self, space: Space, metric: str, mode: str, rounds: int) -> Any:
+    def build(self, space: Space, metric: str, mode: str) -> Any:
         from ray.tune.schedulers import PopulationBasedTraining
 
         return PopulationBasedTraining(

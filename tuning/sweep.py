@@ -130,4 +130,6 @@ def _rows(
         raise deleted(gone)
     for trial in trials.values():
         log = log_path(sweep, trial.hash)
-        yield TrialResult(**vars(runs[trial.hash]), trial=trial, log=log if log.exists() else None)
+        yield TrialResult(
+            **vars(runs[trial.identity]), trial=trial, log=log if log.exists() else None
+        )

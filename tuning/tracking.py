@@ -5,19 +5,21 @@ stopped_early, failed or infeasible, `rayfl.reason` is its reason, and `rayfl.co
 trial. One background thread writes everything in order.
 """
 
+import functools
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.analysis.store import search_runs
-from rayfl.config.layers import Layer
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import RunError
-from rayfl.text import written
-from rayfl.tracking.defaults import redacted
+from rayfl.provenance import CODE_TAG, DATA_TAG
+from rayfl.text import redacted, written
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
 from rayfl.tracking.run import Status
@@ -28,6 +30,7 @@ from tuning.plan import PlannedTrial
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+_TOLD = "told.json"  # an artifact of the sweep's run
 _LONGEST_TAG = 5000  # characters; MLflow's limit with a margin
 
 
@@ -45,6 +48,8 @@ class TrialRun:
     """SHA-256 of the final w."""
     rules: str
     """Rules that could end the trial early, as JSON."""
+    identity: tuple[str, str, str]
+    """As `PlannedTrial.identity`; empty digests in runs of earlier versions."""
     summary: dict[str, float]
 
     @classmethod
@@ -58,6 +63,7 @@ class TrialRun:
             run_id=run.info.run_id,
             model_sha256=tags.get("rayfl.model_sha256"),
             rules=tags.get("rayfl.rules", ""),
+            identity=(tags["rayfl.config_hash"], tags.get(DATA_TAG, ""), tags.get(CODE_TAG, "")),
             summary={k: v for k, v in metrics.items() if "/" not in k},
         )
 
@@ -70,16 +76,16 @@ class SweepTracker:
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
         self.known = self.results()
-        """Runs of earlier commands, by config hash."""
+        """Runs of earlier commands, by identity."""
         self.parent_id = self._parent()
         self._live: dict[str, RunTracker] = {}
         self._lost: list[str] = []
         """Runs of trials that were deleted while they ran."""
         self._writer = BackgroundWriter(store.uri)
 
-    def ended(self, hash: str) -> TrialRun | None:
+    def ended(self, trial: PlannedTrial) -> TrialRun | None:
         """Return the earlier run of a trial that need not run again."""
-        known = self.known.get(hash)
+        known = self.known.get(trial.identity)
         if known is None:
             return None
         by_rules = known.state == "stopped_early" and known.rules == self.rules
@@ -91,9 +97,9 @@ class SweepTracker:
         def write() -> None:
             if trial.hash in self._live:
                 return
-            known = self.known.get(trial.hash)
-            tags = self._tags(trial.point) | {"rayfl.state": "running", "rayfl.reason": ""}
-            run_id = known.run_id if known else self._find(trial.hash)
+            known = self.known.get(trial.identity)
+            tags = self._tags(trial) | {"rayfl.state": "running", "rayfl.reason": ""}
+            run_id = known.run_id if known else self._find(trial)
             tracker = RunTracker(self._store, trial.config, data.name, run_id, tags)
             if run_id is not None:
                 for key, value in tags.items():
@@ -144,14 +150,14 @@ class SweepTracker:
         """Record an infeasible trial as a failed run."""
 
         def write() -> None:
-            tags = self._tags(trial.point) | {
+            tags = self._tags(trial) | {
                 "rayfl.config_hash": trial.hash,
                 "rayfl.kind": "experiment",
                 "rayfl.seed": str(trial.seed),
                 "rayfl.state": "infeasible",
                 "rayfl.reason": (trial.problem or "")[:_LONGEST_TAG],
             }
-            run_id = self._find(trial.hash)
+            run_id = self._find(trial)
             if run_id is None:
                 name = f"infeasible-{trial.hash}"
                 run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
@@ -183,13 +189,37 @@ class SweepTracker:
         if self._lost and status == "FINISHED":
             raise deleted(self._lost)
 
-    def results(self) -> dict[str, TrialRun]:
-        """Read the trials' runs by config hash; the oldest, if one has several."""
+    def results(self) -> dict[tuple[str, str, str], TrialRun]:
+        """Read the trials' runs by identity; the oldest, if one has several."""
         newest_first = reversed(list(self._runs("experiment")))
-        return {
-            run.data.tags["rayfl.config_hash"]: TrialRun.of(run, self._sweep.metric)
-            for run in newest_first
-        }
+        found = [TrialRun.of(run, self._sweep.metric) for run in newest_first]
+        return {run.identity: run for run in found}
+
+    def values(self, run_id: str) -> dict[int, float]:
+        """Read the sweep's metric of a trial's run by round."""
+        history = self._client.get_metric_history(run_id, self._sweep.metric)
+        return {metric.step: metric.value for metric in history}
+
+    def told(self) -> list[list[int]]:
+        """Read what `record_told` has recorded for this search of this space; empty: nothing."""
+        if not any(file.path == _TOLD for file in self._client.list_artifacts(self.parent_id)):
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._client.download_artifacts(self.parent_id, _TOLD, folder)
+            content = json.loads(Path(path).read_text("utf-8"))
+        return content["told"] if content["of"] == self._search() else []
+
+    def record_told(self, told: list[list[int]]) -> None:
+        """Record the suggestions whose results a searcher was told before each of its suggestions."""
+        text = json.dumps({"of": self._search(), "told": told})
+        write = functools.partial(self._client.log_text, self.parent_id, text, _TOLD)
+        self._writer.put(lambda: retry_during_outage(self._store.uri, write))
+
+    def _search(self) -> dict[str, Any]:
+        """Return all that decides what a searcher suggests, but for the results."""
+        content = self._sweep.model_dump(mode="json", include={"space", "search", "metric", "mode"})
+        content["search"].pop("num_samples", None)
+        return content
 
     def _parent(self) -> str:
         name, run = self._sweep.name, next(self._runs("sweep"), None)
@@ -205,10 +235,11 @@ class SweepTracker:
         self._client.log_text(run_id, redacted(self._sweep.to_yaml()), "sweep.yaml")
         return run_id
 
-    def _find(self, hash: str) -> str | None:
+    def _find(self, trial: PlannedTrial) -> str | None:
         """Return the id of a trial's run, even if an outage hid the answer to its creation."""
-        found = self._runs("experiment", f" and tags.`rayfl.config_hash` = '{hash}'")
-        return next((run.info.run_id for run in found), None)
+        tags = {"rayfl.config_hash": trial.hash} | trial.provenance.tags
+        which = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
+        return next((run.info.run_id for run in self._runs("experiment", which)), None)
 
     def _runs(self, kind: str, also: str = "") -> "Iterator[Run]":
         """Yield the sweep's runs of a kind, the oldest first."""
@@ -216,11 +247,12 @@ class SweepTracker:
         oldest_first = "attributes.start_time ASC"
         return search_runs(self._client, [self._store.experiment_id], which, oldest_first)
 
-    def _tags(self, point: Layer) -> dict[str, str]:
+    def _tags(self, trial: PlannedTrial) -> dict[str, str]:
         return {
+            **trial.provenance.tags,
             "mlflow.parentRunId": self.parent_id,
             "rayfl.sweep": self._sweep.name,
-            "rayfl.point": json.dumps(point, sort_keys=True)[:_LONGEST_TAG],
+            "rayfl.point": json.dumps(trial.point, sort_keys=True)[:_LONGEST_TAG],
             "rayfl.rules": self.rules[:_LONGEST_TAG],
         }
 

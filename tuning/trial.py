@@ -20,6 +20,7 @@ from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, f
 from rayfl.federation.metrics import Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
+from rayfl.provenance import Provenance
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import saved_in
@@ -40,8 +41,18 @@ class TrialSpec:
     """The experiment of a trial."""
 
     experiment: dict[str, Any]
-    checkpoints: str | None
-    """The directory or URI of all checkpoints; None: there are none."""
+    checkpoints: str
+    """The directory or URI of all checkpoints."""
+    provenance: Provenance
+
+
+def folder_name(sweep: Sweep, provenance: Provenance) -> str:
+    """Return the name of a trial's folder of checkpoints; with other data or code it is another one."""
+    return f"{sweep.name}-{provenance.data[:6]}{provenance.code_digest[:6]}"
+
+
+class MetricError(ConfigError):
+    """The sweep's metric is none that a round has."""
 
 
 class Execution:
@@ -77,7 +88,7 @@ class Execution:
 
     def save(self, directory: str) -> None:
         """Write server state, client memories and history, for this trial or one that takes them over."""
-        checkpoints = checkpoint_writer(self._experiment, directory)
+        checkpoints = checkpoint_writer(self._prepared, directory)
         checkpoints.prepare()
         checkpoints.save(self.session.server.snapshot(), self.session.history.rows)
 
@@ -112,6 +123,8 @@ class Execution:
     def _start(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
         dataset, partition = self._shared.data[data_key(self._experiment)]
         self._prepared = prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
+        if difference := spec.provenance.difference(prepared.provenance):
+            raise ConfigError(f"the sweep began with {difference}; start it again")
         server, client = prepared.specs()
         limit = self._experiment.resources.time_limit_s
         made = make_server(
@@ -126,10 +139,10 @@ class Execution:
         # The curve of what is mutated is what population-based training found.
         constants = {f"{MUTATED}{key}": float(value) for key, value in mutated.items()}
         self._session = Session(made, constants=constants)
-        if spec.checkpoints is not None and self._experiment.checkpoint.every is not None:
+        if self._experiment.checkpoint.every is not None:
             # Not the config's hash: in population-based training it moves away from the identity.
-            location = below(spec.checkpoints, identity, self._sweep.name)
-            self._session.checkpoints = checkpoint_writer(self._experiment, location)
+            location = below(spec.checkpoints, identity, folder_name(self._sweep, spec.provenance))
+            self._session.checkpoints = checkpoint_writer(prepared, location)
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
         self._rounds = self._session.rounds(self._last)
@@ -137,38 +150,46 @@ class Execution:
     def _run_rounds(self) -> str | None:
         """Run rounds until there is something to report; why the trial ends, if a rule of `stop` says so."""
         session, began = self.session, time.monotonic()
-        rules, interval = self._sweep.stop, self._sweep.scheduler.interval
+        rules, scheduler = self._sweep.stop, self._sweep.scheduler
+        decisions = scheduler.rounds(self._last)
+        is_exact = len(decisions) > 0 and not scheduler.decides_on_points
         eval_every = self._experiment.federation.eval_every
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
+                self._check_metric()
                 continue  # an evaluation, which may come later than its round
             round = metrics.round
-            at_interval = interval is not None and round % interval == 0
-            if at_interval or (needs_metrics(rules) and round % eval_every == 0):
+            if round in decisions or (needs_metrics(rules) and round % eval_every == 0):
                 self._reported += session.settle()
             stopped = reason(rules, session.history.rows, self._sweep.metric, self._sweep.mode)
             if stopped is not None and round < self._experiment.federation.rounds:
                 self._reported += session.settle()
                 return stopped
-            if at_interval and round < self._last:
+            if round in decisions:
+                if scheduler.decides_on_points:
+                    session.save()  # the trial may be paused
                 return None
             late = time.monotonic() - began > REPORT_SECONDS
-            if interval is None and late and round < self._last:  # then its evaluation is to come
+            if late and not is_exact and round < self._last:  # then its evaluation is to come
                 return None
         return None
 
     def _ending(self, stopped: str | None) -> dict[str, Any]:
         session = self.session
-        if self._latest() is None:
-            found = sorted({key for row in session.history.rows.values() for key in row})
-            there = f"there are {', '.join(found)}"
-            raise ConfigError("no round has it", "metric", self._sweep.metric, hint=there)
+        self._check_metric()
         w, _, correct = session.final()
         clients, digest = client_accuracies(self._prepared, correct), sha256(torch.tensor(w))
         return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}
 
-    def _failed(self, error: Exception) -> dict[str, str]:
+    def _check_metric(self) -> None:
+        """Raise ConfigError once there is an evaluation, and no round has the sweep's metric."""
+        if self._latest() is None:
+            rows = self.session.history.rows.values()
+            there = f"there are {', '.join(sorted({key for row in rows for key in row}))}"
+            raise MetricError("no round has it", "metric", self._sweep.metric, hint=there)
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
         """The error that ended the trial, in one line and in full."""
         text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
         line = (
@@ -176,7 +197,13 @@ class Execution:
             if isinstance(error, KeyedError)
             else f"{type(error).__name__}: {first_line(error)}"
         )
-        return {"failed": line.strip().splitlines()[0], "traceback": text}
+        # Scalars of a server are those of its method alone; other metrics all trials have, or none.
+        ends_all = isinstance(error, MetricError) and not self._sweep.metric.startswith("server/")
+        return {
+            "failed": line.strip().splitlines()[0],
+            "traceback": text,
+            "ends_sweep": ends_all,
+        }
 
     def _latest(self) -> float | None:
         """Last value of the sweep's metric."""

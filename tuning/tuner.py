@@ -4,7 +4,9 @@ Tune receives the identity and the experiment of each trial as its config, a sea
 one scheduler for each group of comparable trials, and a callback that passes all reports on.
 """
 
+import itertools
 import random
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,17 @@ from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, PlacementTimeout, ReportingCallback, TrialUpdate
+from tuning.group_scheduler import GroupScheduler
 from tuning.inputs import SharedInputs
-from tuning.per_task_scheduler import PerTaskScheduler
 from tuning.plan import PlannedTrial, SweepPlan
-from tuning.schedulers import PBT
+from tuning.point_scheduler import PointScheduler, PointTrials
+from tuning.schedulers import PBT, NoScheduler
 from tuning.searchers import Optuna
 from tuning.seed_averaged_searcher import SeedAveragedSearcher
-from tuning.space import Point, applicable
+from tuning.space import Point, applicable, text
 from tuning.tracking import SweepTracker
 from tuning.trainable import Trainable
-from tuning.trial import MUTATED, TrialSpec
+from tuning.trial import MUTATED, TrialSpec, folder_name
 
 
 class SweepRunner:
@@ -36,16 +39,22 @@ class SweepRunner:
         self.on_update = on_update
         self.trials = {trial.hash: trial for trial in planned.trials}
         """Trials by hash; a searcher adds more."""
+        self._points: dict[Hashable, list[PointTrials]] = {}
+        """Points of each group of comparable trials, in order; a searcher adds more."""
+        self._earlier: dict[str, dict[int, float]] = {}
+        """Metric by round of the trials that earlier commands have ended."""
 
     def begin(self) -> int:
         """Announce the trials that will not run. Return the number that earlier commands have ended."""
         for trial in self.plan.trials:
             self._note(trial)
-        return sum(self.tracker.ended(trial.hash) is not None for trial in self.plan.trials)
+        return sum(self.tracker.ended(trial) is not None for trial in self.plan.trials)
 
     def run(self) -> None:
         """Run the missing trials."""
-        missing = [t for t in self.plan.feasible if self.tracker.ended(t.hash) is None]
+        for _, trials in itertools.groupby(self.plan.trials, lambda trial: text(trial.point)):
+            self._add_point([*trials])
+        missing = [t for t in self.plan.feasible if self.tracker.ended(t) is None]
         if missing or isinstance(self.sweep.search, Optuna):
             # Ray Tune's schedulers use the global random generators.
             random.seed(0)
@@ -57,7 +66,7 @@ class SweepRunner:
         if trial.problem is not None:
             self.tracker.infeasible(trial)
             self.on_update(TrialUpdate(trial, "infeasible", reason=trial.problem))
-        elif known := self.tracker.ended(trial.hash):
+        elif known := self.tracker.ended(trial):
             self.on_update(TrialUpdate(trial, known.state, known.rounds, known.value, known.reason))
 
     def _tuner(self, missing: list[PlannedTrial]) -> tune.Tuner:
@@ -70,6 +79,8 @@ class SweepRunner:
         searcher = self._searcher()
         configs = {trial.hash: self._config(trial) for trial in missing}
         limit = self.plan.at_once_grown or self.plan.at_once or 1
+        if self.sweep.scheduler.decides_on_points:
+            limit = max(limit, len(self.sweep.seeds))  # a paused trial counts too
         callbacks: list[tune.Callback] = [
             ReportingCallback(
                 self.tracker, self.sweep, self.trials, self.plan.inputs, self.on_update
@@ -112,33 +123,50 @@ class SweepRunner:
         mutated = {key: trial.point[key] for key in mutable}
         root = storage(trial.config)
         if mutated:
-            mutated |= _mutated_values(below(root, trial.hash, self.sweep.name))
+            folder = folder_name(self.sweep, trial.provenance)
+            mutated |= _mutated_values(below(root, trial.hash, folder))
         content = trial.config.model_dump(mode="json")
         content["tracking"]["uri"] = None  # it may have a password, and Tune writes this down
-        return {"hash": trial.hash, "spec": TrialSpec(content, root), **mutated}
+        return {"hash": trial.hash, "spec": TrialSpec(content, root, trial.provenance), **mutated}
 
     def _scheduler(self) -> Any:
         scheduler, sweep = self.sweep.scheduler, self.sweep
-        if scheduler.interval is None:
+        if isinstance(scheduler, NoScheduler):
             return None
-        rounds = max(sweep.rounds(trial.config) for trial in self.plan.feasible)
 
-        def group(trial: Any) -> Any:
+        def group(trial: Any) -> Hashable:
             # By the trial's name, because population-based training changes its config.
             planned = self.trials[str(trial)]
             return scheduler.group(planned.point, planned.seed)
 
-        return PerTaskScheduler(
-            lambda: scheduler.build(sweep.space, sweep.metric, sweep.mode, rounds), group
-        )
+        def make(group: Hashable) -> Any:
+            inner = scheduler.build(sweep.space, sweep.metric, sweep.mode)
+            if not scheduler.decides_on_points:
+                return inner
+            return PointScheduler(inner, sweep.metric, self._points[group], self._earlier)
+
+        return GroupScheduler(make, group)
+
+    def _add_point(self, trials: list[PlannedTrial]) -> None:
+        """Note a point's trials for a scheduler that decides on points."""
+        trials, scheduler = [t for t in trials if t.problem is None], self.sweep.scheduler
+        if not trials or not scheduler.decides_on_points:
+            return
+        first = trials[0]
+        rounds = tuple(scheduler.rounds(self.sweep.rounds(first.config)))
+        point = PointTrials(text(first.point), tuple(trial.hash for trial in trials), rounds)
+        self._points.setdefault(scheduler.group(first.point, first.seed), []).append(point)
+        for trial in trials:
+            if known := self.tracker.ended(trial):
+                self._earlier[trial.hash] = self.tracker.values(known.run_id)
 
     def _searcher(self) -> SeedAveragedSearcher | None:
         search, sweep = self.sweep.search, self.sweep
         if not isinstance(search, Optuna):
             return None
 
-        def value_of(hash: str) -> float | None:
-            known = self.tracker.ended(hash)
+        def value_of(trial: PlannedTrial) -> float | None:
+            known = self.tracker.ended(trial)
             return known.value if known else None
 
         return SeedAveragedSearcher(
@@ -147,6 +175,8 @@ class SweepRunner:
             self._trials_at,
             value_of,
             self._config,
+            self.tracker.told(),
+            self.tracker.record_told,
             sweep.metric,
             sweep.mode,
         )
@@ -157,10 +187,11 @@ class SweepRunner:
         point = applicable(sweep.space, suggested)
         resolved = [planning.resolve(sweep, point, seed) for seed in sweep.seeds]
         found = [planning.checked(sweep, trial, self.plan.inputs) for trial in resolved]
-        for trial in found:
-            if trial.hash not in self.trials:
-                self.trials[trial.hash] = trial
-                self._note(trial)
+        new = [trial for trial in found if trial.hash not in self.trials]
+        for trial in new:
+            self.trials[trial.hash] = trial
+            self._note(trial)
+        self._add_point(new)
         return found
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rayfl.errors import ConfigError
-from rayfl.text import nearest, shown
-from rayfl.tracking.defaults import database_file, redacted, store_address
+from rayfl.text import nearest, redacted, shown
+from rayfl.tracking.defaults import database_file, store_address
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -14,7 +14,7 @@ from rayfl.cli.analysis import show
 from rayfl.cli.sweep_plan import describe, listing, quantity
 from rayfl.cli.sweep_progress import SweepProgress, duration
 from rayfl.cli.terminal import Display, say
-from rayfl.tracking.defaults import redacted
+from rayfl.text import redacted
 
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate

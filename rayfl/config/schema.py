@@ -35,6 +35,7 @@ from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Model
 from rayfl.models.pretrained import Pretrainable
+from rayfl.provenance import code_of
 from rayfl.text import one_line
 
 # What local steps multiply vectors with, or compare their norm to.
@@ -120,6 +121,11 @@ class Experiment(Section):
         if isinstance(self.model, Pretrainable):
             content["model"]["pretrained"] = self.model.content_of_pretrained()
         return content
+
+    def code(self) -> dict[str, str]:
+        """Return the digests of the user's own modules that this config names; see `provenance.code_of`."""
+        names = (section["name"] for key, section in self.model_dump().items() if key in NAMED)
+        return code_of(name.partition(":")[0] for name in names if ":" in name)
 
     def to_yaml(self) -> str:
         """Return the resolved config as a file that gives this experiment again."""

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from rayfl.data.checks import account, check, check_arrays, check_precision, refuse
 from rayfl.errors import ConfigError
+from rayfl.provenance import data_digest
 from rayfl.text import printable
 
 Samples = tuple[np.ndarray, np.ndarray]  # x, y
@@ -49,6 +50,7 @@ class Dataset:
     # Names of files and folders beside them that were not read.
     left_out: tuple[str, ...] = ()
     read: tuple[str, ...] = ()  # both in words, a line each; `Source.load` fills it
+    digest: str = ""  # of all of the above that a result depends on; `Source.load` fills it
 
     @property
     def num_classes(self) -> int:
@@ -148,7 +150,13 @@ class Source(ABC):
                 key="data.augment",
                 value=self.augment,
             )
-        return replace(dataset, read=account(dataset))
+        return replace(dataset, read=account(dataset), digest=_digest(dataset))
+
+
+def _digest(data: Dataset) -> str:
+    samples = data.x_train, data.y_train, data.x_test, data.y_test
+    arrays = (*samples, data.mean, data.std, data.group_train, data.group_test)
+    return data_digest(arrays, (*data.classes, *data.groups))
 
 
 def _give_back_memory() -> None:

@@ -93,25 +93,28 @@ def split(
 def hold_out(partition: Partition, share: float, seed: int) -> Partition:
     """Hold out `share` of the samples of each client, at random, and never its last one.
 
-    Rounded up or down at random, so that the share is right on average at small clients too. Only `seed` and
-    the client decide; a larger share holds out these and more. Raises ConfigError if nothing is held out.
+    Rounded up or down at random, so that the share is right on average at small clients too. Which ones is
+    decided by the seed and the client's own samples; a larger share holds out these and more. Raises
+    ConfigError if nothing is held out.
     """
-    is_held_out = np.zeros(len(partition.indices), dtype=bool)  # by place in `indices`
-    for client, (begin, size) in enumerate(zip(partition.offsets, partition.sizes, strict=False)):
-        rng = generator(seed, "validation", client=client)
-        count = min(int(share * size + rng.random()), size - 1)
-        is_held_out[begin + rng.permutation(size)[:count]] = True
-    if not is_held_out.any():
+    sizes, rng = partition.sizes, generator(seed, "validation")
+    counts = np.minimum((share * sizes + rng.random(len(sizes))).astype(np.int64), sizes - 1)
+    if not counts.any():
         raise ConfigError(
-            f"holds out no sample: the clients have up to {partition.sizes.max()}, and each keeps one",
+            f"holds out no sample: the clients have up to {sizes.max()}, and each keeps one",
             key="data.validation",
             value=share,
             hint="raise it, or lower federation.clients",
             keys=("federation.clients",),
         )
-    before = np.concatenate(([0], np.cumsum(is_held_out)))  # held out before each place
+    luck = rng.random(partition.indices.max() + 1)  # of each sample, whoever has it
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((luck[partition.indices], owner))  # client by client, the unlucky first
+    rank = np.arange(len(order)) - partition.offsets[owner]
+    is_held_out = np.zeros(len(order), dtype=bool)
+    is_held_out[order[rank < counts[owner]]] = True
     return Partition(
         partition.indices[~is_held_out],
-        partition.offsets - before[partition.offsets],
+        partition.offsets - np.concatenate(([0], np.cumsum(counts))),
         np.sort(partition.indices[is_held_out]),
     )

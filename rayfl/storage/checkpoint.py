@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from rayfl.errors import CheckpointError, first_line
+from rayfl.provenance import Provenance
 from rayfl.storage.manifest import FORMAT, Manifest, manifest_name, manifests
 from rayfl.storage.storage import Storage, below, split
 
@@ -113,6 +114,14 @@ class SavedCheckpoint:
                 f"the checkpoint of round {self.round} in {self.storage} belongs to another config: "
                 f"{'; '.join(differences) or 'its hash differs'}; give that config, or start anew without "
                 "--resume"
+            )
+
+    def check_provenance(self, provenance: Provenance) -> None:
+        """Raise CheckpointError, which says what differs, if it was made with other data or code."""
+        if difference := self.manifest.provenance.difference(provenance):
+            raise CheckpointError(
+                f"the checkpoint of round {self.round} in {self.storage} was made with {difference}; bring "
+                "back what it was made with, or start anew without --resume"
             )
 
     def _arrays(self, name: str) -> Arrays:

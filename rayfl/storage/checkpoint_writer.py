@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from rayfl.errors import CheckpointError, first_line
+from rayfl.provenance import Provenance
 from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, saved_in
 from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name, manifests
 from rayfl.storage.storage import Storage
@@ -27,6 +28,7 @@ class CheckpointWriter:
     config_hash: str
     config: dict[str, Any]
     """Flat config; a resume with another one is refused."""
+    provenance: Provenance
     run_id: str | None
     every: int | None
     """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
@@ -121,6 +123,7 @@ class CheckpointWriter:
             history=write(f"history-{stem}.json", json.dumps(history).encode()),
             memories=names,
             config=self.config,
+            provenance=self.provenance,
             files=files,
         )
         storage.write(manifest_name(snapshot.round), manifest.model_dump_json().encode())

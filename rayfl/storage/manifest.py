@@ -4,9 +4,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rayfl.provenance import Provenance
 from rayfl.storage.storage import Storage
 
-FORMAT = 2
+FORMAT = 3
 
 # Only files of the run's own folder: the deletion of old checkpoints must not reach any other file.
 FileName = Annotated[str, Field(pattern=r"^(state|history)-\d+\.(safetensors|json)$")]
@@ -37,6 +38,7 @@ class Manifest(BaseModel):
     memories: dict[int, MemoryName]
     """File of each client's memory, by client id."""
     config: dict[str, Any]
+    provenance: Provenance
     files: dict[FileName | MemoryName, WrittenFile]
 
     @model_validator(mode="after")

@@ -3,15 +3,13 @@
 import functools
 import logging
 import os
-import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from rayfl.text import redacted
+
 VARIABLE = "MLFLOW_TRACKING_URI"
 """Environment variable with the address of the store; see `store_address`."""
-# `user:password@` of an address: a password may hold any character but @, which must be escaped in it.
-_USER = re.compile(r"(?<=://)(?:[^:/@\s]*:[^@\s]*@|[^/@\s]*@)(?:[^/@\s]*@)*")
-_SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:passw|pwd|secret|token)[^=&\s]*=)[^&\s'\"]+")
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +31,6 @@ def store_address(uri: str | None, key: str) -> tuple[str, str]:
 @functools.cache
 def _say_once(text: str) -> None:
     logger.warning("%s", text)
-
-
-def redacted(text: str) -> str:
-    """Return an address, or a text with addresses, without users and passwords."""
-    return _SECRET_OPTION.sub(r"\1...", _USER.sub("...@", text))
 
 
 def default_uri() -> str:

@@ -27,8 +27,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError, RunError, first_line
 from rayfl.federation.history import History
-from rayfl.text import written
-from rayfl.tracking.defaults import redacted
+from rayfl.text import redacted, written
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
 from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore

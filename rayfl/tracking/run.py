@@ -1,13 +1,14 @@
 """The MLflow run of an experiment, from its start to its end."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
+from rayfl.text import redacted
 from rayfl.tracking import sqlite
-from rayfl.tracking.defaults import database_file, redacted, store_address
+from rayfl.tracking.defaults import database_file, store_address
 
 if TYPE_CHECKING:
     from rayfl.tracking.mlflow import RunTracker
@@ -40,19 +41,23 @@ def check_store(config: Experiment) -> None:
 
 @contextlib.contextmanager
 def tracked(
-    store: "TrackingStore | None", config: Experiment, dataset: str, run_id: str | None
+    store: "TrackingStore | None",
+    config: Experiment,
+    dataset: str,
+    tags: Mapping[str, str],
+    run_id: str | None,
 ) -> Iterator["RunTracker | None"]:
     """The MLflow run, ended as FINISHED, FAILED or KILLED with the summary of what was done.
 
-    `dataset`: its name; `run_id`: the run to go on with, if not None. Raises RunError at the end if the run
-    was deleted meanwhile.
+    `dataset`: its name; `tags`: of a new run; `run_id`: the run to go on with, if not None. Raises RunError
+    at the end if the run was deleted meanwhile.
     """
     if store is None:
         yield None
         return
     from rayfl.tracking.mlflow import RunTracker
 
-    tracker = RunTracker(store, config, dataset, run_id)
+    tracker = RunTracker(store, config, dataset, run_id, tags)
     with ending(tracker.finish):
         if run_id is None:
             tracker.describe_config()

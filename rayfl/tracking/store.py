@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from rayfl.errors import ConfigError, Refuse, first_line
+from rayfl.text import redacted
 from rayfl.tracking import sqlite
-from rayfl.tracking.defaults import database_file, redacted, store_address
+from rayfl.tracking.defaults import database_file, store_address
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)

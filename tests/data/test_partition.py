@@ -480,9 +480,13 @@ def test_what_is_held_out_is_a_share_of_every_client(clients, share, seed, sigma
 
 def test_what_a_client_holds_out_depends_on_no_other_client():
     whole = split(IID(), LABELS, 10, seed=0)
-    first = Partition(whole.client(0), whole.offsets[:2])
-    alone, among = (set(hold_out(p, 0.25, 3).validation) for p in (first, whole))
-    assert alone == among & set(whole.client(0))
+    first = whole.client(0)
+    others = np.setdiff1d(whole.indices, first)[::-1]  # by other clients, of other sizes
+    offsets = np.append(0, len(first) + np.array([0, 5, 10, 15, 20, 25, 30, 35, 40, len(others)]))
+    other = Partition(np.append(first, others), offsets)
+    here, there = (set(hold_out(p, 0.25, 3).validation) for p in (whole, other))
+    assert here & set(first) == there & set(first)
+    assert here != there
     assert hold_out(whole, 0.25, 4).digest() != hold_out(whole, 0.25, 3).digest()
 
 
@@ -497,6 +501,12 @@ def test_the_digest_names_what_is_held_out():
     digests = {Partition(indices, offsets, np.array(v, int)).digest() for v in ([], [4], [5])}
     assert len(digests) == 3
     assert Partition(indices, offsets).digest() in digests
+
+
+def test_what_is_held_out_is_the_same_on_every_machine():
+    """Recorded, not derived: what is chosen by it could no longer be chosen again."""
+    kept = hold_out(split(Dirichlet(alpha=0.1), UNEVEN, 13, seed=3), 0.1, seed=3)
+    assert kept.digest()[:16] == "2c51d18b5883f8ed"
 
 
 def test_nothing_held_out_is_an_error():

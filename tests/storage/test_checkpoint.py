@@ -22,6 +22,7 @@ from rayfl import run as run_on_actors
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.history import History
 from rayfl.prepare import prepare
+from rayfl.provenance import Provenance
 from rayfl.storage.checkpoint import Memory, Snapshot, find, saved_in
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
@@ -30,7 +31,10 @@ run = partial(run_on_actors, local=True)
 
 
 def checkpoints(location, keep_last=2, every=1):
-    return CheckpointWriter(str(location), "hash", {"seed": 0}, "a-run", every, keep_last)
+    made_with = Provenance("data", {})
+    return CheckpointWriter(
+        str(location), "hash", {"seed": 0}, made_with, "a-run", every, keep_last
+    )
 
 
 def untimed(records):

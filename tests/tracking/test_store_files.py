@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 from rayfl.analysis.store import open_store
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
+from rayfl.text import redacted
 from rayfl.tracking import defaults, sqlite
-from rayfl.tracking.defaults import redacted, store_address
+from rayfl.tracking.defaults import store_address
 from rayfl.tracking.run import check_store
 from rayfl.tracking.store import TrackingStore
 

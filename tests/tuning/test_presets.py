@@ -32,7 +32,7 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 def row(point, seed, state="finished", **summary):
     trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return TrialResult(state, "", 3, None, "", None, "", summary, trial, None)
+    return TrialResult(state, "", 3, None, "", None, "", ("", "", ""), summary, trial, None)
 
 
 def preset_of(values, space, metric="best", scale="full"):
@@ -162,6 +162,16 @@ def test_the_paper_s_setting_is_the_paper_s():
         10,
     )
     assert presets.load("fedwmsam/table6", "full").sweep.seeds == (20, 0, 10)
+
+
+def test_presets_keep_the_papers_protocol():
+    """The papers hold nothing out and choose by the test set; their numbers are to be compared with."""
+    for name in presets.names():
+        for scale in presets.scales(name):
+            sweep = presets.load(name, scale).sweep
+            (first, *_) = points(sweep.space, None, 0)
+            assert sweep.metric.startswith("test/")
+            assert sweep.experiment(first, 0).data.validation is None
 
 
 def test_the_comparison_is_what_a_hand_computes():

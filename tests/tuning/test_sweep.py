@@ -9,6 +9,8 @@ from rayfl.experiment import run as run_one
 from tuning.config import load_sweep
 from tuning.sweep import run
 
+CHECKPOINTS = "base.checkpoint.every=auto"
+
 
 def table(result):
     return {
@@ -50,6 +52,21 @@ def test_only_what_is_missing_runs(ray_session, sweep_file, tmp_path):
     assert mine.data.metrics.keys() == own.data.metrics.keys()
     assert mine.data.tags.keys() > own.data.tags.keys()
     assert mine.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+@pytest.mark.slow
+def test_trials_are_compared_by_what_is_held_out(ray_session, sweep_file, tmp_path):
+    """Under a scheduler too; the numbers are those of runs of their own."""
+    held_out = ["base.data.validation=0.2", "base.federation.rounds=4"]
+    asha = ["scheduler={name: asha, grace_period: 4}", "stop.plateau.rounds=4"]
+    result = run(load_sweep(sweep_file(), [*held_out, *asha]))
+    assert {row.state for row in result.rows} == {"finished"}
+    for row in result.rows:
+        alone = run_one(row.trial.config, local=True)
+        assert row.value == alone.history["validation/accuracy"].iloc[-1]
+        assert row.value != alone.history["test/accuracy"].iloc[-1]
+        assert row.model_sha256 == alone.model_sha256
+    assert all("validation_accuracy_last10" in run.data.metrics for run in runs(tmp_path))
 
 
 @pytest.mark.slow
@@ -104,7 +121,7 @@ def test_none_that_can_run_is_an_error_before_anything_starts(sweep_file, tmp_pa
 def test_asha_cuts_at_its_rungs(ray_session, sweep_file):
     """Rungs at rounds 2 and 4: every trial ends at one of them, or runs all 8 rounds."""
     space = {"federation.lr": {"grid": [0.1, 1e-5, 0.05, 1e-4, 1e-3, 0.02]}}
-    overrides = ["scheduler={name: asha, grace_period: 2, reduction_factor: 2}", "max_concurrent=1"]
+    overrides = ["scheduler={name: asha, grace_period: 2, reduction_factor: 2}", CHECKPOINTS]
     result = run(load_sweep(sweep_file(space=space), [*overrides, "base.federation.rounds=8"]))
     assert {row.rounds for row in result.rows} <= {2, 4, 8}
     cut = [row for row in result.rows if row.state == "stopped_early"]
@@ -140,7 +157,7 @@ def test_median_stopping_ends_a_trial_that_is_worse_than_the_others(ray_session,
     overrides = [
         "scheduler={name: median, grace_period: 4, every: 2, min_samples: 2}",
         "base.federation.rounds=8",
-        "max_concurrent=1",
+        CHECKPOINTS,
     ]
     space = {"federation.lr": {"grid": [0.1, 0.05, 1e-6]}}
     result = run(load_sweep(sweep_file(space=space), overrides))

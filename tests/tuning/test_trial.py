@@ -47,8 +47,10 @@ def execution(group):
         execution.close()
 
 
-def job(experiment, checkpoints=None):
-    return TrialSpec(experiment.model_dump(mode="json"), str(checkpoints) if checkpoints else None)
+def job(experiment, checkpoints):
+    return TrialSpec(
+        experiment.model_dump(mode="json"), str(checkpoints), prepare(experiment).provenance
+    )
 
 
 def every(rounds):
@@ -69,7 +71,7 @@ def without_times(records):
     return [(r, {k: v for k, v in m.items() if not k.startswith("time/")}) for r, m in records]
 
 
-def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
+def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small, tmp_path):
     """The client actor stays, and nothing of the first trial does."""
     small |= {"checkpoint": {"every": None}, "resources": {"num_actors": 1}}
     first = load_config(small)
@@ -77,7 +79,7 @@ def test_trials_one_after_the_other_equal_runs_of_their_own(execution, small):
     trials = execution(first, second)
     pids, digests = [], []
     for experiment in (first, second):
-        trials.begin(IDENTITY, job(experiment), {})
+        trials.begin(IDENTITY, job(experiment, tmp_path), {})
         records, report = ended(trials)
         assert report["rounds"] == 3
         assert {r for r, m in records if "train/loss" in m} == {1, 2, 3}
@@ -94,7 +96,7 @@ def test_a_trial_goes_on_from_its_checkpoint(execution, small, tmp_path):
     small["federation"]["rounds"] = 5
     experiment = load_config(small)
     whole = execution(experiment)
-    whole.begin(IDENTITY, job(experiment), {})
+    whole.begin(IDENTITY, job(experiment, tmp_path / "whole"), {})
     expected, undisturbed = ended(whole)
     stopped = execution(experiment, scheduler=every(4))
     stopped.begin(IDENTITY, job(experiment, tmp_path), {})
@@ -116,13 +118,13 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     small["federation"]["rounds"] = 6
     experiment = load_config(small)
     trials = execution(experiment, scheduler=every(3))
-    trials.begin(IDENTITY, job(experiment), {"algorithm.rho": 0.01})
+    trials.begin(IDENTITY, job(experiment, tmp_path), {"algorithm.rho": 0.01})
     assert trials.step()["rounds"] == 3
     donor = trials.session.server.snapshot()
     donor_memories = {i: m.fetch() for i, m in donor.memories.items()}
     trials.save(str(tmp_path / "donor"))
 
-    trials.begin("fedcba9876543210", job(experiment), {"algorithm.rho": 0.3})
+    trials.begin("fedcba9876543210", job(experiment, tmp_path), {"algorithm.rho": 0.3})
     trials.step()  # something else, which the exploit takes the place of
     trials.load(str(tmp_path / "donor"))
     taken = trials.session.server.snapshot()
@@ -136,7 +138,9 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     assert all(m[f"{MUTATED}algorithm.rho"] == 0.3 for r, m in records if "train/loss" in m)
 
     reference = execution(load_config(small, ["algorithm.rho=0.3"]))
-    reference.begin(IDENTITY, job(load_config(small, ["algorithm.rho=0.3"])), {})
+    reference.begin(
+        IDENTITY, job(load_config(small, ["algorithm.rho=0.3"]), tmp_path / "reference"), {}
+    )
     server = reference.session.server
     server.restore(donor)
     for _ in server.run():
@@ -145,11 +149,11 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
 
 
 @pytest.mark.slow
-def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small):
+def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small, tmp_path):
     small["federation"] |= {"rounds": 7, "eval_every": 3}
     experiment = load_config(small)
     trials = execution(experiment, scheduler=every(3))
-    trials.begin(IDENTITY, job(experiment), {})
+    trials.begin(IDENTITY, job(experiment, tmp_path), {})
     reports = [trials.step() for _ in range(3)]
     assert [r["rounds"] for r in reports] == [3, 6, 7]
     for report in reports:
@@ -158,11 +162,11 @@ def test_reports_are_at_exact_rounds_with_their_evaluations(execution, small):
 
 
 @pytest.mark.slow
-def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, small):
+def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, small, tmp_path):
     small["federation"]["rounds"] = 30
     experiment = load_config(small)
     trials = execution(experiment, stop=Stop(accuracy=0.3))
-    trials.begin(IDENTITY, job(experiment), {})
+    trials.begin(IDENTITY, job(experiment, tmp_path), {})
     records, report = ended(trials)
     accuracies = {r: m["test/accuracy"] for r, m in records if "test/accuracy" in m}
     first = min(r for r, value in accuracies.items() if value >= 0.3)
@@ -188,14 +192,14 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
     ],
 )
 def test_what_an_experiment_does_wrong_ends_its_trial_alone(
-    execution, small, overrides, sweep, words
+    execution, small, overrides, sweep, words, tmp_path
 ):
     bad, good = load_config(small, overrides), load_config(small)
     trials = execution(bad, good, **sweep)
-    trials.begin(IDENTITY, job(bad), {})
+    trials.begin(IDENTITY, job(bad, tmp_path), {})
     _, report = ended(trials)
     assert words in report["failed"]
     assert "Traceback" in report["traceback"]
     if not sweep:
-        trials.begin(IDENTITY, job(good), {})
+        trials.begin(IDENTITY, job(good, tmp_path), {})
         assert ended(trials)[1]["rounds"] == 3

@@ -6,10 +6,10 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 
-class PerTaskScheduler(TrialScheduler):
+class GroupScheduler(TrialScheduler):
     """Pass each trial to the scheduler of its group, which sees only the trials of this group."""
 
-    def __init__(self, make: Callable[[], Any], group_of: Callable[[Any], Hashable]):
+    def __init__(self, make: Callable[[Hashable], Any], group_of: Callable[[Any], Hashable]):
         super().__init__()
         self._make, self._group_of = make, group_of
         self._groups: dict[Hashable, Any] = {}
@@ -20,7 +20,7 @@ class PerTaskScheduler(TrialScheduler):
     def _for(self, trial: Any) -> Any:
         group = self._group_of(trial)
         if group not in self._groups:
-            self._groups[group] = self._make()
+            self._groups[group] = self._make(group)
         return self._groups[group]
 
     def _view(self, controller: Any, group: Hashable) -> Any:
