@@ -98,7 +98,7 @@ def test_command(command, folder):
 def test_a_sweep_and_its_answers(folder):
     shell(f"{SWEEP} base.federation.rounds=4", folder)
     answers = [command for command in commands() if command.startswith(ANSWERS)]
-    assert len(answers) == 5
+    assert len(answers) == 6
     for command in answers:
         shell(command, folder)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"

@@ -36,8 +36,16 @@ class Summary:
     """Rows with a mean of the first metric: the best of each task, then the second ones, and so on."""
     best: tuple[tuple[int, ...], ...]
     """For each metric the best row of each task."""
-    notes: tuple[str, ...]
-    """Facts needed to read the numbers correctly."""
+    chosen: Metric
+    """By which rows are ranked: the first metric, or its counterpart on validation data."""
+    of_means: tuple[str, ...]
+    """Facts needed to read the means correctly."""
+    of_best: tuple[str, ...]
+    """Facts needed to read the marks correctly."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.of_means, *self.of_best)
 
     @property
     def states(self) -> list[str]:
@@ -106,12 +114,6 @@ def summarize(
     ]
     found = [[aggregate(one, m.name) for m in wanted] for one in members]
     first = rankings[0]
-    notes = [
-        *chosen[0][1],
-        *_mixed(grouped, by, names),
-        *_left_out(wanted, found, names),
-        *first.notes,
-    ]
     return Summary(
         by,
         wanted,
@@ -120,7 +122,9 @@ def summarize(
         found,
         first.order,
         tuple(ranking.best for ranking in rankings),
-        tuple(notes),
+        chosen[0][0],
+        of_means=(*_mixed(grouped, by, names), *_left_out(wanted, found, names)),
+        of_best=(*chosen[0][1], *first.notes),
     )
 
 

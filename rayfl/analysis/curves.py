@@ -126,7 +126,7 @@ def _chosen(runs: pd.DataFrame, by: Sequence[str] | None, name: str) -> _Chosen:
     of_row = [(key, members.loc[members["state"] == "finished"]) for key, members in summary.groups]
     drawable = [i for i, (_, members) in enumerate(of_row) if len(members)]
     if len(drawable) <= MOST_LINES:
-        return _Chosen([of_row[i] for i in drawable], by, summary.notes)
+        return _Chosen([of_row[i] for i in drawable], by, summary.of_means)
     best_first = dict.fromkeys([*summary.ranking, *drawable])
     note = f"drawn are the {MOST_LINES} best of {len(drawable)} groups by {name}"
     kept = sorted(list(best_first)[:MOST_LINES])

@@ -83,7 +83,7 @@ def chosen_by(runs: pd.DataFrame, m: Metric) -> tuple[Metric, list[str]]:
             f"best by {m.name} on test data: {lacking} of {len(done)} finished runs have no {words}"
         ]
     note = f"best by {words} ({m.validation}); the {m.name} that is shown is of the test data"
-    return replace(m, name=m.validation, column=m.validation), [note]
+    return replace(m, name=m.validation, column=m.validation, label=words), [note]
 
 
 def ranked(

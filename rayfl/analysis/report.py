@@ -71,6 +71,7 @@ def render(
         source=address_of(uri),
         where=where,
         metric=metric(name),
+        chosen=summary.chosen,
         counts=_counts(runs),
         axes=[(key, [shown(v) for v in values(runs, key)]) for key in (*by, "seed") if key in runs],
         table=table_of(summary),

@@ -48,6 +48,20 @@ def test_curves_are_means_over_seeds(runs, history, x):
     np.testing.assert_allclose(points[:, 0], spent)
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("train/loss", "train/loss"), ("loss", "test/loss"), ("final", "test/accuracy")],
+)
+def test_curves_are_of_the_metric_asked_for(stored, name, drawn):
+    runs = store.load("rayfl", stored.uri, RHO, metrics=[name])
+    history = store.histories(runs, curves.curve_metrics("rounds", name), stored.uri)
+    axes = curves.curves(runs, history, name=name).figure.axes[0]
+    seeds = [rounds(top("fedwmsam", 0.1, 0.5, s), s) for s in SEEDS]
+    expected = [np.mean([s[r][drawn] for s in seeds]) for r in range(1, ROUNDS + 1)]
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), expected)
+    assert axes.get_ylabel() == drawn.replace("/", " ")
+
+
 def test_dollar_signs_are_no_mathematics(runs, history):
     """Text between two dollar signs would be drawn as a formula, or end in a traceback."""
     renamed = runs.assign(**{"algorithm.name": "$\\frac$ $x$"})
