@@ -161,11 +161,16 @@ def _state(run: "Run") -> str:
 def _once_each(runs: pd.DataFrame) -> pd.DataFrame:
     """Keep one run of each config, code and data, in the order of their start; mark the older versions."""
     identity = runs["config_hash"].fillna(runs["run_id"])
-    version = [tuple(map(filters.null_if_missing, row)) for row in runs[[*VERSION]].to_numpy()]
+    version = [
+        "/".join(row) if all(isinstance(v, str) and v for v in row) else None
+        for row in runs[[*VERSION]].to_numpy()
+    ]
     finished = runs["state"] == "finished"
     ranked = runs.assign(_identity=identity, _version=version, _finished=finished)
     # The newest run says what the experiment is now, even if it failed.
     ranked = ranked.sort_values(["started", "run_id"])
+    # A run without a version, such as one whose data could not be read, is no new version.
+    ranked["_version"] = ranked.groupby("_identity")["_version"].ffill().fillna("")
     newest = ranked.groupby("_identity")["_version"].transform("last")
     ranked.loc[ranked["_version"] != newest, ["state", "reason"]] = ["superseded", _SUPERSEDED]
     ranked = ranked.sort_values(["_finished", "started", "run_id"])

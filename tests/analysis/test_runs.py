@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
-from stored import ALPHAS, RHOS, ROUNDS, config, rounds, top
+from stored import ALPHAS, RHOS, ROUNDS, config, record, rounds, top
 
 from rayfl.analysis import aggregate, tables
 from rayfl.analysis import runs as store
 from rayfl.analysis.store import address_of
 from rayfl.errors import ConfigError
+from rayfl.tracking.store import TrackingStore
 
 BY = ["algorithm.name", "algorithm.rho", "partition.alpha"]
 
@@ -207,6 +208,30 @@ def test_runs_of_an_earlier_version_are_refused(tmp_path, old):
     with pytest.raises(ConfigError, match=f"{old} is now .* use a new MLflow store") as raised:
         store.load(uri=uri)
     assert "\n" not in str(raised.value)
+
+
+def test_the_newest_version_counts_and_a_run_without_one_is_none(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(uri).create_experiment("rayfl", (tmp_path / "artifacts").as_uri())
+    kept, run = TrackingStore(uri, "rayfl"), config("fedavg", None, 0.1, 0)
+
+    def states():
+        return dict(
+            store.load(uri=uri, metrics=["last10"])[["state", "last10"]].to_numpy().tolist()
+        )
+
+    def add(value, state="finished", code="", data="", last=ROUNDS):
+        tags = {"state": state, "code_digest": code, "data_digest": data}
+        record(kept, run, rounds(value, 0, last=last), **tags)
+
+    add(0.2)
+    add(0.5, code="a", data="x")
+    first = states()
+    add(0.9, "infeasible", last=1)
+    assert states() == first
+    assert sorted(first) == ["finished", "superseded"]
+    add(0.7, "failed", code="a", data="y", last=1)
+    assert sorted(states()) == ["failed", "superseded"]
 
 
 def test_a_password_is_not_shown():

@@ -78,9 +78,11 @@ def study(tmp_path_factory):
         found = STUDY[point][trial.seed]
         value, state = found if isinstance(found, tuple) else (found, "finished")
         if point == (0.1, 0.4):
-            record(kept, trial.config, curve(0.99), sweep="study", code_digest="old")
+            record(
+                kept, trial.config, curve(0.99), sweep="study", code_digest="old", data_digest="d"
+            )
         length = ROUNDS if not isinstance(found, tuple) else LESS
-        tags = {"sweep": "study", "state": state, "code_digest": "new"}
+        tags = {"sweep": "study", "state": state, "code_digest": "new", "data_digest": "d"}
         run_id = record(kept, trial.config, curve(value, length), **tags)
         left = TrialRun.of(client.get_run(run_id), sweep.metric)
         rows.append(TrialResult(**vars(left), trial=trial, log=None))
