@@ -58,7 +58,8 @@ class ReportingCallback(tune.Callback):
         return {}  # Tune pickles it for its own restore, which rayfl does not use
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-        """Raise the error of a trial that all others would have too."""
+        """Raise the error of a trial that all others would have too, or that the sweep is another's now."""
+        self._tracker.check_lease()
         if self._error is not None:
             raise self._error
 

@@ -126,7 +126,7 @@ def _rows(
 ) -> Iterator[TrialResult]:
     """Read the results of the trials from MLflow, from all commands."""
     runs = tracker.results()
-    if gone := [f"that of {trial}" for trial in trials.values() if trial.hash not in runs]:
+    if gone := [f"that of {trial}" for trial in trials.values() if trial.identity not in runs]:
         raise deleted(gone)
     for trial in trials.values():
         log = log_path(sweep, trial.hash)

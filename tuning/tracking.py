@@ -25,6 +25,7 @@ from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
 from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
+from tuning.lease import Lease
 from tuning.plan import PlannedTrial
 
 if TYPE_CHECKING:
@@ -75,9 +76,12 @@ class SweepTracker:
         """Create the sweep's parent run, or reopen that of an earlier command."""
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
+        self.parent_id = self._parent()
+        self._lease = Lease(self._client, self.parent_id, sweep.name)
+        self.check_lease = self._lease.check
+        self._begin()
         self.known = self.results()
         """Runs of earlier commands, by identity."""
-        self.parent_id = self._parent()
         self._live: dict[str, RunTracker] = {}
         self._lost: list[str] = []
         """Runs of trials that were deleted while they ran."""
@@ -185,7 +189,10 @@ class SweepTracker:
             self._client.set_terminated(self.parent_id, status)
 
         self._writer.put(write)
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            self._lease.release()
         if self._lost and status == "FINISHED":
             raise deleted(self._lost)
 
@@ -222,18 +229,24 @@ class SweepTracker:
         return content
 
     def _parent(self) -> str:
+        """Return the id of the sweep's run, which is made if there is none."""
         name, run = self._sweep.name, next(self._runs("sweep"), None)
-        if run is not None:
-            self._client.update_run(run.info.run_id, status="RUNNING")
-        else:
+        if run is None:
             tags = {"rayfl.kind": "sweep", "rayfl.sweep": name}
-            run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
-        run_id = run.info.run_id
+            made = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
+            run = next(self._runs("sweep"))  # another process may have made one at the same time
+            if run.info.run_id != made.info.run_id:
+                self._client.delete_run(made.info.run_id)
+        return run.info.run_id
+
+    def _begin(self) -> None:
+        """Record what the sweep is now."""
+        run_id = self.parent_id
+        self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)
         self._client.set_tag(run_id, "rayfl.mode", self._sweep.mode)
         self._client.log_text(run_id, redacted(self._sweep.to_yaml()), "sweep.yaml")
-        return run_id
 
     def _find(self, trial: PlannedTrial) -> str | None:
         """Return the id of a trial's run, even if an outage hid the answer to its creation."""
