@@ -105,14 +105,18 @@ def summarize(
     names = [row_name(by, key) for key, _ in grouped]
     # Where the seed makes the rows, none of them lacks seeds.
     members = [m.drop(columns="seed") if "seed" in by else m for _, m in grouped]
+    tasks = [task(by, key) for key, _ in grouped]
     chosen = [chosen_by(runs, m) for m in wanted]
+    found = [[aggregate(one, m.name) for m in wanted] for one in members]
     rankings = [
         ranked(
-            [aggregate(m, by_.name) for m in members], [task(by, k) for k, _ in grouped], by_, names
+            [row[j] for row in found] if c == m else [aggregate(one, c.name) for one in members],
+            tasks,
+            c,
+            names,
         )
-        for by_, _ in chosen
+        for j, (m, (c, _)) in enumerate(zip(wanted, chosen, strict=True))
     ]
-    found = [[aggregate(one, m.name) for m in wanted] for one in members]
     first = rankings[0]
     return Summary(
         by,

@@ -6,8 +6,10 @@ sweep, `rayfl results`, `plot`, `report` and `reproduce` all use them.
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rayfl.analysis.metrics import Metric
@@ -54,17 +56,19 @@ def aggregate(runs: pd.DataFrame, name: str) -> Aggregate:
 
     Without `seed`, every run counts as one of its own.
     """
-    states = runs.loc[:, "state"]
-    values = runs.loc[states == "finished", name].astype(float)
-    there = values.dropna()
-    seeds = runs.loc[there.index, "seed"] if "seed" in runs else range(len(there))
+    # By numpy, which is much faster for the few runs of a group; a sweep's display asks often.
+    states = list(runs["state"])
+    finished = np.array([state == "finished" for state in states], dtype=bool)
+    values = runs[name].to_numpy(dtype=float)
+    there = finished & ~np.isnan(values)
+    found, n = values[there], int(there.sum())
     return Aggregate(
-        mean=float(there.mean()),
-        std=float(there.std(ddof=1)),
-        n=len(there),
-        finished=len(values),
-        ended=int(states.isin(ENDED).sum()),
-        seeds=frozenset(seeds),
+        mean=float(found.mean()) if n else nan,
+        std=float(found.std(ddof=1)) if n > 1 else nan,
+        n=n,
+        finished=int(finished.sum()),
+        ended=sum(state in ENDED for state in states),
+        seeds=frozenset(runs["seed"].to_numpy()[there] if "seed" in runs else range(n)),
     )
 
 

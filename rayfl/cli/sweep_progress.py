@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from rayfl.analysis.states import ENDED, counted
 
+_SHARE = 20
+"""The best points are looked for in at most one of so many seconds."""
+
 if TYPE_CHECKING:
     from tuning.callbacks import TrialUpdate
     from tuning.plan import PlannedTrial, SweepPlan
@@ -47,6 +50,8 @@ class SweepProgress:
         self._trials: dict[str, TrialStatus] = {}
         self._best: tuple[tuple[str, ...], str] = (), ""
         """States of the trials, and the text of the best points at that time."""
+        self._best_until = 0.0
+        """Time up to which that text stays: a large sweep's takes a second."""
         self._began: tuple[float, float] | None = None
         """Time of the first finished rounds, and the number of trials that they amount to."""
 
@@ -83,11 +88,15 @@ class SweepProgress:
         """Return the best point of each task so far, by the rule of the table at the end, as text."""
         trials = self._all()
         states = tuple(status.state for status in trials)
-        if self.plan is not None and states != self._best[0]:
+        now = time.monotonic()
+        if self.plan is not None and states != self._best[0] and now >= self._best_until:
             from rayfl.cli.sweep_summary import best_in_words
             from tuning.results import summary
 
-            self._best = states, best_in_words(summary(trials, self.plan.sweep))
+            sweep = self.plan.sweep
+            self._best = states, best_in_words(summary(trials, sweep), len(sweep.seeds))
+            took = time.monotonic() - now
+            self._best_until = now + _SHARE * took
         return self._best[1]
 
     def time_left(self) -> str:

@@ -23,15 +23,14 @@ def best_points(result: "SweepResult", sweep: "Sweep") -> list[Point]:
     return [first[i].trial.point for i in found.best[0]]
 
 
-def best_in_words(found: "Summary") -> str:
-    """Return the best row of each task, with its mean and number of runs, as text; empty if there is none."""
+def best_in_words(found: "Summary", seeds: int) -> str:
+    """Return the best row of each task, with its mean over how many of the seeds; empty if there is none."""
     m = found.metrics[0]
     rows = []
     for i in found.best[0]:
         a = found.aggregates[i][0]
         name = row_name(found.by, found.groups[i][0])
-        runs = len(found.groups[i][1])
-        of_all = f" of {runs}" if a.n != runs else ""
+        of_all = f" of {seeds}" if a.n != seeds else ""
         rows.append(f"{spread(m, a.mean, a.std)} (n={a.n}{of_all}): {name}")
     return f"best {m.name} {'; '.join(rows)}" if rows else ""
 
