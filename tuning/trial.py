@@ -75,7 +75,7 @@ class Execution:
             if not self._is_described:  # once the actors run: no round's time counts their start
                 report["actors"] = self.session.describe()
                 self._is_described = True
-            stopped = self._run_rounds()
+            stopped = None if self._awaits_decision() else self._run_rounds()
             if stopped is not None or self._round == self._last:
                 report |= self._ending(stopped)
         except StateLostError:
@@ -146,6 +146,16 @@ class Execution:
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
         self._rounds = self._session.rounds(self._last)
+
+    def _awaits_decision(self) -> bool:
+        """Return True at the first report after a checkpoint of a round that is to be decided on."""
+        scheduler = self._sweep.scheduler
+        is_resumed = any(metrics.round == self._round for metrics in self._reported)
+        return (
+            is_resumed
+            and scheduler.decides_on_points
+            and self._round in scheduler.rounds(self._last)
+        )
 
     def _run_rounds(self) -> str | None:
         """Run rounds until there is something to report; why the trial ends, if a rule of `stop` says so."""

@@ -9,6 +9,7 @@ import glob
 import logging
 import os
 import secrets
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -117,7 +118,7 @@ def make(file: Path, is_locked: bool) -> None:
         new.unlink(missing_ok=True)
 
 
-def remake(file: Path, is_locked: bool) -> bool:
+def remake(file: Path) -> bool:
     """Replace a store that MLflow cannot open, if it was left while it was made; return whether it was.
 
     Such a store has no content, and nobody is at work on it.
@@ -130,8 +131,18 @@ def remake(file: Path, is_locked: bool) -> bool:
         if not _is_empty(file):
             return False
         aside = file.with_name(f"{file.name}.unfinished")
-        os.replace(file, aside)
-        make(file, is_locked)
+        shutil.copy(file, aside)
+        whole = file.with_name(f".{file.name}.{secrets.token_hex(4)}.whole")
+        try:
+            make(whole, is_locked=False)
+            # Into the same file: MLflow keeps connections to it.
+            with (
+                contextlib.closing(_connect(whole)) as source,
+                contextlib.closing(_connect(file, writes=True)) as target,
+            ):
+                source.backup(target)
+        finally:
+            whole.unlink(missing_ok=True)
     except (OSError, sqlite3.Error):
         return False
     logger.warning("%s was left half-made, without a run: made anew (the old one: %s)", file, aside)

@@ -97,7 +97,7 @@ def opened(uri: str, refuse: Refuse, either: str, writes: bool) -> Iterator[Mlfl
             try:
                 client = _client(uri)
             except Exception:
-                if not sqlite.remake(file, is_locked):
+                if not sqlite.remake(file):
                     raise
                 client = _client(uri)
             yield client
