@@ -84,6 +84,8 @@ class Execution:
             report |= {"done": True, **self._failed(error)}
         if (latest := self._latest()) is not None:
             report[self._sweep.metric] = latest
+            # Of the last round: the record of its evaluation may only come with the next report.
+            report["decided_by"] = self.session.history.rows[self._round].get(self._sweep.metric)
         return report | {"rounds": self._round, "records": [*map(tuple, self._reported)]}
 
     def save(self, directory: str) -> None:
