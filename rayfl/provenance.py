@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 DATA_TAG, CODE_TAG = "rayfl.data_digest", "rayfl.code_digest"
 """Tags of an MLflow run."""
+ANSWERED_TAG = "rayfl.answered"
+"""Tag of a run with which a sweep has answered, though a later run had other code or data: milliseconds since
+1970. The code or the data are again what they were."""
 
 _DIGITS = 16  # hexadecimal, as those of a config's hash
 

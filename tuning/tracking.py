@@ -8,6 +8,7 @@ trial. One background thread writes everything in order.
 import functools
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rayfl.analysis.store import search_runs
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import RunError
-from rayfl.provenance import CODE_TAG, DATA_TAG
+from rayfl.provenance import ANSWERED_TAG, CODE_TAG, DATA_TAG
 from rayfl.text import redacted, written
 from rayfl.tracking.mlflow import RunTracker
 from rayfl.tracking.outages import BackgroundWriter, retry_during_outage
@@ -51,6 +52,8 @@ class TrialRun:
     """Rules that could end the trial early, as JSON."""
     identity: tuple[str, str, str]
     """As `PlannedTrial.identity`; empty digests in runs of earlier versions."""
+    answered: int
+    """Time of its start, or when a sweep last answered with it, in milliseconds since 1970."""
     summary: dict[str, float]
 
     @classmethod
@@ -65,6 +68,7 @@ class TrialRun:
             model_sha256=tags.get("rayfl.model_sha256"),
             rules=tags.get("rayfl.rules", ""),
             identity=(tags["rayfl.config_hash"], tags.get(DATA_TAG, ""), tags.get(CODE_TAG, "")),
+            answered=max(run.info.start_time, int(tags.get(ANSWERED_TAG, 0))),
             summary={k: v for k, v in metrics.items() if "/" not in k},
         )
 
@@ -82,6 +86,9 @@ class SweepTracker:
         self._begin()
         self.known = self.results()
         """Runs of earlier commands, by identity."""
+        in_order = sorted(self.known.values(), key=lambda run: run.answered)
+        self._answered = {run.identity[0]: run.answered for run in in_order}
+        """Time of the last answer with each config, by its hash."""
         self._live: dict[str, RunTracker] = {}
         self._lost: list[str] = []
         """Runs of trials that were deleted while they ran."""
@@ -94,6 +101,13 @@ class SweepTracker:
             return None
         by_rules = known.state == "stopped_early" and known.rules == self.rules
         return known if known.state == "finished" or by_rules else None
+
+    def answer(self, known: TrialRun) -> None:
+        """Record that an earlier run is the result of a trial, if a later run has other code or data."""
+        if self._answered[known.identity[0]] > known.answered:
+            now = str(int(time.time() * 1000))
+            write = functools.partial(self._client.set_tag, known.run_id, ANSWERED_TAG, now)
+            self._writer.put(lambda: retry_during_outage(self._store.uri, write))
 
     def start(self, trial: PlannedTrial, data: Dataset, partition: Partition) -> None:
         """Start or reopen a trial's run; no effect if it is open."""

@@ -67,6 +67,7 @@ class SweepRunner:
             self.tracker.infeasible(trial)
             self.on_update(TrialUpdate(trial, "infeasible", reason=trial.problem))
         elif known := self.tracker.ended(trial):
+            self.tracker.answer(known)
             self.on_update(TrialUpdate(trial, known.state, known.rounds, known.value, known.reason))
 
     def _tuner(self, missing: list[PlannedTrial]) -> tune.Tuner:

@@ -14,6 +14,7 @@ run does not have the key), the latest value of every metric by its name in MLfl
     code_digest         of the user's source, and
     data_digest         of the data; null where an earlier version of rayfl wrote the run
     started             milliseconds since 1970
+    answered            the same of when a sweep last answered with the run, or of its start
 """
 
 import re
@@ -29,6 +30,7 @@ from rayfl.analysis.store import fetch_runs, open_store, read_histories
 from rayfl.config.identity import is_identity
 from rayfl.config.messages import RENAMED
 from rayfl.errors import ConfigError
+from rayfl.provenance import ANSWERED_TAG
 from rayfl.text import shown
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ def _frame(runs: Iterable[tuple[str, "Run"]]) -> pd.DataFrame:
                 "code_digest": tags.get("rayfl.code_digest"),
                 "data_digest": tags.get("rayfl.data_digest"),
                 "started": info.start_time,
+                "answered": max(info.start_time, int(tags.get(ANSWERED_TAG, 0))),
             }
         )
     return pd.DataFrame(rows, dtype=object)
@@ -167,8 +170,8 @@ def _once_each(runs: pd.DataFrame) -> pd.DataFrame:
     ]
     finished = runs["state"] == "finished"
     ranked = runs.assign(_identity=identity, _version=version, _finished=finished)
-    # The newest run says what the experiment is now, even if it failed.
-    ranked = ranked.sort_values(["started", "run_id"])
+    # The run that was answered with last says what the experiment is now, even if it failed.
+    ranked = ranked.sort_values(["answered", "run_id"])
     # A run without a version, such as one whose data could not be read, is no new version.
     ranked["_version"] = ranked.groupby("_identity")["_version"].ffill().fillna("")
     newest = ranked.groupby("_identity")["_version"].transform("last")

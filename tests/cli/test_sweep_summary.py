@@ -18,7 +18,7 @@ def rows(alpha, rho, *trials):
     point = {"partition.alpha": alpha, "algorithm.rho": rho}
     for seed, (state, value) in enumerate(trials):
         trial = PlannedTrial(point, seed, f"{point}{seed}", None)
-        yield TrialResult(state, "", 3, value, "", None, "", ("", "", ""), {}, trial, None)
+        yield TrialResult(state, "", 3, value, "", None, "", ("", "", ""), 0, {}, trial, None)
 
 
 def sweep(mode="max"):

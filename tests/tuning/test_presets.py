@@ -32,7 +32,7 @@ TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"
 def row(point, seed, state="finished", **summary):
     trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
-    return TrialResult(state, "", 3, None, "", None, "", ("", "", ""), summary, trial, None)
+    return TrialResult(state, "", 3, None, "", None, "", ("", "", ""), 0, summary, trial, None)
 
 
 def preset_of(values, space, metric="best", scale="full"):

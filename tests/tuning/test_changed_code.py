@@ -1,0 +1,48 @@
+"""A sweep of the user's own method after the method has changed, and after it is what it was."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RAYFL = Path(sys.executable).parent / "rayfl"
+METHOD = """
+from dataclasses import dataclass
+from rayfl.algorithms.base import Algorithm
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Algorithm):
+    scale: float = 1.0
+
+    def server_step(self, w, server, mean, ctx):
+        return w + self.scale * mean["delta"], server
+"""
+
+
+def command(*words):
+    done = subprocess.run([RAYFL, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_what_was_run_with_other_code_is_no_answer(sweep_file, tmp_path):
+    def sweep(code):
+        (tmp_path / "mine.py").write_text(code)
+        done = command("sweep", path, "base.algorithm.name=mine:Mine", "--json")
+        (trial,) = json.loads(done.stdout)["trials"]
+        rows = json.loads(command("results", "--metric", "final", "--format", "json").stdout)
+        assert [row["n"] for row in rows] == [1]
+        assert rows[0]["final"] == pytest.approx(trial["value"])
+        return trial["run_id"], "1 trial done before" in done.stderr
+
+    path = sweep_file(space={"algorithm.scale": {"grid": [1.0]}})
+    first, was_done = sweep(METHOD)
+    assert not was_done
+    assert sweep(METHOD.replace('"""', "").replace("1.0", "1.0  # as before")) == (first, True)
+    second, was_done = sweep(METHOD.replace("w + ", "w - "))
+    assert second != first
+    assert not was_done
+    assert sweep(METHOD) == (first, True)
