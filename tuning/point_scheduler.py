@@ -101,8 +101,6 @@ class PointScheduler(TrialScheduler):
         for round, metrics in result.get("records", ()):
             if self._metric in metrics:
                 values[round] = metrics[self._metric]
-        if (value := result.get("decided_by")) is not None:
-            values[result["rounds"]] = value
 
     def _decide(self) -> None:
         """Decide on each point whose seeds have all got to a round, or have ended before it."""

@@ -17,7 +17,7 @@ from rayfl.config.layers import merge, nested
 from rayfl.config.named import NAMED
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
-from rayfl.federation.metrics import Metrics, RoundMetrics
+from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
 from rayfl.provenance import Provenance
@@ -84,8 +84,7 @@ class Execution:
             report |= {"done": True, **self._failed(error)}
         if (latest := self._latest()) is not None:
             report[self._sweep.metric] = latest
-            # Of the last round: the record of its evaluation may only come with the next report.
-            report["decided_by"] = self.session.history.rows[self._round].get(self._sweep.metric)
+            self._reported += self._withheld()
         return report | {"rounds": self._round, "records": [*map(tuple, self._reported)]}
 
     def save(self, directory: str) -> None:
@@ -148,6 +147,15 @@ class Execution:
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
         self._rounds = self._session.rounds(self._last)
+
+    def _withheld(self) -> list[Metrics]:
+        """Return what is known of the last round, and would only be handed out after its report."""
+        round, row = self._round, self.session.history.rows.get(self._round, {})
+        reported = {
+            key for metrics in self._reported if metrics.round == round for key in metrics.values
+        }
+        rest = {key: value for key, value in row.items() if key not in reported}
+        return [EvaluationMetrics(round, rest)] if rest else []
 
     def _awaits_decision(self) -> bool:
         """Return True at the first report after a checkpoint of a round that is to be decided on."""

@@ -138,7 +138,7 @@ def test_a_sweep_that_two_commands_start_runs_once(sweep_file, tmp_path):
         assert sorted(steps) == list(range(1, 31))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sweep_does_not_hold_its_lease(sweep_file, tmp_path):
     path = sweep_file()
     command = [RAYFL, "sweep", path, "base.federation.rounds=2000"]
