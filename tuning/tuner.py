@@ -4,6 +4,7 @@ Tune receives the identity and the experiment of each trial as its config, a sea
 one scheduler for each group of comparable trials, and a callback that passes all reports on.
 """
 
+import functools
 import itertools
 import random
 from collections.abc import Hashable
@@ -135,9 +136,9 @@ class SweepRunner:
         if isinstance(scheduler, NoScheduler):
             return None
 
-        def group(trial: Any) -> Hashable:
-            # By the trial's name, because population-based training changes its config.
-            planned = self.trials[str(trial)]
+        @functools.cache
+        def group(hash: str) -> Hashable:
+            planned = self.trials[hash]
             return scheduler.group(planned.point, planned.seed)
 
         def make(group: Hashable) -> Any:
@@ -146,7 +147,8 @@ class SweepRunner:
                 return inner
             return PointScheduler(inner, sweep.metric, self._points[group], self._earlier)
 
-        return GroupScheduler(make, group)
+        # By the trial's name, because population-based training changes its config.
+        return GroupScheduler(make, lambda trial: group(str(trial)))
 
     def _add_point(self, trials: list[PlannedTrial]) -> None:
         """Note a point's trials for a scheduler that decides on points."""

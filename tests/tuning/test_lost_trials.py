@@ -17,6 +17,7 @@ def interrupted_after_a_round(update):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_trial_whose_run_is_deleted_is_named_and_runs_anew(
     sweep_file, tmp_path, empty_store, ray_session
 ):
