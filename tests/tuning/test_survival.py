@@ -248,7 +248,7 @@ def tracked(folder):
 def saved(folder):
     """The round of the last checkpoint, by config hash, of the trials that have one."""
     found = {}
-    for path in folder.glob("checkpoints/*/t"):
+    for path in folder.glob("checkpoints/*/t-*"):
         if rounds := [one.round for one in saved_in(Storage(str(path)))]:
             found[path.parent.name] = max(rounds)
     return found
