@@ -167,7 +167,7 @@ def test_median_stopping_ends_a_trial_that_is_worse_than_the_others(ray_session,
     assert result.rows[-1].reason.startswith("round 4: Median stopped it with test/accuracy 0.")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optuna_goes_on_from_the_points_that_it_has(ray_session, sweep_file):
     """Every point with every seed; more samples ask for more points, and run no others."""
     pytest.importorskip("optuna")
