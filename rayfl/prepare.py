@@ -1,6 +1,7 @@
 """Everything that is done and checked before an actor starts: data, partition, model, local settings."""
 
 import contextlib
+import functools
 import math
 import secrets
 import time
@@ -52,7 +53,7 @@ class Prepared:
     federation: FederationSpec
     settings: LocalSettings
 
-    @property
+    @functools.cached_property
     def provenance(self) -> Provenance:
         return Provenance(self.data.digest, self.config.code())
 

@@ -125,9 +125,12 @@ def _local_file(name: str) -> Path | None:
     """Return the source of a module of the user's own; None if it is another's, or no module."""
     module = sys.modules.get(name)
     found = getattr(module, "__file__", None) if module else _unloaded(name)
-    if found is None or not found.endswith(".py"):
-        return None
-    file = Path(found).resolve()
+    return _unless_installed(found) if found is not None and found.endswith(".py") else None
+
+
+@functools.cache  # a sweep asks for each of its trials
+def _unless_installed(path: str) -> Path | None:
+    file = Path(path).resolve()
     return None if any(file.is_relative_to(place) for place in _installed()) else file
 
 

@@ -59,7 +59,7 @@ class ReportingCallback(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         """Raise the error of a trial that all others would have too, or that the sweep is another's now."""
-        self._tracker.check_lease()
+        self._tracker.lease.check()
         if self._error is not None:
             raise self._error
 

@@ -81,8 +81,7 @@ class SweepTracker:
         self._store, self._sweep, self._client = store, sweep, store.client
         self.rules = json.dumps(sweep.rules, sort_keys=True)
         self.parent_id = self._parent()
-        self._lease = Lease(self._client, self.parent_id, sweep.name)
-        self.check_lease = self._lease.check
+        self.lease = Lease(self._client, self.parent_id, sweep.name)
         self._begin()
         self.known = self.results()
         """Runs of earlier commands, by identity."""
@@ -206,7 +205,7 @@ class SweepTracker:
         try:
             self._writer.close()
         finally:
-            self._lease.release()
+            self.lease.release()
         if self._lost and status == "FINISHED":
             raise deleted(self._lost)
 
