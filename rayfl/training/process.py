@@ -15,6 +15,8 @@ def configure_process(threads: int) -> None:
     """Settings of a process that trains: deterministic kernels, and memory that is kept, not returned."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in any order
+    # Streams that run beside each other; read when the GPU's context is made.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     round_inputs("ieee", "ieee")  # cuDNN rounds to TF32 unasked
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -31,6 +33,14 @@ def configure_process(threads: int) -> None:
         libc.mallopt(top_pad, 64 << 20)
         # Never mmap: the threshold for it has a limit of 32 MB, less than a vector of ResNet-18.
         libc.mallopt(mmap_max, 0)
+
+
+def server_threads(on_gpus: bool) -> int:
+    """Threads of the server's arithmetic: a number that no result depends on only while it is fixed.
+
+    Clients on CPUs need the processor themselves; those on GPUs wait for the server.
+    """
+    return 4 if on_gpus else 1
 
 
 def generators() -> tuple[object, ...]:

@@ -10,11 +10,12 @@ from rayfl.errors import ConfigError
 from rayfl.models.lenet import LeNet5
 from rayfl.prepare import prepare
 from rayfl.training.batches import Minibatch
-from rayfl.training.engine import Broadcast, Engine, WorkUnit
+from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
 from rayfl.training.gradients import PerClientGradient
 from rayfl.training.precision import in_effect, local_steps
+from rayfl.training.units import Broadcast, WorkUnit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
