@@ -18,6 +18,7 @@ from rayfl.algorithms.base import Algorithm, ExperimentInfo, Vectors
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.errors import first_line
 from rayfl.training.batches import (
     BatchSchedule,
     DeviceData,
@@ -101,6 +102,8 @@ class Engine:
         }
         self.experiment = experiment_info(self.layout, partition, settings)
         self.refused: str | None = None  # why steps are not recorded; None: they are
+        # A kernel of the model that may add up in any order; None: there is none.
+        self.varies: str | None = None
         self._share, self._pinned = share, pinned and on_gpu
         self._broadcast = DeviceBroadcast(self.device)
         self._memories = DeviceMemories(int(share * KEPT_BYTES) if on_gpu else 0)
@@ -205,15 +208,10 @@ class Engine:
         vectors = {name: v.cpu().numpy() for name, v in shared.items()}
         broadcast = Broadcast(start.cpu().numpy(), vectors, buffers.cpu().numpy())
         client = int(self.partition.sizes.argmax())
-        unit = WorkUnit(1, (client,) * (self._most if self.oracle.stacks else 1), TRIAL_LR)
-        if self.settings.cuda_graphs:
-            self._lanes = [self._lane(recorded=True)]
+        unit = WorkUnit(1, (client,) * (2 if self.oracle.stacks else 1), TRIAL_LR)
         self._broadcast.load(broadcast)
         before = torch.cuda.memory_reserved(self.device)
-        trial = [slice(0, len(unit.clients))]
-        self.model.train()
-        list(self._train_wave(unit, trial, [None] * len(unit.clients), most_steps=TRIAL_STEPS))
-        torch.cuda.synchronize(self.device)
+        self._try(unit)
         graphed = self._lanes[0].graphed
         if graphed is None:
             self.refused = "resources.cuda_graphs is false"
@@ -227,15 +225,33 @@ class Engine:
             # Whoever draws from torch's generator must be alone: the clients' draws would mix.
             self._lanes = [self._lane(recorded=False)]
 
+    def _try(self, unit: WorkUnit) -> None:
+        """Train the unit's clients for a few steps, with kernels that give the same bits every time."""
+        for warn_only in (False, True):
+            torch.use_deterministic_algorithms(True, warn_only=warn_only)
+            self._lanes = [self._lane(recorded=self.settings.cuda_graphs)]
+            stack = slice(0, len(unit.clients))
+            memories: list[Arrays | None] = [None] * len(unit.clients)
+            try:
+                self.model.train()
+                list(self._train_wave(unit, [stack], memories, most_steps=TRIAL_STEPS))
+                torch.cuda.synchronize(self.device)
+                return
+            except RuntimeError as error:
+                if warn_only or "deterministic" not in str(error):
+                    raise
+                self.varies = first_line(error)
+
     def __str__(self) -> str:
         """Describe the local steps: "PerClientGradient, CUDA graphs, 10 lanes"."""
         kind = type(self.oracle).__name__
         size = f" of at most {self._most}" if self.oracle.stacks else ""
         if self.device.type != "cuda":
             return kind + size
-        if self.refused is not None:
-            return f"{kind}{size}, no CUDA graphs: {self.refused}"
-        return kind + size + ", CUDA graphs" + (f", {self.lanes} lanes" if self.lanes > 1 else "")
+        graphs = "CUDA graphs" if self.refused is None else f"no CUDA graphs: {self.refused}"
+        lanes = f", {self.lanes} lanes" if self.lanes > 1 else ""
+        varies = f", not the same every time: {self.varies}" if self.varies else ""
+        return f"{kind}{size}, {graphs}{lanes}{varies}"
 
     @property
     def _most(self) -> int:
