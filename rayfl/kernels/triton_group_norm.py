@@ -2,17 +2,16 @@
 
 A group is `[H W, D]` numbers of D = C / G channels, and a program takes a tile of it at a time. Most groups
 of a ResNet are one tile, and few are more than the cache of a multiprocessor holds, so it is cheap to read
-them again. A kernel is compiled for each width of its tile, in half a second, and not for each number or
-address that it is called with.
+them again. A kernel is compiled for each width of its tile, in half a second, and not for each number
+that it is called with.
 """
 
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 2048  # numbers that a program of 128 threads takes at a time
 COLUMNS = 32
 SAMPLES = 32
 
@@ -24,12 +23,14 @@ def forward(
     samples, channels, height, width = x.shape
     y = torch.empty_like(x, memory_format=torch.channels_last)
     mean, rstd = x.new_empty(2, samples, groups)
+    tile, warps = _tile(height * width * (channels // groups))
     with torch.cuda.device_of(x):
         _forward[samples * groups,](
             *(x, weight, bias, y, mean, rstd),
             *(float(eps), height * width, channels, channels // groups, groups),
-            ROWS=TILE // COLUMNS,
+            ROWS=tile // COLUMNS,
             COLUMNS=COLUMNS,
+            num_warps=warps,
         )
     return y, mean, rstd
 
@@ -42,12 +43,14 @@ def backward(
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     partial = x.new_empty(2, samples, channels)
     columns = triton.next_power_of_2(channels // groups)
+    tile, warps = _tile(height * width * (channels // groups))
     with torch.cuda.device_of(x):
         _backward[samples * groups,](
             *(dy, x, weight, mean, rstd, dx, partial[0], partial[1]),
             *(height * width, channels, channels // groups, groups),
-            ROWS=max(1, TILE // columns),
+            ROWS=max(1, tile // columns),
             COLUMNS=columns,
+            num_warps=warps,
         )
     return dx, partial
 
@@ -63,9 +66,14 @@ def summed(partial: Tensor) -> tuple[Tensor, Tensor]:
     return sums[0], sums[1]
 
 
+def _tile(size: int) -> tuple[int, int]:
+    """Numbers that a program takes at a time, and its warps: many for large groups, which would wait long."""
+    return (2048, 4) if size <= 8192 else (8192, 16)
+
+
 @triton.jit(
     do_not_specialize=["positions", "groups"],
-    do_not_specialize_on_alignment=["weight", "bias", "mean", "rstd"],
+    do_not_specialize_on_alignment=["mean", "rstd"],
 )
 def _forward(
     x,
@@ -125,7 +133,7 @@ def _forward(
 
 @triton.jit(
     do_not_specialize=["positions", "groups"],
-    do_not_specialize_on_alignment=["weight", "mean", "rstd"],
+    do_not_specialize_on_alignment=["mean", "rstd"],
 )
 def _backward(
     dy,

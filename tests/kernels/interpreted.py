@@ -37,6 +37,7 @@ MAPS = {
     "one channel a group": (1, 2, 2, 47, 45),
     "one group": (2, 48, 1, 5, 8),
     "more positions than a tile": (1, 64, 2, 13, 11),
+    "a large group": (1, 64, 2, 17, 17),
     "more samples than a tile": (34, 2, 1, 2, 1),
 }
 
