@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayfl import seeds
+from rayfl import kernels, seeds
 from rayfl.algorithms.base import Algorithm, ExperimentInfo, Vectors
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
@@ -90,7 +90,13 @@ class Engine:
         """`share`: of the device's memory. `pinned`: whoever gets results copies them at once."""
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
-        self.function = settings.shortcuts.function(model.to(self.device))
+        self.unfused = (
+            kernels.use(self.device) if on_gpu else None
+        )  # why kernels are not fused, if so
+        model = model.to(self.device)
+        if on_gpu and self.unfused is None:
+            model = kernels.with_group_norm(model)
+        self.function = settings.shortcuts.function(model)
         self.model, self.layout = self.function.model, self.function.layout
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
@@ -251,7 +257,8 @@ class Engine:
         graphs = "CUDA graphs" if self.refused is None else f"no CUDA graphs: {self.refused}"
         lanes = f", {self.lanes} lanes" if self.lanes > 1 else ""
         varies = f", not the same every time: {self.varies}" if self.varies else ""
-        return f"{kind}{size}, {graphs}{lanes}{varies}"
+        fused = f", no fused kernels: {self.unfused}" if self.unfused else ""
+        return f"{kind}{size}, {graphs}{lanes}{fused}{varies}"
 
     @property
     def _most(self) -> int:
