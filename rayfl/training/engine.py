@@ -30,7 +30,7 @@ from rayfl.training.batches import (
 from rayfl.training.flat import Layout
 from rayfl.training.function import Shortcuts
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
-from rayfl.training.lanes import Lane, most_lanes, recording
+from rayfl.training.lanes import Lane, in_turns, most_lanes, recording
 from rayfl.training.local import SGD, LocalStep, Trained
 from rayfl.training.precision import Precision, local_steps
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories, to_host
@@ -324,32 +324,38 @@ class Engine:
         s, here = self.settings, self._broadcast
         while len(self._lanes) < len(stacks):
             self._lanes.append(self._lane(recorded=True))
-        running: list[tuple[Lane, slice, int, set[str]]] = []
+        running: list[tuple[Lane, slice, list[int]]] = []
+        names: dict[int, set[str]] = {}
+
+        def begun(lane: Lane, stack: slice, steps: list[int]) -> Iterator[None]:
+            clients = unit.clients[stack]
+            memory = self._memory(unit, stack, memories, here.start)
+            names[stack.start] = set(memory)
+            schedules = [self.schedule(unit.round, client) for client in clients]
+            steps += [min(len(p.sizes), most_steps or len(p.sizes)) for p in schedules]
+            if isinstance(lane.oracle, PerClientGradient):
+                # Layers that draw random numbers (dropout) use torch's global generator.
+                torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
+            yield from lane.train(
+                self._step(lane.oracle, unit.lr),
+                functools.partial(self.train_data.batches, schedules),
+                *(here.start, here.shared, memory, here.buffers, steps),
+                ClientNoise(s.seed, unit.round, clients, steps),
+                unit.round,
+            )
+
+        for lane, stack in zip(self._lanes, stacks, strict=False):
+            running.append((lane, stack, []))
         with local_steps(s.precision):
-            for lane, stack in zip(self._lanes, stacks, strict=False):
-                clients = unit.clients[stack]
-                memory = self._memory(unit, stack, memories, here.start)
-                schedules = [self.schedule(unit.round, client) for client in clients]
-                steps = [min(len(p.sizes), most_steps or len(p.sizes)) for p in schedules]
-                if isinstance(lane.oracle, PerClientGradient):
-                    # Layers that draw random numbers (dropout) use torch's global generator.
-                    torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
-                lane.train(
-                    self._step(lane.oracle, unit.lr),
-                    functools.partial(self.train_data.batches, schedules),
-                    *(here.start, here.shared, memory, here.buffers, steps),
-                    ClientNoise(s.seed, unit.round, clients, steps),
-                    unit.round,
-                )
-                running.append((lane, stack, sum(steps), set(memory)))
-        for lane, stack, steps, names in running:
+            in_turns(begun(*started) for started in running)
+        for lane, stack, steps in running:
             trained, buffers = lane.finish()
-            if trained.memory.keys() != names:
+            if trained.memory.keys() != names[stack.start]:
                 raise ValueError(
                     f"upload returned the memory {sorted(trained.memory)}, "
-                    f"but init_client names {sorted(names)}: the names must stay the same"
+                    f"but init_client names {sorted(names[stack.start])}: the names must stay the same"
                 )
-            yield stack, trained, buffers, steps
+            yield stack, trained, buffers, sum(steps)
 
 
 def experiment_info(

@@ -8,7 +8,8 @@ Shapes: P parameters, Q entries of float buffers.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,7 @@ MOST_LANES = 16
 # Part of the memory that lanes may take, beside the data and the broadcast; the rest is for clients'
 # memories, evaluation and what comes and goes.
 LANES_MEMORY = 0.6
+DONE = object()
 
 
 @dataclass(eq=False)
@@ -53,18 +55,21 @@ class Lane:
         steps: list[int],
         noise: ClientNoise,
         round: int,
-    ) -> None:
-        """Train a stack, whose vectors must be ready; on a GPU it is trained once `finish` is called."""
+    ) -> Iterator[None]:
+        """Train a stack, whose vectors must be ready; each item is a step that the device was given."""
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
         with self.on():
             self.buffers.copy_(buffers)
             if isinstance(self.oracle, PerClientGradient):
                 self.oracle.begin_client(self.buffers)
-            self._training = Training(
+            self._training = training = Training(
                 step, minibatches(), start, shared, memory, steps, self.graphed, noise, round
             )
-            self._training.run()
+        for k in range(max(steps)):
+            with self.on():
+                training.take(k)
+            yield
 
     def finish(self) -> tuple[Trained, Tensor]:
         """What the stack leaves, and its buffers `[Q]`, ready for the device's own stream."""
@@ -75,6 +80,19 @@ class Lane:
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
         return trained, buffers
+
+
+def in_turns(lanes: Iterable[Iterator[None]]) -> None:
+    """Advance all by one item at a time, and begin the next one each time.
+
+    A stream holds a limited number of kernels that wait: to give it all steps of a client at once would make
+    the others wait until it has taken them. And while one is prepared the others are at work.
+    """
+    waiting, running = deque(lanes), list[Iterator[None]]()
+    while waiting or running:
+        if waiting:
+            running.append(waiting.popleft())
+        running = [lane for lane in running if next(lane, DONE) is not DONE]
 
 
 def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:

@@ -183,13 +183,12 @@ class Training:
         self._graphed, self._passes = graphed, 0
         self.stack = stack if graphed is None else graphed.hold(stack)
 
-    def run(self) -> None:
-        """Take all steps."""
+    def take(self, k: int) -> None:
+        """Take step k; one after the other, up to the largest K_i."""
         take = self._step if self._graphed is None else self._graphed
-        for k in range(max(self._steps)):
-            running = sum(k < count for count in self._steps)
-            passes = take(self.stack, self._minibatch(k), k, running == len(self._steps))
-            self._passes += running * passes
+        running = sum(k < count for count in self._steps)
+        passes = take(self.stack, self._minibatch(k), k, running == len(self._steps))
+        self._passes += running * passes
 
     def finish(self) -> Trained:
         """What the stack leaves, once all steps are taken; it cannot be used after that."""
@@ -215,7 +214,8 @@ def train_stack(
 ) -> Trained:
     """Train C clients, all steps; see `Training`."""
     training = Training(step, minibatch, start, shared, memory, steps, graphed, noise, round)
-    training.run()
+    for k in range(max(steps)):
+        training.take(k)
     return training.finish()
 
 

@@ -149,7 +149,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         (
             "resources.gpus_per_actor=2",
-            "resources.gpus_per_actor = 2: must be at most 1: a client actor uses one GPU; for more GPUs",
+            "resources.gpus_per_actor = 2.0: must be at most 1: a client actor uses one GPU; for more "
+            "GPUs raise resources.num_actors, with federation.clients_per_unit so small that each has a unit",
         ),
         ("seed=-1", "seed = -1: must be an integer of at least 0"),
         ("seed=1.0", "seed = 1.0: must be an integer of at least 0"),
