@@ -21,7 +21,7 @@ LAYERS = [
     {"storage", "data", "models"},
     {"algorithms"},
     {"errors"},
-    {"seeds", "text", "provenance"},
+    {"seeds", "text", "provenance", "kernels"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = {

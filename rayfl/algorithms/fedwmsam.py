@@ -35,7 +35,7 @@ from torch import Tensor
 
 from rayfl.algorithms.base import Algorithm, ClientContext, Vectors
 from rayfl.algorithms.fields import LocalWeight, Rho
-from rayfl.algorithms.vectors import axpy_, cosine, norm, perturb_, scale_add_
+from rayfl.algorithms.vectors import cosine, difference_plus, norm, perturb_, scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class FedWMSAM(Algorithm):
         if self.rho > 0 and ctx.step > 0:
             s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
-            ahead = axpy_((ctx.start - x).mul_(1 - alpha), ctx.step * s, momentum)
+            ahead = difference_plus(ctx.start, x, 1 - alpha, momentum, ctx.step * s)
             at = self.perturbed(x, ahead, ctx)
         return scale_add_(grad(at), alpha, momentum), memory
 

@@ -7,6 +7,8 @@ costs more than the arithmetic.
 import torch
 from torch import Tensor
 
+from rayfl import kernels
+
 # Below this norm a vector has no direction worth following (the papers' formulas would divide by 0).
 TINY = 1e-12
 
@@ -31,9 +33,11 @@ def scale_add_(g: Tensor, weight: float | Tensor, v: Tensor) -> Tensor:
     return torch.addcmul(v, g, _factor(weight, g), out=g)
 
 
-def axpy_(v: Tensor, weight: float | Tensor, g: Tensor) -> Tensor:
-    """`v <- v + weight * g` in place; `weight` is a number or `[..., 1]`."""
-    return v.addcmul_(g, _factor(weight, g))
+def difference_plus(
+    u: Tensor, v: Tensor, a: float | Tensor, w: Tensor, b: float | Tensor
+) -> Tensor:
+    """`a (u - v) + b w`, a new vector `[..., P]`; `a` and `b` are numbers or `[..., 1]`."""
+    return kernels.difference_plus(u, v, a, w, _factor(b, w))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rayfl import kernels
 from rayfl.algorithms.base import (
     Algorithm,
     ClientContext,
@@ -45,11 +46,9 @@ class SGD:
         """
         lr = torch.as_tensor(self.lr, dtype=x.dtype, device=x.device)
         rate = lr if active is None else lr * active
-        if self.weight_decay:
-            x.mul_(1 - rate * self.weight_decay)
-        if self.clip_norm is not None:
-            rate = rate * clip_factor(direction, self.clip_norm)
-        x.addcmul_(direction, -rate)
+        clip = self.clip_norm
+        factor = None if clip is None else clip_factor(direction, clip)
+        kernels.sgd_step_(x, direction, rate, self.weight_decay, factor)
 
 
 @dataclass
