@@ -241,7 +241,8 @@ class Engine:
             try:
                 self.model.train()
                 list(self._train_wave(unit, [stack], memories, most_steps=TRIAL_STEPS))
-                torch.cuda.synchronize(self.device)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
                 return
             except RuntimeError as error:
                 if warn_only or "deterministic" not in str(error):
