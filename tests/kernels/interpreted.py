@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from rayfl import kernels
 from rayfl.algorithms import ALGORITHMS
 from rayfl.algorithms.base import ExperimentInfo, TensorInfo
-from rayfl.kernels import switch, triton_flat, triton_group_norm
+from rayfl.kernels import switch, triton_flat, triton_group_norm, triton_norm
 from rayfl.training.local import SGD, LocalStep, train_stack
 
 CPU = torch.device("cpu")
 RANDOM = torch.Generator().manual_seed(1)
 KERNELS = {
     triton_flat: ("difference_plus", "sgd_step_"),
+    triton_norm: ("of_norm",),
     triton_group_norm: ("forward", "backward", "summed"),
 }
 launched: dict[str, int] = {}
@@ -200,6 +201,29 @@ def sgd() -> dict[str, Any]:
     return found
 
 
+def norms() -> dict[str, Any]:
+    """What depends on norms; PARTS is 2 here, so that programs take several blocks."""
+    triton_norm.PARTS = 2
+    computations: dict[str, Callable] = {
+        "inverse": lambda v: [kernels.inverse_norm(v, 0.5, 1e-12)],
+        "clipped": lambda v: [kernels.clip_factor(v, 2.0)],
+        "not clipped": lambda v: [kernels.clip_factor(v, 1e3)],
+    }
+    found = {}
+    for size in (1, 2047, 2048, 2049, 10_000):
+        for name, compute in computations.items():
+            found[f"{name}, rows of {size}"] = outcome(compute, compute, random(3, size))
+    for name, compute in computations.items():
+        found[f"{name}, vector"] = outcome(compute, compute, random(50))
+        found[f"{name}, shared"] = outcome(compute, compute, random(50).expand(2, -1))
+    small, nan = torch.full((1, 4), 1e-13), torch.tensor([[1.0, float("nan")]])
+    found["no direction"] = kernels.inverse_norm(small, 0.5, 1e-12).item() == 0
+    found["nan stays"] = bool(
+        kernels.clip_factor(nan, 1.0).isnan() & kernels.inverse_norm(nan, 1.0, 0.1).isnan()
+    )
+    return found
+
+
 class Distance:
     """1/2 ||x - target||^2."""
 
@@ -277,6 +301,6 @@ if __name__ == "__main__":
     counting()
     results: dict[str, Any] = {"broken": broken(), "local_steps": local_steps()}
     switch.turn_on(CPU)
-    for part in (group_norms, fallbacks, memory_formats, difference_plus, sgd, models):
+    for part in (group_norms, fallbacks, memory_formats, difference_plus, sgd, norms, models):
         results[part.__name__] = part()
     print(json.dumps(results))
