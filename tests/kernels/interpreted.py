@@ -121,8 +121,7 @@ def group_norms() -> dict[str, Any]:
 def fallbacks() -> dict[str, Any]:
     """Kernels that ran for what they do not take, and whether the result was PyTorch's."""
     x, weight, bias = maps(2, 8, 3, 3), random(8), random(8)
-    bfloat16 = torch.autocast("cpu", torch.bfloat16)
-    inputs: dict[str, tuple[Tensor | None, ...]] = {
+    inputs = {
         "float64": (x.double(), weight.double(), bias.double()),
         "channels first": (x.contiguous(), weight, bias),
         "three dimensions": (x[..., 0], weight, bias),
@@ -131,20 +130,17 @@ def fallbacks() -> dict[str, Any]:
     }
     found = {}
     launched.clear()
-    for name, args in inputs.items():
-        same = torch.equal(
-            kernels.group_norm(args[0], 2, *args[1:], 1e-5),
-            F.group_norm(args[0], 2, *args[1:], 1e-5),
-        )
+    for name, (y, w, b) in inputs.items():
+        same = torch.equal(kernels.group_norm(y, 2, w, b, 1e-5), F.group_norm(y, 2, w, b))
         found[name] = same and not launched
-    with bfloat16:
+    with torch.autocast("cpu", torch.bfloat16):
         got, want = (f(x, 2, weight, bias, 1e-5) for f in (kernels.group_norm, F.group_norm))
     found["autocast"] = torch.equal(got, want) and not launched
     stacked = torch.func.vmap(lambda t: kernels.group_norm(t, 2, weight, bias, 1e-5))(x[None])
     found["vmap"] = torch.allclose(stacked[0], F.group_norm(x, 2, weight, bias)) and not launched
-    gaps = random(3, 20)[:, ::2]
-    got = kernels.difference_plus(gaps, random(3, 10), 1.0, gaps, 0.0)
-    found["vectors with gaps"] = got.shape == (3, 10) and not launched
+    gaps, v = random(3, 20)[:, ::2], random(3, 10)
+    got = kernels.difference_plus(gaps, v, 1.0, gaps, 0.0)
+    found["vectors with gaps"] = torch.equal(got, gaps - v) and not launched
     leaf = random(3, 10).requires_grad_()
     got = kernels.difference_plus(leaf, random(3, 10), 1.0, random(10), 0.0)
     found["differentiated"] = got.requires_grad and not launched
@@ -250,7 +246,7 @@ def local_steps() -> dict[str, Any]:
     with switch.turned_on(CPU):
         got = deltas()
     ran = dict(launched)
-    return {"error": error([got], [deltas()]), "ran": ran, "without": dict(launched) != ran}
+    return {"error": error([got], [deltas()]), "ran": ran}
 
 
 def models() -> dict[str, Any]:
@@ -284,12 +280,8 @@ def broken() -> dict[str, str | None]:
         out.fill_(float("nan"))
 
     said = {"as they are": kernels.check(CPU)}
-    for name, kernel in {
-        "wrong": wrong,
-        "unsteady": unsteady,
-        "failing": failing,
-        "nan": nothing,
-    }.items():
+    kinds = {"wrong": wrong, "unsteady": unsteady, "failing": failing, "nan": nothing}
+    for name, kernel in kinds.items():
         triton_flat.difference_plus = kernel
         said[name] = kernels.check(CPU)
     said["use"], on = kernels.use(CPU), kernels.on(torch.zeros(1))
