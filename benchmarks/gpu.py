@@ -144,7 +144,8 @@ def run(parts: Sequence[Part], arguments: argparse.Namespace) -> None:
             most = left / shares if part.limit is None else part.limit
             limit = min(left, most * (REHEARSED if arguments.device == "cpu" else 1))
             if wrong or limit < min(part.least, most):
-                log.status("skipped", 0.0, None, wrong or f"{max(left, 0):.0f} s are left")
+                why = wrong or f"{max(left, 0):.0f} s are left"
+                log.status("skipped", 0.0, False if wrong else None, why)
                 continue
             current, following = following or Process(part, out), None
             if i + 1 < len(parts):

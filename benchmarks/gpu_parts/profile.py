@@ -1,5 +1,6 @@
 """The kernels of one client's round: torch's profiler over a unit whose steps are recorded already."""
 
+from torch.autograd import DeviceType  # pyright: ignore - not listed, but documented
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_parts.engines import broadcast, engine, synchronize
@@ -21,13 +22,20 @@ def run(setup: Setup, log: Log) -> None:
     for round in (2, 3):
         trainer.train(WorkUnit(round, (0,), 0.1), sent, [*memories])
     synchronize(setup.device)
-    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
         result, _ = trainer.train(WorkUnit(4, (0,), 0.1), sent, [*memories])
         synchronize(setup.device)
     time = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, time))
-    rows = [row for row in rows if getattr(row, time) > 0]
+    device = (
+        DeviceType.CUDA if on_gpu else DeviceType.CPU
+    )  # else operations count beside their kernels
+    rows = [
+        row
+        for row in profiler.key_averages()
+        if row.device_type == device and getattr(row, time) > 0
+    ]
+    rows.sort(key=lambda row: -getattr(row, time))
     kind = "kernels" if on_gpu else "operations (no GPU: of the CPU)"
     log.value(f"{kind} a step", sum(row.count for row in rows) / result.steps)
     total = sum(getattr(row, time) for row in rows)

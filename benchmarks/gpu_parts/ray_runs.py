@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import psutil
@@ -25,6 +25,7 @@ class Actors(NamedTuple):
     name: str
     count: int
     share: float  # of the GPU, for each
+    unit: int | None  # clients of a work unit; None: as rayfl chooses
     kill: bool = False  # one of them, in a round
 
 
@@ -55,24 +56,30 @@ class Killer(threading.Thread):
 
 def run(setup: Setup, log: Log) -> None:
     rounds = 3 if setup.small else 6
-    alone = Actors("1 x 1.0", 1, 1.0)
-    others = [Actors("2 x 0.5, one killed", 2, 0.5, kill=True)]
-    if not setup.small:
-        others = [Actors("2 x 0.5", 2, 0.5), Actors("4 x 0.25", 4, 0.25), *others]
-    with ThreadPoolExecutor(len(others) + 1) as pool:
-        first = pool.submit(_run, setup, log, alone, rounds)
-        if not setup.small:
-            wait([first])  # it is timed
-        # Beside each other: their bits count, not their time.
+    unit = 1 if setup.small else 2  # several actors share a round
+    reference = Actors("1 x 1.0", 1, 1.0, unit)
+    others = [
+        Actors("4 x 0.25", 4, 0.25, unit),
+        Actors("2 x 0.5", 2, 0.5, unit),
+        Actors("2 x 0.5, one killed", 2, 0.5, unit, kill=True),
+    ]
+    if setup.small:
+        others = others[2:]
+    else:
+        timed = _run(setup, log, Actors("1 x 1.0, units as chosen", 1, 1.0, None), rounds)
+        log.check("1 x 1.0, units as chosen: ends", timed is not None)
+        if timed is not None:
+            log.value("round", timed["seconds_per_round"], "s", note="resnet18, float32")
+    # Beside each other: their bits count, not their time.
+    with ThreadPoolExecutor(1 + len(others)) as pool:
+        first = pool.submit(_run, setup, log, reference, rounds)
         runs = {own.name: pool.submit(_run, setup, log, own, rounds) for own in others}
-        if (reference := first.result()) is None:
-            log.check("1 x 1.0 ends", False, "the last words are in ray_runs.log")
-            return
-        model = "lenet5" if setup.small else "resnet18"
-        log.value("round, 1 x 1.0", reference["seconds_per_round"], "s", note=f"{model}, float32")
+        expected = (first.result() or {}).get("model_sha256")
+        log.check("1 x 1.0: ends", expected is not None)
         for name, future in runs.items():
-            sha = (future.result() or {}).get("model_sha256", "none")
-            log.check(f"{name}: bits of 1 x 1.0", sha == reference["model_sha256"], sha[:10])
+            sha = (future.result() or {}).get("model_sha256")
+            same = sha is not None and sha == expected
+            log.check(f"{name}: bits of 1 x 1.0", same, f"{sha}"[:10])
 
 
 def _run(setup: Setup, log: Log, actors: Actors, rounds: int) -> dict[str, Any] | None:
@@ -80,7 +87,7 @@ def _run(setup: Setup, log: Log, actors: Actors, rounds: int) -> dict[str, Any] 
     overrides = setup.overrides(
         f"federation.rounds={rounds}",
         "federation.eval_every=100",
-        "federation.clients_per_unit=1",  # so that four actors share a round
+        f"federation.clients_per_unit={actors.unit or 'null'}",
         f"resources.num_actors={actors.count}",
         f"resources.gpus_per_actor={0 if setup.small else actors.share}",
         f"resources.cpus_per_actor={0.5 if setup.small else 1}",
@@ -95,7 +102,7 @@ def _run(setup: Setup, log: Log, actors: Actors, rounds: int) -> dict[str, Any] 
         cwd=ROOT,
         env=environment,
     )
-    killer = Killer(process.pid, after=0.1 if setup.small else 3.0) if actors.kill else None
+    killer = Killer(process.pid, after=0.1 if setup.small else 1.5) if actors.kill else None
     if killer:
         killer.start()
     try:

@@ -81,6 +81,7 @@ def test_every_part_in_small(images, tmp_path):
     checks = by_part(out, "check")
     assert {line.what.split(":")[0] for line in checks["bits"]} >= set(ALGORITHMS)
     assert {line.what for line in checks["ray_runs"]} == {
+        "1 x 1.0: ends",
         "2 x 0.5, one killed: an actor was killed in a round",
         "2 x 0.5, one killed: bits of 1 x 1.0",
     }
