@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -68,13 +68,15 @@ def run(
     on_metrics: Callable[[Metrics], None] = lambda metrics: None,
     resume: str | None = None,
     local: bool = False,
+    on_actors: Callable[[list[dict[str, Any]]], None] = lambda actors: None,
 ) -> Result:
     """Run the experiment: on the cluster that `config.ray.address` names, or on this machine.
 
     `on_start` is called once it is known where the actors go, before they do; `on_metrics` for every round
-    and evaluation. `resume` names the checkpoint to go on from (see `checkpoint.find`): the result is that
-    of a run which never stopped. `local`: train in this process, without Ray, one work unit after the other
-    (for a debugger); the bits are the same. Raises ConfigError before any actor starts, RunError after.
+    and evaluation; `on_actors` with what each client actor is, once all are ready. `resume` names the
+    checkpoint to go on from (see `checkpoint.find`): the result is that of a run which never stopped.
+    `local`: train in this process, without Ray, one work unit after the other (for a debugger); the bits are
+    the same. Raises ConfigError before any actor starts, RunError after.
     Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round. If that
     run is deleted meanwhile, RunError is raised after the next checkpoint.
     """
@@ -97,8 +99,10 @@ def run(
         on_start(Start(prepared, placement, run_id, ui_command, saved.round if saved else 0))
         noticed = 0  # round at which it was found that the MLflow run is deleted
         with launch(checkpoints) as server:
+            actors = server.describe()
+            on_actors(actors)
             if tracker:
-                tracker.describe_actors(server.describe())
+                tracker.describe_actors(actors)
             for i, metrics in enumerate(server.run()):
                 # A server that went on from a checkpoint sends some rounds again.
                 if new := history.add(*metrics):

@@ -1,6 +1,7 @@
 """Display of a run: its placement, its rounds, and the table at the end."""
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -59,6 +60,12 @@ class RunDisplay(Display):
             self._console.print(f"going on after round {start.resumed_round}")
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
         self._text = "starting the actors"
+
+    def actors(self, actors: list[dict[str, Any]]) -> None:
+        """Show what GPUs make of the local steps, which no config tells."""
+        engines = Counter(f"{a['device']}: {a['engine']}" for a in actors if a["device"] != "cpu")
+        for engine, count in engines.items():
+            self._console.print(f"{count} x {engine}" if count > 1 else engine, markup=False)
 
     def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""

@@ -36,7 +36,9 @@ def run(
         listen_locally(resolved.ray.address)
         from rayfl import experiment
 
-        result = experiment.run(resolved, on_start, progress.metrics, resume, local)
+        result = experiment.run(
+            resolved, on_start, progress.metrics, resume, local, progress.actors
+        )
     if as_json:
         print(json.dumps(_as_json(resolved, result)))
     else:

@@ -34,12 +34,13 @@ class Client:
         )
 
     def describe(self) -> dict[str, Any]:
-        """The process, device, engine and arithmetic that compute."""
+        """The process, device, engine and arithmetic that compute; `kernels`: why none are fused."""
         device = self.engine.device
         return {
             "pid": os.getpid(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "engine": str(self.engine),
+            "kernels": self.engine.unfused or "",
             "precision": in_effect(self.engine.settings.precision, device),
         }
 

@@ -236,7 +236,7 @@ class ActorPool:
 
     def _started(self, worker: Worker, ref: Any) -> None:
         try:
-            self._described.append(ray.get(ref))
+            described: Any = ray.get(ref)
         except DEATHS as error:
             worker.failed_starts += 1
             raised = getattr(error, "actor_init_failed", False)
@@ -244,7 +244,19 @@ class ActorPool:
                 raise RunError(f"a client actor could not start: {error}") from error
             self._replace(worker)
             return
+        self._check_kernels(described)
+        self._described.append(described)
         worker.starting, worker.failed_starts = None, 0
+
+    def _check_kernels(self, described: dict[str, Any]) -> None:
+        """RunError if this actor rounds differently from the others: no result may depend on who made it."""
+        for other in self._described[:1]:
+            if bool(other["kernels"]) != bool(described["kernels"]):
+                without = other if other["kernels"] else described
+                raise RunError(
+                    f"the client actors compute with different kernels: node {without['node']} cannot "
+                    f"use those of rayfl, others can ({without['kernels']}; Triton needs a C compiler)"
+                )
 
     def _look_around(self) -> None:
         """Every few seconds: is there room for another actor, and does one take too long?"""

@@ -6,14 +6,19 @@ import sys
 from dataclasses import replace
 
 import pytest
+import ray
 import torch
+from rich.console import Console
 from torch import nn
 
+from rayfl.cli.run_display import RunDisplay
 from rayfl.config.schema import load_config
+from rayfl.errors import RunError
 from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.prepare import prepare
+from rayfl.runtime.pool import ActorPool
 from rayfl.training.engine import Engine
 from rayfl.training.lanes import in_turns
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories
@@ -155,3 +160,28 @@ def test_a_device_that_keeps_memories_has_the_bits_of_one_that_does_not(small, m
         found.append(made.parameters()[0].tobytes())
     assert found[0] == found[1]
     assert taken[0] > 0
+
+
+def test_client_actors_with_different_kernels_are_an_error(ray_session):
+    """Those of a node without a C compiler would round differently."""
+
+    @ray.remote
+    class Described:
+        def __init__(self, kernels):
+            self.kernels = kernels
+
+        def describe(self):
+            return {"node": "10.0.0.7", "kernels": self.kernels}
+
+    reasons = ["", "", "RuntimeError: Failed to find C compiler"]
+    alike = ActorPool(2, lambda i: Described.options(num_cpus=0).remote(reasons[i]))
+    assert len(alike.describe()) == 2
+    with pytest.raises(RunError, match=r"node 10\.0\.0\.7 cannot use those of rayfl, others can"):
+        ActorPool(3, lambda i: Described.options(num_cpus=0).remote(reasons[i])).describe()
+
+
+def test_a_run_says_what_a_gpu_makes_of_its_steps(capsys):
+    display = RunDisplay(Console(file=sys.stdout, width=200), live=False)
+    graphs = "PerClientGradient, no CUDA graphs: step 0 draws random numbers"
+    display.actors([{"device": "NVIDIA H100", "engine": graphs}] * 2 + [{"device": "cpu"}])
+    assert capsys.readouterr().out == f"2 x NVIDIA H100: {graphs}\n"
