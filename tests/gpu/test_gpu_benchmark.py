@@ -85,6 +85,9 @@ def test_every_part_in_small(images, tmp_path):
         "2 x 0.5, one killed: an actor was killed in a round",
         "2 x 0.5, one killed: bits of 1 x 1.0",
     }
+    assert {line.what for line in checks["speed"]} == {
+        f"{method}: two steps of both sides are the same" for method in ("fedwmsam", "fedavg")
+    }
     values = {line.what for lines in by_part(out, "value").values() for line in lines}
     assert {"fedwmsam over the bare loop", "round, mean", "kernels a step"} <= {
         what.replace("operations (no GPU: of the CPU)", "kernels") for what in values
