@@ -20,12 +20,12 @@ def norm(v: Tensor) -> Tensor:
 
 def scaled_to(v: Tensor, radius: float) -> Tensor:
     """`radius * v / ||v||`, and exactly 0 where `||v||` is below `TINY`; `[..., P] -> [..., P]`."""
-    return v * (radius * _inverse_norm(v))
+    return v * _inverse_norm(v, radius)
 
 
 def perturb_(v: Tensor, x: Tensor, radius: float) -> Tensor:
     """`v <- x + scaled_to(v, radius)` in place; `[..., P]`."""
-    return torch.addcmul(x, v, radius * _inverse_norm(v), out=v)
+    return torch.addcmul(x, v, _inverse_norm(v, radius), out=v)
 
 
 def scale_add_(g: Tensor, weight: float | Tensor, v: Tensor) -> Tensor:
@@ -51,6 +51,6 @@ def _factor(weight: float | Tensor, v: Tensor) -> Tensor:
     return weight if isinstance(weight, Tensor) else v.new_full((), weight)
 
 
-def _inverse_norm(v: Tensor) -> Tensor:
-    length = norm(v)
-    return torch.where(length < TINY, torch.zeros_like(length), 1 / length.clamp_min(TINY))
+def _inverse_norm(v: Tensor, radius: float = 1.0) -> Tensor:
+    """`radius / ||v||`, and exactly 0 where `||v||` is below `TINY`; `[..., P] -> [..., 1]`."""
+    return kernels.inverse_norm(v, radius, TINY)

@@ -6,14 +6,16 @@ its bits are the same on every stream and in every process; PyTorch's are others
 """
 
 from rayfl.kernels.checks import check, use
-from rayfl.kernels.flat import difference_plus, sgd_step_
+from rayfl.kernels.flat import clip_factor, difference_plus, inverse_norm, sgd_step_
 from rayfl.kernels.group_norm import group_norm, with_group_norm
 from rayfl.kernels.switch import on
 
 __all__ = [
     "check",
+    "clip_factor",
     "difference_plus",
     "group_norm",
+    "inverse_norm",
     "on",
     "sgd_step_",
     "use",

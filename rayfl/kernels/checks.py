@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rayfl.kernels.flat import difference_plus, sgd_step_
+from rayfl.kernels.flat import clip_factor, difference_plus, inverse_norm, sgd_step_
 from rayfl.kernels.group_norm import group_norm
 from rayfl.kernels.switch import interpreted, turn_on, turned_on
 
@@ -87,6 +87,8 @@ def _cases(device: torch.device) -> Iterator[Case]:
         ],
         [v, w, random(), random(3, 1)],
     )
+    yield Case("inverse_norm", lambda v: [inverse_norm(v, 0.1, 1e-12)], [v])
+    yield Case("clip_factor", lambda v: [clip_factor(v, 1.0)], [v])
     for channels, side in ((64, 16), (128, 3), (512, 1)):  # of 2 groups
         x, dy = (random(3, side, side, channels).permute(0, 3, 1, 2) for _ in range(2))
         yield Case(

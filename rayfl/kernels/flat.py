@@ -47,6 +47,31 @@ def sgd_step_(
     return x.addcmul_(direction, -rate)
 
 
+def inverse_norm(v: Tensor, radius: float, tiny: float) -> Tensor:
+    """`radius / ||v||`, and exactly 0 where `||v|| < tiny`; `[..., P] -> [..., 1]`."""
+    if on(v) and _is_flat(v.shape, v):
+        return _of_norm(v, radius, tiny)
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    inverse = torch.where(length < tiny, torch.zeros_like(length), 1 / length.clamp_min(tiny))
+    return radius * inverse
+
+
+def clip_factor(v: Tensor, clip_norm: float) -> Tensor:
+    """What brings each row's norm down to `clip_norm`, 1 where it is smaller; `[..., P] -> [..., 1]`."""
+    if on(v) and _is_flat(v.shape, v):
+        return _of_norm(v, clip_norm, None)
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return (clip_norm / (length + 1e-6)).clamp_max(1.0)
+
+
+def _of_norm(v: Tensor, scale: float, tiny: float | None) -> Tensor:
+    from rayfl.kernels import triton_norm
+
+    out = v.new_empty(*v.shape[:-1], 1)
+    triton_norm.of_norm(out.view(-1), _rows(v, v.shape), scale, tiny)
+    return out
+
+
 def _is_flat(shape: torch.Size, *vectors: Tensor) -> bool:
     """True if a kernel can read these in that shape: rows without gaps, which nobody differentiates by."""
     return (

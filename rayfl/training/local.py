@@ -21,7 +21,6 @@ from rayfl.algorithms.base import (
     unseeded,
 )
 from rayfl.algorithms.noise import ClientNoise
-from rayfl.algorithms.vectors import norm
 from rayfl.training.batches import Minibatch
 from rayfl.training.gradients import Oracle
 
@@ -182,7 +181,7 @@ def cloned(vectors: Vectors) -> Vectors:
 
 def clip_factor(v: Tensor, clip_norm: float) -> Tensor:
     """`[C, P] -> [C, 1]`: what brings each row's norm down to `clip_norm`, 1 where it is smaller."""
-    return (clip_norm / (norm(v) + 1e-6)).clamp_max(1.0)
+    return kernels.clip_factor(v, clip_norm)
 
 
 def _apart(value: Tensor, x: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ def interpreted() -> dict[str, Any]:
         pytest.skip("Triton comes with PyTorch's builds for CUDA alone")
     script = Path(__file__).with_name("interpreted.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("this Triton's interpreter needs a NumPy below 2.4")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -44,18 +46,19 @@ def test_what_the_kernels_do_not_take_is_pytorchs(interpreted):
     assert all(interpreted["fallbacks"].values()), interpreted["fallbacks"]
 
 
-@each(kernel={"difference_plus": "difference_plus", "sgd_step_": "sgd"})
+@each(kernel=["difference_plus", "sgd", "norms"])
 def test_flat_arithmetic_is_that_of_float64(interpreted, kernel):
-    found = dict(interpreted[kernel])
-    assert found.pop("a client at rate 0 stays", True)
-    for name, of_case in found.items():
+    for name, of_case in interpreted[kernel].items():
+        if isinstance(of_case, bool):
+            assert of_case, name
+            continue
         assert sum(of_case["ran"].values()) == 1, name
         assert of_case["error"] < BOUND, name
 
 
 def test_local_steps_use_the_kernels(interpreted):
     found = interpreted["local_steps"]
-    assert found["ran"] == {"difference_plus": 2, "sgd_step_": 3}
+    assert found["ran"] == {"difference_plus": 2, "of_norm": 7, "sgd_step_": 3}  # 2 cosines
     assert found["error"] < BOUND
 
 
