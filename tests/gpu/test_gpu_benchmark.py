@@ -211,3 +211,16 @@ def test_bad_input_is_one_line(tmp_path, arguments, said):
     out = tmp_path / "out"
     assert start(ROOT / "benchmarks/gpu.py", *arguments, out=out).wait(60) == 2
     assert said in table(out).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "gpu_bundle.sh FOLDER CIFAR10"), (["to", "."], "no parquet files in")],
+)
+def test_the_bundle_says_what_it_needs(tmp_path, arguments, said):
+    arguments = [str(tmp_path / argument) for argument in arguments]
+    script = ROOT / "benchmarks/gpu_bundle.sh"
+    done = subprocess.run([script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
