@@ -24,7 +24,7 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
-from rayfl.training.engine import Arrays, Broadcast, Split, UnitResult, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, Split, UnitResult, WorkUnit
 
 WARM_UP = 3
 

@@ -7,6 +7,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from rayfl.federation.server import Server
+from rayfl.federation.specs import UnitsPerRound
 from rayfl.prepare import Prepared
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.placement import Placement, ResourceRequest, place
@@ -15,7 +16,8 @@ from rayfl.runtime.pool import ActorPool
 
 def placed(actors: int, cpus: float = 1) -> Placement:
     """Return the placement of client actors with these shares of a core."""
-    return place(ResourceRequest(num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=0), actors)
+    request = ResourceRequest(num_actors=actors, cpus_per_actor=cpus, gpus_per_actor=0)
+    return place(request, UnitsPerRound(actors, actors))
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from benchmarks.findings import Finding, median
 from benchmarks.workloads import Workload
 from rayfl.algorithms.base import ServerContext
 from rayfl.prepare import Prepared, prepare
-from rayfl.training.engine import Arrays, Broadcast, Engine, WorkUnit
+from rayfl.training.engine import Engine
 from rayfl.training.process import configure_process
+from rayfl.training.units import Arrays, Broadcast, WorkUnit
 
 METHODS: dict[str, dict[str, float | None]] = {
     # The most that a step may cost, over FedAvg's, by workload.

@@ -16,7 +16,7 @@ from rayfl.federation.server import Server
 from rayfl.federation.session import Session
 from rayfl.prepare import Prepared
 from rayfl.storage.checkpoint_writer import CheckpointWriter
-from rayfl.training.process import configure_process
+from rayfl.training.process import configure_process, server_threads
 
 if TYPE_CHECKING:
     from rayfl.runtime.actors import RemoteServer
@@ -61,10 +61,12 @@ def in_this_process(prepared: Prepared) -> Iterator[tuple[Prepared, str, Launch]
     cpus = 1 if resources.cpus_per_actor == "auto" else resources.cpus_per_actor
     on_gpu = torch.cuda.is_available() and resources.gpus_per_actor != 0
     threads_before = torch.get_num_threads()
-    configure_process(max(1, math.floor(cpus)))
+    configure_process(server_threads(on_gpus=True) if on_gpu else max(1, math.floor(cpus)))
 
     def launch(checkpoints: CheckpointWriter | None) -> contextlib.AbstractContextManager[Session]:
         server, client = prepared.specs()
+        if on_gpu:
+            server = server._replace(federation=server.federation.on_gpus())
         pool = LocalPool(Client(client, "cuda" if on_gpu else "cpu"))
         return contextlib.nullcontext(Session(Server(server, pool), checkpoints))
 

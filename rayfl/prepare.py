@@ -30,6 +30,7 @@ from rayfl.training import contract
 from rayfl.training.batches import DeviceData
 from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
 from rayfl.training.flat import Layout
+from rayfl.training.lanes import MOST_LANES
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 
@@ -96,6 +97,17 @@ def prepare(
         single_samples=_single_samples(config, data, partition),
         stack=fed.stack,
     )
+    on_cpus = clients_per_unit(
+        Layout(model).size,
+        shortcuts.dense,
+        fed.cohort_size,
+        fed.batch_size,
+        _samples(config, partition),
+        fed.stack,
+    )
+    # A GPU trains many clients at once; no more than it has lanes, or stacks, for.
+    units = -(-fed.cohort_size // max(MOST_LANES, fed.stack or 1))
+    on_gpus = on_cpus if shortcuts.dense else -(-fed.cohort_size // units)
     federation = FederationSpec(
         seed=config.seed,
         clients=fed.clients,
@@ -105,15 +117,8 @@ def prepare(
         client_dropout=fed.client_dropout,
         rounds=fed.rounds,
         lrs=fed.lrs,
-        clients_per_unit=fed.clients_per_unit
-        or clients_per_unit(
-            Layout(model).size,
-            shortcuts.dense,
-            fed.cohort_size,
-            fed.batch_size,
-            _samples(config, partition),
-            fed.stack,
-        ),
+        clients_per_unit=fed.clients_per_unit or on_cpus,
+        clients_per_gpu_unit=fed.clients_per_unit or on_gpus,
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
@@ -133,6 +138,7 @@ def prepare(
         straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
+        lanes=None if config.resources.lanes == "auto" else config.resources.lanes,
         shortcuts=shortcuts,
     )
     if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check

@@ -9,6 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
+from rayfl.federation.specs import UnitsPerRound
 from rayfl.launch import resource_request
 from rayfl.runtime.placement import Placement, place, room_on
 
@@ -24,10 +25,10 @@ def capacity(resources: Resources, cluster_file: Path | None) -> tuple[Placement
     """
     any_number = resource_request(resources.model_copy(update={"num_actors": "auto"}))
     try:
-        now = place(any_number, 10**6)
+        now = place(any_number, UnitsPerRound(10**6, 10**6))
     except ConfigError:
         one = replace(any_number, num_actors=1, autoscale_timeout_s=1.0)
-        now = replace(place(one, 1), actors=0)
+        now = replace(place(one, UnitsPerRound(1, 1)), actors=0)
         maximum = _grown(now, cluster_file)
         if maximum or (resources.autoscale_timeout_s and resources.num_actors != "auto"):
             return now, maximum

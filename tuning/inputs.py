@@ -9,6 +9,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
+from rayfl.federation.specs import UnitsPerRound
 from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
 
@@ -30,13 +31,13 @@ class Inputs:
     data: dict[str, tuple[Dataset, Partition]] = field(default_factory=dict)
     """Dataset and partition, by `data_key`."""
     _sources: dict[str, Dataset] = field(default_factory=dict)
-    _units: dict[str, int] = field(default_factory=dict)
+    _units: dict[str, UnitsPerRound] = field(default_factory=dict)
     _problems: dict[str, ConfigError] = field(default_factory=dict)
 
     def of(self, experiment: Experiment) -> tuple[Dataset, Partition]:
         return self.data[data_key(experiment)]
 
-    def units(self, experiment: Experiment) -> int:
+    def units(self, experiment: Experiment) -> UnitsPerRound:
         """Return the number of work units in a round. Raises ConfigError if the experiment is invalid."""
         # `prepare` is called once for all experiments that differ only in values that it does not use.
         content = experiment.model_dump(

@@ -12,6 +12,7 @@ from rayfl.config.identity import config_hash
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
+from rayfl.federation.specs import UnitsPerRound
 from rayfl.launch import resource_request
 from rayfl.prepare import storage
 from rayfl.provenance import Provenance
@@ -148,7 +149,8 @@ def allocate(
     known, count = tuple(found), len(feasible)
     if isinstance(sweep.search, Optuna):
         known, count = (), sweep.search.num_samples * len(sweep.seeds)
-    units = max(inputs.units(experiment) for experiment in feasible)
+    each = [inputs.units(experiment) for experiment in feasible]
+    units = UnitsPerRound(max(u.on_cpus for u in each), max(u.on_gpus for u in each))
     placement, now, maximum = _place(feasible[0].resources, units, count, cluster_file)
     is_several = now.nodes > 1 or (maximum or 0) > now.actors
     unshared = _local_checkpoints(feasible[0]) if is_several else None
@@ -158,7 +160,7 @@ def allocate(
 
 
 def _place(
-    resources: Resources, units: int, count: int, cluster_file: Path | None
+    resources: Resources, units: UnitsPerRound, count: int, cluster_file: Path | None
 ) -> tuple[Placement, Placement, int | None]:
     """Return the placement of each of `count` trials, and the capacity in actors of its size."""
     now, maximum = capacity(resources, cluster_file)
@@ -168,7 +170,8 @@ def _place(
         )
     actors = resources.num_actors
     if actors == "auto":
-        actors = max(1, min(units, max(now.actors, maximum or 0) // count))
+        most = units.on_gpus if now.gpus else units.on_cpus
+        actors = max(1, min(most, max(now.actors, maximum or 0) // count))
     placement = place(resource_request(resources.model_copy(update={"num_actors": actors})), units)
     if placement.cpus < now.cpus or placement.gpus != now.gpus:
         given = resources.model_copy(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rayfl import kernels
+from rayfl.algorithms.step_number import StepNumber
 
 # Below this norm a vector has no direction worth following (the papers' formulas would divide by 0).
 TINY = 1e-12
@@ -47,6 +48,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _factor(weight: float | Tensor, v: Tensor) -> Tensor:
+    if isinstance(weight, StepNumber):
+        return weight.on(v)
     # Not add's `alpha` for a number: it rounds differently from a tensor.
     return weight if isinstance(weight, Tensor) else v.new_full((), weight)
 

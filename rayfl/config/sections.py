@@ -140,9 +140,11 @@ class Resources(Section):
     cpus_per_actor: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """CPUs of each, and its threads; auto: 1, or a part if num_actors needs it"""
     gpus_per_actor: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """share of a GPU, a cap on its memory too; auto: 0.25 if there are any"""
+    """share of a GPU, a cap on its memory too; auto: 1 if there are any"""
     cuda_graphs: bool = True
     """on GPUs, record local steps and launch each as one, if that gives the same bits"""
+    lanes: Positive | Literal["auto"] = "auto"
+    """clients that a GPU trains side by side; auto: as many as its memory holds"""
     autoscale_timeout_s: float = Field(default=0.0, ge=0)
     """seconds for an autoscaler to add nodes for num_actors; 0: none"""
     time_limit_s: float | None = Field(default=None, gt=0)
@@ -156,11 +158,13 @@ class Resources(Section):
                 raise ConfigError(
                     "must have at most 4 decimals; Ray counts no finer", f"resources.{key}", share
                 )
-        if self.gpus_per_actor != "auto" and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+        if self.gpus_per_actor != "auto" and self.gpus_per_actor > 1:
             raise ConfigError(
                 key="resources.gpus_per_actor",
                 value=self.gpus_per_actor,
-                allowed="a fraction up to 1, or a whole number",
+                allowed="at most 1: a client actor uses one GPU",
+                hint="for more GPUs raise resources.num_actors, with federation.clients_per_unit so small "
+                "that each has a unit",
             )
         return self
 

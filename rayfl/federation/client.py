@@ -8,23 +8,19 @@ import torch
 
 from rayfl.errors import ClientError
 from rayfl.federation.specs import ClientSpec
-from rayfl.training.engine import (
-    Arrays,
-    Broadcast,
-    Engine,
-    EvaluationResult,
-    Split,
-    UnitResult,
-    WorkUnit,
-)
+from rayfl.training.engine import Engine
 from rayfl.training.precision import in_effect
 from rayfl.training.travel import unpacked
+from rayfl.training.units import Arrays, Broadcast, EvaluationResult, Split, UnitResult, WorkUnit
 
 
 class Client:
     """Holds an engine, and nothing that a result depends on."""
 
-    def __init__(self, spec: ClientSpec, device: str = "cpu"):
+    def __init__(
+        self, spec: ClientSpec, device: str = "cpu", share: float = 1.0, pinned: bool = False
+    ):
+        """`share`, `pinned`: as `Engine`."""
         self.name = spec.name
         self.engine = Engine(
             unpacked(spec.model),
@@ -33,6 +29,8 @@ class Client:
             spec.partition,
             spec.settings,
             device,
+            share,
+            pinned,
         )
 
     def describe(self) -> dict[str, Any]:

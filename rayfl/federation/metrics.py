@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rayfl.federation.pool import Future
-from rayfl.training.engine import UnitResult, WorkUnit
+from rayfl.training.units import UnitResult, WorkUnit
 
 
 class RoundMetrics(NamedTuple):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayfl.federation.client import Client
-from rayfl.training.engine import Arrays, Broadcast, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, Split, WorkUnit
 
 
 @dataclass(eq=False)

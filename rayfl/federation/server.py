@@ -6,6 +6,7 @@ units, add up what they bring back in the order of the units, and let the algori
 
 import functools
 import math
+import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -22,14 +23,8 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.federation.sampling import survivors
 from rayfl.federation.specs import ServerSpec
 from rayfl.storage.checkpoint import Memory, Snapshot
-from rayfl.training.engine import (
-    Broadcast,
-    EvaluationResult,
-    Split,
-    UnitResult,
-    WorkUnit,
-    as_tensor,
-)
+from rayfl.training.engine import as_tensor
+from rayfl.training.units import Broadcast, EvaluationResult, Split, UnitResult, WorkUnit
 
 # Samples that one evaluation unit covers: fixed, so that no sum depends on the number of actors.
 EVALUATION_UNIT = 1000
@@ -40,6 +35,7 @@ class MemoryRef(NamedTuple):
 
     round: int  # the client's last round
     handle: Any  # handle of the pool
+    name: bytes | None = None  # the client's last unit's; None: it comes from a checkpoint
 
 
 class Server:
@@ -122,14 +118,17 @@ class Server:
         lr = f.lrs[round - 1]
         start, shared = self.algorithm.broadcast(self.w, self.state)
         broadcast = Broadcast(
-            start.numpy(), {name: v.numpy() for name, v in shared.items()}, self.buffers.numpy()
+            start.numpy(),
+            {name: v.numpy() for name, v in shared.items()},
+            self.buffers.numpy(),
+            secrets.token_bytes(8),
         )
         handle = self.pool.put(broadcast)
         sampled = f.cohort(round)
         # A client that will be lost need not be trained: nothing of it comes back.
         cohort = survivors(sampled, f.client_dropout, f.seed, round)
         units = [
-            WorkUnit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
+            self._unit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
         futures = self._submit(units, handle)
@@ -149,7 +148,7 @@ class Server:
             results.append(result)
             busy[future.actor] += result.seconds
             for client, handle in zip(unit.clients, future.memories, strict=False):
-                self.memories[client] = MemoryRef(pending.round, handle)
+                self.memories[client] = MemoryRef(pending.round, handle, unit.name)
         mean = {name: value.div_(pending.clients) for name, value in sums.items()}
         self.buffers = mean.pop("buffers")
         steps = sum(result.steps for result in results) / pending.clients
@@ -187,6 +186,11 @@ class Server:
         for i in sorted(range(len(units)), key=lambda i: -samples[i]):
             futures[i] = self.pool.train(units[i], broadcast, self._memories(units[i]))
         return [futures[i] for i in range(len(units))]
+
+    def _unit(self, round: int, clients: tuple[int, ...], lr: float) -> WorkUnit:
+        kept = (self.memories.get(client) for client in clients)
+        names = tuple(k.name if k else None for k in kept)
+        return WorkUnit(round, clients, lr, names, secrets.token_bytes(8))
 
     def _memories(self, unit: WorkUnit) -> list[Any] | None:
         if not self._remembers:

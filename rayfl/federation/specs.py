@@ -1,6 +1,6 @@
 """Everything that a server and its clients are made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,13 @@ from rayfl.data.partition import Partition
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
 from rayfl.training.engine import LocalSettings
+
+
+class UnitsPerRound(NamedTuple):
+    """Work units of a round, on either type of device."""
+
+    on_cpus: int
+    on_gpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,7 @@ class FederationSpec:
     rounds: int
     lrs: tuple[float, ...]  # local learning rate of each round
     clients_per_unit: int
+    clients_per_gpu_unit: int  # the same where clients train on GPUs
     eval_every: int
     test_samples: int
     validation_samples: int  # 0: none are held out
@@ -37,8 +45,13 @@ class FederationSpec:
         return cohort_size(self.participation, self.clients)
 
     @property
-    def units_per_round(self) -> int:
-        return -(-self.cohort_size // self.clients_per_unit)
+    def units_per_round(self) -> UnitsPerRound:
+        sizes = self.clients_per_unit, self.clients_per_gpu_unit
+        return UnitsPerRound(*(-(-self.cohort_size // size) for size in sizes))
+
+    def on_gpus(self) -> "FederationSpec":
+        """The rounds as GPUs run them."""
+        return replace(self, clients_per_unit=self.clients_per_gpu_unit)
 
     def cohort(self, round: int) -> list[int]:
         """Client ids of this round, ascending, whether they will come back or not."""

@@ -22,7 +22,7 @@ from rayfl.runtime.client import ClientActor
 from rayfl.runtime.placement import Placement, another_fits, refusal
 from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
 from rayfl.storage.checkpoint_writer import CheckpointWriter
-from rayfl.training.process import configure_process
+from rayfl.training.process import configure_process, server_threads
 
 PLACEMENT_TIMEOUT_S = 20
 BUNDLE_SECONDS = 0.1
@@ -45,7 +45,7 @@ class ServerActor(Session):
         checkpoints: CheckpointWriter | None,
         time_limit: float | None,
     ):
-        configure_process(threads=1)
+        configure_process(threads=server_threads(on_gpus=placement.gpus > 0))
         made = make_server(server, client, placement, group, time_limit=time_limit, started=started)
         super().__init__(made, checkpoints)
 
@@ -100,7 +100,8 @@ def make_server(
         another_fits=functools.partial(another_fits, placement),
         time_limit=time_limit,
     )
-    return Server(server, pool)
+    federation = server.federation.on_gpus() if placement.gpus else server.federation
+    return Server(server._replace(federation=federation), pool)
 
 
 def client_starter(client: ClientSpec, placement: Placement, group: Any) -> Callable[[int], Any]:

@@ -1,5 +1,9 @@
 """The client actor: a Ray actor that executes any work unit of an experiment."""
 
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -7,8 +11,11 @@ import torch
 
 from rayfl.federation.client import Client
 from rayfl.federation.specs import ClientSpec
-from rayfl.training.engine import Arrays, Broadcast, EvaluationResult, Split, WorkUnit
 from rayfl.training.process import configure_process
+from rayfl.training.units import Arrays, Broadcast, EvaluationResult, Split, WorkUnit
+
+# Of a process's context, libraries and recordings on a GPU, about.
+CONTEXT_BYTES = 1 << 30
 
 
 class ClientActor:
@@ -17,15 +24,20 @@ class ClientActor:
     def __init__(self, threads: int, gpu_fraction: float, *spec: Any):
         """Set up the process for its share of the machine; `spec`: fields of `ClientSpec`."""
         configure_process(threads)
-        self.device = "cuda" if gpu_fraction > 0 else "cpu"
+        self.device, self.share = ("cuda", gpu_fraction) if gpu_fraction > 0 else ("cpu", 1.0)
         if 0 < gpu_fraction < 1:
-            # Ray's fraction only counts; this makes it a cap on the device's memory.
-            torch.cuda.set_per_process_memory_fraction(gpu_fraction)
+            # Ray's fraction only counts; this makes it a cap on the device's memory, less what the
+            # process's context takes, which torch does not count.
+            total = torch.cuda.get_device_properties(0).total_memory
+            cap = max(gpu_fraction / 2, gpu_fraction - CONTEXT_BYTES / total)
+            torch.cuda.set_per_process_memory_fraction(cap)
         self.begin(*spec)
 
     def begin(self, *spec: Any) -> None:
         """Make the client of an experiment, in place of the one before; `spec`: fields of `ClientSpec`."""
-        self.client = Client(ClientSpec(*spec), self.device)
+        with ended_if_broken(self.device):
+            # What a client returns is copied to the object store before it is called again.
+            self.client = Client(ClientSpec(*spec), self.device, self.share, pinned=True)
 
     def describe(self) -> dict[str, Any]:
         """The node, process, device, engine and arithmetic of this client actor, once it is ready."""
@@ -33,11 +45,39 @@ class ClientActor:
 
     def train(self, unit: WorkUnit, broadcast: Broadcast, *memories: Arrays | None) -> Any:
         """Execute a work unit: its result, then each client's new memory (see `ActorPool.train`)."""
-        result, new = self.client.train(unit, broadcast, list(memories))
+        with ended_if_broken(self.device):
+            result, new = self.client.train(unit, broadcast, list(memories))
         return (result, *new) if self.client.engine.remembers else result
 
     def evaluate(
         self, round: int, broadcast: Broadcast, split: Split, first: int, last: int
     ) -> EvaluationResult:
         """Evaluate the split's samples `first` to `last`."""
-        return self.client.evaluate(round, broadcast, split, first, last)
+        with ended_if_broken(self.device):
+            return self.client.evaluate(round, broadcast, split, first, last)
+
+
+@contextlib.contextmanager
+def ended_if_broken(device: str) -> Iterator[None]:
+    """End the process after an error that leaves its GPU of no use, as one that has died.
+
+    Such an error (a fault of the hardware, a lost device) is no fault of the experiment, and all that the
+    process would compute from now on would fail, too: its work unit runs again elsewhere.
+    """
+    try:
+        yield
+    except Exception:
+        if device == "cuda" and not _answers():
+            traceback.print_exc()
+            os._exit(1)
+        raise
+
+
+def _answers() -> bool:
+    """True if the GPU still computes."""
+    try:
+        return torch.ones(2, device="cuda").sum().item() == 2
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False

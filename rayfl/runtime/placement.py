@@ -7,6 +7,7 @@ from functools import partial
 import ray
 
 from rayfl.errors import ConfigError
+from rayfl.federation.specs import UnitsPerRound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class ResourceRequest:
     # None: 1, or the half or quarter that lets `num_actors` fit. Its whole part is the number of threads,
     # which kernels may take as a reason to round differently; nothing else here changes a result.
     cpus_per_actor: float | None
-    gpus_per_actor: float | None  # None: a quarter of a GPU where the cluster has any, else none
+    gpus_per_actor: float | None  # None: a GPU where the cluster has any, else none
     # Seconds for an autoscaler to add the nodes that are missing. 0: what does not fit is an error.
     autoscale_timeout_s: float = 0
 
@@ -52,7 +53,7 @@ class Placement:
         return f"1 server actor, {actors}, {on}"
 
 
-def place(request: ResourceRequest, units_per_round: int) -> Placement:
+def place(request: ResourceRequest, units_per_round: UnitsPerRound) -> Placement:
     """Find room for client actors on the connected cluster.
 
     What its nodes have no room for may wait for an autoscaler, which adds nodes for a request that is
@@ -65,7 +66,8 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
     nodes = _alive()
     gpus = request.gpus_per_actor
     if gpus is None:
-        gpus = 0.25 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
+        gpus = 1.0 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
+    units = units_per_round.on_gpus if gpus else units_per_round.on_cpus
     waits = request.autoscale_timeout_s > 0 and request.num_actors is not None
     # Rather a new node than a part of a CPU.
     shares = [request.cpus_per_actor or 1.0]
@@ -76,9 +78,9 @@ def place(request: ResourceRequest, units_per_round: int) -> Placement:
         room = sum(slots)
         fits = 0 < room >= (request.num_actors or 1)
         if fits or waits:
-            actors = request.num_actors or min(room, units_per_round)
+            actors = request.num_actors or min(room, units)
             used = min(sum(1 for count in slots if count), actors) if fits else 0
-            most = 0 if request.num_actors else units_per_round
+            most = 0 if request.num_actors else units
             return Placement(
                 actors=actors,
                 cpus=cpus,

@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
 from rayfl.federation.pool import Future
-from rayfl.training.engine import Arrays, Broadcast, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, Split, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.

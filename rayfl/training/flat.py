@@ -42,6 +42,19 @@ def views(infos: list[TensorInfo], flat: Tensor) -> dict[str, Tensor]:
     return {info.name: info.view(flat) for info in infos}
 
 
+def part(info: TensorInfo, flat: Tensor) -> Tensor:
+    """The tensor's entries in `flat`, `[..., P] -> [..., size]`."""
+    return flat[..., info.offset : info.offset + info.size]
+
+
+def as_part(info: TensorInfo, value: Tensor) -> Tensor:
+    """A tensor `[..., *shape]` in the order of its entries in the flat vector, `[..., size]`."""
+    stack = value.shape[: value.dim() - len(info.shape)]
+    if len(info.shape) == 4:
+        value = value.movedim(-3, -1)
+    return value.reshape(*stack, info.size)
+
+
 def sha256(w: Tensor) -> str:
     """SHA-256 over the bytes of a flat vector, little-endian float32."""
     return hashlib.sha256(w.detach().cpu().numpy().astype("<f4").tobytes()).hexdigest()

@@ -21,6 +21,7 @@ from rayfl.algorithms.base import (
     unseeded,
 )
 from rayfl.algorithms.noise import ClientNoise
+from rayfl.algorithms.step_number import StepNumber
 from rayfl.training.batches import Minibatch
 from rayfl.training.gradients import Oracle
 
@@ -70,24 +71,25 @@ class Stack:
         self.total = self.start.new_zeros(len(self.counts))
 
     def copy(self) -> "Stack":
-        """A stack with the same values that shares no tensor with this one."""
+        """A stack whose iterates, memory and losses are copies; what stays in a round is the same."""
         own = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(own, name, value.clone())
-        own.shared, own.memory = cloned(self.shared), cloned(self.memory)
+        own.x, own.total, own.memory = self.x.clone(), self.total.clone(), cloned(self.memory)
+        own.counts = self.counts.clone()
         return own
 
-    def context(self, step: int, info: ExperimentInfo) -> ClientContext:
+    def context(
+        self, k: int, info: ExperimentInfo, number: StepNumber | None = None
+    ) -> ClientContext:
+        """What the algorithm is told at step k; `number`: the step's number while it is recorded."""
         return ClientContext(
             start=self.start.expand_as(self.x),
             shared=self.shared,
             lr=self.lr,
             steps=self.counts.to(self.start.dtype),
-            step=step,
+            step=k if number is None else number,  # pyright: ignore[reportArgumentType]
             round=self.round,
             experiment=info,
-            random=self.noise.at(step) if self.noise else unseeded,
+            random=self.noise.at(k) if self.noise else unseeded,
         )
 
 
@@ -111,10 +113,18 @@ class LocalStep:
     sgd: SGD  # its `lr` is that of new stacks; a step takes its stack's
     experiment: ExperimentInfo
 
-    def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
+    def __call__(
+        self,
+        stack: Stack,
+        batch: Minibatch,
+        k: int,
+        all_active: bool,
+        number: StepNumber | None = None,
+    ) -> int:
         """Take step k on `batch`, in place; returns the number of backward passes of each client.
 
-        `all_active`: no client has finished; those that have stay as they are.
+        `all_active`: no client has finished; those that have stay as they are. `number`: k, if the step is
+        to serve as others' too.
         """
         sgd, max_gradient, calls = replace(self.sgd, lr=stack.lr), None, []
         if self.algorithm.clips_gradients:
@@ -128,13 +138,13 @@ class LocalStep:
             return gradient
 
         x = stack.x
-        ctx = stack.context(k, self.experiment)
+        ctx = stack.context(k, self.experiment, number)
         direction, memory = self.algorithm.local_step(x, stack.memory, grad, ctx)
         memory = {name: _apart(value, x) for name, value in memory.items()}
         losses = calls[0] if calls else torch.zeros_like(stack.total)
         active = None
         if not all_active:
-            takes_part = stack.counts > k
+            takes_part = stack.counts > (k if number is None else number.on(stack.counts))
             active = takes_part.to(x.dtype)  # [C, 1]
             memory = _where(takes_part, memory, stack.memory)
             losses = losses * active.squeeze(-1)
@@ -142,6 +152,52 @@ class LocalStep:
         stack.total += losses
         sgd.step_(x, _apart(direction, x), active)
         return len(calls)
+
+
+class Training:
+    """A stack on its way from `start [P]` through K_i = `steps[i]` steps of each client.
+
+    A client that has finished stays as it is.
+    """
+
+    def __init__(
+        self,
+        step: LocalStep,
+        minibatch: Callable[[int], Minibatch],
+        start: Tensor,
+        shared: Vectors,
+        memory: Vectors,
+        steps: list[int],
+        graphed: "GraphedSteps | None" = None,
+        noise: ClientNoise | None = None,
+        round: int | Tensor = 1,
+    ):
+        lr, number = (
+            torch.as_tensor(value, dtype=start.dtype, device=start.device)
+            for value in (step.sgd.lr, round)
+        )
+        counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
+        stack = Stack(start, shared, memory, lr, counts, number, noise)
+        self._step, self._minibatch, self._steps = step, minibatch, steps
+        self._graphed, self._passes = graphed, 0
+        self.stack = stack if graphed is None else graphed.hold(stack)
+
+    def take(self, k: int) -> None:
+        """Take step k; one after the other, up to the largest K_i."""
+        take = self._step if self._graphed is None else self._graphed
+        running = sum(k < count for count in self._steps)
+        passes = take(self.stack, self._minibatch(k), k, running == len(self._steps))
+        self._passes += running * passes
+
+    def finish(self) -> Trained:
+        """What the stack leaves, once all steps are taken; it cannot be used after that."""
+        stack = self.stack
+        if self._graphed is not None:
+            stack = stack.copy()  # the next stack overwrites the held one
+        ctx = stack.context(max(self._steps), self._step.experiment)
+        delta = stack.x.sub_(stack.start)
+        uploads, memory = self._step.algorithm.upload(delta, stack.memory, ctx)
+        return Trained(uploads, memory, stack.total / stack.counts.squeeze(-1), self._passes)
 
 
 def train_stack(
@@ -153,25 +209,13 @@ def train_stack(
     steps: list[int],
     graphed: "GraphedSteps | None" = None,
     noise: ClientNoise | None = None,
-    round: int = 1,
+    round: int | Tensor = 1,
 ) -> Trained:
-    """Train C clients from `start [P]` for `steps[i]` steps each; a finished client stays as it is."""
-    lr, number = (
-        torch.as_tensor(value, dtype=start.dtype, device=start.device)
-        for value in (step.sgd.lr, round)
-    )
-    counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
-    stack, take, passes = Stack(start, shared, memory, lr, counts, number, noise), step, 0
-    if graphed is not None:
-        stack, take = graphed.hold(stack), graphed
+    """Train C clients, all steps; see `Training`."""
+    training = Training(step, minibatch, start, shared, memory, steps, graphed, noise, round)
     for k in range(max(steps)):
-        running = sum(k < count for count in steps)
-        passes += running * take(stack, minibatch(k), k, running == len(steps))
-    if graphed is not None:
-        stack = stack.copy()  # the next stack overwrites the held one
-    ctx = stack.context(max(steps), step.experiment)
-    uploads, memory = step.algorithm.upload(stack.x.sub_(start), stack.memory, ctx)
-    return Trained(uploads, memory, stack.total / counts.squeeze(-1), passes)
+        training.take(k)
+    return training.finish()
 
 
 def cloned(vectors: Vectors) -> Vectors:

@@ -7,15 +7,11 @@ bfloat16 is PyTorch's autocast: products and convolutions in bfloat16, sums that
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-
-# torch's type hints do not know these documented settings.
-_products: Any = torch.backends.cuda.matmul
-_convolutions: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def forward_pass(precision: Precision, device: torch.device) -> torch.autocast:
@@ -29,18 +25,22 @@ def local_steps(precision: Precision) -> Iterator[None]:
     if precision != "tf32":
         yield
         return
-    before = _products.fp32_precision, _convolutions.fp32_precision
-    round_inputs("tf32", "tf32")
+    before = bool(torch.backends.cuda.matmul.allow_tf32), torch.backends.cudnn.allow_tf32
+    allow_tf32(True, True)
     try:
         yield
     finally:
-        round_inputs(*before)
+        allow_tf32(*before)
 
 
-def round_inputs(products: str, convolutions: str) -> None:
-    """Set the rounding of float32 inputs on GPUs: "tf32" rounds them, "ieee" does not."""
-    _products.fp32_precision = products
-    _convolutions.fp32_precision = convolutions
+def allow_tf32(products: bool, convolutions: bool) -> None:
+    """Allow or forbid that float32 inputs are rounded to TF32 on GPUs.
+
+    By the older of torch's two ways to say so: versions before 2.9 have no other, and torch.compile refuses
+    to work in a process that has used the newer.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = products
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def in_effect(precision: Precision, device: torch.device) -> Precision:

@@ -253,6 +253,7 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         rounds=rounds + 1,  # the last one is evaluated
         lrs=trace.lrs,
         clients_per_unit=way.stack,
+        clients_per_gpu_unit=way.stack,
         eval_every=rounds + 1,
         test_samples=1,
         validation_samples=0,

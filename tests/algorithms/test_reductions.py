@@ -20,9 +20,10 @@ from rayfl.data.partition import split
 from rayfl.data.schemes import Dirichlet
 from rayfl.data.sources import Digits
 from rayfl.models.mlp import MLP
-from rayfl.training.engine import Broadcast, Engine, LocalSettings, WorkUnit
+from rayfl.training.engine import Engine, LocalSettings
 from rayfl.training.flat import Layout
 from rayfl.training.shortcuts import Shortcuts
+from rayfl.training.units import Broadcast, WorkUnit
 
 INFO = ExperimentInfo((4,) * 4, 2, 1, None, (TensorInfo("w", torch.Size([3]), 0),))
 FEDCM_LIKE = {"rho": 0.0, "control_variates": False, "adaptive": False}

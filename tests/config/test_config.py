@@ -148,8 +148,9 @@ HIDDEN = "must be a list, each item an integer of at least 1"
             "resources.cpus_per_actor = 0.33333: must have at most 4 decimals; Ray counts no finer",
         ),
         (
-            "resources.gpus_per_actor=1.5",
-            "resources.gpus_per_actor = 1.5: must be a fraction up to 1, or a whole number",
+            "resources.gpus_per_actor=2",
+            "resources.gpus_per_actor = 2.0: must be at most 1: a client actor uses one GPU; for more "
+            "GPUs raise resources.num_actors, with federation.clients_per_unit so small that each has a unit",
         ),
         ("seed=-1", "seed = -1: must be an integer of at least 0"),
         ("seed=1.0", "seed = 1.0: must be an integer of at least 0"),
@@ -316,7 +317,6 @@ def test_bad_overrides_with_a_long_list_of_what_is_allowed(override, beginning):
         ("tracking.run_name='3'", "tracking.run_name", "3"),
         ("tracking.run_name=a: b: c", "tracking.run_name", "a: b: c"),
         ("ray.address=localhost:6379", "ray.address", "localhost:6379"),
-        ("resources.gpus_per_actor=2", "resources.gpus_per_actor", 2.0),
         ("resources.gpus_per_actor=0.3333", "resources.gpus_per_actor", 0.3333),
     ],
 )

@@ -9,4 +9,4 @@ class ReusableClient(ClientActor):
 
     def __init__(self) -> None:
         configure_process(threads=1)
-        self.device = "cpu"
+        self.device, self.share = "cpu", 1.0

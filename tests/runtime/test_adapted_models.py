@@ -10,8 +10,9 @@ from rayfl import load_config, models, run
 from rayfl.models.lora import merged
 from rayfl.prepare import prepare
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import Broadcast, Engine, WorkUnit
+from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout, sha256
+from rayfl.training.units import Broadcast, WorkUnit
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from rayfl.errors import ConfigError
+from rayfl.federation.specs import UnitsPerRound
 from rayfl.runtime import actors, cluster
 from rayfl.runtime.placement import ResourceRequest, place
 
@@ -18,7 +19,8 @@ def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypa
     assert group.wait(20)
     try:
         placement = place(
-            ResourceRequest(num_actors=1, cpus_per_actor=None, gpus_per_actor=None), 10
+            ResourceRequest(num_actors=1, cpus_per_actor=None, gpus_per_actor=None),
+            UnitsPerRound(10, 10),
         )
         with (
             pytest.raises(ConfigError, match=r"its resources are in use \(free: 0 CPU"),
@@ -38,7 +40,7 @@ def test_nodes_that_never_come_are_an_error_after_the_wait(ray_session, monkeypa
         pytest.raises(
             ConfigError, match=r"= 50: the cluster did not grow .*\.autoscale_timeout_s = 1,"
         ),
-        actors.server_actor(None, None, place(wanted, 10)),
+        actors.server_actor(None, None, place(wanted, UnitsPerRound(10, 10))),
     ):
         pass
     (state,) = {g["state"] for g in placement_group_table().values() if len(g["bundles"]) == 50}

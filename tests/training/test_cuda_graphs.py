@@ -1,24 +1,31 @@
 """Recorded steps: the same bits as the steps themselves, wherever a recording runs none of their Python."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ExperimentInfo, ServerContext
 from rayfl.algorithms.noise import ClientNoise
+from rayfl.config.schema import load_config
+from rayfl.federation.client import Client
+from rayfl.federation.pool import LocalPool
+from rayfl.federation.server import Server
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
+from rayfl.prepare import prepare
 from rayfl.training.batches import Minibatch
-from rayfl.training.cuda_graphs import GraphedSteps, Work
+from rayfl.training.cuda_graphs import GraphedSteps, Recorder, Work
 from rayfl.training.flat import Layout
 from rayfl.training.function import Function
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
+from rayfl.training.lanes import Lane
 from rayfl.training.local import SGD, LocalStep, Trained, train_stack
 
 
@@ -62,10 +69,23 @@ def tensors(result: Any) -> list[Tensor]:
     )
 
 
-def tape(work: Work) -> Work:
-    with Tape() as recorded:
-        work()
-    return recorded.replay
+class Tapes:
+    """Recorder on any device; counts what it recorded."""
+
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, work: Work) -> Work:
+        self.recorded += 1
+        with Tape() as recorded:
+            work()
+        return recorded.replay
+
+    def watched(self):
+        return contextlib.nullcontext()
+
+    def randomness(self) -> object:
+        return torch.get_rng_state().numpy().tobytes()
 
 
 SHAPE, CLASSES, LRS = (1, 2, 4), 3, (0.1, 0.07, 0.05)
@@ -123,11 +143,13 @@ def oracle(kind: str) -> Oracle:
     return kinds[kind](Function(model, Layout(model)))
 
 
-def recorder(algorithm: Algorithm, oracle: Oracle, record=tape, **sgd: Any) -> GraphedSteps:
+def recorder(
+    algorithm: Algorithm, oracle: Oracle, tapes: Recorder | None = None, **sgd: Any
+) -> GraphedSteps:
     model = MLP(hidden=(5,)).build(SHAPE, CLASSES)
     layout = Layout(model)
     info = ExperimentInfo((9, 9, 9), 3, 1, None, tuple(layout.parameters))
-    return GraphedSteps(LocalStep(algorithm, oracle, SGD(lr=99.0, **sgd), info), record)
+    return GraphedSteps(LocalStep(algorithm, oracle, SGD(lr=99.0, **sgd), info), tapes or Tapes())
 
 
 def same(left: Trained, right: Trained) -> bool:
@@ -157,7 +179,10 @@ def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
     expected = three_rounds(algorithm, oracle(kind), steps, None, **options)
     results = three_rounds(algorithm, oracle(kind), steps, recorded, **options)
     assert recorded.refused is None
-    assert recorded.replays == 8
+    # Of twelve steps the first of a round is recorded, and the second for all others (of three clients
+    # with 4, 2 and 3 steps the third has another shape).
+    assert recorded.replays == (10 if kind == "client" else 9)
+    assert recorded.recordings == (2 if kind == "client" else 3)
     assert all(map(same, results, expected))
 
 
@@ -230,19 +255,184 @@ def test_a_step_that_draws_random_numbers_is_taken_itself():
     assert recorded.replays == 2
 
 
-def test_a_step_that_cannot_be_recorded_is_taken_itself():
-    def refuse(work: Work) -> Work:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+class Waits(Tapes):
+    """Finds that the second step waits for the device."""
 
-    algorithm = ALGORITHMS["scaffold"]()
-    recorded = recorder(algorithm, oracle("dense"), refuse, weight_decay=0.0, clip_norm=None)
+    @contextlib.contextmanager
+    def watched(self):
+        yield
+        if self.recorded == 1:
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+
+
+def test_a_step_that_waits_for_the_device_is_taken_itself():
+    """It is never given to the recorder: a failed CUDA graph leaves the process of no use."""
+    algorithm, tapes = ALGORITHMS["scaffold"](), Waits()
+    recorded = recorder(algorithm, oracle("dense"), tapes, weight_decay=0.0, clip_norm=None)
     results, expected = (
         three_rounds(algorithm, oracle("dense"), [4, 2], r, weight_decay=0.0, clip_norm=None)
         for r in (recorded, None)
     )
-    assert recorded.refused is not None
-    assert "step 0 cannot be recorded: operation not permitted" in recorded.refused
+    assert recorded.refused == ("step 1 cannot be recorded: called a synchronizing CUDA operation")
+    assert tapes.recorded == 1
     assert all(map(same, results, expected))
+
+
+class Fails(Tapes):
+    def record(self, work: Work) -> Work:
+        raise RuntimeError("a local step could not be recorded as a CUDA graph")
+
+
+def test_a_recording_that_fails_ends_the_run():
+    recorded = recorder(
+        ALGORITHMS["fedavg"](), oracle("dense"), Fails(), weight_decay=0.0, clip_norm=None
+    )
+    with pytest.raises(RuntimeError, match="could not be recorded"):
+        three_rounds(
+            ALGORITHMS["fedavg"](), oracle("dense"), [2], recorded, weight_decay=0.0, clip_norm=None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByStep(Algorithm):
+    """Depends on the number of the step in the way that `how` names."""
+
+    how: str
+
+    def local_step(self, x, memory, grad, ctx):
+        g, k = grad(x), ctx.step
+        factor = {
+            "not": lambda: 1.0,
+            "times": lambda: 0.3 * k,
+            "decay": lambda: 1 / (1 + 0.37 * k),
+            "adam": lambda: 1 / (1 - 0.9 ** (k + 1)),
+            "divides": lambda: k / ctx.steps,
+            "first": lambda: 2.0 if k > 0 else 1.0,
+            "third": lambda: 2.0 if k == 2 else 1.0,
+            "index": lambda: [1.0, 0.5, 0.7, 0.9][k],
+            "odd": lambda: 2.0 if k % 2 else 1.0,
+            "text": lambda: float(f"0.{k}"),
+            "power": lambda: torch.full_like(x[:, :1], 0.9) ** k,
+            "tensor": lambda: torch.full_like(x[:, :1], k),
+        }[self.how]()
+        return g * factor + x / (k + 1.5), memory
+
+
+@pytest.mark.parametrize("how", ["not", "times", "decay", "adam", "divides", "first"])
+def test_numbers_that_follow_from_the_step_have_a_place_in_one_recording(how):
+    recorded = recorder(ByStep(how=how), oracle("dense"), weight_decay=0.0, clip_norm=None)
+    results, expected = (
+        three_rounds(ByStep(how=how), oracle("dense"), [4], r, weight_decay=0.0, clip_norm=None)
+        for r in (recorded, None)
+    )
+    assert all(map(same, results, expected))
+    assert recorded.recordings == 2
+
+
+@pytest.mark.parametrize("how", ["third", "index", "odd", "text", "power", "tensor"])
+def test_a_step_that_depends_on_its_number_otherwise_is_recorded_for_each(how):
+    recorded = recorder(ByStep(how=how), oracle("dense"), weight_decay=0.0, clip_norm=None)
+    results, expected = (
+        three_rounds(ByStep(how=how), oracle("dense"), [4], r, weight_decay=0.0, clip_norm=None)
+        for r in (recorded, None)
+    )
+    assert all(map(same, results, expected))
+    assert recorded.recordings == 4
+
+
+def test_a_client_with_buffers_of_its_own_is_recorded_where_they_lie():
+    """Of SAM's two passes the first alone moves BatchNorm's statistics and its count of batches."""
+    torch.manual_seed(0)
+    parts = nn.Flatten(), nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES)
+    model = nn.Sequential(*parts)
+    algorithm, layout = ALGORITHMS["fedsam"](), Layout(model)
+    info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
+    w, first = layout.flatten(model)
+
+    def two_clients(recorded: bool) -> list[Any]:
+        oracle = PerClientGradient(Function(model, layout))
+        step = LocalStep(algorithm, oracle, SGD(lr=0.1, weight_decay=0.0, clip_norm=None), info)
+        graphed, buffers, left = (
+            GraphedSteps(step, Tapes()) if recorded else None,
+            first.clone(),
+            [],
+        )
+        for client in (1, 2):
+            buffers.copy_(first)
+            oracle.begin_client(buffers)
+            minibatches = batches(client, 1, ragged=False)
+            trained = train_stack(step, minibatches.__getitem__, w, {}, {}, [4], graphed)
+            counted = oracle.buffers["2.num_batches_tracked"].item()
+            left.append((trained, buffers.clone(), counted))
+        assert graphed is None or (graphed.refused, graphed.recordings) == (None, 2)
+        return left
+
+    for (one, buffers, counted), (other, others, again) in zip(
+        two_clients(recorded=True), two_clients(recorded=False), strict=True
+    ):
+        assert same(one, other)
+        assert torch.equal(buffers, others)
+        assert counted == again == 4
+        assert not torch.equal(buffers, first)
+
+
+def test_a_model_that_draws_from_torchs_generator_is_not_recorded():
+    """A recording would draw other numbers than the step itself, or the same ones for ever."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.Dropout(), nn.Linear(5, CLASSES))
+    layout = Layout(model)
+    info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
+    w, _ = layout.flatten(model)
+
+    def one_client(recorded: bool) -> tuple[Trained, GraphedSteps | None]:
+        oracle = PerClientGradient(Function(model, layout))
+        sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
+        step, tapes = LocalStep(ALGORITHMS["fedavg"](), oracle, sgd, info), Tapes()
+        graphed = GraphedSteps(step, tapes) if recorded else None
+        torch.manual_seed(1)
+        minibatches = batches(1, 1, ragged=False)
+        trained = train_stack(step, minibatches.__getitem__, w, {}, {}, [4], graphed)
+        assert tapes.recorded == 0
+        return trained, graphed
+
+    (trained, graphed), (expected, _) = one_client(recorded=True), one_client(recorded=False)
+    assert graphed is not None
+    assert graphed.refused == "step 0 draws random numbers"
+    assert graphed.draws
+    assert same(trained, expected)
+
+
+@pytest.mark.parametrize("name", ["fedwmsam", "local_adamw"])
+def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypatch):
+    """Six clients of unequal sizes, several rounds, their memories kept."""
+
+    def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
+        return Lane(oracle, buffers, step, None, GraphedSteps(step, Tapes(), in_place=True))
+
+    monkeypatch.setattr("rayfl.training.engine.recording", recording)
+    small["algorithm"] = {"name": name}
+    # In bfloat16 chains of linear layers train one client at a time, too.
+    small["federation"] |= {
+        "cohort": 6,
+        "rounds": 2,
+        "clients_per_unit": 6,
+        "precision": "bfloat16",
+    }
+    prepared = prepare(load_config(small))
+    found = []
+    for lanes in (None, 1, 4):
+        server, client = prepared.specs()
+        pool = LocalPool(Client(client))
+        engine = pool.client.engine
+        if lanes is not None:
+            engine.lanes, engine._lanes = lanes, [engine._lane(recorded=True)]
+        server = Server(server, pool)
+        metrics = [m.values for m in server.run()]
+        w, buffers = server.parameters()
+        losses = [m["train/loss"] for m in metrics if "train/loss" in m]
+        found.append((w.tobytes(), buffers.tobytes(), losses))
+        assert engine.recordings == 0 if lanes is None else engine.recordings >= 2 * lanes
+    assert all(f == found[0] for f in found)
 
 
 def test_channels_stay_last_where_a_recording_reads_them():
@@ -264,6 +454,6 @@ def test_channels_stay_last_where_a_recording_reads_them():
     sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
     step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, info)
     w, _ = layout.flatten(model)
-    train_stack(step, lambda k: batch, w, {}, {}, [2, 2], GraphedSteps(step, tape))
+    train_stack(step, lambda k: batch, w, {}, {}, [2, 2], GraphedSteps(step, Tapes()))
     assert torch.equal(seen[0], images)
     assert seen[0][0].is_contiguous(memory_format=torch.channels_last)

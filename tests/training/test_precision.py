@@ -10,11 +10,13 @@ from rayfl.errors import ConfigError
 from rayfl.models.lenet import LeNet5
 from rayfl.prepare import prepare
 from rayfl.training.batches import Minibatch
-from rayfl.training.engine import Broadcast, Engine, WorkUnit
+from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
 from rayfl.training.gradients import PerClientGradient
-from rayfl.training.precision import in_effect, local_steps
+from rayfl.training.precision import allow_tf32, in_effect, local_steps
+from rayfl.training.process import configure_process
+from rayfl.training.units import Broadcast, WorkUnit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -88,14 +90,23 @@ def test_tf32_is_float32_on_a_cpu_and_says_so(small):
 def test_tf32_is_allowed_during_local_steps_only(precision):
     def flags():
         return (
-            torch.backends.cuda.matmul.fp32_precision,
-            torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
         )
 
+    allow_tf32(False, False)
     before = flags()
     with local_steps(precision):
-        assert (flags() == ("tf32", "tf32")) == (precision == "tf32")
+        assert (flags() == (True, True)) == (precision == "tf32")
     assert flags() == before
+
+
+def test_a_process_that_trains_can_compile():
+    """torch.compile refuses to work where the newer settings of float32's precision have been used."""
+    configure_process(torch.get_num_threads())
+    with local_steps("tf32"):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_is_part_of_the_experiments_identity(small):

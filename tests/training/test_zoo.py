@@ -16,9 +16,9 @@ from rayfl.data.federated import federate
 from rayfl.errors import ConfigError
 from rayfl.prepare import Prepared, prepare
 from rayfl.training.batches import DeviceData, batch_schedule
-from rayfl.training.engine import Broadcast
 from rayfl.training.flat import Layout
 from rayfl.training.function import channels_first
+from rayfl.training.units import Broadcast
 
 CLIENTS, STEPS, BATCH, LR = 2, 3, 8, 0.05
 

@@ -30,7 +30,7 @@ class Dense(NamedTuple):
 class BatchedMLP:
     """Hand-written backward pass of Flatten, Linear, ReLU, ..., Linear for C clients at once."""
 
-    stacks = recordable = True
+    stacks = True
 
     def __init__(self, function: Function):
         layers = mlp_layers(function.model)

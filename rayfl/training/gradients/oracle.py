@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rayfl.algorithms.base import Penalty
 from rayfl.training.batches import Minibatch
+from rayfl.training.flat import as_part, part
 from rayfl.training.function import Function
 from rayfl.training.precision import Precision
 
@@ -43,10 +44,21 @@ class Autograd:
         tensors = torch.autograd.grad(
             objective, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
+        crops = self.function.ways.crops
         # Dead taps have no gradient.
-        gradient = torch.zeros_like(flat) if self.function.ways.crops else torch.empty_like(flat)
-        for place, tensor in zip(self.function.places(gradient).values(), tensors, strict=True):
-            place.copy_(tensor.to_dense() if tensor.is_sparse else tensor)
+        gradient = torch.zeros_like(flat) if crops else torch.empty_like(flat)
+        places = self.function.places(gradient)
+        rows: list[tuple[Tensor, Tensor]] = []  # whole tensors, as they lie in the flat vector
+        for slot, tensor in zip(self.function.layout.parameters, tensors, strict=True):
+            value = tensor.to_dense() if tensor.is_sparse else tensor
+            if slot.name in crops:
+                places[slot.name].copy_(value)
+            else:
+                rows.append((part(slot, gradient), as_part(slot, value)))
+        # In as few kernels as can be: on a GPU sixty copies of a convnet take longer than the copying.
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [place for place, _ in rows], [value for _, value in rows]
+        )
         return gradient
 
 

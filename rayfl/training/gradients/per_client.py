@@ -27,29 +27,29 @@ class PerClientGradient(Autograd):
     buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        self._seen: Tensor | None = None  # targets of the last minibatch: small enough to keep
+        self._seen: Minibatch | None = None
         # BatchNorm's count of batches: with momentum=None it decides how much a batch weighs.
-        self._counters = {
+        self._first = {
             name: buffer.clone()
             for name, buffer in self.function.model.named_buffers()
             if not buffer.is_floating_point()
         }
-
-    @property
-    def recordable(self) -> bool:
-        """True if a recording of its passes can serve other clients: none has buffers of its own."""
-        return not self.function.layout.buffers and not self._counters
+        self._counters = {name: counter.clone() for name, counter in self._first.items()}
 
     def begin_client(self, buffers: Tensor) -> None:
-        """Start a client with these float buffers `[Q]`; forward passes update them in place."""
-        counters = {name: counter.clone() for name, counter in self._counters.items()}
-        self.buffers, self._seen = self.function.buffers(buffers) | counters, None
+        """Start a client with these float buffers `[Q]`; forward passes update them in place.
+
+        Recordings of its passes serve another client that has its buffers in the same memory.
+        """
+        for name, counter in self._counters.items():
+            counter.copy_(self._first[name])
+        self.buffers, self._seen = self.function.buffers(buffers) | self._counters, None
 
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
     ) -> tuple[Tensor, Tensor]:
-        buffers = self._spare_buffers() if batch.targets is self._seen else self.buffers
-        self._seen = batch.targets
+        buffers = self._spare_buffers() if batch is self._seen else self.buffers
+        self._seen = batch
         leaves = self.function.leaves(x[0])
 
         def passes(model: nn.Module) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from rayfl.training.precision import forward_pass
 class VmapGradient(Autograd):
     """Autograd of a module without buffers for C clients at once, by `torch.func.vmap`."""
 
-    stacks = recordable = True
+    stacks = True
 
     def __call__(
         self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None

@@ -1,0 +1,57 @@
+"""Work units and what travels with them: the messages between the server and the clients.
+
+Shapes: C clients of a unit, P parameters, Q entries of float buffers.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+# What a model is evaluated on: the test set, or the training samples that are held out.
+Split = Literal["test", "validation"]
+
+
+class WorkUnit(NamedTuple):
+    """Some clients of one round: what a client actor executes at a time."""
+
+    round: int
+    clients: tuple[int, ...]
+    lr: float
+    # Names of the memories that go into the unit, one a client (None: it has no name), and of those that
+    # come out: a device that still has a memory of this name need not be sent it. They change no result.
+    memories: tuple[bytes | None, ...] = ()
+    name: bytes | None = None
+
+
+class Broadcast(NamedTuple):
+    """Vectors that travel down, float32."""
+
+    start: np.ndarray  # `[P]`
+    shared: Arrays  # `[P]` or `[1]` each
+    buffers: np.ndarray  # `[Q]`
+    key: bytes | None = None  # equal keys: the same vectors; None: not known
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all vectors."""
+        return sum(v.nbytes for v in (self.start, self.buffers, *self.shared.values()))
+
+
+class UnitResult(NamedTuple):
+    """Sums and measurements of a work unit; the clients' memories travel beside it."""
+
+    # Each upload summed over the unit's clients in their order; `buffers [Q]` among them.
+    sums: Arrays
+    losses: np.ndarray  # `[C]`, mean training loss of each client
+    drifts: np.ndarray  # `[C]`, L2 norm of each client's delta
+    steps: int  # local steps of all clients together
+    backward_passes: int
+    seconds: float
+
+
+class EvaluationResult(NamedTuple):
+    """Loss and hits of the model on a piece of a split."""
+
+    loss: float  # summed over the samples
+    correct: np.ndarray  # bool `[m]`, true where the prediction was right
