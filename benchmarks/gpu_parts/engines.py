@@ -42,7 +42,7 @@ def broadcast(prepared: Prepared, algorithm: Algorithm) -> Broadcast:
 
 def refused(trainer: Engine) -> str | None:
     """Why its steps are not recorded, or None."""
-    return getattr(trainer, "refused", None)
+    return getattr(trainer, "refused", "the engine does not say")
 
 
 def synchronize(device: str) -> None:

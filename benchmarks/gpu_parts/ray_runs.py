@@ -88,6 +88,7 @@ def _run(setup: Setup, log: Log, actors: Actors, rounds: int) -> dict[str, Any] 
         f"federation.rounds={rounds}",
         "federation.eval_every=100",
         f"federation.clients_per_unit={actors.unit or 'null'}",
+        f"ray.object_store_gb={1 if setup.small else 6}",  # four of them fit in a machine
         f"resources.num_actors={actors.count}",
         f"resources.gpus_per_actor={0 if setup.small else actors.share}",
         f"resources.cpus_per_actor={0.5 if setup.small else 1}",

@@ -85,6 +85,9 @@ def test_every_part_in_small(images, tmp_path):
         "2 x 0.5, one killed: an actor was killed in a round",
         "2 x 0.5, one killed: bits of 1 x 1.0",
     }
+    assert {line.what for line in checks["speed"]} == {
+        f"{method}: two steps of both sides are the same" for method in ("fedwmsam", "fedavg")
+    }
     values = {line.what for lines in by_part(out, "value").values() for line in lines}
     assert {"fedwmsam over the bare loop", "round, mean", "kernels a step"} <= {
         what.replace("operations (no GPU: of the CPU)", "kernels") for what in values
@@ -208,3 +211,16 @@ def test_bad_input_is_one_line(tmp_path, arguments, said):
     out = tmp_path / "out"
     assert start(ROOT / "benchmarks/gpu.py", *arguments, out=out).wait(60) == 2
     assert said in table(out).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "gpu_bundle.sh FOLDER CIFAR10"), (["to", "."], "no parquet files in")],
+)
+def test_the_bundle_says_what_it_needs(tmp_path, arguments, said):
+    arguments = [str(tmp_path / argument) for argument in arguments]
+    script = ROOT / "benchmarks/gpu_bundle.sh"
+    done = subprocess.run([script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
