@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl.algorithms.fedwmsam import FedWMSAM
-from rayfl.training.engine import Broadcast, Engine
+from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout
 from rayfl.training.local import SGD
+from rayfl.training.units import Broadcast
 
 
 class BareClient:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.gpu_parts.engines import refused
 from benchmarks.gpu_parts.images import random_images, write
 from benchmarks.gpu_parts.log import Log
 from benchmarks.gpu_parts.setup import Setup
@@ -142,7 +141,7 @@ def _ended(setup: Setup, prepared: Prepared, algorithm: Algorithm, **settings: A
     server = Server(server_spec._replace(algorithm=algorithm), LocalPool(client))
     for _ in server.run():
         pass
-    ended = Ended(digest(server), str(client.engine), refused(client.engine))
+    ended = Ended(digest(server), str(client.engine), client.engine.refused)
     del server, client
     gc.collect()  # recordings keep memory
     return ended

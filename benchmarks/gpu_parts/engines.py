@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import secrets
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,14 @@ import torch
 
 from rayfl.algorithms.base import Algorithm
 from rayfl.prepare import Prepared
-from rayfl.training.engine import Broadcast, Engine
+from rayfl.training.engine import Engine
+from rayfl.training.units import Broadcast
 
 
 def engine(
     prepared: Prepared, device: str, algorithm: Algorithm | None = None, **settings: Any
 ) -> Engine:
-    """An engine of this experiment with other local settings; those that there are not are left out."""
-    known = {field.name for field in dataclasses.fields(prepared.settings)}
-    settings = {name: value for name, value in settings.items() if name in known}
+    """An engine of this experiment with other local settings, as a client actor has it."""
     return Engine(
         copy.deepcopy(prepared.model),
         algorithm or prepared.config.algorithm,
@@ -25,6 +25,7 @@ def engine(
         prepared.partition,
         dataclasses.replace(prepared.settings, **settings),
         device,
+        pinned=True,
     )
 
 
@@ -37,12 +38,7 @@ def broadcast(prepared: Prepared, algorithm: Algorithm) -> Broadcast:
         name: (value + 1e-4 if value.numel() > 1 else value).numpy()
         for name, value in shared.items()
     }
-    return Broadcast(np.asarray(start), arrays, server.buffers)
-
-
-def refused(trainer: Engine) -> str | None:
-    """Why its steps are not recorded, or None."""
-    return getattr(trainer, "refused", "the engine does not say")
+    return Broadcast(np.asarray(start), arrays, server.buffers, secrets.token_bytes(8))
 
 
 def synchronize(device: str) -> None:

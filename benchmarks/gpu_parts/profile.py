@@ -7,8 +7,8 @@ from benchmarks.gpu_parts.engines import broadcast, engine, synchronize
 from benchmarks.gpu_parts.log import Log
 from benchmarks.gpu_parts.setup import Setup
 from rayfl.prepare import prepare
-from rayfl.training.engine import WorkUnit
 from rayfl.training.process import configure_process
+from rayfl.training.units import WorkUnit
 
 TOP = 25
 

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu_parts.bare import BareClient, seconds_per_step
-from benchmarks.gpu_parts.engines import broadcast, engine, held_mb, refused, synchronize
+from benchmarks.gpu_parts.engines import broadcast, engine, held_mb, synchronize
 from benchmarks.gpu_parts.log import Log
 from benchmarks.gpu_parts.setup import Setup
 from rayfl.algorithms import ALGORITHMS
 from rayfl.prepare import Prepared, prepare
-from rayfl.training.engine import WorkUnit
 from rayfl.training.local import SGD
 from rayfl.training.precision import Precision, local_steps
 from rayfl.training.process import configure_process
+from rayfl.training.units import WorkUnit
 
 LANES = (10, 1, 4, 2, 8)  # in the order of their worth
 LR, CLIENTS = 0.05, 10
@@ -93,7 +93,7 @@ def _unit(setup: Setup, log: Log, prepared: Prepared, case: Case) -> Measured:
     seconds, steps = [], 1
     for round in (1, 2, 3):
         began = time.perf_counter()
-        result, kept = trainer.train(WorkUnit(round, clients, LR), sent, memories)
+        result, kept = trainer.train(unit(round, clients), sent, memories)
         synchronize(setup.device)
         seconds.append(time.perf_counter() - began)
         steps, memories = result.steps, [*kept] if trainer.remembers else memories
@@ -103,11 +103,17 @@ def _unit(setup: Setup, log: Log, prepared: Prepared, case: Case) -> Measured:
     log.value(f"step, {case}", ms, "ms", note=first)
     if case.lanes in (1, 10) and case.precision == "tf32":
         log.note(f"engine, {case}", trainer)
-    why = refused(trainer)
+    why = trainer.refused if setup.device == "cuda" else None
     del trainer, result, kept, memories
     gc.collect()
     held_mb(setup.device)  # gives back what the next case would count as its own
     return Measured(ms, held, why)
+
+
+def unit(round: int, clients: tuple[int, ...]) -> WorkUnit:
+    """The work unit of the clients' n-th round, named as by a server: the device has their memories."""
+    names = (f"{round - 1}".encode() if round > 1 else None,) * len(clients)
+    return WorkUnit(round, clients, LR, names, f"{round}".encode())
 
 
 def _over_bare(
