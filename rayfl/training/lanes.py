@@ -59,6 +59,9 @@ class Lane:
         """Train a stack, whose vectors must be ready; each item is a step that the device was given."""
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
+            for vector in memory.values():
+                # It may be let go of before it is read here, and its place given to another's work.
+                vector.record_stream(self.stream)
         with self.on():
             self.buffers.copy_(buffers)
             if isinstance(self.oracle, PerClientGradient):
