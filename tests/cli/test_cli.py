@@ -343,7 +343,7 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_metrics, resume, local):
+        def run(config, on_start, on_metrics, resume, local, on_actors):
             from rayfl.prepare import prepare
 
             on_start(SimpleNamespace(
