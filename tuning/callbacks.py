@@ -116,7 +116,8 @@ class ReportingCallback(tune.Callback):
             path.write_text(text)
         self._tracker.end(hash, state, reason, text, tags)
         if state in SUCCEEDED:
-            self._delete_checkpoints(hash)
+            # Not before its end is written down: what a population has decided it cannot do again alone.
+            self._tracker.afterwards(lambda: self._delete_checkpoints(hash))
         self._announce(trial, state, reason)
 
     def _delete_checkpoints(self, hash: str) -> None:

@@ -6,7 +6,7 @@ Dirichlet alpha would win. In population-based training, a trial takes over the 
 memories of another one, so its trials differ only in the mutated keys.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -148,14 +148,46 @@ class PBT(Scheduler):
         fixed = sorted((k, repr(v)) for k, v in point.items() if k not in self.mutate)
         return (tuple(fixed), seed)
 
-    def build(self, space: Space, metric: str, mode: str) -> Any:
-        from ray.tune.schedulers import PopulationBasedTraining
+    def decided(
+        self, last: int, reached: Sequence[int], ended: Sequence[int], exploited: Sequence[int] = ()
+    ) -> int:
+        """Return the round at which earlier commands have decided last, or 0.
 
-        return PopulationBasedTraining(
+        `reached`: round of the checkpoint of each trial that goes on; `ended`: last round of each other one;
+        `exploited`: rounds at which one took over another. A trial gets beyond such a round only once all
+        have met there.
+        """
+        most = max(reached, default=0)
+        is_passed = max(ended, default=0) > most > 0
+        return max(
+            (r for r in self.rounds(last) if r < most + is_passed or r in exploited), default=0
+        )
+
+    def build(
+        self,
+        space: Space,
+        metric: str,
+        mode: str,
+        group: Hashable = None,
+        decided: int = 0,
+        on_exploit: Callable[[Any, int], None] = lambda trial, round: None,
+    ) -> Any:
+        """`decided`: round at which earlier commands have decided last; the next one is the first here.
+
+        `on_exploit` is called with a trial that takes over another one, and the round, before any goes on.
+        """
+        from tuning.population import Population
+
+        return Population(
+            repr(group),
+            on_exploit,
             time_attr="rounds",
             metric=metric,
             mode=mode,
             perturbation_interval=self.every,
+            # Without it Ray Tune takes the round of the first decision for one that is still to come, and
+            # once all trials have met at the one after it, starts none of them again.
+            burn_in_period=decided + self.every,
             hyperparam_mutations={
                 key: list(space[key].values()) if space[key].is_grid else domain(space[key])
                 for key in self.mutate
@@ -163,7 +195,6 @@ class PBT(Scheduler):
             quantile_fraction=self.quantile,
             resample_probability=self.resample_probability,
             custom_explore_fn=lambda config: config | _within(space, self.mutate, config),
-            synch=True,  # all trials at the same round, so that results do not depend on their speed
             log_config=False,
             require_attrs=False,
         )

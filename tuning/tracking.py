@@ -9,7 +9,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -162,6 +162,10 @@ class SweepTracker:
             del self._live[hash]
 
         self._writer.put(write)
+
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Call this once all that is recorded so far is written."""
+        self._writer.put(act)
 
     def infeasible(self, trial: PlannedTrial) -> None:
         """Record an infeasible trial as a failed run."""

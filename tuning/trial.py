@@ -23,7 +23,7 @@ from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
 from rayfl.provenance import Provenance
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
-from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.checkpoint import SavedCheckpoint, newest_in, saved_in
 from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from tuning.config import Sweep
@@ -44,6 +44,8 @@ class TrialSpec:
     checkpoints: str
     """The directory or URI of all checkpoints."""
     provenance: Provenance
+    taken_over: str | None = None
+    """Location of another trial's checkpoint, from which it goes on if it has no later one of its own."""
 
 
 def folder_name(sweep: Sweep, provenance: Provenance) -> str:
@@ -95,7 +97,7 @@ class Execution:
 
     def load(self, directory: str) -> None:
         """Go on from what was saved, with this trial's hyper-parameters."""
-        self.session.go_on(saved_in(Storage(directory))[-1])
+        self._take_over(saved_in(Storage(directory))[-1])
         self._rounds = self.session.rounds(self._last)
 
     def close(self) -> None:
@@ -146,7 +148,20 @@ class Execution:
             self._session.checkpoints = checkpoint_writer(prepared, location)
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
+            others, own = (
+                newest_in(Storage(spec.taken_over)) if spec.taken_over else None,
+                self._round,
+            )
+            if others is not None and others.round >= own:
+                self._resumed += [row for row in self._take_over(others) if row.round > own]
         self._rounds = self._session.rounds(self._last)
+
+    def _take_over(self, saved: SavedCheckpoint) -> list[RoundMetrics]:
+        """Go on from a checkpoint that may be another trial's; the metrics of its rounds."""
+        rows = self.session.go_on(saved)
+        if self.session.checkpoints is not None:
+            self.session.checkpoints.follow(saved)
+        return rows
 
     def _withheld(self) -> list[Metrics]:
         """Return what is known of the last round, and would only be handed out after its report."""
@@ -161,11 +176,7 @@ class Execution:
         """Return True at the first report after a checkpoint of a round that is to be decided on."""
         scheduler = self._sweep.scheduler
         is_resumed = any(metrics.round == self._round for metrics in self._reported)
-        return (
-            is_resumed
-            and scheduler.decides_on_points
-            and self._round in scheduler.rounds(self._last)
-        )
+        return is_resumed and self._round in scheduler.rounds(self._last)
 
     def _run_rounds(self) -> str | None:
         """Run rounds until there is something to report; why the trial ends, if a rule of `stop` says so."""
@@ -187,8 +198,7 @@ class Execution:
                 self._reported += session.settle()
                 return stopped
             if round in decisions:
-                if scheduler.decides_on_points:
-                    session.save()  # the trial may be paused
+                session.save()  # the trial may be paused, and no other one gets beyond it
                 return None
             late = time.monotonic() - began > REPORT_SECONDS
             if late and not is_exact and round < self._last:  # then its evaluation is to come

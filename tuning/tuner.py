@@ -8,6 +8,7 @@ import functools
 import itertools
 import random
 from collections.abc import Hashable
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ import ray
 from ray import tune
 
 from rayfl.prepare import storage
-from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.checkpoint import SavedCheckpoint, newest_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, PlacementTimeout, ReportingCallback, TrialUpdate
+from tuning.exploit import Exploit
 from tuning.group_scheduler import GroupScheduler
 from tuning.inputs import SharedInputs
 from tuning.plan import PlannedTrial, SweepPlan
@@ -44,6 +46,10 @@ class SweepRunner:
         """Points of each group of comparable trials, in order; a searcher adds more."""
         self._earlier: dict[str, dict[int, float]] = {}
         """Metric by round of the trials that earlier commands have ended."""
+        self._reached: dict[str, int] = {}
+        """Rounds of the checkpoints of a population's trials."""
+        self._exploited: dict[str, int] = {}
+        """Rounds at which a population's trials go on from another one's checkpoint."""
 
     def begin(self) -> int:
         """Announce the trials that will not run. Return the number that earlier commands have ended."""
@@ -124,12 +130,36 @@ class SweepRunner:
         mutable = scheduler.mutate if isinstance(scheduler, PBT) else ()
         mutated = {key: trial.point[key] for key in mutable}
         root = storage(trial.config)
+        taken_over = None
         if mutated:
-            folder = folder_name(self.sweep, trial.provenance)
-            mutated |= _mutated_values(below(root, trial.hash, folder))
+            own = self._checkpoints(trial)
+            if saved := newest_in(own):
+                self._reached[trial.hash] = saved.round
+                mutated |= _mutated_values(saved)
+            exploit = Exploit.read(own)
+            if exploit and exploit.round >= self._reached.get(trial.hash, 0):
+                self._exploited[trial.hash] = exploit.round
+                mutated, taken_over = exploit.values, exploit.checkpoint
         content = trial.config.model_dump(mode="json")
         content["tracking"]["uri"] = None  # it may have a password, and Tune writes this down
-        return {"hash": trial.hash, "spec": TrialSpec(content, root, trial.provenance), **mutated}
+        spec = TrialSpec(content, root, trial.provenance, taken_over)
+        return {"hash": trial.hash, "spec": spec, **mutated}
+
+    def _checkpoints(self, trial: PlannedTrial) -> Storage:
+        folder = folder_name(self.sweep, trial.provenance)
+        return Storage(below(storage(trial.config), trial.hash, folder))
+
+    def _record_exploit(self, trial: Any, round: int) -> None:
+        """Record that Ray Tune's `trial` goes on from another one's checkpoint."""
+        planned, scheduler = self.trials[str(trial)], self.sweep.scheduler
+        assert isinstance(scheduler, PBT)
+        if planned.config.checkpoint.every is None:
+            return
+        values = {key: trial.config[key] for key in scheduler.mutate}
+        place = below(
+            self.sweep.directory, "tune", *PurePosixPath(trial.checkpoint.path).parts[-2:]
+        )
+        Exploit(round, place, values).write(self._checkpoints(planned))
 
     def _scheduler(self) -> Any:
         scheduler, sweep = self.sweep.scheduler, self.sweep
@@ -142,6 +172,10 @@ class SweepRunner:
             return scheduler.group(planned.point, planned.seed)
 
         def make(group: Hashable) -> Any:
+            if isinstance(scheduler, PBT):
+                decided = self._decided(scheduler, group)
+                given = sweep.space, sweep.metric, sweep.mode
+                return scheduler.build(*given, group, decided, self._record_exploit)
             inner = scheduler.build(sweep.space, sweep.metric, sweep.mode)
             if not scheduler.decides_on_points:
                 return inner
@@ -149,6 +183,17 @@ class SweepRunner:
 
         # By the trial's name, because population-based training changes its config.
         return GroupScheduler(make, lambda trial: group(str(trial)))
+
+    def _decided(self, scheduler: PBT, group: Hashable) -> int:
+        """Return the round at which earlier commands have decided last on this population."""
+        trials = [t for t in self.plan.feasible if scheduler.group(t.point, t.seed) == group]
+        known = [self.tracker.ended(trial) for trial in trials]
+        return scheduler.decided(
+            self.sweep.rounds(trials[0].config),
+            [self._reached.get(trial.hash, 0) for trial in trials],
+            [run.rounds for run in known if run is not None],
+            [self._exploited.get(trial.hash, 0) for trial in trials],
+        )
 
     def _add_point(self, trials: list[PlannedTrial]) -> None:
         """Note a point's trials for a scheduler that decides on points."""
@@ -198,12 +243,9 @@ class SweepRunner:
         return found
 
 
-def _mutated_values(location: str) -> Point:
-    """Return the values of population-based training at the last checkpoint."""
-    saved = saved_in(Storage(location))
-    if not saved:
-        return {}
-    rows = saved[-1].history()
+def _mutated_values(saved: SavedCheckpoint) -> Point:
+    """Return the values of population-based training at a checkpoint."""
+    rows = saved.history()
     last = rows[max(rows)]
     return {k.removeprefix(MUTATED): v for k, v in last.items() if k.startswith(MUTATED)}
 

@@ -73,6 +73,16 @@ class CheckpointWriter:
         names = manifests(Storage(self.location))
         return bool(names) and names[-1] >= manifest_name(round)
 
+    def follow(self, saved: SavedCheckpoint) -> None:
+        """Delete this run's checkpoints if it goes on from another one's.
+
+        A client's memory of a round has the same name in both runs, and is not the same.
+        """
+        if self._kept and _state(self._kept[-1]) != _state(saved):
+            for name in reversed(manifests(Storage(self.location))):
+                Storage(self.location).delete(name)
+            self._kept = []
+
     def save(self, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]) -> None:
         """Write a checkpoint, then delete all but the last `keep_last` ones.
 
@@ -142,3 +152,9 @@ class CheckpointWriter:
 
 def _contiguous(arrays: Arrays) -> Arrays:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _state(saved: SavedCheckpoint) -> dict[str, WrittenFile]:
+    """Return the files of a checkpoint but for the history, whose times differ from run to run."""
+    files = saved.manifest.files
+    return {name: file for name, file in files.items() if name != saved.manifest.history}

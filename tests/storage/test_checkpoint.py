@@ -80,6 +80,26 @@ def test_going_on_equals_never_having_stopped(name, engine, small, tmp_path):
     assert untimed(records) == untimed(expected)
 
 
+def test_what_is_taken_over_is_not_mixed_with_a_run_s_own_memories(tmp_path):
+    """Client 7 has one memory of round 2 in each run, under the same name."""
+
+    def saved_by(name, round, value):
+        writer = checkpoints(tmp_path / name)
+        writer.prepare()
+        writer.latest()
+        memory = Memory(2, lambda: {"c_i": np.full(3, value)})
+        writer.save(Snapshot(round, {"w": np.full(4, value)}, {7: memory}), {round: {}})
+        return writer
+
+    own, other = saved_by("own", 2, 0.0), saved_by("other", 2, 1.0).latest()
+    own.follow(own.latest())
+    assert own.round == 2
+    own.follow(other)
+    assert saved_in(Storage(own.location)) == []
+    memory = saved_by("own", 3, 1.0).latest().snapshot().memories[7]
+    assert np.array_equal(memory.fetch()["c_i"], np.ones(3))
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, empty_store):
     """Folder and config of a run that was interrupted after some checkpoints."""

@@ -1,5 +1,7 @@
 """Trials in one process: each equals `rayfl run`, whatever ran on the client actor before."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -10,6 +12,8 @@ from ray.util import placement_group, remove_placement_group
 from rayfl.config.schema import load_config
 from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
+from rayfl.storage.checkpoint import saved_in
+from rayfl.storage.storage import Storage
 from rayfl.training.flat import sha256
 from tuning.config import Stop, Sweep
 from tuning.inputs import SharedInputs, data_key
@@ -146,6 +150,38 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
     for _ in server.run():
         pass
     assert sha256(torch.tensor(server.parameters()[0])) == report["model_sha256"]
+
+
+@pytest.mark.slow
+def test_an_exploit_is_not_lost_if_the_sweep_is_killed(execution, small, tmp_path):
+    """Before it has begun, and after its first checkpoint: the donor's memories, and this trial's rho."""
+    small["federation"]["rounds"] = 6
+    small["checkpoint"] = {"every": 1}
+    experiment = load_config(small)
+    trials, spec, rho = (
+        execution(experiment, scheduler=every(3)),
+        job(experiment, tmp_path),
+        {"algorithm.rho": 0.3},
+    )
+    trials.begin(IDENTITY, spec, {"algorithm.rho": 0.01})
+    trials.step()
+    trials.save(str(tmp_path / "donor"))
+    for identity in ("a" * 16, "b" * 16):
+        trials.begin(identity, spec, rho)
+        assert trials.step()["rounds"] == 3
+    trials.begin("a" * 16, spec, rho)
+    trials.load(str(tmp_path / "donor"))
+    expected = ended(trials)[1]["model_sha256"]
+
+    trials.begin("b" * 16, replace(spec, taken_over=str(tmp_path / "donor")), rho)
+    assert ended(trials)[1]["model_sha256"] == expected
+    (folder,) = (tmp_path / ("a" * 16)).iterdir()
+    first = saved_in(Storage(str(folder)))[0]
+    assert first.round < 6
+    first.make_newest()
+    trials.begin("a" * 16, spec, rho)
+    assert trials.session.server.round == first.round
+    assert ended(trials)[1]["model_sha256"] == expected
 
 
 @pytest.mark.slow
