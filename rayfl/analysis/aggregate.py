@@ -1,5 +1,6 @@
 """Tables of means over seeds: one row per group of runs, with what the reader must know of them."""
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,9 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Key, pd.DataFram
     for key in by:
         filters.check_key(key, runs.columns)
     members: dict[Key, list[int]] = {}
-    for position, row in enumerate(runs[list(by)].itertuples(index=False, name=None)):
+    # Without keys all runs are one group; pandas before 3.1 has no rows of no columns.
+    rows = zip(*(runs[key] for key in by), strict=True) if by else itertools.repeat((), len(runs))
+    for position, row in enumerate(rows):
         key = tuple(canonical(filters.null_if_missing(value)) for value in row)
         members.setdefault(key, []).append(position)
     ordered = sorted(members, key=lambda key: [order(value) for value in key])
