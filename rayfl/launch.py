@@ -67,7 +67,8 @@ def in_this_process(prepared: Prepared) -> Iterator[tuple[Prepared, str, Launch]
         server, client = prepared.specs()
         if on_gpu:
             server = server._replace(federation=server.federation.on_gpus())
-        pool = LocalPool(Client(client, "cuda" if on_gpu else "cpu"))
+        # What a client leaves is as large in either memory, and a GPU fills pinned memory five times as fast.
+        pool = LocalPool(Client(client, "cuda" if on_gpu else "cpu", pinned=on_gpu))
         return contextlib.nullcontext(Session(Server(server, pool), checkpoints))
 
     try:

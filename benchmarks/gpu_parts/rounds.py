@@ -28,7 +28,8 @@ def run(setup: Setup, log: Log) -> None:
     with in_this_process(prepared) as (prepared, _, launch), launch(None) as session:
         log.value("preparation", time.perf_counter() - began, "s", note="data, partition, model")
         described = session.describe()[0]
-        unit = prepared.federation.clients_per_unit
+        rounds_of = prepared.federation
+        unit = (rounds_of.on_gpus() if setup.device == "cuda" else rounds_of).clients_per_unit
         log.note(
             "engine", f"{described['engine']}; {described['precision']}; {unit} clients a unit"
         )

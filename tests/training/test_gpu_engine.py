@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -19,8 +20,9 @@ from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.prepare import prepare
 from rayfl.runtime.pool import ActorPool
+from rayfl.training.cuda_graphs import CudaGraphs
 from rayfl.training.engine import Engine
-from rayfl.training.lanes import in_turns
+from rayfl.training.lanes import in_turns, most_lanes
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories
 from rayfl.training.units import Broadcast, WorkUnit
 
@@ -185,3 +187,42 @@ def test_a_run_says_what_a_gpu_makes_of_its_steps(capsys):
     graphs = "PerClientGradient, no CUDA graphs: step 0 draws random numbers"
     display.actors([{"device": "NVIDIA H100", "engine": graphs}] * 2 + [{"device": "cpu"}])
     assert capsys.readouterr().out == f"2 x NVIDIA H100: {graphs}\n"
+
+
+@pytest.mark.parametrize(
+    ("total_gb", "share", "reserved_gb", "lane_gb", "expected"),
+    [
+        (80, 1.0, 1, 0.5, 16),  # no more than there is work for
+        (80, 0.25, 1, 0.5, 16),
+        (16, 1.0, 1, 1.0, 9),  # 60 % of it, less what is in use
+        (16, 0.25, 1, 1.0, 2),
+        (16, 0.05, 1, 1.0, 1),  # one there is in any case
+    ],
+)
+def test_as_many_lanes_as_memory_holds(
+    total_gb, share, reserved_gb, lane_gb, expected, monkeypatch
+):
+    gb, device = 1 << 30, torch.device("cuda")
+    properties = SimpleNamespace(total_memory=total_gb * gb)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved_gb * gb)
+    assert most_lanes(device, int(lane_gb * gb), share) == expected
+
+
+def test_what_waits_for_the_device_is_an_error_only_while_it_is_watched(monkeypatch):
+    modes = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    graphs = CudaGraphs(None)  # pyright: ignore[reportArgumentType] - no stream without a GPU
+    seen = []
+
+    def work():
+        with graphs.watched():
+            seen.append(modes[-1])
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        work()
+    assert seen == ["error"]
+    assert modes[-1] == 0
