@@ -28,9 +28,10 @@ from rayfl.storage.storage import Storage, below
 from rayfl.text import absolute
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData
-from rayfl.training.engine import EVALUATION_BATCH, LocalSettings, experiment_info
+from rayfl.training.evaluation import EVALUATION_BATCH
 from rayfl.training.flat import Layout
 from rayfl.training.lanes import MOST_LANES
+from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
 

@@ -10,7 +10,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
-from rayfl.training.engine import LocalSettings
+from rayfl.training.settings import LocalSettings
 
 
 class UnitsPerRound(NamedTuple):

@@ -7,14 +7,12 @@ unit gives the same bits in any process of one device type.
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rayfl import kernels, seeds
-from rayfl.algorithms.base import Algorithm, ExperimentInfo, Vectors
+from rayfl.algorithms.base import Algorithm, Vectors
 from rayfl.algorithms.noise import ClientNoise
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
@@ -27,12 +25,12 @@ from rayfl.training.batches import (
     client_steps,
     steps_per_round,
 )
-from rayfl.training.flat import Layout
-from rayfl.training.function import Shortcuts
+from rayfl.training.evaluation import Evaluation
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
 from rayfl.training.lanes import Lane, in_turns, most_lanes, recording
 from rayfl.training.local import SGD, LocalStep, Trained
-from rayfl.training.precision import Precision, local_steps
+from rayfl.training.precision import local_steps
+from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories, to_host
 from rayfl.training.units import (
     Arrays,
@@ -43,34 +41,13 @@ from rayfl.training.units import (
     WorkUnit,
 )
 
-# On a CPU larger batches are no faster, and their maps are memory that the process keeps.
-EVALUATION_BATCH = {"cpu": 125, "cuda": 500}
 # A stack of more parameters than this outgrows the processor's cache and loses what stacking gained;
 # a GPU has no such limit but its memory.
 STACK_PARAMETERS = {"cpu": 800_000, "cuda": 200_000_000}
-# Of clients' memories, that a whole GPU keeps from one round of a client to its next.
-KEPT_BYTES = 8 << 30
+# Part of a GPU's memory for clients' memories, which it keeps from one round of a client to its next.
+KEPT_MEMORY = 0.15
 # What is done on a GPU before the first round: the first step, the second and another.
 TRIAL_STEPS, TRIAL_LR = 3, 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalSettings:
-    """Settings of local training, the same for all clients."""
-
-    seed: int
-    batch_size: int
-    local_epochs: int | None
-    local_steps: int | None
-    weight_decay: float
-    clip_norm: float | None
-    precision: Precision
-    augment: str
-    straggler_prob: float  # probability that a client of a round takes fewer steps
-    stack: int | None  # clients that train at once, at most; None: chosen by the engine
-    cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result
-    lanes: int | None = None  # clients that train beside each other on a GPU; None: as many as fit
-    shortcuts: Shortcuts  # faster ways to compute that change no result
 
 
 class Engine:
@@ -90,9 +67,8 @@ class Engine:
         """`share`: of the device's memory. `pinned`: whoever gets results copies them at once."""
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
-        self.unfused = (
-            kernels.use(self.device) if on_gpu else None
-        )  # why kernels are not fused, if so
+        # Why kernels are not fused; None: they are, or this is no GPU.
+        self.unfused = kernels.use(self.device) if on_gpu else None
         model = model.to(self.device)
         if on_gpu and self.unfused is None:
             model = kernels.with_group_norm(model)
@@ -101,18 +77,21 @@ class Engine:
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
         self.train_data = DeviceData(dataset, "train", self.device)
-        self.test_data = DeviceData(dataset, "test", self.device)
-        self._evaluated: dict[Split, tuple[DeviceData, Tensor]] = {
-            "test": (self.test_data, torch.arange(len(self.test_data), device=self.device)),
-            "validation": (self.train_data, as_tensor(partition.validation).to(self.device)),
+        test, held_out = DeviceData(dataset, "test", self.device), as_tensor(partition.validation)
+        samples = torch.arange(len(test), device=self.device)
+        splits: dict[Split, tuple[DeviceData, Tensor]] = {
+            "test": (test, samples),
+            "validation": (self.train_data, held_out.to(self.device)),
         }
+        self._evaluation = Evaluation(self.function, splits, settings.seed)
         self.experiment = experiment_info(self.layout, partition, settings)
         self.refused: str | None = None  # why steps are not recorded; None: they are
         # A kernel of the model that may add up in any order; None: there is none.
         self.varies: str | None = None
         self._share, self._pinned = share, pinned and on_gpu
         self._broadcast = DeviceBroadcast(self.device)
-        self._memories = DeviceMemories(int(share * KEPT_BYTES) if on_gpu else 0)
+        total = torch.cuda.get_device_properties(self.device).total_memory if on_gpu else 0
+        self._memories = DeviceMemories(self.device, int(share * KEPT_MEMORY * total))
         self._lanes = [self._lane(recorded=False)]
         self.lanes = 1  # stacks that train beside each other, at most
         if on_gpu:
@@ -160,30 +139,12 @@ class Engine:
         )
         return result, kept
 
-    @torch.no_grad()
     def evaluate(
         self, broadcast: Broadcast, split: Split, first: int, last: int
     ) -> EvaluationResult:
         """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
-        self.model.eval()
-        # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
-        torch.manual_seed(seeds.integer(self.settings.seed, "model", 0, first))
         self._broadcast.load(broadcast)
-        start = self._broadcast.start
-        # A copy: no pass here may change what the clients start from.
-        buffers = self._broadcast.buffers.clone()
-        tensors = self.function.parameters(start) | self.function.buffers(buffers)
-        losses, correct = [], []
-        data, samples = self._evaluated[split]
-        for indices in samples[first:last].split(EVALUATION_BATCH[self.device.type]):
-            inputs = self.function.inputs(data.preprocess(indices, None, None))
-            outputs = self.function(tensors, inputs).to(start.dtype)
-            targets = data.y[indices]
-            losses.append(F.cross_entropy(outputs, targets, reduction="sum"))
-            correct.append(outputs.argmax(-1) == targets)
-        # Read at the end: a GPU goes on meanwhile.
-        loss = sum(torch.stack(losses).tolist())
-        return EvaluationResult(loss, torch.cat(correct).cpu().numpy())
+        return self._evaluation(self._broadcast, split, first, last)
 
     def _lane(self, recorded: bool) -> Lane:
         """Another lane, with an oracle and buffers of its own."""
@@ -215,9 +176,8 @@ class Engine:
         broadcast = Broadcast(start.cpu().numpy(), vectors, buffers.cpu().numpy())
         client = int(self.partition.sizes.argmax())
         unit = WorkUnit(1, (client,) * (2 if self.oracle.stacks else 1), TRIAL_LR)
-        self._broadcast.load(broadcast)
         before = torch.cuda.memory_reserved(self.device)
-        self._try(unit)
+        self._try(unit, broadcast)
         graphed = self._lanes[0].graphed
         if graphed is None:
             self.refused = "resources.cuda_graphs is false"
@@ -231,8 +191,8 @@ class Engine:
             # Whoever draws from torch's generator must be alone: the clients' draws would mix.
             self._lanes = [self._lane(recorded=False)]
 
-    def _try(self, unit: WorkUnit) -> None:
-        """Train the unit's clients for a few steps, with kernels that give the same bits every time."""
+    def _try(self, unit: WorkUnit, broadcast: Broadcast) -> None:
+        """Train the unit's clients for a few steps and evaluate, by kernels that never vary if possible."""
         for warn_only in (False, True):
             torch.use_deterministic_algorithms(True, warn_only=warn_only)
             self._lanes = [self._lane(recorded=self.settings.cuda_graphs)]
@@ -240,7 +200,9 @@ class Engine:
             memories: list[Arrays | None] = [None] * len(unit.clients)
             try:
                 self.model.train()
+                self._broadcast.load(broadcast)
                 list(self._train_wave(unit, [stack], memories, most_steps=TRIAL_STEPS))
+                self.evaluate(broadcast, "test", 0, 1)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 return
@@ -283,23 +245,6 @@ class Engine:
             samples, s.batch_size, steps, s.seed, round, client, s.augment, padding
         )
 
-    def _memory(
-        self, unit: WorkUnit, stack: slice, memories: list[Arrays | None], w: Tensor
-    ) -> Vectors:
-        """The clients' memories as one stack, `[C, P]` each."""
-        given = memories[stack]
-        first = {} if all(given) else self.algorithm.init_client(w)
-        rows: list[Vectors] = []
-        names = unit.memories[stack] or (None,) * len(given)
-        for client, name, memory in zip(unit.clients[stack], names, given, strict=True):
-            here = None if name is None else self._memories.get((name, client))
-            if here is None and memory:
-                here = {key: as_tensor(v).to(self.device) for key, v in memory.items()}
-            rows.append(here if here is not None else first)
-        if len(rows) == 1:
-            return {name: value.unsqueeze(0) for name, value in rows[0].items()}
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
     def _kept(self, unit: WorkUnit, clients: tuple[int, ...], memory: Vectors) -> list[Arrays]:
         """Each client's new memory as arrays; on a GPU it stays there, too."""
         arrays: list[Arrays] = []
@@ -330,7 +275,8 @@ class Engine:
 
         def begun(lane: Lane, stack: slice, steps: list[int]) -> Iterator[None]:
             clients = unit.clients[stack]
-            memory = self._memory(unit, stack, memories, here.start)
+            first = {} if all(memories[stack]) else self.algorithm.init_client(here.start)
+            memory = self._memories.stacked(unit, stack, memories, first)
             names[stack.start] = set(memory)
             schedules = [self.schedule(unit.round, client) for client in clients]
             steps += [min(len(p.sizes), most_steps or len(p.sizes)) for p in schedules]
@@ -357,16 +303,3 @@ class Engine:
                     f"but init_client names {sorted(names[stack.start])}: the names must stay the same"
                 )
             yield stack, trained, buffers, sum(steps)
-
-
-def experiment_info(
-    layout: Layout, partition: Partition, settings: LocalSettings
-) -> ExperimentInfo:
-    """Facts that are the same for all clients and rounds."""
-    return ExperimentInfo(
-        samples=tuple(partition.sizes.tolist()),
-        batch_size=settings.batch_size,
-        local_epochs=settings.local_epochs,
-        local_steps=settings.local_steps,
-        tensors=tuple(layout.parameters),
-    )

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from rayfl.algorithms.base import Vectors
 from rayfl.algorithms.noise import ClientNoise
+from rayfl.errors import first_line
 from rayfl.training.batches import Minibatch
-from rayfl.training.cuda_graphs import CudaGraphs, GraphedSteps
+from rayfl.training.cuda_graphs import GraphedSteps, Work
 from rayfl.training.gradients import Oracle, PerClientGradient
 from rayfl.training.local import LocalStep, Trained, Training
 
@@ -83,6 +84,43 @@ class Lane:
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
         return trained, buffers
+
+
+class CudaGraphs:
+    """Records CUDA graphs on one stream, which share the memory of their intermediate results."""
+
+    def __init__(self, stream: torch.cuda.Stream):
+        self._stream, self._pool = stream, torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work) -> Work:
+        """Record the function. RuntimeError if that fails, after which the process is of no use."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                work()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"a local step could not be recorded as a CUDA graph ({first_line(error)}); set "
+                "resources.cuda_graphs=false, which gives the same numbers more slowly"
+            ) from error
+        return graph.replay
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Context in which whatever waits for the device is an error: a recording could not do that."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    def randomness(self) -> object:
+        """State of torch's generators, on the device and beside it."""
+        states = torch.cuda.get_rng_state(), torch.get_rng_state()
+        return tuple(state.numpy().tobytes() for state in states)
 
 
 def in_turns(lanes: Iterable[Iterator[None]]) -> None:

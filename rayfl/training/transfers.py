@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayfl.algorithms.base import Vectors
 from rayfl.training.batches import as_tensor
-from rayfl.training.units import Arrays, Broadcast
+from rayfl.training.units import Arrays, Broadcast, WorkUnit
 
 
 class DeviceBroadcast:
@@ -50,8 +50,8 @@ class DeviceBroadcast:
 class DeviceMemories:
     """Memories of clients that trained here last, as far as they fit; the longest unused go first."""
 
-    def __init__(self, most_bytes: int):
-        self._most, self._bytes = most_bytes, 0
+    def __init__(self, device: torch.device, most_bytes: int):
+        self._device, self._most, self._bytes = device, most_bytes, 0
         self._kept: dict[tuple[bytes, int], Vectors] = {}
 
     def get(self, key: tuple[bytes, int]) -> Vectors | None:
@@ -59,6 +59,25 @@ class DeviceMemories:
         memory = self._kept.pop(key, None)
         self._bytes -= _bytes(memory or {})
         return memory
+
+    def stacked(
+        self, unit: WorkUnit, stack: slice, memories: list[Arrays | None], first: Vectors
+    ) -> Vectors:
+        """The memories of a stack of the unit's clients, `[C, P]` each: those kept here, or as they came.
+
+        `first`: the memory of a client that has none yet.
+        """
+        given = memories[stack]
+        rows: list[Vectors] = []
+        names = unit.memories[stack] or (None,) * len(given)
+        for client, name, memory in zip(unit.clients[stack], names, given, strict=True):
+            here = None if name is None else self.get((name, client))
+            if here is None and memory:
+                here = {key: as_tensor(v).to(self._device) for key, v in memory.items()}
+            rows.append(first if here is None else here)
+        if len(rows) == 1:
+            return {name: value.unsqueeze(0) for name, value in rows[0].items()}
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def keep(self, key: tuple[bytes, int], memory: Vectors) -> None:
         """Keep a memory, whose tensors are no one else's."""

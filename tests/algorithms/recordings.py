@@ -23,8 +23,9 @@ from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.federation.specs import FederationSpec, ServerSpec
 from rayfl.training.batches import BatchSchedule, DeviceData, Minibatch, StackBatches
-from rayfl.training.engine import Engine, LocalSettings
+from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout
+from rayfl.training.settings import LocalSettings
 from rayfl.training.shortcuts import Shortcuts
 
 FOLDER = Path(__file__).parent / "released"

@@ -20,8 +20,9 @@ from rayfl.data.partition import split
 from rayfl.data.schemes import Dirichlet
 from rayfl.data.sources import Digits
 from rayfl.models.mlp import MLP
-from rayfl.training.engine import Engine, LocalSettings
+from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout
+from rayfl.training.settings import LocalSettings
 from rayfl.training.shortcuts import Shortcuts
 from rayfl.training.units import Broadcast, WorkUnit
 

@@ -20,9 +20,8 @@ from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.prepare import prepare
 from rayfl.runtime.pool import ActorPool
-from rayfl.training.cuda_graphs import CudaGraphs
 from rayfl.training.engine import Engine
-from rayfl.training.lanes import in_turns, most_lanes
+from rayfl.training.lanes import CudaGraphs, in_turns, most_lanes
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories
 from rayfl.training.units import Broadcast, WorkUnit
 
@@ -54,10 +53,10 @@ def test_a_kernel_that_may_differ_every_time_is_named(small, varies, monkeypatch
     w, buffers = engine.layout.flatten(engine.model)
     start, shared = engine.algorithm.broadcast(w, engine.algorithm.init_server(w))
     vectors = {name: value.numpy() for name, value in shared.items()}
-    engine._broadcast.load(Broadcast(start.numpy(), vectors, buffers.numpy()))
+    broadcast = Broadcast(start.numpy(), vectors, buffers.numpy())
     try:
         with torch.no_grad():
-            engine._try(WorkUnit(1, (0,), 0.1))
+            engine._try(WorkUnit(1, (0,), 0.1), broadcast)
     finally:
         torch.use_deterministic_algorithms(False)
     assert (engine.varies is not None) == varies
@@ -117,7 +116,7 @@ def test_a_broadcast_is_brought_once():
 
 
 def test_the_longest_unused_memories_go_first():
-    memories = DeviceMemories(most_bytes=3 * 40)
+    memories = DeviceMemories(torch.device("cpu"), most_bytes=3 * 40)
     for client in range(4):
         memories.keep((b"1", client), {"m": torch.full((10,), float(client))})
     assert memories.get((b"1", 0)) is None
@@ -145,7 +144,7 @@ def test_a_device_that_keeps_memories_has_the_bits_of_one_that_does_not(small, m
         server, client = prepared.specs()
         pool = LocalPool(Client(client))
         engine, train = pool.client.engine, pool.client.engine.train
-        engine._memories = Kept(1 << 30)
+        engine._memories = Kept(torch.device("cpu"), 1 << 30)
 
         def and_keep(unit, broadcast, memories, engine=engine, train=train, keeps=keeps):
             result, kept = train(unit, broadcast, memories)

@@ -1,0 +1,50 @@
+"""Evaluation of a model on pieces of a split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayfl import seeds
+from rayfl.training.batches import DeviceData
+from rayfl.training.function import Function
+from rayfl.training.transfers import DeviceBroadcast
+from rayfl.training.units import EvaluationResult, Split
+
+# On a CPU larger batches are no faster, and their maps are memory that the process keeps.
+EVALUATION_BATCH = {"cpu": 125, "cuda": 500}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and predictions of a model on samples of its splits."""
+
+    function: Function
+    splits: Mapping[Split, tuple[DeviceData, Tensor]]  # data, and the split's samples in them
+    seed: int
+
+    @torch.no_grad()
+    def __call__(
+        self, broadcast: DeviceBroadcast, split: Split, first: int, last: int
+    ) -> EvaluationResult:
+        """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
+        self.function.model.eval()
+        # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
+        torch.manual_seed(seeds.integer(self.seed, "model", 0, first))
+        start = broadcast.start
+        # A copy: no pass here may change what the clients start from.
+        buffers = broadcast.buffers.clone()
+        tensors = self.function.parameters(start) | self.function.buffers(buffers)
+        losses, correct = [], []
+        data, samples = self.splits[split]
+        for indices in samples[first:last].split(EVALUATION_BATCH[start.device.type]):
+            inputs = self.function.inputs(data.preprocess(indices, None, None))
+            outputs = self.function(tensors, inputs).to(start.dtype)
+            targets = data.y[indices]
+            losses.append(F.cross_entropy(outputs, targets, reduction="sum"))
+            correct.append(outputs.argmax(-1) == targets)
+        # Read at the end: a GPU goes on meanwhile.
+        loss = sum(torch.stack(losses).tolist())
+        return EvaluationResult(loss, torch.cat(correct).cpu().numpy())

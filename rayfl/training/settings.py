@@ -1,0 +1,41 @@
+"""Settings of local training, and what algorithms are told of the experiment."""
+
+from dataclasses import dataclass
+
+from rayfl.algorithms.base import ExperimentInfo
+from rayfl.data.partition import Partition
+from rayfl.training.flat import Layout
+from rayfl.training.function import Shortcuts
+from rayfl.training.precision import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """Settings of local training, the same for all clients."""
+
+    seed: int
+    batch_size: int
+    local_epochs: int | None
+    local_steps: int | None
+    weight_decay: float
+    clip_norm: float | None
+    precision: Precision
+    augment: str
+    straggler_prob: float  # probability that a client of a round takes fewer steps
+    stack: int | None  # clients that train at once, at most; None: chosen by the engine
+    cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result
+    lanes: int | None = None  # clients that train beside each other on a GPU; None: as many as fit
+    shortcuts: Shortcuts  # faster ways to compute that change no result
+
+
+def experiment_info(
+    layout: Layout, partition: Partition, settings: LocalSettings
+) -> ExperimentInfo:
+    """Facts that are the same for all clients and rounds."""
+    return ExperimentInfo(
+        samples=tuple(partition.sizes.tolist()),
+        batch_size=settings.batch_size,
+        local_epochs=settings.local_epochs,
+        local_steps=settings.local_steps,
+        tensors=tuple(layout.parameters),
+    )
