@@ -105,8 +105,9 @@ def test_kills_of_the_server_actor(thirty_rounds, ray_session):
     assert accuracy.tolist() == reference.history["test/accuracy"].tolist()
 
 
+@pytest.mark.long  # each kind of kill has a test of its own that CI has time for
 @pytest.mark.timeout(1800)
-@FIRST_AND_ANOTHER
+@pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
 def test_kills_of_everything(name, small, tmp_path):
     """kill -9 of the driver, its actors and Ray, five times, then --resume; many of them while it writes."""
     small["federation"] |= {"rounds": 400, "eval_every": 100}
