@@ -129,8 +129,6 @@ def _twice(setup: Setup, log: Log, prepared: Prepared) -> None:
 
 def _ended(setup: Setup, prepared: Prepared, algorithm: Algorithm, **settings: Any) -> Ended:
     """Run the experiment in this process."""
-    known = vars(prepared.settings)
-    settings = {name: value for name, value in settings.items() if name in known}
     server_spec, client_spec = prepared.specs()
     client = Client(
         client_spec._replace(

@@ -29,7 +29,7 @@ from rayfl.algorithms.base import (
 from rayfl.algorithms.noise import ClientNoise, server_noise
 from rayfl.errors import ConfigError
 from rayfl.training.batches import Minibatch
-from rayfl.training.local import SGD, LocalStep, train_stack
+from rayfl.training.local import SGD, LocalStep, Training
 from rayfl.training.quadratics import Quadratics
 from rayfl.training.watching import Broken, Given, Watch, kind, same
 
@@ -114,9 +114,9 @@ def _train(
         memory = memory or {name: torch.stack([v] * len(STEPS)) for name, v in first.items()}
         step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, clip_norm=None), info)
         method.batches[:] = [problem.batch() for _ in range(max(STEPS))]
-        trained = train_stack(
+        trained = Training(
             step, method.batches.__getitem__, start, shared, memory, list(STEPS), round=round
-        )
+        ).run()
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")
         memory = trained.memory
         mean = {name: value.sum(0) / len(STEPS) for name, value in trained.uploads.items()}

@@ -89,7 +89,7 @@ class Engine:
         # A kernel of the model that may add up in any order; None: there is none.
         self.varies: str | None = None
         self._share, self._pinned = share, pinned and on_gpu
-        self._broadcast = DeviceBroadcast(self.device)
+        self._broadcast = DeviceBroadcast(self.device, keeps=on_gpu)
         total = torch.cuda.get_device_properties(self.device).total_memory if on_gpu else 0
         self._memories = DeviceMemories(self.device, int(share * KEPT_MEMORY * total))
         self._lanes = [self._lane(recorded=False)]
@@ -156,8 +156,9 @@ class Engine:
             kind = VmapGradient if (s.stack or 1) > 1 else PerClientGradient
             oracle = kind(self.function, s.precision)
         buffers = torch.zeros(sum(b.size for b in self.layout.buffers), device=self.device)
-        step = self._step(oracle, lr=0.0)
-        return recording(step, oracle, buffers) if recorded else Lane(oracle, buffers, step)
+        if not recorded:
+            return Lane(oracle, buffers)
+        return recording(self._step(oracle, lr=0.0), oracle, buffers)
 
     def _step(self, oracle: Oracle, lr: float) -> LocalStep:
         s = self.settings

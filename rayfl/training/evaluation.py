@@ -33,9 +33,7 @@ class Evaluation:
         self.function.model.eval()
         # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
         torch.manual_seed(seeds.integer(self.seed, "model", 0, first))
-        start = broadcast.start
-        # A copy: no pass here may change what the clients start from.
-        buffers = broadcast.buffers.clone()
+        start, buffers = broadcast.own()
         tensors = self.function.parameters(start) | self.function.buffers(buffers)
         losses, correct = [], []
         data, samples = self.splits[split]

@@ -36,7 +36,6 @@ class Lane:
 
     oracle: Oracle
     buffers: Tensor  # of the client that trains here `[Q]`
-    step: LocalStep
     stream: torch.cuda.Stream | None = None  # None: the device's own
     graphed: GraphedSteps | None = None  # None: steps are not recorded
     _training: Training | None = field(default=None, init=False)
@@ -83,6 +82,8 @@ class Lane:
         self._training = None
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
+            for vector in trained.memory.values():  # as above: it is read there in a later round
+                vector.record_stream(torch.cuda.current_stream())
         return trained, buffers
 
 
@@ -140,7 +141,7 @@ def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
     """A lane with a stream, whose steps are recorded."""
     stream = torch.cuda.Stream(buffers.device)
     graphed = GraphedSteps(step, CudaGraphs(stream), in_place=True)
-    return Lane(oracle, buffers, step, stream, graphed)
+    return Lane(oracle, buffers, stream, graphed)
 
 
 def most_lanes(device: torch.device, per_lane: int, share: float) -> int:

@@ -170,7 +170,7 @@ class Training:
         steps: list[int],
         graphed: "GraphedSteps | None" = None,
         noise: ClientNoise | None = None,
-        round: int | Tensor = 1,
+        round: int = 1,
     ):
         lr, number = (
             torch.as_tensor(value, dtype=start.dtype, device=start.device)
@@ -189,6 +189,12 @@ class Training:
         passes = take(self.stack, self._minibatch(k), k, running == len(self._steps))
         self._passes += running * passes
 
+    def run(self) -> Trained:
+        """Take all steps, and finish."""
+        for k in range(max(self._steps)):
+            self.take(k)
+        return self.finish()
+
     def finish(self) -> Trained:
         """What the stack leaves, once all steps are taken; it cannot be used after that."""
         stack = self.stack
@@ -198,24 +204,6 @@ class Training:
         delta = stack.x.sub_(stack.start)
         uploads, memory = self._step.algorithm.upload(delta, stack.memory, ctx)
         return Trained(uploads, memory, stack.total / stack.counts.squeeze(-1), self._passes)
-
-
-def train_stack(
-    step: LocalStep,
-    minibatch: Callable[[int], Minibatch],
-    start: Tensor,
-    shared: Vectors,
-    memory: Vectors,
-    steps: list[int],
-    graphed: "GraphedSteps | None" = None,
-    noise: ClientNoise | None = None,
-    round: int | Tensor = 1,
-) -> Trained:
-    """Train C clients, all steps; see `Training`."""
-    training = Training(step, minibatch, start, shared, memory, steps, graphed, noise, round)
-    for k in range(max(steps)):
-        training.take(k)
-    return training.finish()
 
 
 def cloned(vectors: Vectors) -> Vectors:

@@ -13,17 +13,17 @@ from rayfl.training.units import Arrays, Broadcast, WorkUnit
 
 
 class DeviceBroadcast:
-    """The last broadcast, on a GPU in the same memory every time; on a CPU each has its own."""
+    """The last broadcast. A device that keeps it has it once, in the same memory every time."""
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, device: torch.device, keeps: bool):
+        self._device, self._keeps = device, keeps
         self._key: bytes | None = None
         self.start = self.buffers = torch.empty(0)
         self.shared: Vectors = {}
 
     def load(self, broadcast: Broadcast) -> None:
         """Bring the broadcast here, unless it is here already."""
-        if self._key is not None and self._key == broadcast.key:
+        if self._keeps and self._key is not None and self._key == broadcast.key:
             return
         self._key = broadcast.key
         self.start = self._placed(broadcast.start, self.start)
@@ -31,13 +31,18 @@ class DeviceBroadcast:
         own = {name: self.shared.get(name) for name in broadcast.shared}
         placed = {name: self._placed(v, own[name]) for name, v in broadcast.shared.items()}
         # One for evaluation alone has no shared vectors; their memory stays for the next round.
-        self.shared = placed if self._device.type == "cpu" else self.shared | placed
+        self.shared = self.shared | placed if self._keeps else placed
 
     def _placed(self, array: np.ndarray, place: Tensor | None) -> Tensor:
-        if self._device.type == "cpu" or place is None or place.shape != array.shape:
+        if not self._keeps or place is None or place.shape != array.shape:
             # A copy: matrix kernels may round differently for memory that is aligned differently.
             return torch.tensor(array, device=self._device)
         return place.copy_(as_tensor(array))
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Start `[P]` and buffers `[Q]` for passes that may change them, as some models do."""
+        vectors = self.start, self.buffers
+        return (vectors[0].clone(), vectors[1].clone()) if self._keeps else vectors
 
     def owns(self, value: Tensor) -> bool:
         """True if the tensor lies in the memory of the broadcast."""
@@ -75,8 +80,7 @@ class DeviceMemories:
             if here is None and memory:
                 here = {key: as_tensor(v).to(self._device) for key, v in memory.items()}
             rows.append(first if here is None else here)
-        if len(rows) == 1:
-            return {name: value.unsqueeze(0) for name, value in rows[0].items()}
+        # A copy, too: how an array from the object store is aligned is nothing that a result may depend on.
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def keep(self, key: tuple[bytes, int], memory: Vectors) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayfl.algorithms import Algorithm
 from rayfl.algorithms.base import ExperimentInfo, Penalty, ServerContext, TensorInfo, Vectors
-from rayfl.training.local import SGD, LocalStep, Trained, train_stack
+from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 
 class Minibatch(NamedTuple):
@@ -102,14 +102,14 @@ def train(
     A, b = torch.tensor(f.A[ids], dtype=dtype), torch.tensor(f.b[r, ids], dtype=dtype)
     names = state.memories[ids[0]]
     sgd = SGD(lr=f.eta[r], weight_decay=f.wd, clip_norm=f.C)
-    return train_stack(
+    return Training(
         LocalStep(algorithm, Quadratic(), sgd, info(f)),
         lambda k: Minibatch(A, b[:, k]),
         start,
         shared,
         {name: torch.stack([state.memories[i][name] for i in ids]) for name in names},
         [f.K[i] for i in ids],
-    )
+    ).run()
 
 
 def info(f: Federation) -> ExperimentInfo:

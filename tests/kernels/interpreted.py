@@ -18,7 +18,7 @@ from rayfl import kernels
 from rayfl.algorithms import ALGORITHMS
 from rayfl.algorithms.base import ExperimentInfo, TensorInfo
 from rayfl.kernels import switch, triton_flat, triton_group_norm, triton_norm
-from rayfl.training.local import SGD, LocalStep, train_stack
+from rayfl.training.local import SGD, LocalStep, Training
 
 CPU = torch.device("cpu")
 RANDOM = torch.Generator().manual_seed(1)
@@ -240,7 +240,7 @@ def local_steps() -> dict[str, Any]:
 
     def deltas() -> Tensor:
         memory = {n: v.expand(2, -1) for n, v in algorithm.init_client(start).items()}
-        return train_stack(step, lambda k: batch, start, shared, memory, [3, 2]).uploads["delta"]
+        return Training(step, lambda k: batch, start, shared, memory, [3, 2]).run().uploads["delta"]
 
     launched.clear()
     with switch.turned_on(CPU):

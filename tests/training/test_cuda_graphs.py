@@ -26,7 +26,7 @@ from rayfl.training.flat import Layout
 from rayfl.training.function import Function
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
 from rayfl.training.lanes import Lane
-from rayfl.training.local import SGD, LocalStep, Trained, train_stack
+from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 
 class Tape(TorchDispatchMode):
@@ -126,9 +126,9 @@ def three_rounds(
         start, shared = algorithm.broadcast(w, server)
         minibatches = batches(round, len(steps), ragged=len(steps) > 1)
         noise = ClientNoise(0, round, range(len(steps)), steps)
-        trained = train_stack(
+        trained = Training(
             step, minibatches.__getitem__, start, shared, memory, steps, recorded, noise, round
-        )
+        ).run()
         results.append(trained)
         memory = trained.memory
         mean = {name: value.mean(0) for name, value in trained.uploads.items()}
@@ -361,7 +361,7 @@ def test_a_client_with_buffers_of_its_own_is_recorded_where_they_lie():
             buffers.copy_(first)
             oracle.begin_client(buffers)
             minibatches = batches(client, 1, ragged=False)
-            trained = train_stack(step, minibatches.__getitem__, w, {}, {}, [4], graphed)
+            trained = Training(step, minibatches.__getitem__, w, {}, {}, [4], graphed).run()
             counted = oracle.buffers["2.num_batches_tracked"].item()
             left.append((trained, buffers.clone(), counted))
         assert graphed is None or (graphed.refused, graphed.recordings) == (None, 2)
@@ -391,7 +391,7 @@ def test_a_model_that_draws_from_torchs_generator_is_not_recorded():
         graphed = GraphedSteps(step, tapes) if recorded else None
         torch.manual_seed(1)
         minibatches = batches(1, 1, ragged=False)
-        trained = train_stack(step, minibatches.__getitem__, w, {}, {}, [4], graphed)
+        trained = Training(step, minibatches.__getitem__, w, {}, {}, [4], graphed).run()
         assert tapes.recorded == 0
         return trained, graphed
 
@@ -407,7 +407,7 @@ def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypa
     """Six clients of unequal sizes, several rounds, their memories kept."""
 
     def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
-        return Lane(oracle, buffers, step, None, GraphedSteps(step, Tapes(), in_place=True))
+        return Lane(oracle, buffers, None, GraphedSteps(step, Tapes(), in_place=True))
 
     monkeypatch.setattr("rayfl.training.engine.recording", recording)
     small["algorithm"] = {"name": name}
@@ -454,6 +454,6 @@ def test_channels_stay_last_where_a_recording_reads_them():
     sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
     step = LocalStep(algorithm, Looks(Function(model, layout)), sgd, info)
     w, _ = layout.flatten(model)
-    train_stack(step, lambda k: batch, w, {}, {}, [2, 2], GraphedSteps(step, Tapes()))
+    Training(step, lambda k: batch, w, {}, {}, [2, 2], GraphedSteps(step, Tapes())).run()
     assert torch.equal(seen[0], images)
     assert seen[0][0].is_contiguous(memory_format=torch.channels_last)

@@ -102,7 +102,7 @@ def test_lanes_take_turns_and_begin_one_after_the_other():
 
 
 def test_a_broadcast_is_brought_once():
-    device = DeviceBroadcast(torch.device("cpu"))
+    device = DeviceBroadcast(torch.device("cpu"), keeps=True)
     ones = Broadcast(*(torch.ones(3).numpy(), {"m": torch.ones(3).numpy()}, torch.ones(0).numpy()))
     device.load(ones._replace(key=b"1"))
     first = device.start
@@ -113,6 +113,52 @@ def test_a_broadcast_is_brought_once():
     device.load(ones)  # without a key it is not known
     device.load(ones._replace(start=2 * ones.start))
     assert device.start.tolist() == [2, 2, 2]
+
+
+class Renormalises(nn.Module):
+    """Changes its parameters in the forward pass, as nn.Embedding(max_norm=...) does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.layer.weight.mul_(0.9)
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_an_evaluation_changes_nothing_that_clients_start_from(small, keeps):
+    small["federation"] |= {"precision": "bfloat16"}
+    prepared = prepare(load_config(small))
+    settings = replace(
+        prepared.settings, shortcuts=replace(prepared.settings.shortcuts, dense=False)
+    )
+    found = []
+    for evaluates in (False, True):
+        parts = prepared.config.algorithm, prepared.data, prepared.partition, settings
+        torch.manual_seed(0)
+        engine = Engine(Renormalises(), *parts, "cpu")
+        engine._broadcast = DeviceBroadcast(engine.device, keeps)
+        w, buffers = engine.layout.flatten(engine.model)
+        start, shared = engine.algorithm.broadcast(w, engine.algorithm.init_server(w))
+        vectors = {name: value.numpy() for name, value in shared.items()}
+        broadcast = Broadcast(start.numpy(), vectors, buffers.numpy(), b"1")
+        for _ in range(2 * evaluates):
+            engine.evaluate(broadcast, "test", 0, 50)
+        result, _ = engine.train(WorkUnit(1, (0,), 0.1), broadcast, [None])
+        found.append(result.sums["delta"])
+    assert (found[0] == found[1]).all()
+
+
+def test_a_clients_memory_is_a_copy_of_what_came():
+    """The object store's is read-only, and may be aligned as no tensor is."""
+    memories = DeviceMemories(torch.device("cpu"), 0)
+    came = {"m": torch.ones(10).numpy()}
+    stacked = memories.stacked(WorkUnit(1, (0,), 0.1), slice(0, 1), [came], {})
+    stacked["m"] += 1
+    assert came["m"].tolist() == [1.0] * 10
 
 
 def test_the_longest_unused_memories_go_first():

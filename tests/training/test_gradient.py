@@ -19,7 +19,7 @@ from rayfl.training.conv_crop import cropped, find_crops
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function, Shortcuts
 from rayfl.training.gradients import BatchedMLP, PerClientGradient, VmapGradient, mlp_layers
-from rayfl.training.local import SGD, LocalStep, train_stack
+from rayfl.training.local import SGD, LocalStep, Training
 
 CLASSES = 5
 
@@ -303,7 +303,7 @@ def test_a_round_of_moon_equals_numpy_on_softmax_regression(oracle_type):
     sgd = SGD(lr=0.2, weight_decay=0.1, clip_norm=1.0)
     info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
     step = LocalStep(moon, oracle, sgd, info)
-    trained = train_stack(step, batches.__getitem__, start, {}, memory, [3])
+    trained = Training(step, batches.__getitem__, start, {}, memory, [3]).run()
 
     y = start.numpy()
     for batch in batches:
@@ -336,7 +336,7 @@ def test_batch_statistics_move_once_a_local_step(name):
     sgd = SGD(lr=lr, weight_decay=0.0, clip_norm=None)
     info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
     step = LocalStep(algorithm, oracle, sgd, info)
-    trained = train_stack(step, batches.__getitem__, start, shared, stack, [steps])
+    trained = Training(step, batches.__getitem__, start, shared, stack, [steps]).run()
 
     passes = trained.backward_passes // steps
     assert passes == (1 if name == "fedavg" else 2)
@@ -360,7 +360,7 @@ def test_moons_other_models_leave_batch_statistics_alone():
         sgd = SGD(lr=0.1, weight_decay=0.0, clip_norm=None)
         info = ExperimentInfo((9,), 3, 1, None, tuple(layout.parameters))
         step = LocalStep(algorithm, oracle, sgd, info)
-        trained = train_stack(step, batches.__getitem__, w, {}, memory, [3])
+        trained = Training(step, batches.__getitem__, w, {}, memory, [3]).run()
         counter = oracle.buffers["1.num_batches_tracked"].item()
         ends.append((trained.uploads["delta"], buffers, counter))
     (delta, buffers, counter), (other_delta, other_buffers, other_counter) = ends

@@ -11,7 +11,7 @@ from torch import Tensor
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ExperimentInfo, TensorInfo
 from rayfl.algorithms.noise import ClientNoise
-from rayfl.training.local import SGD, LocalStep, Trained, train_stack
+from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 TARGETS = torch.tensor([[4.0, 0.0], [0.0, 8.0], [-2.0, 2.0]])
 INFO = ExperimentInfo((8, 8, 8), 4, 1, None, (TensorInfo("w", torch.Size([2]), 0),))
@@ -56,7 +56,7 @@ def train(algorithm: Algorithm, steps: list[int], sgd: SGD = PLAIN) -> Trained:
     memory = {name: value.expand(len(steps), -1) for name, value in first.items()}
     targets = TARGETS[: len(steps)]
     step = LocalStep(algorithm, Distance(), sgd, INFO)
-    return train_stack(step, lambda k: targets, start, {}, memory, steps)
+    return Training(step, lambda k: targets, start, {}, memory, steps).run()
 
 
 def test_a_client_stops_after_its_own_steps():
@@ -169,9 +169,9 @@ def test_a_client_draws_in_a_stack_what_it_draws_alone():
 
     def trained(rows: slice) -> Trained:
         noise = ClientNoise(0, 1, clients[rows], steps[rows])
-        return train_stack(
+        return Training(
             step, lambda k: TARGETS[rows], torch.zeros(2), {}, {}, steps[rows], noise=noise
-        )
+        ).run()
 
     stack, alone = trained(slice(3)), [trained(slice(i, i + 1)) for i in range(3)]
     for name, value in stack.uploads.items():
@@ -195,7 +195,7 @@ def test_the_iterate_that_an_algorithm_keeps_or_returns_does_not_move_on():
     start = torch.tensor([2.0, 4.0])
     sgd = SGD(lr=0.5, weight_decay=0.5, clip_norm=None)
     step = LocalStep(Hoards(), Distance(), sgd, INFO)
-    trained = train_stack(step, lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2])
+    trained = Training(step, lambda k: TARGETS[:1], start, {}, {"x": start[None]}, [2]).run()
     # x <- x - 0.5 (x + 0.5 x) = x / 4, twice; the second step was given start / 4.
     assert trained.memory["x"].tolist() == [[0.5, 1.0]]
     assert trained.uploads["delta"].tolist() == [[0.125 - 2, 0.25 - 4]]
