@@ -24,7 +24,7 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
-from rayfl.training.units import Arrays, Broadcast, Split, UnitResult, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, Probe, Split, UnitResult, WorkUnit
 
 WARM_UP = 3
 
@@ -62,6 +62,9 @@ class CountingPool:
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         return self._pool.evaluate(round, broadcast, split, first, last)
+
+    def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
+        return self._pool.probe(round, probe, point, vectors)
 
     def poll(self) -> None:
         self._pool.poll()

@@ -87,8 +87,8 @@ def run(
         check_provenance(prepared, saved)
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
         opening = aside.submit(open_store, config)  # takes seconds, as Ray's start does
-        place = in_this_process if local else on_cluster
-        prepared, placement, launch = stack.enter_context(place(prepared))
+        place = stack.enter_context((in_this_process if local else on_cluster)(prepared))
+        prepared = place.prepared
         store = opening.result()
         saved_run = saved.run_id if saved else None
         tags = prepared.provenance.tags
@@ -96,9 +96,9 @@ def run(
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None
         checkpoints = checkpoints_of(prepared, run_id, saved)
-        on_start(Start(prepared, placement, run_id, ui_command, saved.round if saved else 0))
+        on_start(Start(prepared, place.placement, run_id, ui_command, saved.round if saved else 0))
         noticed = 0  # round at which it was found that the MLflow run is deleted
-        with launch(checkpoints) as server:
+        with place.session(checkpoints) as server:
             actors = server.describe()
             on_actors(actors)
             if tracker:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ import torch
 import rayfl.runtime  # noqa: F401 - its settings must be there before anybody imports Ray
 from rayfl.config.sections import Resources
 from rayfl.federation.client import Client
-from rayfl.federation.pool import LocalPool
+from rayfl.federation.pool import LocalPool, Pool
 from rayfl.federation.server import Server
 from rayfl.federation.session import Session
 from rayfl.prepare import Prepared
@@ -27,35 +27,48 @@ Launch = Callable[
 ]
 
 
-@contextlib.contextmanager
-def on_cluster(prepared: Prepared) -> Iterator[tuple[Prepared, "Placement", Launch]]:
-    """Connect to Ray, and find a place for the actors.
+@dataclass(frozen=True)
+class Place:
+    """Where an experiment runs, before any actor of it starts."""
 
-    Gives the experiment with its data as the object store holds them, the placement, and the function that
-    starts the actors. Raises ConfigError if they do not fit.
-    """
+    prepared: Prepared
+    """The experiment, with its data as they are held there."""
+    placement: "Placement | str"
+    session: Launch
+    """Start the server and its clients."""
+    pool: Callable[[], contextlib.AbstractContextManager[Pool]]
+    """Start the clients alone, for units that this process makes."""
+
+
+@contextlib.contextmanager
+def on_cluster(prepared: Prepared) -> Iterator[Place]:
+    """Connect to Ray, and find a place for the actors. Raises ConfigError if they do not fit."""
     from rayfl.runtime import actors, cluster  # Ray takes a second to import
     from rayfl.runtime.placement import place
 
     config = prepared.config
+    limit = config.resources.time_limit_s
     with cluster.connected(**config.ray.model_dump()):
         placement = place(resource_request(config.resources), prepared.federation.units_per_round)
         dataset, data = cluster.put_dataset(prepared.data)
         prepared = replace(prepared, data=data)  # this process needs no copy of its own
 
-        def launch(
+        def session(
             checkpoints: CheckpointWriter | None,
         ) -> contextlib.AbstractContextManager["RemoteServer"]:
             server, client = prepared.specs()
-            limit = config.resources.time_limit_s
             client = actors.stored(client, dataset)
             return actors.server_actor(server, client, placement, checkpoints, limit)
 
-        yield prepared, placement, launch
+        def pool() -> contextlib.AbstractContextManager[Pool]:
+            _, client = prepared.specs()
+            return actors.client_pool(actors.stored(client, dataset), placement, limit)
+
+        yield Place(prepared, placement, session, pool)
 
 
 @contextlib.contextmanager
-def in_this_process(prepared: Prepared) -> Iterator[tuple[Prepared, str, Launch]]:
+def in_this_process(prepared: Prepared) -> Iterator[Place]:
     """As `on_cluster`, without Ray: every work unit runs in this process, on the GPU if there is one."""
     resources = prepared.config.resources
     cpus = 1 if resources.cpus_per_actor == "auto" else resources.cpus_per_actor
@@ -63,16 +76,23 @@ def in_this_process(prepared: Prepared) -> Iterator[tuple[Prepared, str, Launch]
     threads_before = torch.get_num_threads()
     configure_process(server_threads(on_gpus=True) if on_gpu else max(1, math.floor(cpus)))
 
-    def launch(checkpoints: CheckpointWriter | None) -> contextlib.AbstractContextManager[Session]:
-        server, client = prepared.specs()
+    def local_pool() -> LocalPool:
+        _, client = prepared.specs()
+        # What a client leaves is as large in either memory, and a GPU fills pinned memory five times as fast.
+        return LocalPool(Client(client, "cuda" if on_gpu else "cpu", pinned=on_gpu))
+
+    def session(checkpoints: CheckpointWriter | None) -> contextlib.AbstractContextManager[Session]:
+        server, _ = prepared.specs()
         if on_gpu:
             server = server._replace(federation=server.federation.on_gpus())
-        # What a client leaves is as large in either memory, and a GPU fills pinned memory five times as fast.
-        pool = LocalPool(Client(client, "cuda" if on_gpu else "cpu", pinned=on_gpu))
-        return contextlib.nullcontext(Session(Server(server, pool), checkpoints))
+        return contextlib.nullcontext(Session(Server(server, local_pool()), checkpoints))
+
+    def pool() -> contextlib.AbstractContextManager[Pool]:
+        return contextlib.nullcontext(local_pool())
 
     try:
-        yield prepared, "server and clients in this process, without Ray", launch
+        what = "server and clients in this process, without Ray"
+        yield Place(prepared, what, session, pool)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -12,6 +12,7 @@ from conftest import ROOT, each
 LAYERS = [
     {"cli"},
     {"tuning"},
+    {"diagnostics"},
     {"experiment", "analysis"},
     {"launch"},
     {"prepare", "tracking"},
@@ -19,6 +20,7 @@ LAYERS = [
     {"federation"},
     {"training"},
     {"storage", "data", "models"},
+    {"flatness"},
     {"algorithms"},
     {"errors"},
     {"seeds", "text", "provenance", "kernels"},

@@ -23,7 +23,7 @@ def run(setup: Setup, log: Log) -> None:
         )
     )
     last, accuracy, stopped = 0, float("nan"), False
-    with in_this_process(prepared) as (_, _, launch), launch(None) as session:
+    with in_this_process(prepared) as place, place.session(None) as session:
         began = time.perf_counter()
         for metrics in session.run():
             if isinstance(metrics, EvaluationMetrics):

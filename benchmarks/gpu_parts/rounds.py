@@ -25,7 +25,7 @@ def run(setup: Setup, log: Log) -> None:
             f"federation.eval_every={2 if setup.small else 5}",
         )
     )
-    with in_this_process(prepared) as (prepared, _, launch), launch(None) as session:
+    with in_this_process(prepared) as place, place.session(None) as session:
         log.value("preparation", time.perf_counter() - began, "s", note="data, partition, model")
         described = session.describe()[0]
         rounds_of = prepared.federation

@@ -1,5 +1,6 @@
 """Executor of an experiment's work units, in whichever process it is."""
 
+import functools
 import os
 import traceback
 from typing import Any
@@ -8,10 +9,22 @@ import torch
 
 from rayfl.errors import ClientError
 from rayfl.federation.specs import ClientSpec
+from rayfl.training.batches import as_tensor
 from rayfl.training.engine import Engine
+from rayfl.training.function import Function, Shortcuts
+from rayfl.training.objective import SampleObjective, answer
 from rayfl.training.precision import in_effect
 from rayfl.training.travel import unpacked
-from rayfl.training.units import Arrays, Broadcast, EvaluationResult, Split, UnitResult, WorkUnit
+from rayfl.training.units import (
+    Arrays,
+    Broadcast,
+    EvaluationResult,
+    Probe,
+    ProbeResult,
+    Split,
+    UnitResult,
+    WorkUnit,
+)
 
 
 class Client:
@@ -21,7 +34,7 @@ class Client:
         self, spec: ClientSpec, device: str = "cpu", share: float = 1.0, pinned: bool = False
     ):
         """`share`, `pinned`: as `Engine`."""
-        self.name = spec.name
+        self.name, self._model = spec.name, spec.model
         self.engine = Engine(
             unpacked(spec.model),
             spec.algorithm,
@@ -61,6 +74,28 @@ class Client:
             return self.engine.evaluate(broadcast, split, first, last)
         except Exception as error:
             raise self._error(round, ()) from error
+
+    def probe(self, round: int, probe: Probe, point: Broadcast, vectors: Arrays) -> ProbeResult:
+        """Answer a probe around `point.start`; `vectors`: `vectors [j, P]`. Raises ClientError."""
+        try:
+            return answer(self._probed(point, probe), probe, as_tensor(vectors["vectors"]))
+        except Exception as error:
+            raise self._error(round, ()) from error
+
+    def _probed(self, point: Broadcast, probe: Probe) -> SampleObjective:
+        w, buffers, samples = map(as_tensor, (point.start, point.buffers, probe.samples))
+        device, engine = self.engine.device, self.engine
+        data = engine.train_data if probe.split == "train" else engine.test_data
+        return SampleObjective(
+            self._differentiable, data, samples.to(device), w.to(device), buffers.to(device)
+        )
+
+    @functools.cached_property
+    def _differentiable(self) -> Function:
+        """The model as PyTorch computes it: the engine's faster ways have no second derivative."""
+        model, ways = unpacked(self._model).to(self.engine.device), self.engine.settings.shortcuts
+        plain = Shortcuts(channels_last=ways.channels_last, shares_inputs=ways.shares_inputs)
+        return plain.function(model)
 
     def _error(self, round: int, clients: tuple[int, ...]) -> ClientError:
         return ClientError(round, clients, self.name, traceback.format_exc())

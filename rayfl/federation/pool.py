@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayfl.federation.client import Client
-from rayfl.training.units import Arrays, Broadcast, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, Probe, Split, WorkUnit
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Pool(Protocol):
         ...
 
     def store(self, memory: Arrays) -> Any:
-        """Make a client's memory available; a handle for `train`."""
+        """Make a client's memory, or a probe's vectors, available; a handle for `train` or `probe`."""
         ...
 
     def fetch(self, handle: Any) -> Arrays:
@@ -45,6 +45,10 @@ class Pool(Protocol):
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         """Queue the evaluation of the split's samples `first` to `last`."""
+        ...
+
+    def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
+        """Queue a probe around the start of the broadcast `point`; `vectors`: a handle of `store`."""
         ...
 
     def wait(self, future: Future) -> Any:
@@ -83,6 +87,9 @@ class LocalPool:
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         result = self.client.evaluate(round, broadcast, split, first, last)
         return Future(result=result, done=True)
+
+    def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
+        return Future(result=self.client.probe(round, probe, point, vectors), done=True)
 
     def wait(self, future: Future) -> Any:
         return future.result

@@ -181,13 +181,8 @@ def server_actor(
     The server goes on from the last of the `checkpoints`, if there is one already. A work unit that takes
     longer than `time_limit` seconds runs again, as one whose actor died. `client`: as `stored`.
     """
-    group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
     clients: list[Any] = []
-    remote_server: RemoteServer | None = None
-    try:
-        waited_s = max(PLACEMENT_TIMEOUT_S, placement.autoscale_timeout_s)
-        if not group.wait(waited_s):
-            raise refusal(placement, waited_s)
+    with _bundles(placement) as group:
         # Where the driver is: a local directory of checkpoints is one that both of them see.
         remote = ray.remote(ServerActor).options(num_cpus=0, resources=_of_this_node())
         start_client = client_starter(client, placement, group)
@@ -201,13 +196,46 @@ def server_actor(
                 server, client, placement, group, list(clients), checkpoints, time_limit
             )
 
-        remote_server = RemoteServer(start)
-        yield remote_server
+        remote_server: RemoteServer | None = None
+        try:
+            remote_server = RemoteServer(start)
+            yield remote_server
+        finally:
+            if remote_server is not None:
+                remote_server.close()
+            for actor in clients:
+                ray.kill(actor)
+
+
+@contextlib.contextmanager
+def client_pool(
+    client: ClientSpec, placement: Placement, time_limit: float | None = None
+) -> Iterator[ActorPool]:
+    """A pool of client actors that this process gives its units to itself; gone at the end.
+
+    The arguments are those of `server_actor`.
+    """
+    with _bundles(placement) as group:
+        fits = functools.partial(another_fits, placement)
+        start = client_starter(client, placement, group)
+        pool = ActorPool(placement.actors, start, fits, time_limit)
+        try:
+            yield pool
+        finally:
+            for actor in pool.actors:
+                ray.kill(actor)
+
+
+@contextlib.contextmanager
+def _bundles(placement: Placement) -> Iterator[Any]:
+    """The placement group of the client actors, once it is there."""
+    group = placement_group([placement.bundle] * placement.actors, strategy="PACK")
+    try:
+        waited_s = max(PLACEMENT_TIMEOUT_S, placement.autoscale_timeout_s)
+        if not group.wait(waited_s):
+            raise refusal(placement, waited_s)
+        yield group
     finally:
-        if remote_server is not None:
-            remote_server.close()
-        for actor in clients:
-            ray.kill(actor)
         remove_placement_group(group)
 
 

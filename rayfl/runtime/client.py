@@ -12,7 +12,15 @@ import torch
 from rayfl.federation.client import Client
 from rayfl.federation.specs import ClientSpec
 from rayfl.training.process import configure_process
-from rayfl.training.units import Arrays, Broadcast, EvaluationResult, Split, WorkUnit
+from rayfl.training.units import (
+    Arrays,
+    Broadcast,
+    EvaluationResult,
+    Probe,
+    ProbeResult,
+    Split,
+    WorkUnit,
+)
 
 # Of a process's context, libraries and recordings on a GPU, about.
 CONTEXT_BYTES = 1 << 30
@@ -55,6 +63,11 @@ class ClientActor:
         """Evaluate the split's samples `first` to `last`."""
         with ended_if_broken(self.device):
             return self.client.evaluate(round, broadcast, split, first, last)
+
+    def probe(self, round: int, probe: Probe, point: Broadcast, vectors: Arrays) -> ProbeResult:
+        """Answer a probe (see `Client.probe`)."""
+        with ended_if_broken(self.device):
+            return self.client.probe(round, probe, point, vectors)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from rayfl.text import redacted
 from rayfl.tracking import sqlite
 from rayfl.tracking.defaults import database_file, store_address
 
+# Bars for files of some kilobytes.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 # It logs a traceback for each failure that rayfl handles.

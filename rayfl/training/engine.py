@@ -77,10 +77,11 @@ class Engine:
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
         self.train_data = DeviceData(dataset, "train", self.device)
-        test, held_out = DeviceData(dataset, "test", self.device), as_tensor(partition.validation)
-        samples = torch.arange(len(test), device=self.device)
+        self.test_data = DeviceData(dataset, "test", self.device)
+        held_out = as_tensor(partition.validation)
+        samples = torch.arange(len(self.test_data), device=self.device)
         splits: dict[Split, tuple[DeviceData, Tensor]] = {
-            "test": (test, samples),
+            "test": (self.test_data, samples),
             "validation": (self.train_data, held_out.to(self.device)),
         }
         self._evaluation = Evaluation(self.function, splits, settings.seed)

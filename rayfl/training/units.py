@@ -38,6 +38,26 @@ class Broadcast(NamedTuple):
         return sum(v.nbytes for v in (self.start, self.buffers, *self.shared.values()))
 
 
+class Probe(NamedTuple):
+    """A question about the loss on some samples, around the start of a broadcast.
+
+    Vectors `[j, P]` come beside it. losses: at start + coefficients @ vectors; gradient: the same, with the
+    gradient there, of one point; products: the Hessian at the start times each vector.
+    """
+
+    quantity: Literal["losses", "gradient", "products"]
+    split: Literal["train", "test"]
+    samples: np.ndarray  # indices into the split's data, int64 `[n]`
+    coefficients: np.ndarray | None = None  # float64 `[k, j]`
+
+
+class ProbeResult(NamedTuple):
+    """Means over the samples of a probe."""
+
+    losses: np.ndarray  # float64 `[k]`; empty for products
+    vectors: np.ndarray  # the gradient `[1, P]` or the products `[j, P]`; empty for losses
+
+
 class UnitResult(NamedTuple):
     """Sums and measurements of a work unit; the clients' memories travel beside it."""
 

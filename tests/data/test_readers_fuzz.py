@@ -161,7 +161,7 @@ def test_any_arrays(found, layout):
     check_arrays(found, layout)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @many
 @given(arrays(), LAYOUTS)
 def test_very_many_arrays(found, layout):
@@ -292,7 +292,7 @@ def test_any_tree(tree, domains, spoilt):
     check_tree(tree, domains, spoilt)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @many
 @given(TREES, st.booleans(), MAYBE_SPOILT)
 def test_very_many_trees(tree, domains, spoilt):
@@ -393,7 +393,7 @@ def test_any_parquet_files(train, test, layout, unused, cut):
     check_parquet(train, test, layout, unused, cut)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @many
 @given(*PARQUET)
 def test_very_many_parquet_files(train, test, layout, unused, cut):

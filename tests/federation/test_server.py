@@ -473,9 +473,9 @@ def test_memory_must_keep_its_names(small):
     ("name", "engine"),
     [
         pytest.param("scaffold", "BatchedMLP", marks=pytest.mark.slow),
-        pytest.param("fedwmsam", "BatchedMLP", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "BatchedMLP", marks=pytest.mark.long),
         pytest.param("fedwmsam", "PerClientGradient", marks=pytest.mark.slow),
-        pytest.param("fedwmsam", "VmapGradient", marks=pytest.mark.slow),
+        pytest.param("fedwmsam", "VmapGradient", marks=pytest.mark.long),
     ],
 )
 def test_killed_actors_change_nothing(name, engine, small, ray_session):

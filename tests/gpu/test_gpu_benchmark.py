@@ -67,7 +67,7 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_in_small(images, tmp_path):
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     given = ["--cifar10", images, "--scratch", scratch, "--limit", "500"]

@@ -1,0 +1,237 @@
+"""Measure the flatness of a run's checkpoints, on the client actors that would train it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from rayfl.diagnostics.subjects import LAST, Subject, find
+from rayfl.errors import ConfigError
+from rayfl.federation.pool import Pool
+from rayfl.federation.probe import PooledObjective, probe_samples
+from rayfl.flatness.measures import Around, Effort, cost_of, measure_gaps, measure_hessian
+from rayfl.flatness.spectrum import TOLERANCE
+from rayfl.launch import in_this_process, on_cluster
+from rayfl.prepare import Prepared, check_provenance, prepare
+from rayfl.storage.checkpoint import SavedCheckpoint
+from rayfl.training.flat import Layout, sha256
+
+Measure = Literal["gap", "hessian"]
+MEASURES: tuple[Measure, ...] = ("gap", "hessian")
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked about each checkpoint."""
+
+    measures: tuple[Measure, ...] = MEASURES
+    splits: tuple[Split, ...] = SPLITS
+    samples: int = 2048
+    """Samples of each split that the loss is the mean over, at most."""
+    effort: Effort = field(default_factory=Effort)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One measurement: a measure of one checkpoint on one split."""
+
+    saved: SavedCheckpoint
+    measure: Measure
+    split: Split
+
+    def key(self, question: Question, model_sha256: str) -> dict[str, Any]:
+        """What its numbers depend on."""
+        effort = asdict(question.effort)
+        return {
+            "round": self.saved.round,
+            "measure": self.measure,
+            "split": self.split,
+            "samples": question.samples,
+            "model_sha256": model_sha256,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in effort.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answers."""
+
+    subject: Subject
+    question: Question
+    frame: pd.DataFrame
+    """One row a number: `round`, `split`, `metric`, `value`."""
+    spectra: dict[tuple[int, Split, str], dict[str, list[float]]]
+    """Eigenvalues, errors and weights by round, split and prefix (empty or `scale_free/`)."""
+    notes: tuple[str, ...]
+    seconds: float
+    """Of what was computed now; 0 if all was known."""
+
+
+def flatness(
+    what: str = "latest",
+    overrides: Sequence[str] = (),
+    *,
+    rounds: Sequence[str | int] = (LAST,),
+    question: Question | None = None,
+    uri: str | None = None,
+    local: bool = False,
+    on_start: Callable[[Subject, Any], None] = lambda subject, placement: None,
+    on_work: Callable[[float], None] = lambda share: None,
+) -> Report:
+    """Measure the checkpoints of a run; what MLflow has of it already is read from there.
+
+    `what`: the id of an MLflow run, `latest`, or the path of a checkpoint or its folder. `overrides`:
+    where things are or run, such as data.root. `uri`: MLflow store. `local`: in this process, without Ray.
+    `on_start` is told what is measured and where, if anything has to be; `on_work` the share that is done.
+    Raises ConfigError before any actor starts, RunError after.
+    """
+    question = question or Question()
+    subject = find(what, [str(round) for round in rounds], overrides, uri)
+    known: dict[Piece, dict[str, Any]] = {}
+    missing: list[tuple[Piece, dict[str, Any]]] = []
+    for saved in subject.checkpoints:
+        digest = sha256(torch.tensor(saved.snapshot().tensors["w"]))
+        for split in question.splits:
+            for measure in question.measures:
+                piece = Piece(saved, measure, split)
+                key = piece.key(question, digest)
+                record = subject.records.read(key) if subject.records else None
+                if record is None:
+                    missing.append((piece, key))
+                else:
+                    known[piece] = record
+    began = time.monotonic()
+    if missing:
+        known |= _measured(subject, question, missing, local, on_start, on_work)
+    return _report(subject, question, known, time.monotonic() - began if missing else 0.0)
+
+
+def _measured(
+    subject: Subject,
+    question: Question,
+    missing: list[tuple[Piece, dict[str, Any]]],
+    local: bool,
+    on_start: Callable[[Subject, Any], None],
+    on_work: Callable[[float], None],
+) -> dict[Piece, dict[str, Any]]:
+    """Each piece's record, kept in MLflow as soon as it is there."""
+    prepared = prepare(subject.config)
+    for saved in subject.checkpoints:
+        check_provenance(prepared, saved)
+    samples = {split: _samples(prepared, split, question.samples) for split in question.splits}
+    whole = sum(cost_of(p.measure, question.effort) * len(samples[p.split]) for p, _ in missing)
+    done, records = 0.0, {}
+    notes = _model_notes(prepared.model)
+    tensors = tuple(Layout(prepared.model).parameters)
+    with (in_this_process if local else on_cluster)(prepared) as place, place.pool() as pool:
+        on_start(subject, place.placement)
+        for piece, key in missing:
+            began, before = time.monotonic(), done
+
+            def work(cost: float) -> None:
+                nonlocal done
+                done += cost
+                on_work(min(done / whole, 1.0))
+
+            objective = _objective(pool, piece, samples[piece.split], work)
+            if piece.measure == "gap":
+                around = measure_gaps(objective, tensors, question.effort)
+            else:
+                around = measure_hessian(objective, question.effort)
+            # Lanczos may have taken fewer steps than were counted on.
+            done = before + cost_of(piece.measure, question.effort) * len(objective.samples)
+            record = _record(piece, around, len(objective.samples), notes)
+            record["seconds"] = time.monotonic() - began
+            if subject.records is not None:
+                subject.records.write(key, record)
+            records[piece] = record
+    return records
+
+
+def _objective(
+    pool: Pool, piece: Piece, samples: np.ndarray, on_work: Callable[[float], None]
+) -> PooledObjective:
+    state = piece.saved.snapshot()
+    w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
+    return PooledObjective(pool, state.round, w, buffers, piece.split, samples, on_work)
+
+
+def _samples(prepared: Prepared, split: Split, n: int) -> np.ndarray:
+    """The probe set: of the clients' training samples, or of the test set."""
+    if split == "test":
+        return probe_samples(np.arange(prepared.federation.test_samples), n)
+    return probe_samples(prepared.partition.indices, n)
+
+
+def _record(piece: Piece, around: Around, n: int, notes: list[str]) -> dict[str, Any]:
+    prefix = "flatness/" if piece.split == "train" else f"flatness/{piece.split}/"
+    spectra = {
+        name: {
+            "eigenvalues": s.eigenvalues.tolist(),
+            "errors": s.errors.tolist(),
+            "weights": s.weights.tolist(),
+        }
+        for name, s in around.spectra.items()
+    }
+    return {
+        "metrics": {prefix + name: value for name, value in around.metrics.items()},
+        "spectra": spectra,
+        "n": n,
+        "notes": notes,
+    }
+
+
+def _model_notes(model: nn.Module) -> list[str]:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if not any(isinstance(part, kinds) for part in model.modules()):
+        return []
+    return [
+        "BatchNorm: the loss is that of the running statistics, which do not move with w; gaps and "
+        "eigenvalues of other normalisations are not comparable with these"
+    ]
+
+
+def _report(
+    subject: Subject, question: Question, records: dict[Piece, dict[str, Any]], seconds: float
+) -> Report:
+    rows, spectra, notes = [], {}, list[str]()
+    for piece, record in sorted(records.items(), key=lambda item: item[0].saved.round):
+        where = {"round": piece.saved.round, "split": piece.split, "n": record["n"]}
+        for name, value in record["metrics"].items():
+            short = name.removeprefix("flatness/").removeprefix("test/")
+            rows.append({**where, "metric": short, "value": value})
+        for prefix, spectrum in record["spectra"].items():
+            spectra[piece.saved.round, piece.split, prefix] = spectrum
+            notes += _spectrum_notes(f"round {piece.saved.round}, {piece.split}", prefix, spectrum)
+        notes += record["notes"]
+    frame = pd.DataFrame(rows, columns=["round", "split", "n", "metric", "value"])
+    return Report(subject, question, frame, spectra, tuple(dict.fromkeys(notes)), seconds)
+
+
+def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -> list[str]:
+    values, errors = spectrum["eigenvalues"], spectrum["errors"]
+    name = f"{where}: {prefix}lambda"
+    notes = []
+    if values[0] <= 0:
+        notes.append(f"{name}1 is not positive: w is no minimum, not even nearly")
+    pairs = enumerate(zip(values[:5], errors, strict=False), start=1)
+    if loose := [(i, e / abs(v)) for i, (v, e) in pairs if e > TOLERANCE * abs(v)]:
+        listed = ", ".join(f"lambda{i} {100 * r:.0f} %" for i, r in loose)
+        notes.append(f"{where}: residuals of {prefix}{listed}; raise --lanczos")
+    return notes
+
+
+def check(question: Question) -> None:
+    """Raise ConfigError for a question that has no answer."""
+    if question.samples < 1:
+        raise ConfigError(f"--samples = {question.samples}: must be at least 1")
+    for option, sizes in (("--rho", question.effort.rhos),):
+        if bad := [rho for rho in sizes if not 0 < rho < float("inf")]:
+            raise ConfigError(f"{option} = {bad[0]:g}: must be greater than 0")

@@ -1,0 +1,49 @@
+"""Measurements in MLflow: each is made once, and read from there when it is asked for again."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+FOLDER = "flatness"
+_METRICS_PER_BATCH = 1000  # MLflow's limit
+
+
+@dataclass(frozen=True)
+class Records:
+    """The measurements of one MLflow run."""
+
+    client: "MlflowClient"
+    run_id: str
+
+    def read(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """What was measured for this key, if it was."""
+        from mlflow.artifacts import load_dict
+        from mlflow.exceptions import MlflowException
+
+        uri = self.client.get_run(self.run_id).info.artifact_uri
+        try:
+            record = load_dict(f"{uri}/{_name(key)}")
+        except (MlflowException, OSError):
+            return None
+        return record if record.get("key") == key else None
+
+    def write(self, key: dict[str, Any], record: dict[str, Any]) -> None:
+        """Keep a measurement, and its metrics as those of its round."""
+        from mlflow.entities import Metric
+
+        now, round = int(time.time() * 1000), key["round"]
+        metrics = [Metric(name, v, now, round) for name, v in record["metrics"].items()]
+        for first in range(0, len(metrics), _METRICS_PER_BATCH):
+            part = metrics[first : first + _METRICS_PER_BATCH]
+            self.client.log_batch(self.run_id, metrics=part)
+        self.client.log_dict(self.run_id, {"key": key, **record}, _name(key))
+
+
+def _name(key: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{FOLDER}/round-{key['round']:08d}-{key['measure']}-{key['split']}-{digest}.json"

@@ -1,0 +1,152 @@
+"""What is measured: the checkpoints of a run, named by its id, as the latest, or by a path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import yaml
+
+from rayfl.analysis.store import open_store, search_runs
+from rayfl.config import layers
+from rayfl.config.schema import Experiment, load_config
+from rayfl.diagnostics.records import Records
+from rayfl.errors import CheckpointError, ConfigError, first_line
+from rayfl.prepare import storage
+from rayfl.storage.checkpoint import SavedCheckpoint, saved_in
+from rayfl.storage.storage import Storage, below, split
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+LATEST, LAST = "latest", "last"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run: its experiment, the checkpoints that were asked for, and where it is recorded."""
+
+    config: Experiment
+    checkpoints: tuple[SavedCheckpoint, ...]
+    records: Records | None
+    """None: the run is in no MLflow store, and nothing is kept."""
+
+
+def find(
+    what: str, rounds: Sequence[str], overrides: Sequence[str] = (), uri: str | None = None
+) -> Subject:
+    """Find a run by its MLflow id, as `latest`, or by the path of its folder or of one checkpoint.
+
+    `rounds`: numbers, or `last`. `overrides`: of where things are or run, such as data.root, for nothing else
+    may differ. Raises ConfigError if there is no such run or checkpoint.
+    """
+    path, _ = split(what)
+    if "://" in what or "/" in what or path.endswith(".json"):
+        return _of_path(what, rounds, overrides, uri)
+    client, address = open_store(uri)
+    run = _latest(client, address) if what == LATEST else _named(client, address, what)
+    config = _config_of(client, run, overrides)
+    where = storage(config)
+    place = below(where, config.hash, run.info.run_id)
+    saved = _chosen(_saved(Storage(place)), rounds, f"run {run.info.run_id} in {place}")
+    return Subject(config, saved, Records(client, run.info.run_id))
+
+
+def _of_path(
+    what: str, rounds: Sequence[str], overrides: Sequence[str], uri: str | None
+) -> Subject:
+    folder, name = what, ""
+    if split(what)[0].endswith(".json"):
+        parent, _, name = what.rpartition("/")
+        folder = parent or "."
+    every = _saved(Storage(folder))
+    if name:
+        every = [s for s in every if what.endswith(f"{s.round:08d}.json")]
+        rounds = [LAST]
+    saved = _chosen(every, rounds, what)
+    run_id, records = saved[-1].run_id, None
+    config = None
+    if run_id is not None:
+        try:
+            client, address = open_store(uri)
+            run = _named(client, address, run_id)
+            config, records = _config_of(client, run, overrides), Records(client, run_id)
+        except ConfigError:
+            if uri is not None:
+                raise
+    if config is None:
+        given = layers.nested(saved[-1].manifest.config)
+        config = load_config(given, [*overrides, "tracking.enabled=false"])
+    saved[-1].check_config(config.hash, config.flat_identity())
+    return Subject(config, saved, records)
+
+
+def _saved(place: Storage) -> list[SavedCheckpoint]:
+    try:
+        return saved_in(place)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _chosen(
+    saved: Sequence[SavedCheckpoint], rounds: Sequence[str], where: str
+) -> tuple[SavedCheckpoint, ...]:
+    """The checkpoints of these rounds, ascending."""
+    if not saved:
+        raise ConfigError(
+            f"{where}: no checkpoint is there; run with checkpoint.every set, where this command finds "
+            "checkpoint.dir"
+        )
+    known = {str(s.round): s for s in saved}
+    known[LAST] = saved[-1]
+    if missing := [r for r in rounds if r not in known]:
+        raise ConfigError(
+            f"--rounds = {','.join(missing)}: {where} has the checkpoints of rounds "
+            f"{', '.join(str(s.round) for s in saved)}; more are kept by checkpoint.every=10 "
+            "checkpoint.keep_last=1000"
+        )
+    chosen = {known[r].round: known[r] for r in rounds}
+    return tuple(chosen[round] for round in sorted(chosen))
+
+
+def _latest(client: "MlflowClient", address: str) -> "Run":
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    kind = "tags.`rayfl.kind` = 'experiment' and attributes.status = 'FINISHED'"
+    found = next(search_runs(client, experiments, kind, "attributes.start_time DESC"), None)
+    if found is None:
+        raise ConfigError(f"'{LATEST}': no finished run in {address}; `rayfl run` makes one")
+    return found
+
+
+def _named(client: "MlflowClient", address: str, run_id: str) -> "Run":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        raise ConfigError(
+            f"'{run_id}': is no run in {address} ({first_line(error)}); give a run's id, '{LATEST}', or the "
+            "path of a checkpoint or of a folder with checkpoints"
+        ) from error
+
+
+def _config_of(client: "MlflowClient", run: "Run", overrides: Sequence[str]) -> Experiment:
+    """The experiment of a run, as it was recorded; ConfigError if the overrides make it another one."""
+    from mlflow.artifacts import load_text
+    from mlflow.exceptions import MlflowException
+
+    try:
+        text = load_text(f"{run.info.artifact_uri}/config.yaml")
+    except (MlflowException, OSError) as error:
+        raise ConfigError(
+            f"run {run.info.run_id}: its config.yaml cannot be read from MLflow ({first_line(error)}); give "
+            "the path of its checkpoints instead"
+        ) from error
+    config = load_config(yaml.safe_load(text), overrides)
+    recorded = run.data.tags.get("rayfl.config_hash")
+    if recorded != config.hash:
+        raise ConfigError(
+            f"run {run.info.run_id}: with these overrides it is another experiment ({config.hash}, not "
+            f"{recorded}); give only those of where things are or run, such as data.root or resources"
+        )
+    return config

@@ -1,0 +1,89 @@
+"""The loss on a probe set as a pool of clients computes it: an `Objective` in pieces.
+
+Shapes: P parameters, Q entries of float buffers, n samples, k points or vectors, j directions.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayfl import seeds
+from rayfl.federation.pool import Pool
+from rayfl.flatness.measures import COSTS
+from rayfl.training.batches import as_tensor
+from rayfl.training.units import Broadcast, Probe, ProbeResult
+
+# Samples that one unit covers: fixed, so that no sum depends on the number of actors.
+PROBE_UNIT = 512
+
+
+class PooledObjective:
+    """An `Objective`: the mean loss on samples of a split; each call is units of `PROBE_UNIT` samples."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        round: int,
+        w: Tensor,
+        buffers: Tensor,
+        split: Literal["train", "test"],
+        samples: np.ndarray,
+        on_work: Callable[[float], None] = lambda passes: None,
+    ):
+        """`w [P]` and `buffers [Q]` after `round` rounds; `samples`: indices into the split's data, `[n]`.
+
+        `on_work` is told how many samples' forward passes each unit was worth.
+        """
+        self.w, self.pool, self.round, self.samples = w, pool, round, samples
+        self._split: Literal["train", "test"] = split
+        self._on_work = on_work
+        self._point = pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
+
+    def losses(self, coefficients: Tensor, directions: Tensor) -> Tensor:
+        means = self._ask("losses", directions, coefficients)
+        return torch.from_numpy(sum(share * result.losses for share, result in means))
+
+    def gradient(self, offset: Tensor | None = None) -> tuple[float, Tensor]:
+        vector = torch.zeros_like(self.w) if offset is None else offset
+        means = self._ask("gradient", vector[None], torch.ones(1, 1))
+        loss = sum(share * float(result.losses[0]) for share, result in means)
+        return loss, self._vectors(means)[0]
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return self._vectors(self._ask("products", vectors))
+
+    def _vectors(self, means: list[tuple[float, ProbeResult]]) -> Tensor:
+        total = sum(share * as_tensor(result.vectors).double() for share, result in means)
+        assert isinstance(total, Tensor)
+        return total.to(self.w)
+
+    def _ask(
+        self,
+        quantity: Literal["losses", "gradient", "products"],
+        vectors: Tensor,
+        coefficients: Tensor | None = None,
+    ) -> list[tuple[float, ProbeResult]]:
+        """Each unit's share of the samples, and its means, in the order of the units."""
+        handle = self.pool.store({"vectors": vectors.numpy()})
+        given = None if coefficients is None else coefficients.double().numpy()
+        n, futures = len(self.samples), []
+        for first in range(0, n, PROBE_UNIT):
+            part = self.samples[first : first + PROBE_UNIT]
+            probe = Probe(quantity, self._split, part, given)
+            futures.append((len(part), self.pool.probe(self.round, probe, self._point, handle)))
+        means = []
+        for size, future in futures:
+            means.append((size / n, self.pool.wait(future)))
+            self._on_work(size * COSTS[quantity] * (len(vectors) if given is None else len(given)))
+        return means
+
+
+def probe_samples(pool: np.ndarray, n: int) -> np.ndarray:
+    """At most n of the indices `pool`, ascending: the same for every experiment on the same data."""
+    pool = np.sort(pool)
+    if n >= len(pool):
+        return pool
+    return np.sort(seeds.generator(0, "flatness").choice(pool, n, replace=False))

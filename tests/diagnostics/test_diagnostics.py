@@ -1,0 +1,136 @@
+"""The flatness of finished runs: measured once, the same wherever, and refused in one line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from rayfl.config.schema import load_config
+from rayfl.diagnostics import Question, flatness
+from rayfl.errors import ConfigError
+from rayfl.experiment import run
+from rayfl.flatness.measures import Effort
+from rayfl.prepare import prepare
+from rayfl.training.flat import Layout
+
+QUICK = Question(effort=Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=3, lanczos_steps=12))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, empty_store, request):
+    """A finished run with two checkpoints in a store of its own: its config and result."""
+    from conftest import small_config
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    config = small_config() | {
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "checkpoint": {"every": 2, "dir": str(folder / "checkpoints"), "keep_last": 5},
+    }
+    experiment = load_config(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where MLflow puts artifacts
+        return experiment, run(experiment, local=True), folder
+
+
+def numbers(report):
+    keys = ["round", "split", "metric"]
+    return report.frame.set_index(keys)["value"].sort_index()
+
+
+def test_the_numbers_are_those_of_the_final_model(finished):
+    """Loss, gradient and largest eigenvalue against PyTorch's dense Hessian of the returned state_dict."""
+    experiment, result, _ = finished
+    report = flatness(result.run_id, question=QUICK, uri=experiment.tracking.uri, local=True)
+    prepared = prepare(experiment)
+    model = prepared.model.double()
+    model.load_state_dict(result.state_dict)
+    data = prepared.data
+    x = torch.from_numpy(data.x_test / 255 if data.x_test.dtype == np.uint8 else data.x_test)
+    std, mean = (torch.from_numpy(np.asarray(v)).double() for v in (data.std, data.mean))
+    x = ((x.double() - mean) / std).permute(0, 3, 1, 2)
+    y = torch.from_numpy(data.y_test)
+    layout = Layout(model)
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def loss(w):
+        named = {info.name: info.view(w) for info in layout.parameters}
+        return F.cross_entropy(functional_call(model, named, (x,)), y)
+
+    found = numbers(report).xs((3, "test"))
+    assert found["loss"] == pytest.approx(float(loss(w)), rel=1e-5)
+    gradient = torch.func.grad(loss)(w)
+    assert found["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
+    gap = loss(w + 0.05 * gradient / gradient.norm()) - loss(w)
+    assert found["gap_0.05"] == pytest.approx(float(gap), rel=1e-3)
+    largest = float(torch.linalg.eigvalsh(torch.func.hessian(loss)(w))[-1])
+    assert found["lambda1"] == pytest.approx(largest, rel=1e-3)
+    assert found["lambda1"] >= found["lambda2"] >= found["lambda3"]
+
+
+def test_what_was_measured_is_in_mlflow_and_not_measured_again(finished):
+    experiment, result, _ = finished
+    uri = experiment.tracking.uri
+    first = flatness("latest", question=QUICK, uri=uri, local=True)
+    started = []
+    again = flatness(
+        "latest", question=QUICK, uri=uri, local=True, on_start=lambda *_: started.append(1)
+    )
+    assert not started
+    assert again.seconds == 0
+    pd.testing.assert_series_equal(numbers(again), numbers(first))
+    client = MlflowClient(uri)
+    (entry,) = client.get_metric_history(result.run_id, "flatness/lambda1")
+    assert (entry.step, entry.value) == (3, numbers(first)[3, "train", "lambda1"])
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    more = Question(samples=100, effort=QUICK.effort, measures=("gap",))
+    flatness("latest", question=more, uri=uri, local=True, on_start=lambda *_: started.append(1))
+    assert started
+
+
+def test_any_number_of_actors_gives_the_same_bits(finished, ray_session):
+    """Without MLflow nothing is known before: each of these is computed."""
+    experiment, _, folder = finished
+    place = next((folder / "checkpoints" / experiment.hash).iterdir())
+    effort = Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=2, lanczos_steps=5)
+    question = Question(samples=1200, effort=effort, splits=("train",))
+    reports = [
+        flatness(str(place), overrides, question=question, local=local)
+        for local, overrides in (
+            (True, []),
+            (False, ["resources.num_actors=1", "ray.address=auto"]),
+            (False, ["resources.num_actors=3", "ray.address=auto"]),
+        )
+    ]
+    for other in reports[1:]:
+        assert other.seconds > 0
+        pd.testing.assert_series_equal(numbers(other), numbers(reports[0]), check_exact=True)
+
+
+def test_rounds_with_a_checkpoint_can_be_chosen(finished):
+    experiment, result, _ = finished
+    question = Question(effort=QUICK.effort, measures=("gap",), splits=("test",))
+    ask = dict(question=question, uri=experiment.tracking.uri, local=True)
+    report = flatness(result.run_id, rounds=(2, "last"), **ask)
+    assert sorted(set(report.frame["round"])) == [2, 3]
+    by_round = result.history["test/loss"]
+    for round in (2, 3):
+        loss = numbers(report)[round, "test", "loss"]
+        assert loss == pytest.approx(by_round[round], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"--rounds = 1: .* has the checkpoints of rounds 2, 3"):
+        flatness(result.run_id, rounds=(1,), **ask)
+
+
+def test_another_experiment_is_refused(finished):
+    experiment, result, _ = finished
+    with pytest.raises(ConfigError, match="it is another experiment"):
+        flatness(result.run_id, ["federation.lr=0.3"], uri=experiment.tracking.uri, local=True)
+
+
+def test_an_unknown_run_is_refused(finished):
+    experiment, *_ = finished
+    with pytest.raises(ConfigError, match="'nobody': is no run in"):
+        flatness("nobody", uri=experiment.tracking.uri, local=True)
