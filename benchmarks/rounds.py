@@ -24,7 +24,7 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
-from rayfl.training.units import Arrays, Broadcast, Probe, Split, UnitResult, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, ClientProbe, Probe, Split, UnitResult, WorkUnit
 
 WARM_UP = 3
 
@@ -65,6 +65,11 @@ class CountingPool:
 
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
         return self._pool.probe(round, probe, point, vectors)
+
+    def probe_client(
+        self, probe: ClientProbe, point: Any, broadcast: Any, memory: Any, vectors: Any
+    ) -> Future:
+        return self._pool.probe_client(probe, point, broadcast, memory, vectors)
 
     def poll(self) -> None:
         self._pool.poll()

@@ -33,8 +33,12 @@ def flatness(
         str, typer.Option(metavar="N,N,last", help="Rounds that have a checkpoint.")
     ] = "last",
     measures: Annotated[
-        str, typer.Option(metavar="NAME,NAME", help="Of gap and hessian.")
-    ] = "gap,hessian",
+        str,
+        typer.Option(metavar="NAME,NAME", help="Of gap, hessian, alignment and variance."),
+    ] = "gap,hessian,alignment,variance",
+    clients: Annotated[
+        int, typer.Option(help="Clients of the next round that are trained again, at most.")
+    ] = 8,
     splits: Annotated[str, typer.Option(metavar="NAME,NAME", help="Of train and test.")] = (
         "train,test"
     ),
@@ -61,6 +65,7 @@ def flatness(
         measures=_among("--measures", measures, MEASURES),
         splits=_among("--splits", splits, SPLITS),
         samples=samples,
+        clients=clients,
         effort=Effort(
             rhos=_numbers("--rho", rho),
             scale_free_rhos=_numbers("--scale-free-rho", scale_free_rho),

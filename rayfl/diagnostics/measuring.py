@@ -5,24 +5,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from rayfl.diagnostics.measurer import Measurer
 from rayfl.diagnostics.subjects import LAST, Subject, find
 from rayfl.errors import ConfigError
-from rayfl.federation.pool import Pool
-from rayfl.federation.probe import PooledObjective, probe_samples
-from rayfl.flatness.measures import Around, Effort, cost_of, measure_gaps, measure_hessian
+from rayfl.flatness.measures import Effort
 from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import Prepared, check_provenance, prepare
+from rayfl.prepare import check_provenance, prepare
 from rayfl.storage.checkpoint import SavedCheckpoint
-from rayfl.training.flat import Layout, sha256
+from rayfl.training.flat import sha256
 
-Measure = Literal["gap", "hessian"]
-MEASURES: tuple[Measure, ...] = ("gap", "hessian")
+Measure = Literal["gap", "hessian", "alignment", "variance"]
+MEASURES: tuple[Measure, ...] = ("gap", "hessian", "alignment", "variance")
+ACROSS = ("alignment", "variance")
+"""Measures across clients, which have training samples alone."""
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -34,8 +34,40 @@ class Question:
     measures: tuple[Measure, ...] = MEASURES
     splits: tuple[Split, ...] = SPLITS
     samples: int = 2048
-    """Samples of each split that the loss is the mean over, at most."""
+    """Samples of each split, and of each client, that a loss is the mean over, at most."""
+    clients: int = 8
+    """Clients of the next round's cohort whose training is run again, at most."""
     effort: Effort = field(default_factory=Effort)
+
+    def check(self) -> None:
+        """Raise ConfigError for a question that has no answer."""
+        effort = self.effort
+        counts = (
+            ("--samples", self.samples, 1),
+            ("--clients", self.clients, 1),
+            ("--draws", effort.draws, 2),
+            ("--lanczos", effort.lanczos_steps, 1),
+        )
+        for option, value, least in counts:
+            if value < least:
+                raise ConfigError(key=option, value=value, allowed=f"at least {least}")
+        for option, sizes in (
+            ("--rho", effort.rhos),
+            ("--scale-free-rho", effort.scale_free_rhos),
+        ):
+            for rho in sizes:
+                if not 0 < rho < float("inf"):
+                    raise ConfigError(key=option, value=rho, allowed="greater than 0")
+
+    def pieces(self, saved: SavedCheckpoint) -> "list[Piece]":
+        """The measurements of one checkpoint."""
+        around = [
+            Piece(saved, measure, split)
+            for split in self.splits
+            for measure in self.measures
+            if measure not in ACROSS
+        ]
+        return around + [Piece(saved, m, "train") for m in self.measures if m in ACROSS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +86,7 @@ class Piece:
             "measure": self.measure,
             "split": self.split,
             "samples": question.samples,
+            "clients": question.clients if self.measure in ACROSS else 0,
             "model_sha256": model_sha256,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in effort.items()},
         }
@@ -69,6 +102,8 @@ class Report:
     """One row a number: `round`, `split`, `metric`, `value`."""
     spectra: dict[tuple[int, Split, str], dict[str, list[float]]]
     """Eigenvalues, errors and weights by round, split and prefix (empty or `scale_free/`)."""
+    clients: dict[tuple[int, Measure], dict[str, Any]]
+    """By round and measure: the `ids`, each metric `by_client`, and the `cosines` of their gradients at w."""
     notes: tuple[str, ...]
     seconds: float
     """Of what was computed now; 0 if all was known."""
@@ -93,20 +128,19 @@ def flatness(
     Raises ConfigError before any actor starts, RunError after.
     """
     question = question or Question()
+    question.check()
     subject = find(what, [str(round) for round in rounds], overrides, uri)
     known: dict[Piece, dict[str, Any]] = {}
     missing: list[tuple[Piece, dict[str, Any]]] = []
     for saved in subject.checkpoints:
         digest = sha256(torch.tensor(saved.snapshot().tensors["w"]))
-        for split in question.splits:
-            for measure in question.measures:
-                piece = Piece(saved, measure, split)
-                key = piece.key(question, digest)
-                record = subject.records.read(key) if subject.records else None
-                if record is None:
-                    missing.append((piece, key))
-                else:
-                    known[piece] = record
+        for piece in question.pieces(saved):
+            key = piece.key(question, digest)
+            record = subject.records.read(key) if subject.records else None
+            if record is None:
+                missing.append((piece, key))
+            else:
+                known[piece] = record
     began = time.monotonic()
     if missing:
         known |= _measured(subject, question, missing, local, on_start, on_work)
@@ -125,67 +159,28 @@ def _measured(
     prepared = prepare(subject.config)
     for saved in subject.checkpoints:
         check_provenance(prepared, saved)
-    samples = {split: _samples(prepared, split, question.samples) for split in question.splits}
-    whole = sum(cost_of(p.measure, question.effort) * len(samples[p.split]) for p, _ in missing)
-    done, records = 0.0, {}
-    notes = _model_notes(prepared.model)
-    tensors = tuple(Layout(prepared.model).parameters)
+    records, notes = {}, _model_notes(prepared.model)
     with (in_this_process if local else on_cluster)(prepared) as place, place.pool() as pool:
         on_start(subject, place.placement)
-        for piece, key in missing:
-            began, before = time.monotonic(), done
+        measurer = Measurer(prepared, question, pool)
+        costs = [measurer.cost(piece) for piece, _ in missing]
+        whole, before = sum(costs), 0.0
+        for (piece, key), cost in zip(missing, costs, strict=True):
+            began, done = time.monotonic(), before
 
-            def work(cost: float) -> None:
+            def work(more: float, most: float = before + cost) -> None:
                 nonlocal done
-                done += cost
-                on_work(min(done / whole, 1.0))
+                done = min(done + more, most)
+                on_work(done / whole)
 
-            objective = _objective(pool, piece, samples[piece.split], work)
-            if piece.measure == "gap":
-                around = measure_gaps(objective, tensors, question.effort)
-            else:
-                around = measure_hessian(objective, question.effort)
-            # Lanczos may have taken fewer steps than were counted on.
-            done = before + cost_of(piece.measure, question.effort) * len(objective.samples)
-            record = _record(piece, around, len(objective.samples), notes)
-            record["seconds"] = time.monotonic() - began
+            record = measurer.measure(piece, work)
+            before += cost  # Lanczos may have taken fewer steps than were counted on
+            on_work(before / whole)
+            record |= {"notes": notes, "seconds": time.monotonic() - began}
             if subject.records is not None:
                 subject.records.write(key, record)
             records[piece] = record
     return records
-
-
-def _objective(
-    pool: Pool, piece: Piece, samples: np.ndarray, on_work: Callable[[float], None]
-) -> PooledObjective:
-    state = piece.saved.snapshot()
-    w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
-    return PooledObjective(pool, state.round, w, buffers, piece.split, samples, on_work)
-
-
-def _samples(prepared: Prepared, split: Split, n: int) -> np.ndarray:
-    """The probe set: of the clients' training samples, or of the test set."""
-    if split == "test":
-        return probe_samples(np.arange(prepared.federation.test_samples), n)
-    return probe_samples(prepared.partition.indices, n)
-
-
-def _record(piece: Piece, around: Around, n: int, notes: list[str]) -> dict[str, Any]:
-    prefix = "flatness/" if piece.split == "train" else f"flatness/{piece.split}/"
-    spectra = {
-        name: {
-            "eigenvalues": s.eigenvalues.tolist(),
-            "errors": s.errors.tolist(),
-            "weights": s.weights.tolist(),
-        }
-        for name, s in around.spectra.items()
-    }
-    return {
-        "metrics": {prefix + name: value for name, value in around.metrics.items()},
-        "spectra": spectra,
-        "n": n,
-        "notes": notes,
-    }
 
 
 def _model_notes(model: nn.Module) -> list[str]:
@@ -201,18 +196,20 @@ def _model_notes(model: nn.Module) -> list[str]:
 def _report(
     subject: Subject, question: Question, records: dict[Piece, dict[str, Any]], seconds: float
 ) -> Report:
-    rows, spectra, notes = [], {}, list[str]()
+    rows, spectra, clients, notes = [], {}, {}, list[str]()
     for piece, record in sorted(records.items(), key=lambda item: item[0].saved.round):
         where = {"round": piece.saved.round, "split": piece.split, "n": record["n"]}
         for name, value in record["metrics"].items():
             short = name.removeprefix("flatness/").removeprefix("test/")
             rows.append({**where, "metric": short, "value": value})
-        for prefix, spectrum in record["spectra"].items():
+        for prefix, spectrum in record.get("spectra", {}).items():
             spectra[piece.saved.round, piece.split, prefix] = spectrum
             notes += _spectrum_notes(f"round {piece.saved.round}, {piece.split}", prefix, spectrum)
+        if "clients" in record:
+            clients[piece.saved.round, piece.measure] = record["clients"]
         notes += record["notes"]
     frame = pd.DataFrame(rows, columns=["round", "split", "n", "metric", "value"])
-    return Report(subject, question, frame, spectra, tuple(dict.fromkeys(notes)), seconds)
+    return Report(subject, question, frame, spectra, clients, tuple(dict.fromkeys(notes)), seconds)
 
 
 def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -> list[str]:
@@ -226,12 +223,3 @@ def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -
         listed = ", ".join(f"lambda{i} {100 * r:.0f} %" for i, r in loose)
         notes.append(f"{where}: residuals of {prefix}{listed}; raise --lanczos")
     return notes
-
-
-def check(question: Question) -> None:
-    """Raise ConfigError for a question that has no answer."""
-    if question.samples < 1:
-        raise ConfigError(f"--samples = {question.samples}: must be at least 1")
-    for option, sizes in (("--rho", question.effort.rhos),):
-        if bad := [rho for rho in sizes if not 0 < rho < float("inf")]:
-            raise ConfigError(f"{option} = {bad[0]:g}: must be greater than 0")

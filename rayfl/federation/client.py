@@ -10,14 +10,18 @@ import torch
 from rayfl.errors import ClientError
 from rayfl.federation.specs import ClientSpec
 from rayfl.training.batches import as_tensor
+from rayfl.training.client_measures import alignment, own_samples, variance
 from rayfl.training.engine import Engine
 from rayfl.training.function import Function, Shortcuts
 from rayfl.training.objective import SampleObjective, answer
 from rayfl.training.precision import in_effect
+from rayfl.training.replay import replay
 from rayfl.training.travel import unpacked
 from rayfl.training.units import (
     Arrays,
     Broadcast,
+    ClientProbe,
+    ClientProbeResult,
     EvaluationResult,
     Probe,
     ProbeResult,
@@ -81,6 +85,28 @@ class Client:
             return answer(self._probed(point, probe), probe, as_tensor(vectors["vectors"]))
         except Exception as error:
             raise self._error(round, ()) from error
+
+    def probe_client(
+        self,
+        probe: ClientProbe,
+        point: Broadcast,
+        broadcast: Broadcast,
+        memory: Arrays | None,
+        vectors: Arrays,
+    ) -> ClientProbeResult:
+        """Answer a question about one client (see `ClientProbe`). Raises ClientError."""
+        engine, unit = self.engine, probe.unit
+        try:
+            samples = own_samples(engine.partition, unit.clients[0], probe.samples)
+            objective = self._probed(point, Probe("gradient", "train", samples))
+            named = (as_tensor(vectors[name]) for name in ("gradient", "tops"))
+            gradient, tops = (vector.to(engine.device) for vector in named)
+            again = replay(engine, unit, broadcast, memory, gradient[0])
+            if probe.measure == "alignment":
+                return alignment(objective, again, probe, gradient[0], tops)
+            return variance(objective, again, probe, engine.settings.batch_size)
+        except Exception as error:
+            raise self._error(unit.round, unit.clients) from error
 
     def _probed(self, point: Broadcast, probe: Probe) -> SampleObjective:
         w, buffers, samples = map(as_tensor, (point.start, point.buffers, probe.samples))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayfl.federation.client import Client
-from rayfl.training.units import Arrays, Broadcast, Probe, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, ClientProbe, Probe, Split, WorkUnit
 
 
 @dataclass(eq=False)
@@ -51,6 +51,12 @@ class Pool(Protocol):
         """Queue a probe around the start of the broadcast `point`; `vectors`: a handle of `store`."""
         ...
 
+    def probe_client(
+        self, probe: ClientProbe, point: Any, broadcast: Any, memory: Any, vectors: Any
+    ) -> Future:
+        """Queue a question about one client; the others as `Client.probe_client`, by their handles."""
+        ...
+
     def wait(self, future: Future) -> Any:
         """The future's result; other futures go on meanwhile. Raises ClientError or RunError."""
         ...
@@ -90,6 +96,12 @@ class LocalPool:
 
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
         return Future(result=self.client.probe(round, probe, point, vectors), done=True)
+
+    def probe_client(
+        self, probe: ClientProbe, point: Any, broadcast: Any, memory: Any, vectors: Any
+    ) -> Future:
+        result = self.client.probe_client(probe, point, broadcast, memory, vectors)
+        return Future(result=result, done=True)
 
     def wait(self, future: Future) -> Any:
         return future.result

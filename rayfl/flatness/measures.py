@@ -30,6 +30,8 @@ class Effort:
     """Draws of noise, and vectors for the trace."""
     lanczos_steps: int = 40
     """Hessian-vector products for the eigenvalues, at most."""
+    minibatches: int = 20
+    """Draws of a minibatch at each client, for the variance."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ def measure_gaps(objective: Objective, tensors: Sequence[TensorInfo], effort: Ef
         metrics |= {f"gap_{rho:g}": rise for rho, rise in zip(rhos, rises, strict=True)}
         for rho in rhos:
             metrics[f"worst_gap_{rho:g}"] = gaps.worst_gap(objective, gradient, rho, geometry)
+        for rho in rhos:
 
             def noise(rho: float = rho, prefix: str = prefix, drawn=generator) -> Tensor:
                 if prefix:
@@ -102,6 +105,8 @@ COSTS = {"losses": 1.0, "gradient": 4.0, "products": 11.0}
 
 def cost_of(measure: str, effort: Effort) -> float:
     """About how many forward passes over the samples the measure takes, in both geometries."""
+    if measure == "tops":
+        return COSTS["gradient"] + COSTS["products"] * effort.lanczos_steps
     if measure == "hessian":
         return 2 * COSTS["products"] * (effort.lanczos_steps + effort.draws)
     rhos = len(effort.rhos) + len(effort.scale_free_rhos)

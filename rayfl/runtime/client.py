@@ -15,6 +15,8 @@ from rayfl.training.process import configure_process
 from rayfl.training.units import (
     Arrays,
     Broadcast,
+    ClientProbe,
+    ClientProbeResult,
     EvaluationResult,
     Probe,
     ProbeResult,
@@ -68,6 +70,11 @@ class ClientActor:
         """Answer a probe (see `Client.probe`)."""
         with ended_if_broken(self.device):
             return self.client.probe(round, probe, point, vectors)
+
+    def probe_client(self, probe: ClientProbe, *given: Any) -> ClientProbeResult:
+        """Answer a question about one client (see `Client.probe_client`)."""
+        with ended_if_broken(self.device):
+            return self.client.probe_client(probe, *given)
 
 
 @contextlib.contextmanager

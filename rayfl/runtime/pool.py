@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
 from rayfl.federation.pool import Future
-from rayfl.training.units import Arrays, Broadcast, Probe, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, ClientProbe, Probe, Split, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
@@ -129,6 +129,14 @@ class ActorPool:
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> ActorFuture:
         label = f"round {round}, {probe.quantity} on {len(probe.samples)} {probe.split} samples"
         call = ("probe", (round, probe, point, vectors), 0)
+        return self._submit(ActorFuture(call=call, label=label))
+
+    def probe_client(
+        self, probe: ClientProbe, point: Any, broadcast: Any, memory: Any, vectors: Any
+    ) -> ActorFuture:
+        (client,) = probe.unit.clients
+        label = f"round {probe.unit.round}, {probe.measure} of client {client}"
+        call = ("probe_client", (probe, point, broadcast, memory, vectors), 0)
         return self._submit(ActorFuture(call=call, label=label))
 
     def wait(self, future: Future) -> Any:

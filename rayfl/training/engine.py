@@ -4,6 +4,7 @@ It holds what every unit needs (model, data, algorithm) and nothing that a resul
 unit gives the same bits in any process of one device type.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterator
@@ -146,6 +147,16 @@ class Engine:
         """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
         self._broadcast.load(broadcast)
         return self._evaluation(self._broadcast, split, first, last)
+
+    @contextlib.contextmanager
+    def following(self, algorithm: Algorithm) -> Iterator[None]:
+        """Context in which clients follow another algorithm, with the same memories, one by one."""
+        before = self.algorithm, self._lanes, self.lanes
+        self.algorithm, self._lanes, self.lanes = algorithm, [self._lane(recorded=False)], 1
+        try:
+            yield
+        finally:
+            self.algorithm, self._lanes, self.lanes = before
 
     def _lane(self, recorded: bool) -> Lane:
         """Another lane, with an oracle and buffers of its own."""

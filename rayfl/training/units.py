@@ -58,6 +58,29 @@ class ProbeResult(NamedTuple):
     vectors: np.ndarray  # the gradient `[1, P]` or the products `[j, P]`; empty for losses
 
 
+class ClientProbe(NamedTuple):
+    """A question about the loss of one client, around the server's parameters and its own last iterate.
+
+    With it come the server's parameters as the start of a broadcast, the round's broadcast, the client's
+    memory, and vectors of the pooled loss at the server's parameters: `gradient [1, P]` and top eigenvectors
+    `tops [k, P]`.
+    """
+
+    unit: WorkUnit  # of this client alone: its training is run again
+    measure: Literal["alignment", "variance"]
+    samples: int  # of the client's own, at most
+    rhos: tuple[float, ...]
+    lanczos_steps: int
+    minibatches: int  # draws for the variance
+
+
+class ClientProbeResult(NamedTuple):
+    """Measurements of one client."""
+
+    metrics: dict[str, float]
+    vectors: Arrays  # `[P]` each; `buffers [Q]` of its last iterate
+
+
 class UnitResult(NamedTuple):
     """Sums and measurements of a work unit; the clients' memories travel beside it."""
 
