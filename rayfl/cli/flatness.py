@@ -1,7 +1,8 @@
 """The command `rayfl flatness`."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from rayfl.cli.analysis import Format, Uri, show
 from rayfl.cli.arguments import Overrides, listen_locally
-from rayfl.cli.terminal import Display, console, showing
+from rayfl.cli.terminal import Display, console, say, showing, writing
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def flatness(
     ] = "last",
     measures: Annotated[
         str,
-        typer.Option(metavar="NAME,NAME", help="Of gap, hessian, alignment and variance."),
+        typer.Option(
+            metavar="NAME,NAME", help="Of gap, hessian, alignment, variance and landscape."
+        ),
     ] = "gap,hessian,alignment,variance",
     clients: Annotated[
         int, typer.Option(help="Clients of the next round that are trained again, at most.")
@@ -51,6 +54,13 @@ def flatness(
     ] = "0.1,0.5,1",
     draws: Annotated[int, typer.Option(help="Draws of noise, and vectors for the trace.")] = 20,
     lanczos: Annotated[int, typer.Option(help="Steps for the eigenvalues, at most.")] = 40,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Directory for the pictures."),
+    ] = None,
+    picture: Annotated[
+        Literal["png", "svg", "pdf"], typer.Option(help="What the pictures are.")
+    ] = "png",
     uri: Uri = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     form: Format = "table",
@@ -88,6 +98,21 @@ def flatness(
             on_work=progress.work,
         )
     show(table_of(report), wide(report), form, _notes(report))
+    if pictures is not None:
+        _draw(report, pictures, picture)
+
+
+def _draw(report: "Report", folder: Path, suffix: str) -> None:
+    """Write the report's pictures into the folder."""
+    from rayfl.analysis.plots import save
+    from rayfl.diagnostics.pictures import pictures
+
+    for name, figure in pictures(report).items():
+        path = folder / f"{name}.{suffix}"
+        with writing("--output", path):
+            folder.mkdir(parents=True, exist_ok=True)
+            save(figure, path)
+        say(f"wrote {path}", stderr=True)
 
 
 class FlatnessDisplay(Display):

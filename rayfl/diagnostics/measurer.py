@@ -12,6 +12,7 @@ from rayfl.federation.client_flatness import (
     Clients,
     cost_of_client,
     measure_alignment,
+    measure_landscapes,
     measure_variance,
 )
 from rayfl.federation.pool import Pool
@@ -38,7 +39,7 @@ class Measurer:
     def cost(self, piece: "Piece") -> float:
         """About how many samples' forward passes the piece takes."""
         question, effort = self.question, self.question.effort
-        if piece.measure == "gap" or piece.measure == "hessian":
+        if piece.measure in ("gap", "hessian", "landscape"):
             return cost_of(piece.measure, effort) * len(self._samples(piece.split))
         rounds = self._rounds(piece.saved.snapshot())
         sizes = self.prepared.partition.sizes[list(rounds.clients(question.clients))]
@@ -59,6 +60,13 @@ class Measurer:
             return _around(piece, measure_hessian(objective, effort), n)
         rounds = self._rounds(state, piece, on_work)
         clients = rounds.clients(question.clients)
+        if piece.measure == "landscape":
+            tensors = tuple(Layout(self.prepared.model).parameters)
+            planes = measure_landscapes(rounds, objective, clients, tensors, effort)
+            shown = {
+                name: {k: v.tolist() for k, v in p._asdict().items()} for name, p in planes.items()
+            }
+            return {"metrics": {}, "landscapes": shown, "n": n}
         if piece.measure == "alignment":
             found = measure_alignment(rounds, objective, clients, question.samples, effort)
         else:
@@ -76,7 +84,8 @@ class Measurer:
         p = self.prepared
 
         def on_client() -> None:
-            assert piece is not None
+            if piece is None or piece.measure == "landscape":
+                return
             on_work(self.cost(piece) / max(1, self.question.clients))
 
         return ClientRounds(

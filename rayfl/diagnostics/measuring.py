@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rayfl.diagnostics.measurer import Measurer
+from rayfl.diagnostics.pictures import pictures
 from rayfl.diagnostics.subjects import LAST, Subject, find
 from rayfl.errors import ConfigError
 from rayfl.flatness.measures import Effort
@@ -19,9 +20,9 @@ from rayfl.prepare import check_provenance, prepare
 from rayfl.storage.checkpoint import SavedCheckpoint
 from rayfl.training.flat import sha256
 
-Measure = Literal["gap", "hessian", "alignment", "variance"]
-MEASURES: tuple[Measure, ...] = ("gap", "hessian", "alignment", "variance")
-ACROSS = ("alignment", "variance")
+Measure = Literal["gap", "hessian", "alignment", "variance", "landscape"]
+MEASURES: tuple[Measure, ...] = ("gap", "hessian", "alignment", "variance", "landscape")
+ACROSS = ("alignment", "variance", "landscape")
 """Measures across clients, which have training samples alone."""
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -104,6 +105,8 @@ class Report:
     """Eigenvalues, errors and weights by round, split and prefix (empty or `scale_free/`)."""
     clients: dict[tuple[int, Measure], dict[str, Any]]
     """By round and measure: the `ids`, each metric `by_client`, and the `cosines` of their gradients at w."""
+    landscapes: dict[int, dict[str, dict[str, list]]]
+    """By round and plane (`random`, `clients`): `x`, `y`, `losses` and the clients' `points`."""
     notes: tuple[str, ...]
     seconds: float
     """Of what was computed now; 0 if all was known."""
@@ -144,7 +147,10 @@ def flatness(
     began = time.monotonic()
     if missing:
         known |= _measured(subject, question, missing, local, on_start, on_work)
-    return _report(subject, question, known, time.monotonic() - began if missing else 0.0)
+    report = _report(subject, question, known, time.monotonic() - began if missing else 0.0)
+    if missing and subject.records is not None:
+        subject.records.draw(pictures(report))
+    return report
 
 
 def _measured(
@@ -196,7 +202,7 @@ def _model_notes(model: nn.Module) -> list[str]:
 def _report(
     subject: Subject, question: Question, records: dict[Piece, dict[str, Any]], seconds: float
 ) -> Report:
-    rows, spectra, clients, notes = [], {}, {}, list[str]()
+    rows, spectra, clients, landscapes, notes = [], {}, {}, {}, list[str]()
     for piece, record in sorted(records.items(), key=lambda item: item[0].saved.round):
         where = {"round": piece.saved.round, "split": piece.split, "n": record["n"]}
         for name, value in record["metrics"].items():
@@ -207,9 +213,12 @@ def _report(
             notes += _spectrum_notes(f"round {piece.saved.round}, {piece.split}", prefix, spectrum)
         if "clients" in record:
             clients[piece.saved.round, piece.measure] = record["clients"]
+        if "landscapes" in record:
+            landscapes[piece.saved.round] = record["landscapes"]
         notes += record["notes"]
     frame = pd.DataFrame(rows, columns=["round", "split", "n", "metric", "value"])
-    return Report(subject, question, frame, spectra, clients, tuple(dict.fromkeys(notes)), seconds)
+    unique = tuple(dict.fromkeys(notes))
+    return Report(subject, question, frame, spectra, clients, landscapes, unique, seconds)
 
 
 def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -> list[str]:

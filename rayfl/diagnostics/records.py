@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
 
 FOLDER = "flatness"
@@ -42,6 +43,11 @@ class Records:
             part = metrics[first : first + _METRICS_PER_BATCH]
             self.client.log_batch(self.run_id, metrics=part)
         self.client.log_dict(self.run_id, {"key": key, **record}, _name(key))
+
+    def draw(self, figures: "dict[str, Figure]") -> None:
+        """Keep pictures."""
+        for name, figure in figures.items():
+            self.client.log_figure(self.run_id, figure, f"{FOLDER}/{name}.png")
 
 
 def _name(key: dict[str, Any]) -> str:

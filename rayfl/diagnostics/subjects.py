@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import yaml
-
 from rayfl.analysis.store import open_store, search_runs
 from rayfl.config import layers
 from rayfl.config.schema import Experiment, load_config
+from rayfl.config.values import parse_yaml
 from rayfl.diagnostics.records import Records
 from rayfl.errors import CheckpointError, ConfigError, first_line
 from rayfl.prepare import storage
@@ -142,7 +141,7 @@ def _config_of(client: "MlflowClient", run: "Run", overrides: Sequence[str]) -> 
             f"run {run.info.run_id}: its config.yaml cannot be read from MLflow ({first_line(error)}); give "
             "the path of its checkpoints instead"
         ) from error
-    config = load_config(yaml.safe_load(text), overrides)
+    config = load_config(parse_yaml(text), overrides)
     recorded = run.data.tags.get("rayfl.config_hash")
     if recorded != config.hash:
         raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 from rayfl.errors import ClientError
 from rayfl.federation.specs import ClientSpec
 from rayfl.training.batches import as_tensor
-from rayfl.training.client_measures import alignment, own_samples, variance
+from rayfl.training.client_measures import alignment, end_of, own_samples, variance
 from rayfl.training.engine import Engine
 from rayfl.training.function import Function, Shortcuts
 from rayfl.training.objective import SampleObjective, answer
@@ -102,6 +102,8 @@ class Client:
             named = (as_tensor(vectors[name]) for name in ("gradient", "tops"))
             gradient, tops = (vector.to(engine.device) for vector in named)
             again = replay(engine, unit, broadcast, memory, gradient[0])
+            if probe.measure == "end":
+                return end_of(again)
             if probe.measure == "alignment":
                 return alignment(objective, again, probe, gradient[0], tops)
             return variance(objective, again, probe, engine.settings.batch_size)

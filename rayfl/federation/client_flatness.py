@@ -31,12 +31,18 @@ import torch
 from torch import Tensor
 
 from rayfl import seeds
-from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.base import Algorithm, TensorInfo
 from rayfl.data.partition import Partition
 from rayfl.federation.pool import Pool
 from rayfl.federation.probe import PooledObjective
 from rayfl.federation.specs import FederationSpec
 from rayfl.flatness.gaps import EUCLIDEAN, sam_gaps
+from rayfl.flatness.landscape import (
+    Landscape,
+    landscape,
+    principal_directions,
+    random_directions,
+)
 from rayfl.flatness.measures import COSTS, TOPS, Effort
 from rayfl.flatness.spectrum import TOLERANCE, lanczos
 from rayfl.storage.checkpoint import Snapshot
@@ -44,7 +50,7 @@ from rayfl.training.batches import as_tensor
 from rayfl.training.client_measures import own_samples
 from rayfl.training.units import Arrays, Broadcast, ClientProbe, ClientProbeResult, WorkUnit
 
-Measure = Literal["alignment", "variance"]
+Measure = Literal["alignment", "variance", "end"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,13 @@ class ClientRounds:
         return lrs[min(self.state.round, len(lrs) - 1)]
 
     def ask(
-        self, clients: Sequence[int], probe: ClientProbe, vectors: Arrays
+        self, clients: Sequence[int], probe: ClientProbe, vectors: Arrays | None = None
     ) -> list[ClientProbeResult]:
-        """Each client's answer to the probe, which names none."""
+        """Each client's answer to the probe, which names none; `vectors`: for the alignment alone."""
         state, pool = self.state, self.pool
+        if vectors is None:
+            none = np.zeros((1, len(state.tensors["w"])), np.float32)
+            vectors = {"gradient": none, "tops": none[:0]}
         w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
         server = {
             name.removeprefix("server/"): torch.tensor(value)
@@ -181,9 +190,7 @@ def measure_variance(
     rounds: ClientRounds, clients: Sequence[int], samples: int, effort: Effort
 ) -> Clients:
     """The two sides of FedWMSAM's Lemma 4."""
-    size = len(rounds.state.tensors["w"])
-    nothing = {"gradient": np.zeros((1, size), np.float32), "tops": np.zeros((0, 0), np.float32)}
-    by_client = _columns(rounds.ask(clients, client_probe("variance", samples, effort), nothing))
+    by_client = _columns(rounds.ask(clients, client_probe("variance", samples, effort)))
     metrics = {f"variance/{name}": _mean(values) for name, values in by_client.items()}
     bound = metrics["variance/noise"] + metrics["variance/shift"]
     metrics["variance/bound"] = bound
@@ -192,8 +199,29 @@ def measure_variance(
     return Clients(tuple(clients), metrics, by_client, np.zeros((0, 0)))
 
 
+def measure_landscapes(
+    rounds: ClientRounds,
+    pooled: PooledObjective,
+    clients: Sequence[int],
+    tensors: Sequence[TensorInfo],
+    effort: Effort,
+) -> dict[str, Landscape]:
+    """F on two planes through w: a `random` one, and that in which the `clients` move the farthest."""
+    results = rounds.ask(clients, client_probe("end", 1, effort))
+    moves = torch.stack([as_tensor(result.vectors["end"]) for result in results]) - pooled.w
+    n = effort.grid
+    planes = {"random": landscape(pooled, random_directions(pooled.w, tensors), 1.0, n, moves)}
+    if len(moves) > 1:
+        farthest = 1.5 * float(moves.norm(dim=1).max())
+        directions = principal_directions(moves)
+        planes["clients"] = landscape(pooled, directions, farthest, n, moves)
+    return planes
+
+
 def cost_of_client(measure: Measure, effort: Effort, samples: int) -> float:
     """About how many samples' forward passes one client takes, its training aside."""
+    if measure == "end":
+        return 0.0
     if measure == "variance":
         return COSTS["gradient"] * (2 * samples + 2 * samples * min(1, effort.minibatches))
     products = COSTS["products"] * effort.lanczos_steps

@@ -32,6 +32,8 @@ class Effort:
     """Hessian-vector products for the eigenvalues, at most."""
     minibatches: int = 20
     """Draws of a minibatch at each client, for the variance."""
+    grid: int = 21
+    """Points along each side of a landscape."""
 
 
 @dataclass
@@ -105,6 +107,8 @@ COSTS = {"losses": 1.0, "gradient": 4.0, "products": 11.0}
 
 def cost_of(measure: str, effort: Effort) -> float:
     """About how many forward passes over the samples the measure takes, in both geometries."""
+    if measure == "landscape":
+        return 2.0 * effort.grid**2
     if measure == "tops":
         return COSTS["gradient"] + COSTS["products"] * effort.lanczos_steps
     if measure == "hessian":

@@ -54,6 +54,12 @@ def alignment(
     return ClientProbeResult(metrics, {name: v.cpu().numpy() for name, v in vectors.items()})
 
 
+def end_of(replayed: Replay) -> ClientProbeResult:
+    """The client's last iterate `end [P]` and its `buffers [Q]`."""
+    vectors = {"end": replayed.end, "buffers": replayed.buffers}
+    return ClientProbeResult({}, {name: v.cpu().numpy() for name, v in vectors.items()})
+
+
 def variance(
     at_start: SampleObjective, replayed: Replay, probe: ClientProbe, batch_size: int
 ) -> ClientProbeResult:

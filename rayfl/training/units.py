@@ -67,7 +67,7 @@ class ClientProbe(NamedTuple):
     """
 
     unit: WorkUnit  # of this client alone: its training is run again
-    measure: Literal["alignment", "variance"]
+    measure: Literal["alignment", "variance", "end"]  # end: where its training ends, alone
     samples: int  # of the client's own, at most
     rhos: tuple[float, ...]
     lanczos_steps: int

@@ -51,9 +51,18 @@ def test_a_run_is_measured_and_then_known(rayfl, finished):
     ):
         assert label in out
     assert "no weight decay and no term of the method" in out
-    code, again, err = rayfl("flatness", "latest", *FEW, "--clients", 2, "--format", "csv")
+    code, again, err = rayfl(
+        *("flatness", "latest", *FEW, "--clients", 2, "--format", "csv"),
+        *("-o", "figures", "--picture", "pdf"),
+    )
     assert code == 0
     assert "took nothing" in err
+    assert {path.name for path in (finished / "figures").iterdir()} == {
+        "density-round-3.pdf",
+        "clients-round-3.pdf",
+    }
+    kept = {path.name for path in finished.glob("mlruns/**/artifacts/flatness/*.png")}
+    assert kept == {"density-round-3.png", "clients-round-3.png"}
     rows = pd.read_csv(io.StringIO(again))
     assert rows["split"].tolist() == ["train", "test"]
     assert (rows["lambda1"] > rows["lambda2"]).all()

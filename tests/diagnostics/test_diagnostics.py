@@ -134,3 +134,19 @@ def test_an_unknown_run_is_refused(finished):
     experiment, *_ = finished
     with pytest.raises(ConfigError, match="'nobody': is no run in"):
         flatness("nobody", uri=experiment.tracking.uri, local=True)
+
+
+def test_a_landscape_has_the_loss_of_w_in_its_middle(finished):
+    experiment, result, _ = finished
+    effort = Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=2, lanczos_steps=5, grid=5)
+    question = Question(effort=effort, measures=("gap", "landscape"), splits=("train",), clients=3)
+    report = flatness(result.run_id, question=question, uri=experiment.tracking.uri, local=True)
+    planes = report.landscapes[3]
+    assert set(planes) == {"random", "clients"}
+    loss = numbers(report)[3, "train", "loss"]
+    for plane in planes.values():
+        assert plane["losses"][2][2] == pytest.approx(loss, rel=1e-5)
+        assert np.shape(plane["points"]) == (3, 2)
+    extent = planes["clients"]["x"][-1]
+    reached = np.linalg.norm(planes["clients"]["points"], axis=1)
+    assert 0 < reached.max() < extent
