@@ -188,7 +188,8 @@ class Execution:
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
-                self._check_metric()
+                if metrics.round > 1 or not self._sweep.metric.startswith("update/"):
+                    self._check_metric()  # what compares a round with the last begins with the second
                 continue  # an evaluation, which may come later than its round
             round = metrics.round
             if round in decisions or (needs_metrics(rules) and round % eval_every == 0):
@@ -227,8 +228,9 @@ class Execution:
             if isinstance(error, KeyedError)
             else f"{type(error).__name__}: {first_line(error)}"
         )
-        # Scalars of a server are those of its method alone; other metrics all trials have, or none.
-        ends_all = isinstance(error, MetricError) and not self._sweep.metric.startswith("server/")
+        # A method's own scalars and momentum are its alone; other metrics all trials have, or none.
+        own = self._sweep.metric.startswith(("server/", "update/cos_momentum"))
+        ends_all = isinstance(error, MetricError) and not own
         return {
             "failed": line.strip().splitlines()[0],
             "traceback": text,
