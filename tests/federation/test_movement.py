@@ -9,6 +9,7 @@ import torch
 from conftest import each
 
 from rayfl import load_config, run
+from rayfl.algorithms.vectors import precise_norm
 from rayfl.federation.movement import BLOCK, ROW, Movement, inner_products
 from rayfl.federation.pool import LocalPool
 
@@ -103,6 +104,22 @@ def test_inner_products(size):
     for (u, v), found in zip(pairs, inner_products(pairs), strict=True):
         scale = float(u.double().norm() * v.double().norm())
         assert abs(found - float(u.double() @ v.double())) < 1e-7 * scale
+
+
+@each(size=[1, 1023, 1024, 300_000, 3_000_001])
+def test_precise_norm(size):
+    generator = torch.Generator().manual_seed(size)
+    stack = torch.randn(2, size, generator=generator) * 1e-3
+    found = precise_norm(stack)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, stack.double().norm(dim=-1), rtol=1e-7, atol=0)
+
+
+def test_one_client_agrees_with_itself_in_a_large_model(small):
+    small["algorithm"], small["model"] = {"name": "fedavg"}, {"name": "mlp", "hidden": [7000, 300]}
+    small["federation"] |= {"rounds": 1, "cohort": 1, "local_epochs": None, "local_steps": 1}
+    history = run(load_config(small), local=True).history
+    assert history["update/agreement"].tolist() == pytest.approx([1.0], rel=1e-6)
 
 
 def unit(*entries):
