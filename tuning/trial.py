@@ -188,8 +188,7 @@ class Execution:
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
-                if metrics.round > 1 or not self._sweep.metric.startswith("update/"):
-                    self._check_metric()  # what compares a round with the last begins with the second
+                self._check_metric()
                 continue  # an evaluation, which may come later than its round
             round = metrics.round
             if round in decisions or (needs_metrics(rules) and round % eval_every == 0):
