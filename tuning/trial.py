@@ -227,8 +227,9 @@ class Execution:
             if isinstance(error, KeyedError)
             else f"{type(error).__name__}: {first_line(error)}"
         )
-        # Scalars of a server are those of its method alone; other metrics all trials have, or none.
-        ends_all = isinstance(error, MetricError) and not self._sweep.metric.startswith("server/")
+        # A method's own scalars and momentum are its alone; other metrics all trials have, or none.
+        own = self._sweep.metric.startswith(("server/", "update/cos_momentum"))
+        ends_all = isinstance(error, MetricError) and not own
         return {
             "failed": line.strip().splitlines()[0],
             "traceback": text,

@@ -1,5 +1,7 @@
 """The interface of an algorithm: six pure functions on flat vectors, whose defaults together are FedAvg.
 
+A seventh, `global_momentum`, changes no result: it is there for a metric.
+
 FedAvg is McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, arXiv:1602.05629, Algorithm 1: local SGD, then the mean. Deviation: the mean over the cohort is
 uniform, not weighted by sample counts, as in the papers that this project reproduces; a server learning rate
@@ -196,6 +198,14 @@ class Algorithm:
     ) -> tuple[Tensor, Vectors]:
         """New parameters and server state; `mean[name]` is the cohort's mean of that upload."""
         return w + self.server_lr * mean["delta"], server
+
+    def global_momentum(self, server: Vectors) -> Tensor | None:
+        """What the momentum in `server` adds: downhill, with its weight, `[P]`. None: there is no momentum.
+
+        The metric update/cos_momentum compares it with the cohort's mean update. Control variates and dual
+        variables are no momentum: they turn clients against each other, not all of them one way.
+        """
+        return None
 
 
 def sam(grad: Grad, rho: float) -> Grad:

@@ -54,3 +54,6 @@ class FedAdamW(LocalAdamW):
         w, _ = super().server_step(w, server, mean, ctx)
         Delta = mean["delta"] / (-ctx.steps * ctx.lr)
         return w, {"Delta": Delta, "v": mean["v"], "t": server["t"] + ctx.steps}
+
+    def global_momentum(self, server):
+        return -self.gamma * server["Delta"]

@@ -26,3 +26,6 @@ class FedAvgM(Algorithm):
     def server_step(self, w, server, mean, ctx):
         m = self.gamma * server["m"] + mean["delta"]  # a trace: no factor (1 - gamma)
         return w + self.server_lr * m, {"m": m}
+
+    def global_momentum(self, server):
+        return self.gamma * server["m"]

@@ -34,3 +34,6 @@ class FedCM(Algorithm):
     def server_step(self, w, server, mean, ctx):
         Delta = mean["delta"] / (-ctx.steps * ctx.lr)
         return super().server_step(w, server, mean, ctx)[0], {"Delta": Delta}
+
+    def global_momentum(self, server):
+        return (self.alpha - 1) * server["Delta"]

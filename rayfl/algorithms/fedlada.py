@@ -63,3 +63,6 @@ class FedLADA(Algorithm):
     def server_step(self, w, server, mean, ctx):
         w, _ = super().server_step(w, server, mean, ctx)
         return w, {"Delta": mean["delta"] / (-ctx.steps * ctx.lr), "v": mean["v"]}
+
+    def global_momentum(self, server):
+        return (self.alpha - 1) * server["Delta"]

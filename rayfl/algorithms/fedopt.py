@@ -49,6 +49,9 @@ class FedOpt(Algorithm):
         v = self.second_moment(server["v"], mean["delta"].square())
         return w + self.server_lr * m / (v.sqrt() + self.tau), {"m": m, "v": v}
 
+    def global_momentum(self, server):
+        return self.beta1 * server["m"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdagrad(FedOpt):

@@ -69,3 +69,6 @@ class FedMoSWA(FedSWA):
     def server_step(self, w, server, mean, ctx):
         w, _ = super().server_step(w, server, mean, ctx)
         return w, {"m": server["m"] + self.gamma * mean["gap"]}
+
+    def global_momentum(self, server):
+        return -server["m"]

@@ -112,6 +112,9 @@ class FedWMSAM(Algorithm):
             new["c"] = server["c"] + ctx.participation * mean["c_change"]
         return super().server_step(w, server, mean, ctx)[0], new
 
+    def global_momentum(self, server):
+        return (server["alpha"] - 1) * server["Delta"]
+
     def adapts(self, Delta: Tensor) -> Tensor:
         """True if alpha follows its target in this round, bool `[1]`."""
         return norm(Delta) > 0

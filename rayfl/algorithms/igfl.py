@@ -50,3 +50,6 @@ class IGFL(Algorithm):
     def server_step(self, w, server, mean, ctx):
         w, _ = super().server_step(w, server, mean, ctx)
         return w, {"c": mean["c"]}
+
+    def global_momentum(self, server):
+        return -self.gamma * server["c"]

@@ -12,11 +12,23 @@ from rayfl.algorithms.step_number import StepNumber
 
 # Below this norm a vector has no direction worth following (the papers' formulas would divide by 0).
 TINY = 1e-12
+ROW = 1024  # entries whose squares float32 adds up well
 
 
 def norm(v: Tensor) -> Tensor:
     """Global L2 norm, `[..., P] -> [..., 1]`."""
     return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def precise_norm(v: Tensor) -> Tensor:
+    """Global L2 norm for a metric, float64, as fast as `norm`; `[..., P] -> [...]`.
+
+    On a CPU `norm` is 0.04 % too small for 11 million entries, whose squares float32 adds up one by one.
+    """
+    whole = v.shape[-1] // ROW * ROW
+    rows = torch.linalg.vector_norm(v[..., :whole].unflatten(-1, (-1, ROW)), dim=-1)
+    rest = torch.linalg.vector_norm(v[..., whole:], dim=-1, keepdim=True)
+    return torch.linalg.vector_norm(torch.cat([rows, rest], -1), dim=-1, dtype=torch.float64)
 
 
 def scaled_to(v: Tensor, radius: float) -> Tensor:

@@ -2,8 +2,11 @@
 
 `final`, `best`, `last10` and `loss` are those of the test set; `seconds` is the time of all rounds and
 `bytes` the traffic up and down. `rounds_to_0.7`, `bytes_to_0.7` and `seconds_to_0.7` are counted up to
-the first evaluation whose accuracy is at least 0.7; a run that never gets there has none. Any metric that
-MLflow has for the runs may be used by its name there; lower is better unless the name contains "accuracy".
+the first evaluation whose accuracy is at least 0.7; a run that never gets there has none. How a run swings
+is told by `echo_reversals`, the share of rounds that move against the round before,
+`accuracy_oscillation`, the spread of test accuracy around its moving average, and `accuracy_overshoot`, its
+largest fall below the best so far (`rayfl.federation.echo`). Any metric that MLflow has for the runs may be
+used by its name there; lower is better but for accuracies and what tells how well updates agree.
 """
 
 import re
@@ -31,8 +34,10 @@ COSTS = {
     "bytes": Cost(("cost/bytes_up", "cost/bytes_down"), "MB up and down", 1e-6, 2),
     "seconds": Cost(("time/round_s",), "seconds", 1.0, 1),
 }
-_SUMMARIES = ("accuracy_final", "accuracy_best", "accuracy_last10", "loss_final")
+_SPREADS = ("accuracy_oscillation", "accuracy_overshoot")
+_SUMMARIES = ("accuracy_final", "accuracy_best", "accuracy_last10", "loss_final", *_SPREADS)
 _TESTED = ("test/accuracy", "test/loss")
+_ALIGNED = ("update/agreement", "update/cos_previous", "update/cos_momentum")
 _TARGET = re.compile(r"(rounds|bytes|seconds)_to_(0?\.\d+|1(?:\.0*)?|0)")
 
 
@@ -82,7 +87,8 @@ class Metric:
         """The per-round metric whose curve shows this number; test accuracy for costs."""
         if "/" in self.column:
             return self.column
-        return "test/loss" if self.column == "loss_final" else "test/accuracy"
+        shown = {"loss_final": "test/loss", "echo_reversals": "update/cos_previous"}
+        return shown.get(self.column, "test/accuracy")
 
     @property
     def histories(self) -> tuple[str, ...]:
@@ -97,6 +103,11 @@ class Metric:
             return numbers(runs, "bytes_up") + numbers(runs, "bytes_down")
         if self.cost == "seconds":
             return numbers(runs, "seconds_per_round") * numbers(runs, "rounds")
+        if self.column in _SUMMARIES and self.column not in runs:
+            raise ConfigError(
+                f"--metric = {shown(self.name)}: no run has it yet, for none was evaluated; ask again later, "
+                "or for another metric"
+            )
         if self.column not in runs:
             known = [c for c in runs if "/" in c]
             raise ConfigError(
@@ -128,6 +139,9 @@ _FIXED = {
         Metric("loss", "final test loss", False, "loss_final"),
         Metric("seconds", "time (s)", cost="seconds", digits=1),
         Metric("bytes", "traffic up and down (MB)", cost="bytes", scale=1e-6, digits=2),
+        Metric("echo_reversals", "share of rounds against the last", column="echo_reversals"),
+        Metric("accuracy_oscillation", "spread around the trend", column="accuracy_oscillation"),
+        Metric("accuracy_overshoot", "largest fall of accuracy", column="accuracy_overshoot"),
     )
 }
 NAMES = (*_FIXED, "rounds_to_0.7", "bytes_to_0.7", "seconds_to_0.7")
@@ -148,7 +162,8 @@ def metric(name: str) -> Metric:
         target, (_, unit, scale, digits) = float(match[2]), COSTS[cost]
         label = f"{unit} to test accuracy {target:g}"
         return Metric(f"{cost}_to_{target:g}", label, False, "", cost, target, scale, digits)
-    return Metric(name, name, "accuracy" in name, name)
+    higher = name in _ALIGNED or ("accuracy" in name and not name.endswith(_SPREADS))
+    return Metric(name, name, higher, name)
 
 
 def numbers(runs: pd.DataFrame, column: str) -> pd.Series:

@@ -41,8 +41,9 @@ MetricNames = Annotated[
     str,
     typer.Option(
         metavar="NAME,NAME",
-        help="final, best, last10, loss, seconds, bytes, {rounds,bytes,seconds}_to_ACCURACY, or a "
-        "metric of MLflow's; the first decides which row is best.",
+        help="final, best, last10, loss, seconds, bytes, {rounds,bytes,seconds}_to_ACCURACY, "
+        "echo_reversals, accuracy_oscillation, accuracy_overshoot, or a metric of MLflow's; the first "
+        "decides which row is best.",
     ),
 ]
 MetricName = Annotated[str, typer.Option(metavar="NAME", help="As in `rayfl results`.")]

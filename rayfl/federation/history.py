@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from rayfl.federation import echo
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,10 +36,12 @@ class History:
         return frame.rename_axis("round")
 
     def summary(self, targets: Sequence[float] = ()) -> dict[str, float]:
-        """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`.
+        """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`; the echo.
 
         Accuracies are the test set's, and as `validation_accuracy_...` those of what is held out. A target
         that was never reached has no entry, and nothing has before the first round.
+        The echo (`rayfl.federation.echo`) is `accuracy_oscillation`, from 10 evaluations on,
+        `accuracy_overshoot`, and, from two rounds on, `echo_reversals`.
         """
         seconds = list(self._values("time/round_s").values())
         if not seconds:
@@ -51,8 +55,13 @@ class History:
                     f"{prefix}accuracy_final": evaluated[-1],
                     f"{prefix}accuracy_best": max(evaluated),
                     f"{prefix}accuracy_last10": fmean(evaluated[-10:]),
+                    f"{prefix}accuracy_overshoot": echo.overshoot(evaluated),
                     f"{prefix}loss_final": list(self._values(f"{split}/loss").values())[-1],
                 }
+                if (oscillation := echo.oscillation(evaluated)) is not None:
+                    summary[f"{prefix}accuracy_oscillation"] = oscillation
+        if cosines := list(self._values("update/cos_previous").values()):
+            summary["echo_reversals"] = echo.reversals(cosines)
         accuracy = self._values("test/accuracy")
         for target in targets:
             reached = [round for round, value in accuracy.items() if value >= target]

@@ -19,6 +19,7 @@ from rayfl.algorithms.base import ServerContext
 from rayfl.algorithms.noise import server_noise
 from rayfl.errors import DivergedError
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, PendingRound, RoundMetrics
+from rayfl.federation.movement import Movement
 from rayfl.federation.pool import Future, Pool
 from rayfl.federation.sampling import survivors
 from rayfl.federation.specs import ServerSpec
@@ -49,6 +50,7 @@ class Server:
         # Server state that begins at infinity, as a running minimum does, and may stay there.
         self._infinite = {name for name, value in self.state.items() if value.isinf().any()}
         self.round = 0  # rounds that are done
+        self._movement = Movement()
         # Each client's memory, by client id; clients never sampled have none.
         self.memories: dict[int, MemoryRef] = {}
         self._remembers = bool(algorithm.init_client(self.w))
@@ -87,6 +89,8 @@ class Server:
         """The state after `self.round` rounds; memories are fetched when they are asked for."""
         tensors = {"w": self.w, "buffers": self.buffers}
         tensors |= {f"server/{name}": value for name, value in self.state.items()}
+        if self._movement.last is not None:
+            tensors["last_delta"] = self._movement.last
         memories = {
             client: Memory(kept.round, functools.partial(self.pool.fetch, kept.handle))
             for client, kept in self.memories.items()
@@ -107,6 +111,7 @@ class Server:
             )
         self.round, self.state, self._due = snapshot.round, state, None
         self.w, self.buffers = tensors["w"], tensors["buffers"]
+        self._movement = Movement(tensors.get("last_delta"))
         self.memories = {
             client: MemoryRef(memory.round, self.pool.store(memory.fetch()))
             for client, memory in snapshot.memories.items()
@@ -153,14 +158,16 @@ class Server:
         self.buffers = mean.pop("buffers")
         steps = sum(result.steps for result in results) / pending.clients
         participation = pending.clients / self.federation.clients
+        bytes_up = sum(v.nbytes for v in (*mean.values(), self.buffers))
+        metrics = pending.metrics(results, bytes_up)
+        momentum = self.algorithm.global_momentum(self.state)
+        metrics |= self._movement.metrics(mean["delta"], momentum, metrics["train/drift"])
         random = server_noise(self.federation.seed, pending.round)
         ctx = ServerContext(pending.lr, steps, participation, pending.round, random)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
         self._check_aggregated(pending.round)
         # An adaptive scalar of the algorithm, such as FedWMSAM's alpha, is worth a curve.
-        scalars = {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
-        bytes_up = sum(v.nbytes for v in (*mean.values(), self.buffers))
-        metrics = pending.metrics(results, bytes_up) | scalars
+        metrics |= {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
         metrics["runtime/lost_units"] = float(self.pool.lost_units)
         took = time.perf_counter() - pending.began
         times = {"time/overhead_s": took - max(busy.values()), "time/round_s": took}

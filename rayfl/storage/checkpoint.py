@@ -4,7 +4,7 @@ A run has one folder, `<dir>/<config hash>/<run>`, in a local directory or at an
 fsspec knows (s3://bucket/path). In it:
 
     checkpoint-00000120.json              manifest of round 120, with the SHA-256 of every file
-    state-00000120.safetensors            w, buffers and the server state
+    state-00000120.safetensors            w, buffers, the server state, the last mean update
     history-00000120.json                 the metrics of all rounds so far
     memories/17-00000118.safetensors      memory of client 17, whose last round was 118
 
@@ -48,7 +48,7 @@ class Snapshot:
 
     round: int
     tensors: Arrays
-    """Arrays `w`, `buffers` and `server/<name>`."""
+    """Arrays `w`, `buffers`, `server/<name>` and, after a round, `last_delta`, its mean update `[P]`."""
     memories: dict[int, Memory]
     """Client id -> memory."""
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rayfl.provenance import Provenance
 from rayfl.storage.storage import Storage
 
-FORMAT = 3
+FORMAT = 4
 
 # Only files of the run's own folder: the deletion of old checkpoints must not reach any other file.
 FileName = Annotated[str, Field(pattern=r"^(state|history)-\d+\.(safetensors|json)$")]

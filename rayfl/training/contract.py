@@ -120,6 +120,8 @@ def _train(
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")
         memory = trained.memory
         mean = {name: value.sum(0) / len(STEPS) for name, value in trained.uploads.items()}
+        if (momentum := method.global_momentum(server)) is not None:
+            method.watch.must_be("global_momentum", "momentum", momentum, "w", w)
         ctx = ServerContext(lr, sum(STEPS) / len(STEPS), participation, round)
         w, server = method.server_step(w, server, mean, ctx)
 
@@ -208,6 +210,10 @@ class Watched(Algorithm):
         self.watch.must_be("server_step", "w", new, "w before", w)
         self.must_keep("server_step", "server", state, server, "init_server")
         return new, state
+
+    def global_momentum(self, server: Vectors) -> Tensor | None:
+        given: Given = {"server": server}
+        return self.watch("global_momentum", given, lambda: self.method.global_momentum(server))
 
     def must_keep(self, function: str, part: str, new: Vectors, old: Vectors, of: str) -> None:
         """The same names, each with the same kind of tensor: a checkpoint is read by them."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rayfl import kernels, seeds
 from rayfl.algorithms.base import Algorithm, Vectors
 from rayfl.algorithms.noise import ClientNoise
+from rayfl.algorithms.vectors import precise_norm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import first_line
@@ -128,7 +129,7 @@ class Engine:
                     summed = value.sum(0) if len(value) > 1 else value[0]
                     sums[name] = sums[name] + summed if name in sums else summed
                 losses.append(trained.losses)
-                drifts.append(torch.linalg.vector_norm(trained.uploads["delta"], dim=-1))
+                drifts.append(precise_norm(trained.uploads["delta"]))
                 kept += self._kept(unit, unit.clients[stack], trained.memory)
                 steps += taken
                 passes += trained.backward_passes

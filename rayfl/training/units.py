@@ -87,7 +87,7 @@ class UnitResult(NamedTuple):
     # Each upload summed over the unit's clients in their order; `buffers [Q]` among them.
     sums: Arrays
     losses: np.ndarray  # `[C]`, mean training loss of each client
-    drifts: np.ndarray  # `[C]`, L2 norm of each client's delta
+    drifts: np.ndarray  # `[C]`, L2 norm of each client's delta, float64
     steps: int  # local steps of all clients together
     backward_passes: int
     seconds: float

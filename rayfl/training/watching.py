@@ -27,14 +27,15 @@ RETURNS = {
     "local_step": ("direction", "memory"),
     "upload": ("uploads", "memory"),
     "server_step": ("w", "server"),
+    "global_momentum": ("momentum",),
 }
-VECTORS = ("start", "direction", "w")
+VECTORS = ("start", "direction", "w", "momentum")
 # What they are given with a row for each client.
 ROWS = {
     "local_step": ("x", "memory", "ctx.start", "ctx.steps"),
     "upload": ("delta", "memory", "ctx.start", "ctx.steps"),
 }
-# A run stops where these are not finite.
+# A run stops where these are not finite, or lacks a metric.
 FINITE = (*VECTORS, "uploads", "server")
 # Errors are looked for in the user's own files.
 LIBRARIES = tuple(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (rayfl, torch))
@@ -94,6 +95,8 @@ class Watch:
     def named(self, function: str, result: Any) -> dict[str, Tensor]:
         """The tensors of a result by their names in messages, such as "memory['m']"."""
         parts, named = RETURNS[function], {}
+        if function == "global_momentum" and result is None:
+            return {}
         values = result if isinstance(result, tuple) else (result,)
         types = [Tensor if part in VECTORS else dict for part in parts]
         if len(values) != len(parts) or not all(map(isinstance, values, types)):

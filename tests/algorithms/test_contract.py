@@ -159,6 +159,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
     w, server = algorithm.server_step(state.w, state.server, mean, server_ctx)
     watch({"w": w}), watch(server)
     algorithm.broadcast(w, server)
+    algorithm.global_momentum(server)
     assert all(map(same, watched, kept))
 
 
@@ -194,6 +195,42 @@ def test_dtype_and_shapes_stay_from_round_to_round(algorithm, dtype):
         assert (state.w.shape, state.w.dtype) == (vector, dtype)
         assert shapes(state.server) == expected[0]
         assert all(shapes(memory) == expected[1] for memory in state.memories)
+
+
+MOMENTUM = {
+    "fedacg",
+    "fedadam",
+    "fedadamw",
+    "fedavgm",
+    "fedcm",
+    "fedlada",
+    "fedmoswa",
+    "fednesterov",
+}
+MOMENTUM |= {"fednsam", "fednsam_momentum", "fedwmsam", "fedwmsam_released", "fedyogi", "igfl"}
+MOMENTUM |= {"mofedsam"}
+WITHOUT_WEIGHT = {"fedadagrad", "fedwmsam-alpha_1", "fedwmsam_released-alpha_1"}
+
+
+@each(name=list(INSTANCES))
+def test_the_global_momentum_points_where_the_model_went(name):
+    """All clients have one optimum, far away: the way there is downhill, whatever the method's own signs."""
+    algorithm, f = INSTANCES[name], federation(noise=0.0, cohorts=((0, 1, 2),))
+    f = f._replace(b=np.full_like(f.b, 100.0))
+    state = begin(algorithm, f, torch.float32)
+    first = algorithm.global_momentum(state.server)
+    state = list(states(algorithm, f))[-1]
+    momentum = algorithm.global_momentum(state.server)
+    if name.partition("-")[0] not in MOMENTUM | WITHOUT_WEIGHT:
+        assert first is None
+        assert momentum is None
+        return
+    assert first is not None
+    assert momentum is not None
+    assert not first.any()
+    assert momentum.shape == state.w.shape
+    towards = (100.0 - torch.tensor(f.x0)) @ momentum.double()
+    assert towards == 0 if name in WITHOUT_WEIGHT else towards > 0
 
 
 @each(algorithm=INSTANCES)

@@ -8,6 +8,7 @@ from stored import ALPHAS, RHOS, ROUNDS, config, record, rounds, top
 
 from rayfl.analysis import aggregate, tables
 from rayfl.analysis import runs as store
+from rayfl.analysis.metrics import metric
 from rayfl.analysis.store import address_of
 from rayfl.errors import ConfigError
 from rayfl.tracking.store import TrackingStore
@@ -119,6 +120,27 @@ def test_lower_is_better_for_losses_and_costs(stored):
     assert aggregate.summarize(runs, BY, ["train/loss"]).rows["train/loss"][0] == pytest.approx(
         2.5 * 0.8**ROUNDS
     )
+
+
+def test_less_swing_is_better_and_more_agreement(stored):
+    """Each run's accuracy rises without a fall, by `rounds`: what is left of the trend is its curvature."""
+    names = ["accuracy_oscillation", "accuracy_overshoot"]
+    runs = store.load("rayfl", stored.uri, "algorithm.name=fedavg", names)
+    for _, run in runs[runs["state"] == "finished"].iterrows():
+        a = np.array([1 - 0.6**r for r in range(1, ROUNDS + 1)])
+        a *= top("fedavg", None, run["partition.alpha"], run["seed"])
+        rest = a[1:-1] - (a[:-2] + a[1:-1] + a[2:]) / 3
+        assert run["accuracy_oscillation"] == pytest.approx(rest.std())
+        assert run["accuracy_overshoot"] == 0
+    swings = [*names, *(f"validation_{name}" for name in names), "echo_reversals"]
+    assert not any(metric(name).higher for name in swings)
+    aligned = ["update/agreement", "update/cos_previous", "update/cos_momentum"]
+    assert all(metric(name).higher for name in (*aligned, "test/accuracy", "client/accuracy_mean"))
+    rows = aggregate.summarize(runs, ["seed"], names).rows
+    assert rows["is_best"].tolist() == (rows[names[0]] == rows[names[0]].min()).tolist()
+    assert metric("echo_reversals").by_round == "update/cos_previous"
+    assert metric("accuracy_overshoot").by_round == "test/accuracy"
+    assert metric("accuracy_overshoot").validation == "validation_accuracy_overshoot"
 
 
 @pytest.mark.parametrize("target", [0.66, 0.7, 0.8])  # 0.66 is none of the recorded targets

@@ -46,6 +46,8 @@ def test_summary():
         "accuracy_final": 0.6,
         "accuracy_best": 0.75,
         "accuracy_last10": pytest.approx((sum(range(7, 16)) / 20 + 0.6) / 10),
+        "accuracy_oscillation": pytest.approx((2 * 0.75 - 0.7 - 0.6) / 3 * math.sqrt(13) / 14),
+        "accuracy_overshoot": pytest.approx(0.15),
         "loss_final": 0.4,
         "rounds_to_0.05": 1,
         "rounds_to_0.5": 10,
@@ -69,9 +71,18 @@ def test_what_was_held_out_has_a_summary_of_its_own():
         "validation_accuracy_final": 0.4,
         "validation_accuracy_best": 0.5,
         "validation_accuracy_last10": pytest.approx(0.45),
+        "validation_accuracy_overshoot": pytest.approx(0.1),
         "validation_loss_final": 2,
     }
     assert plain == {key: summary[key] for key in plain}
+
+
+def test_rounds_that_go_back_are_counted_among_those_that_tell():
+    run = history({1: 0.5}, rounds=5)
+    assert "echo_reversals" not in run.summary()
+    for r, cosine in ((2, -0.5), (3, 0.5), (5, -0.1)):
+        run.add(r, {"update/cos_previous": cosine})
+    assert run.summary()["echo_reversals"] == pytest.approx(2 / 3)
 
 
 def test_few_evaluations_are_all_of_the_last_ten():

@@ -414,6 +414,22 @@ WRONG = {
         momentum(broadcast=lambda self, w, server: (w + server["m"].add_(1), {})),
         r"broadcast .* changes server\['m'\]",
     ),
+    "momentum_in_place": (
+        momentum(global_momentum=lambda self, server: server["m"].neg_()),
+        r"global_momentum .* changes server\['m'\]",
+    ),
+    "momentum_of_one": (
+        momentum(global_momentum=lambda self, server: server["m"].norm()),
+        r"global_momentum .* returns momentum as float32 \[\], but it must be float32 \[1098\], as w",
+    ),
+    "momentum_by_name": (
+        momentum(global_momentum=lambda self, server: "m"),
+        r"global_momentum .* returns str, but must return momentum \(a tensor\)",
+    ),
+    "momentum_of_a_wrong_name": (
+        method(global_momentum=lambda self, server: server["m"]),
+        r"global_momentum raises KeyError: 'm'",
+    ),
     "no_memory": (
         method(local_step=lambda self, x, memory, grad, ctx: grad(x)),
         r"returns Tensor, but must return direction \(a tensor\), memory \(a dict of tensors\)",

@@ -210,6 +210,28 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
     assert report["stopped"].startswith(f"round {first}: test/accuracy ")
 
 
+def test_a_metric_that_begins_with_the_second_round_may_be_the_sweep_s(execution, small, tmp_path):
+    experiment = load_config(small)
+    trials = execution(experiment, metric="update/cos_previous")
+    trials.begin(IDENTITY, job(experiment, tmp_path), {})
+    records, report = ended(trials)
+    assert "failed" not in report
+    found = {r: m["update/cos_previous"] for r, m in records if "update/cos_previous" in m}
+    assert sorted(found) == [2, 3]
+    assert report["update/cos_previous"] == found[3]
+
+
+def test_a_method_without_momentum_fails_alone_where_the_sweep_is_about_it(
+    execution, small, tmp_path
+):
+    without = load_config(small, ["algorithm.name=fedavg"])
+    trials = execution(without, metric="update/cos_momentum")
+    trials.begin(IDENTITY, job(without, tmp_path), {})
+    _, report = ended(trials)
+    assert "no round has it" in report["failed"]
+    assert not report["ends_sweep"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "sweep", "words"),
