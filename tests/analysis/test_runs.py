@@ -286,3 +286,12 @@ def test_tables_mark_the_best_and_count_what_reached(runs):
     markdown = tables.text_of(table, summary.rows, "markdown").splitlines()
     assert {line.count("|") for line in markdown} == {len(table.header) + 1}
     assert "**" in markdown[-1]
+
+
+def test_a_store_where_no_run_has_ended_says_so(tmp_path, empty_store):
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking = TrackingStore(uri, "rayfl")
+    record(tracking, config("fedavg", None, 0.5, 0), {}, "RUNNING")
+    with pytest.raises(ConfigError, match=r"'last10': no run has it, for a run gets it at its end"):
+        store.load(uri=uri, metrics=["last10"])
