@@ -27,6 +27,7 @@ ANSWERS = ("rayfl results ", "rayfl compare ", "rayfl plot ", "rayfl report ")
 PRESET = "rayfl reproduce fedwmsam/table6"
 FULL_PRESET = f"{PRESET} --scale full base.data.download=true"
 RESUME = "rayfl run quickstart --resume latest"
+FLATNESS = "rayfl flatness latest -o pictures"
 OWN_METHOD = "rayfl run quickstart algorithm.name=mymethod:MySAM algorithm.rho=0.1"
 
 
@@ -68,7 +69,7 @@ def shell(command, folder, timeout=600):
 
 
 def test_every_command_is_accounted_for():
-    known = {*RUN_BY_CI, *ON_A_CLUSTER, DOWNLOADS, OWN_METHOD}
+    known = {*RUN_BY_CI, *ON_A_CLUSTER, DOWNLOADS, OWN_METHOD, FLATNESS}
     others = [command for command in commands() if command not in known]
     assert known <= set(commands())
     assert all(command.startswith("rayfl ") for command in others)
@@ -82,7 +83,7 @@ def test_every_command_is_accounted_for():
         c
         for c in commands()
         if c.startswith("rayfl ")
-        and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, PRESET, FULL_PRESET, RESUME)
+        and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, PRESET, FULL_PRESET, RESUME, FLATNESS)
         and not c.startswith(ANSWERS)
     ],
 )
@@ -126,6 +127,8 @@ def test_a_run_goes_on(folder):
     first = shell("rayfl run quickstart --json", folder)
     again = shell(f"{RESUME} --json", folder)
     assert digest(first) == digest(again)
+    assert "lambda 1" in shell(FLATNESS, folder)
+    assert len(list((folder / "pictures").glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize(

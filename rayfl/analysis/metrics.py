@@ -105,8 +105,8 @@ class Metric:
             return numbers(runs, "seconds_per_round") * numbers(runs, "rounds")
         if self.column in _SUMMARIES and self.column not in runs:
             raise ConfigError(
-                f"--metric = {shown(self.name)}: no run has it, for a run gets it at its end (of ten evaluations "
-                "at least, if it is a spread); ask later, or for a metric of its rounds such as test/accuracy"
+                f"--metric = {shown(self.name)}: no run has it, for a run gets it at its end (a spread: of "
+                "ten evaluations at least); ask later, or for a metric of its rounds such as test/accuracy"
             )
         if self.column not in runs:
             known = [c for c in runs if "/" in c]

@@ -18,7 +18,7 @@ class Pivot(NamedTuple):
 
     table: Table
     rows: pd.DataFrame
-    """The keys of the rows; for each column its mean, `_std` and `_n`."""
+    """The keys of the rows; for each column its mean, `_std`, `_n` and, with a target, `_reached`."""
     notes: tuple[str, ...]
 
 
@@ -44,12 +44,18 @@ def pivot(summary: Summary, across: int, form: str = "table", underline: bool = 
     best = summary.best[0] if is_of_tasks else _of_columns(summary, at)
     near = summary.near(0, best) if underline else []
     style, m = style_of(form), summary.metrics[0]
-    usual = max((summary.aggregates[i][0].n for i in cells.values()), default=0)
+    has_target = m.target is not None
+    found = [summary.aggregates[i][0] for i in cells.values()]
+    usual = max((a.finished if has_target else a.n for a in found), default=0)
 
     def text(i: int) -> str:
         found = summary.aggregates[i][0]
         mean = mean_of(style.metric(m), summary, i, 0)
-        n = f" (n={found.n})" if found.n != usual and "(n=" not in mean and found.n else ""
+        if has_target:
+            partial = found.n < found.finished or found.finished != usual
+            n = f" ({found.n}/{found.finished})" if partial and found.finished else ""
+        else:
+            n = f" (n={found.n})" if found.n != usual and "(n=" not in mean and found.n else ""
         return style.text(mean + n)
 
     keys = [style.values([row[k] for row in rows]) for k in range(split)]
@@ -108,7 +114,10 @@ def _counts(summary: Summary, usual: int) -> list[str]:
     rounds = [shown(r) for r in sorted(set(summary.rows["rounds"]) - {None}, key=order)]
     states = [state for _, members in summary.groups for state in members["state"]]
     left_out = counted(states, STATES[1:])
+    m = summary.metrics[0]
     same = f"n = {usual} where a cell says nothing else"
+    if m.target is not None:
+        same += "; (k/n): k of n runs reached the target, and the mean is over those"
     return [
         f"{same}; rounds: {', '.join(rounds)}" if rounds else same,
         *([f"left out of the means: {left_out}"] if left_out else []),
@@ -134,5 +143,7 @@ def _numbers(
                 f"{name}_std": a and a.std,
                 f"{name}_n": a.n if a else 0,
             }
+            if summary.metrics[0].target is not None:
+                numbers[f"{name}_reached"] = f"{a.n}/{a.finished}" if a else None
         found.append(numbers)
     return pd.DataFrame(found)

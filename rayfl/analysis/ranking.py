@@ -32,6 +32,8 @@ class Aggregate:
     """Finished runs, and those that failed, were stopped early or were infeasible."""
     seeds: frozenset[Any]
     """Seeds in the mean."""
+    finished_seeds: frozenset[Any]
+    """Seeds of the finished runs, whether they have the metric or not."""
 
     @property
     def error(self) -> float:
@@ -62,13 +64,15 @@ def aggregate(runs: pd.DataFrame, name: str) -> Aggregate:
     values = runs[name].to_numpy(dtype=float)
     there = finished & ~np.isnan(values)
     found, n = values[there], int(there.sum())
+    seeds = runs["seed"].to_numpy() if "seed" in runs else None
     return Aggregate(
         mean=float(found.mean()) if n else nan,
         std=float(found.std(ddof=1)) if n > 1 else nan,
         n=n,
         finished=int(finished.sum()),
         ended=sum(state in ENDED for state in states),
-        seeds=frozenset(runs["seed"].to_numpy()[there] if "seed" in runs else range(n)),
+        seeds=frozenset(range(n) if seeds is None else seeds[there]),
+        finished_seeds=frozenset(range(int(finished.sum())) if seeds is None else seeds[finished]),
     )
 
 
@@ -124,20 +128,25 @@ def ranked(
         f"a better {m.name} than the best, but of fewer seeds or a smaller share of the runs",
         ((names[i], spread(m, groups[i].mean)) for i in better),
     )
-    notes += _named("fewer seeds than others", _few(groups, orders, names))
+    notes += _named("fewer seeds than others", _few(groups, tasks, m, names))
     ordered = tuple(place[-1] for place in sorted(places))
     return Ranking(ordered, tuple(sorted(order[0] for order in orders)), tuple(notes))
 
 
 def _few(
-    groups: Sequence[Aggregate], orders: Sequence[Sequence[int]], names: Sequence[str]
+    groups: Sequence[Aggregate], tasks: Sequence[Hashable], m: Metric, names: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
-    """The groups that lack a seed which others of their task have."""
-    for order in orders:
-        every = frozenset[Any]().union(*(groups[i].seeds for i in order))
-        for i in sorted(order):
-            if groups[i].seeds != every:
-                yield names[i], f"{len(groups[i].seeds)} of {len(every)}"
+    """The groups that lack a seed which others of their task have run to the end.
+
+    A seed that did not reach a target is there: tables say how many reached it.
+    """
+    every: dict[Hashable, frozenset[Any]] = {}
+    for group, task in zip(groups, tasks, strict=True):
+        every[task] = every.get(task, frozenset()) | group.finished_seeds
+    for group, task, name in zip(groups, tasks, names, strict=True):
+        own = group.seeds if m.target is None else group.finished_seeds
+        if own and own != every[task]:
+            yield name, f"{len(own)} of {len(every[task])}"
 
 
 def _named(what: str, rows: Iterator[tuple[str, str]]) -> list[str]:

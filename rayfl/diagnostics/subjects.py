@@ -47,7 +47,13 @@ def find(
     config = _config_of(client, run, overrides)
     where = storage(config)
     place = below(where, config.hash, run.info.run_id)
-    saved = _chosen(_saved(Storage(place)), rounds, f"run {run.info.run_id} in {place}")
+    every = _saved(Storage(place))
+    if not every and (sweep := run.data.tags.get("rayfl.sweep")):
+        raise ConfigError(
+            f"run {run.info.run_id} is a trial of the sweep '{sweep}', which keeps no checkpoint of a trial "
+            "that has ended; repeat it with `rayfl run` and its config.yaml"
+        )
+    saved = _chosen(every, rounds, f"run {run.info.run_id} in {place}")
     return Subject(config, saved, Records(client, run.info.run_id))
 
 

@@ -103,6 +103,22 @@ def test_a_pivot_whose_rows_are_tasks():
     assert notes[0] == "last10; best of each task marked"
 
 
+@pytest.mark.parametrize("form", ["table", "latex"])
+def test_a_target_that_some_runs_reached(form):
+    """A mean over those that did is none over all; a cell of runs that did not is none without runs."""
+    rounds = {("a", 0.1): [20.0, nan], ("a", 0.6): [10.0, 12.0], ("b", 0.1): [nan]}
+    every = runs(("a", 0.1, 0.8, 0.6), ("a", 0.6, 0.9, 0.9), ("b", 0.1, 0.5))
+    every["rounds_to_0.7"] = [v for values in rounds.values() for v in values]
+    summary = summarize(every, BY, ["rounds_to_0.7"])
+    assert "fewer seeds than others: b, partition.alpha=0.1 (1 of 2)" in summary.notes
+    table, numbers, notes = pivot(summary, 1, form)
+    nothing = "--" if form == "latex" else "–"
+    assert [row[1] for row in table.rows] == ["20.0 (1/2)", f"{nothing} (0/1)"]
+    assert table.rows[1][2] == nothing
+    assert "(k/n): k of n runs reached the target, and the mean is over those" in notes[1]
+    assert numbers["partition.alpha=0.1_reached"].tolist() == ["1/2", "0/1"]
+
+
 def test_validation_chooses_and_the_test_set_is_shown():
     found = {"validation_accuracy_last10": {("a", 0.1): [0.6, 0.7], ("b", 0.1): [0.7, 0.8]}}
     every = runs(("a", 0.1, 0.9, 0.9), ("b", 0.1, 0.8, 0.8), **found)
