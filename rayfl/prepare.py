@@ -20,7 +20,9 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.evaluation import Breakdown
-from rayfl.federation.specs import ClientSpec, FederationSpec, ServerSpec
+from rayfl.federation.measurer import Measurer
+from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
+from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
@@ -63,9 +65,17 @@ class Prepared:
         """Everything that the server and the clients need."""
         w, buffers = Layout(self.model).flatten(self.model)
         algorithm, name = self.config.algorithm, self.config.algorithm_name
-        server = ServerSpec(algorithm, name, w.numpy(), buffers.numpy(), self.federation)
+        asked = self.config.diagnostics
+        diagnosis = asked.every and Diagnosis(asked.every, self.measurer(asked.question))
+        arrays = w.numpy(), buffers.numpy()
+        server = ServerSpec(algorithm, name, *arrays, self.federation, diagnosis or None)
         model = packed(self.model)
         return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
+
+    def measurer(self, question: Question) -> Measurer:
+        """What measures the flatness of its states."""
+        tensors = tuple(Layout(self.model).parameters)
+        return Measurer(question, self.federation, self.config.algorithm, self.partition, tensors)
 
 
 def prepare(

@@ -197,6 +197,15 @@ def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
             hint="set data.validation=0.1, or metric=test/accuracy",
             keys=("data.validation",),
         )
+    measured = experiment.diagnostics.every
+    if sweep.metric.startswith("flatness/") and measured is None:
+        return ConfigError(
+            "is measured in no round, for diagnostics.every is not set",
+            key="metric",
+            value=sweep.metric,
+            hint="set diagnostics.every, and what it belongs to in diagnostics.measures",
+            keys=("diagnostics.every", "diagnostics.measures"),
+        )
     scheduler, every = sweep.scheduler, experiment.federation.eval_every
     rounds = scheduler.rounds(sweep.rounds(experiment))
     missed = [round for round in rounds if round % every]
@@ -205,6 +214,14 @@ def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
             f"the scheduler decides at round {missed[0]}, which must be evaluated",
             key="federation.eval_every",
             value=every,
+            hint="let it divide that number",
+        )
+    missed = [round for round in rounds if measured and round % measured]
+    if missed and sweep.metric.startswith("flatness/"):
+        return ConfigError(
+            f"the scheduler decides at round {missed[0]}, which must be measured",
+            key="diagnostics.every",
+            value=measured,
             hint="let it divide that number",
         )
     if rounds and scheduler.decides_on_points and experiment.checkpoint.every is None:

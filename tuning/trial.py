@@ -188,7 +188,10 @@ class Execution:
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
-                self._check_metric()
+                if not self._sweep.metric.startswith(
+                    "flatness/"
+                ):  # it may be due after later rounds
+                    self._check_metric()
                 continue  # an evaluation, which may come later than its round
             round = metrics.round
             if round in decisions or (needs_metrics(rules) and round % eval_every == 0):

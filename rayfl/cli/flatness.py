@@ -67,9 +67,9 @@ def flatness(
 ) -> None:
     """Measure how flat the loss is where a run has ended."""
     from rayfl import diagnostics
-    from rayfl.diagnostics.measuring import MEASURES, SPLITS
     from rayfl.diagnostics.tables import table_of, wide
     from rayfl.flatness.measures import Effort
+    from rayfl.flatness.question import MEASURES, SPLITS
 
     question = diagnostics.Question(
         measures=_among("--measures", measures, MEASURES),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FREE_SECTIONS = ("resources", "ray", "tracking", "checkpoint", "evaluation")
+FREE_SECTIONS = ("resources", "ray", "tracking", "checkpoint", "evaluation", "diagnostics")
 """Sections that change no result: the place of a run, its records, and numbers from its predictions."""
 
 PLACES = ("data.root", "data.download", "model.download")

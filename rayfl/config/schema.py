@@ -19,6 +19,7 @@ from rayfl.config.messages import config_error
 from rayfl.config.named import ALGORITHM, DATA, MODEL, NAMED, PARTITION
 from rayfl.config.sections import (
     Checkpoint,
+    Diagnostics,
     Evaluation,
     Federation,
     Ray,
@@ -54,6 +55,7 @@ class Experiment(Section):
     algorithm: Annotated[Algorithm, ALGORITHM] = ALGORITHMS["fedwmsam"]()
     federation: Federation
     evaluation: Evaluation = Evaluation()
+    diagnostics: Diagnostics = Diagnostics()
     resources: Resources = Resources()
     ray: Ray = Ray()
     tracking: Tracking = Tracking()

@@ -8,12 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rayfl.config import layers
 from rayfl.errors import ConfigError
 from rayfl.federation.sampling import Sampling, cohort_size
+from rayfl.flatness.measures import Effort
+from rayfl.flatness.question import Question
 from rayfl.text import shown
 from rayfl.training.precision import Precision
 
 LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250  # characters; MLflow's limits
 
 Positive = Annotated[int, Field(gt=0)]
+Distance = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -130,6 +133,46 @@ class Evaluation(Section):
     """accuracy of each class"""
     per_client: bool = True
     """accuracy on the clients' own distributions: mean, quantiles, worst"""
+
+
+class Diagnostics(Section):
+    """The flatness of the global model while it is trained, as `rayfl flatness` measures it. It changes no
+    result."""
+
+    every: Positive | None = None
+    """rounds between two measurements; the last round's too; null: none"""
+    measures: tuple[Literal["gap", "hessian", "alignment", "variance"], ...] = ("gap",)
+    """what is measured"""
+    splits: tuple[Literal["train", "test"], ...] = ("train",)
+    """samples that gap and hessian are of"""
+    samples: int = Field(default=2048, gt=0)
+    """of each split and of each client, at most"""
+    clients: int = Field(default=8, gt=0)
+    """of the next round, trained again for alignment and variance, at most"""
+    rho: tuple[Distance, ...] = (0.01, 0.05, 0.1)
+    """distances of the gaps"""
+    scale_free_rho: tuple[Distance, ...] = (0.1, 0.5, 1.0)
+    """those in parts of |w|"""
+    draws: int = Field(default=20, ge=2)
+    """of noise, and vectors for the trace"""
+    lanczos: int = Field(default=40, gt=0)
+    """steps for the eigenvalues, at most"""
+
+    @property
+    def question(self) -> Question:
+        effort = Effort(
+            rhos=self.rho,
+            scale_free_rhos=self.scale_free_rho,
+            draws=self.draws,
+            lanczos_steps=self.lanczos,
+        )
+        return Question(
+            measures=self.measures,
+            splits=self.splits,
+            samples=self.samples,
+            clients=self.clients,
+            effort=effort,
+        )
 
 
 class Resources(Section):

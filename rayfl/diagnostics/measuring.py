@@ -2,73 +2,22 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from rayfl.diagnostics.measurer import Measurer
 from rayfl.diagnostics.pictures import pictures
 from rayfl.diagnostics.subjects import LAST, Subject, find
 from rayfl.errors import ConfigError
-from rayfl.flatness.measures import Effort
+from rayfl.flatness.question import ACROSS, Measure, Question, Split
 from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import check_provenance, prepare
 from rayfl.storage.checkpoint import SavedCheckpoint
 from rayfl.training.flat import sha256
-
-Measure = Literal["gap", "hessian", "alignment", "variance", "landscape"]
-MEASURES: tuple[Measure, ...] = ("gap", "hessian", "alignment", "variance", "landscape")
-ACROSS = ("alignment", "variance", "landscape")
-"""Measures across clients, which have training samples alone."""
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked about each checkpoint."""
-
-    measures: tuple[Measure, ...] = MEASURES
-    splits: tuple[Split, ...] = SPLITS
-    samples: int = 2048
-    """Samples of each split, and of each client, that a loss is the mean over, at most."""
-    clients: int = 8
-    """Clients of the next round's cohort whose training is run again, at most."""
-    effort: Effort = field(default_factory=Effort)
-
-    def check(self) -> None:
-        """Raise ConfigError for a question that has no answer."""
-        effort = self.effort
-        counts = (
-            ("--samples", self.samples, 1),
-            ("--clients", self.clients, 1),
-            ("--draws", effort.draws, 2),
-            ("--lanczos", effort.lanczos_steps, 1),
-        )
-        for option, value, least in counts:
-            if value < least:
-                raise ConfigError(key=option, value=value, allowed=f"at least {least}")
-        for option, sizes in (
-            ("--rho", effort.rhos),
-            ("--scale-free-rho", effort.scale_free_rhos),
-        ):
-            for rho in sizes:
-                if not 0 < rho < float("inf"):
-                    raise ConfigError(key=option, value=rho, allowed="greater than 0")
-
-    def pieces(self, saved: SavedCheckpoint) -> "list[Piece]":
-        """The measurements of one checkpoint."""
-        around = [
-            Piece(saved, measure, split)
-            for split in self.splits
-            for measure in self.measures
-            if measure not in ACROSS
-        ]
-        return around + [Piece(saved, m, "train") for m in self.measures if m in ACROSS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +80,13 @@ def flatness(
     Raises ConfigError before any actor starts, RunError after.
     """
     question = question or Question()
-    question.check()
+    _check(question)
     subject = find(what, [str(round) for round in rounds], overrides, uri)
     known: dict[Piece, dict[str, Any]] = {}
     missing: list[tuple[Piece, dict[str, Any]]] = []
     for saved in subject.checkpoints:
         digest = sha256(torch.tensor(saved.snapshot().tensors["w"]))
-        for piece in question.pieces(saved):
+        for piece in (Piece(saved, *asked) for asked in question.pieces):
             key = piece.key(question, digest)
             record = subject.records.read(key) if subject.records else None
             if record is None:
@@ -168,8 +117,9 @@ def _measured(
     records, notes = {}, _model_notes(prepared.model)
     with (in_this_process if local else on_cluster)(prepared) as place, place.pool() as pool:
         on_start(subject, place.placement)
-        measurer = Measurer(prepared, question, pool)
-        costs = [measurer.cost(piece) for piece, _ in missing]
+        measurer = prepared.measurer(question)
+        states = {saved.round: saved.snapshot() for saved in subject.checkpoints}
+        costs = [measurer.cost(states[p.saved.round], p.measure, p.split) for p, _ in missing]
         whole, before = sum(costs), 0.0
         for (piece, key), cost in zip(missing, costs, strict=True):
             began, done = time.monotonic(), before
@@ -179,7 +129,8 @@ def _measured(
                 done = min(done + more, most)
                 on_work(done / whole)
 
-            record = measurer.measure(piece, work)
+            state = states[piece.saved.round]
+            record = measurer.measure(pool, state, piece.measure, piece.split, work)
             before += cost  # Lanczos may have taken fewer steps than were counted on
             on_work(before / whole)
             record |= {"notes": notes, "seconds": time.monotonic() - began}
@@ -232,3 +183,21 @@ def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -
         listed = ", ".join(f"lambda{i} {100 * r:.0f} %" for i, r in loose)
         notes.append(f"{where}: residuals of {prefix}{listed}; raise --lanczos")
     return notes
+
+
+def _check(question: Question) -> None:
+    """Raise ConfigError for a question that has no answer."""
+    effort = question.effort
+    counts = (
+        ("--samples", question.samples, 1),
+        ("--clients", question.clients, 1),
+        ("--draws", effort.draws, 2),
+        ("--lanczos", effort.lanczos_steps, 1),
+    )
+    for option, value, least in counts:
+        if value < least:
+            raise ConfigError(key=option, value=value, allowed=f"at least {least}")
+    for option, sizes in (("--rho", effort.rhos), ("--scale-free-rho", effort.scale_free_rhos)):
+        for rho in sizes:
+            if not 0 < rho < float("inf"):
+                raise ConfigError(key=option, value=rho, allowed="greater than 0")

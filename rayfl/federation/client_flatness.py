@@ -24,7 +24,6 @@ Shapes: P parameters, K clients.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -48,9 +47,14 @@ from rayfl.flatness.spectrum import TOLERANCE, lanczos
 from rayfl.storage.checkpoint import Snapshot
 from rayfl.training.batches import as_tensor
 from rayfl.training.client_measures import own_samples
-from rayfl.training.units import Arrays, Broadcast, ClientProbe, ClientProbeResult, WorkUnit
-
-Measure = Literal["alignment", "variance", "end"]
+from rayfl.training.units import (
+    Arrays,
+    Broadcast,
+    ClientMeasure,
+    ClientProbe,
+    ClientProbeResult,
+    WorkUnit,
+)
 
 
 @dataclass(frozen=True)
@@ -218,17 +222,15 @@ def measure_landscapes(
     return planes
 
 
-def cost_of_client(measure: Measure, effort: Effort, samples: int) -> float:
+def cost_of_client(measure: str, effort: Effort, samples: int) -> float:
     """About how many samples' forward passes one client takes, its training aside."""
-    if measure == "end":
-        return 0.0
     if measure == "variance":
         return COSTS["gradient"] * (2 * samples + 2 * samples * min(1, effort.minibatches))
     products = COSTS["products"] * effort.lanczos_steps
     return 2 * samples * (COSTS["gradient"] + 1 + len(effort.rhos) + products)
 
 
-def client_probe(measure: Measure, samples: int, effort: Effort) -> ClientProbe:
+def client_probe(measure: ClientMeasure, samples: int, effort: Effort) -> ClientProbe:
     unit = WorkUnit(0, (), 0.0)
     return ClientProbe(
         unit, measure, samples, effort.rhos, effort.lanczos_steps, effort.minibatches

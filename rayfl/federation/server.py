@@ -43,7 +43,7 @@ class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
     def __init__(self, spec: ServerSpec, pool: Pool):
-        algorithm, self.name, w, buffers, self.federation = spec
+        algorithm, self.name, w, buffers, self.federation, self._diagnosis = spec
         self.algorithm, self.pool = algorithm, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
@@ -84,6 +84,13 @@ class Server:
         """Wait for the evaluations of the rounds so far."""
         self._evaluate()
         return self._evaluated(wait=True)
+
+    def diagnose(self) -> EvaluationMetrics | None:
+        """Measure the state after the last round, if that is due after it."""
+        due, f = self._diagnosis, self.federation
+        if due is None or (self.round % due.every and self.round != f.rounds):
+            return None
+        return EvaluationMetrics(self.round, due.measurer.metrics(self.pool, self.snapshot()))
 
     def snapshot(self) -> Snapshot:
         """The state after `self.round` rounds; memories are fetched when they are asked for."""

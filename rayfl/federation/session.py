@@ -66,7 +66,11 @@ class Session:
         for metrics in self.server.run(until):
             finished: list[Metrics] = [self._noted(metrics)]
             try:
-                if isinstance(metrics, RoundMetrics) and self._is_due(metrics.round):
+                if not isinstance(metrics, RoundMetrics):
+                    continue
+                if diagnosed := self.server.diagnose():
+                    finished.append(self._noted(diagnosed))
+                if self._is_due(metrics.round):
                     finished += self.settle()
                     self.save()
             finally:

@@ -1,7 +1,7 @@
 """Everything that a server and its clients are made of."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from rayfl.data.partition import Partition
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
 from rayfl.training.settings import LocalSettings
+
+if TYPE_CHECKING:
+    from rayfl.federation.measurer import Measurer
 
 
 class UnitsPerRound(NamedTuple):
@@ -58,6 +61,13 @@ class FederationSpec:
         return sample_cohort(self.sampling, self.participation, self.sizes, self.seed, round)
 
 
+class Diagnosis(NamedTuple):
+    """What a server measures of its own state, and when."""
+
+    every: int  # rounds; after the last one too
+    measurer: "Measurer"
+
+
 class ServerSpec(NamedTuple):
     """Arguments of a `Server`, without its pool."""
 
@@ -66,6 +76,7 @@ class ServerSpec(NamedTuple):
     w: np.ndarray  # first parameters `[P]`
     buffers: np.ndarray  # first buffers `[Q]`
     federation: FederationSpec
+    diagnosis: Diagnosis | None = None  # None: nothing
 
 
 class ClientSpec(NamedTuple):

@@ -58,6 +58,10 @@ class ProbeResult(NamedTuple):
     vectors: np.ndarray  # the gradient `[1, P]` or the products `[j, P]`; empty for losses
 
 
+# What is measured of one client; end: where its training ends, alone.
+ClientMeasure = Literal["alignment", "variance", "end"]
+
+
 class ClientProbe(NamedTuple):
     """A question about the loss of one client, around the server's parameters and its own last iterate.
 
@@ -67,7 +71,7 @@ class ClientProbe(NamedTuple):
     """
 
     unit: WorkUnit  # of this client alone: its training is run again
-    measure: Literal["alignment", "variance", "end"]  # end: where its training ends, alone
+    measure: ClientMeasure
     samples: int  # of the client's own, at most
     rhos: tuple[float, ...]
     lanczos_steps: int
