@@ -208,8 +208,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
-            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, evaluation, "
-            "federation, heterogeneity, model, partition, ray, resources, seed, tracking",
+            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, diagnostics, "
+            "evaluation, federation, heterogeneity, model, partition, ray, resources, seed, tracking",
         ),
         (
             "ray.adress=auto",
@@ -296,7 +296,7 @@ def test_bad_overrides(override, message):
         ("algorithm=null", "algorithm = null: must be a section; set algorithm.name to one of "),
         (
             "extends=x.yaml",
-            "extends = 'x.yaml': unknown key; allowed: algorithm, checkpoint, data, ",
+            "extends = 'x.yaml': unknown key; allowed: algorithm, checkpoint, data, diagnostics, ",
         ),
         ("algorithm={name: a, name: b}", "override 'algorithm={name: a, name: b}': is not valid "),
     ],

@@ -16,6 +16,7 @@ def test_free_sections_and_places_change_no_hash():
         "resources.num_actors=2",
         "checkpoint.every=3",
         "evaluation.per_class=true",
+        "diagnostics.every=5",
         "ray.address=auto",
     ]
     assert {key.partition(".")[0] for key in free} == set(FREE_SECTIONS)

@@ -185,3 +185,19 @@ def test_overrides_of_a_sweep_s_own_names_keep_what_they_share(tmp_path, caplog)
     load_sweep(tmp_path / "s.yaml", ["search=grid", "space.algorithm.rho.grid=[0.1]"])
     dropped = "search.name = 'grid', not 'random': drops num_samples = 7, seed = 3"
     assert caplog.messages == [kept, dropped]
+
+
+def test_a_flatness_that_nobody_measures_is_one_line(load):
+    sweep = load("metric=flatness/lambda1", "base.data.name=digits")
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
+        "metric = 'flatness/lambda1': is measured in no round, for base.diagnostics.every is not set; set "
+        "base.diagnostics.every, and what it belongs to in base.diagnostics.measures"
+    )
+    measured = load(
+        *("metric=flatness/gap_0.05", "base.diagnostics.every=3", "base.federation.rounds=12"),
+        "scheduler={name: asha, grace_period: 4, reduction_factor: 2}",
+    )
+    assert resolve(measured, {"algorithm.rho": 0.1}, 0).problem == (
+        "base.diagnostics.every = 3: the scheduler decides at round 4, which must be measured; let it divide "
+        "that number"
+    )
