@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from rayfl.analysis.metrics import higher_is_better
 from rayfl.config import layers, shipped
 from rayfl.config.choice import Choice
 from rayfl.config.layers import Layer
@@ -82,6 +83,7 @@ class Sweep(Section):
     metric: str = Field(default="test/accuracy", min_length=1)
     """a round's metric, by which trials are compared; validation/accuracy if data.validation is set"""
     mode: Literal["max", "min"] = "max"
+    """of the metric; max for accuracies, min for others, unless the file says otherwise"""
     max_concurrent: int | None = Field(default=None, gt=0)
     """trials at once; null: as many as fit"""
     max_failures: int = Field(default=3, ge=0)
@@ -169,6 +171,9 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     merged = {"name": path.stem, **layers.merge(content, given, _NAMED)}
     if holds_out(merged.get("base")) or "data.validation" in (merged.get("space") or ()):
         merged = {"metric": "validation/accuracy", **merged}
+    if isinstance(named := merged.get("metric"), str):
+        # As tables mark the best: a loss, or a flatness, is better where it is lower.
+        merged = {"mode": "max" if higher_is_better(named) else "min", **merged}
     try:
         return Sweep.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:

@@ -162,8 +162,12 @@ def metric(name: str) -> Metric:
         target, (_, unit, scale, digits) = float(match[2]), COSTS[cost]
         label = f"{unit} to test accuracy {target:g}"
         return Metric(f"{cost}_to_{target:g}", label, False, "", cost, target, scale, digits)
-    higher = name in _ALIGNED or ("accuracy" in name and not name.endswith(_SPREADS))
-    return Metric(name, name, higher, name)
+    return Metric(name, name, higher_is_better(name), name)
+
+
+def higher_is_better(name: str) -> bool:
+    """Return True for a metric of MLflow's that is better where it is higher; lower is, of the others."""
+    return name in _ALIGNED or ("accuracy" in name and not name.endswith(_SPREADS))
 
 
 def numbers(runs: pd.DataFrame, column: str) -> pd.Series:

@@ -201,3 +201,12 @@ def test_a_flatness_that_nobody_measures_is_one_line(load):
         "base.diagnostics.every = 3: the scheduler decides at round 4, which must be measured; let it divide "
         "that number"
     )
+
+
+def test_a_loss_and_a_flatness_are_better_where_they_are_lower(load):
+    named = "base.data.name=digits"
+    assert load(named).mode == "max"
+    assert load(named, "base.data.validation=0.1").mode == "max"
+    assert load(named, "metric=test/loss").mode == "min"
+    assert load(named, "metric=flatness/lambda1", "base.diagnostics.every=1").mode == "min"
+    assert load(named, "metric=test/loss", "mode=max").mode == "max"
