@@ -87,7 +87,7 @@ def prepare(
     """
     fed = config.federation
     if config.checkpoint.every is not None:
-        with _before_the_run():
+        with before_the_run():
             Storage(storage(config))
     if data is None or partition is None:
         data, partition = federate(
@@ -232,7 +232,7 @@ def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> 
 
 def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
     """The checkpoint to go on from; ConfigError if it is damaged, or of another config."""
-    with _before_the_run():
+    with before_the_run():
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
         saved.check()
@@ -249,7 +249,7 @@ def checkpoints_of(
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     location = str(saved.storage) if saved else below(storage(config), config.hash, run)
     checkpoints = checkpoint_writer(prepared, location, run_id)
-    with _before_the_run():
+    with before_the_run():
         checkpoints.prepare()
         if saved:
             saved.make_newest()
@@ -274,12 +274,12 @@ def checkpoint_writer(
 
 def check_provenance(prepared: Prepared, saved: checkpoint.SavedCheckpoint) -> None:
     """Raise ConfigError if the checkpoint was made with other data or other code."""
-    with _before_the_run():
+    with before_the_run():
         saved.check_provenance(prepared.provenance)
 
 
 @contextlib.contextmanager
-def _before_the_run() -> Iterator[None]:
+def before_the_run() -> Iterator[None]:
     """Raise what is wrong with checkpoints as bad input: no actor has started yet."""
     try:
         yield

@@ -188,9 +188,8 @@ class Execution:
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
-                if not self._sweep.metric.startswith(
-                    "flatness/"
-                ):  # it may be due after later rounds
+                # A flatness may be due after later rounds.
+                if not self._sweep.metric.startswith("flatness/"):
                     self._check_metric()
                 continue  # an evaluation, which may come later than its round
             round = metrics.round

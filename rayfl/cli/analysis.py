@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from rayfl.cli.arguments import listed
 from rayfl.cli.terminal import say, table_console, writing
 from rayfl.cli.terminal import table as new_table
 from rayfl.errors import ConfigError
@@ -77,7 +78,7 @@ def results(
     from rayfl.analysis.pivot import pivot
     from rayfl.analysis.runs import load
 
-    names = _listed(metric)
+    names = listed(metric)
     if not names:
         raise ConfigError(f"--metric = '{metric}': names no metric; give one, such as last10")
     if underline and form != "latex":
@@ -86,11 +87,11 @@ def results(
         raise ConfigError("--by: makes rows alone; give the keys to --rows and --columns")
     runs = load(experiment, uri, where, names)
     if not (rows or columns):
-        summary = aggregate.summarize(runs, _listed(by) if by else None, names)
+        summary = aggregate.summarize(runs, listed(by) if by else None, names)
         table = tables.table_of(summary, form, underline)
         show(table, summary.rows, form, summary.notes)
         return
-    down, across = _pivot_keys(runs, _listed(rows or ""), _listed(columns or ""))
+    down, across = _pivot_keys(runs, listed(rows or ""), listed(columns or ""))
     summary = aggregate.summarize(runs, [*down, *across], names[:1])
     table, numbers, notes = pivot(summary, len(across), form, underline)
     if len(names) > 1:
@@ -139,7 +140,7 @@ def plot(
     from rayfl.analysis.runs import histories, load
 
     runs = load(experiment, uri, where, [metric])
-    keys = _listed(by) if by else None
+    keys = listed(by) if by else None
     if kind == "heatmap":
         drawing = plots.heatmap(runs, keys, metric)
     elif kind == "parallel":
@@ -192,10 +193,6 @@ def _pivot_keys(
             f"--{'columns' if rows else 'rows'}: no other key varies between the runs; name one"
         )
     return rows, columns
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _check_output(path: Path, suffixes: Sequence[str]) -> None:

@@ -33,6 +33,11 @@ SweepOverrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object, alone on stdout.")]
 
 
+def listed(text: str) -> list[str]:
+    """Return what stands between the commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def load(config: Path, overrides: Sequence[str] | None) -> "Experiment":
     """Return the experiment of a file or name with overrides; ConfigError if there is none."""
     from rayfl.config.schema import load_config

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from rayfl.cli.analysis import Format, Uri, show
-from rayfl.cli.arguments import Overrides, listen_locally
+from rayfl.cli.arguments import Overrides, listed, listen_locally
 from rayfl.cli.terminal import Display, console, say, showing, writing
 from rayfl.errors import ConfigError
 
@@ -90,7 +90,7 @@ def flatness(
         report = diagnostics.flatness(
             what,
             overrides or (),
-            rounds=_listed("--rounds", rounds),
+            rounds=_named("--rounds", rounds),
             question=question,
             uri=uri,
             local=local,
@@ -168,7 +168,7 @@ def _notes(report: "Report") -> list[str]:
 
 
 def _among(option: str, text: str, allowed: tuple[Any, ...]) -> tuple[Any, ...]:
-    names = _listed(option, text)
+    names = _named(option, text)
     if unknown := [name for name in names if name not in allowed]:
         raise ConfigError(f"{option} = '{unknown[0]}': must be of {', '.join(allowed)}")
     return tuple(names)
@@ -176,15 +176,15 @@ def _among(option: str, text: str, allowed: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in _listed(option, text))
+        return tuple(float(part) for part in _named(option, text))
     except ValueError as error:
         raise ConfigError(
             f"{option} = '{text}': must be numbers, with commas between them"
         ) from error
 
 
-def _listed(option: str, text: str) -> list[str]:
-    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def _named(option: str, text: str) -> list[str]:
+    parts = list(dict.fromkeys(listed(text)))
     if not parts:
         raise ConfigError(f"{option} = '{text}': names nothing")
     return parts

@@ -17,6 +17,7 @@ LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250  # characters; MLflow's limits
 
 Positive = Annotated[int, Field(gt=0)]
 Distance = Annotated[float, Field(gt=0)]
+_ASKED = Question()  # has the defaults of what is measured
 
 
 class Section(BaseModel):
@@ -145,17 +146,17 @@ class Diagnostics(Section):
     """what is measured"""
     splits: tuple[Literal["train", "test"], ...] = ("train",)
     """samples that gap and hessian are of"""
-    samples: int = Field(default=2048, gt=0)
+    samples: int = Field(default=_ASKED.samples, gt=0)
     """of each split and of each client, at most"""
-    clients: int = Field(default=8, gt=0)
+    clients: int = Field(default=_ASKED.clients, gt=0)
     """of the next round, trained again for alignment and variance, at most"""
-    rho: tuple[Distance, ...] = (0.01, 0.05, 0.1)
+    rho: tuple[Distance, ...] = _ASKED.effort.rhos
     """distances of the gaps"""
-    scale_free_rho: tuple[Distance, ...] = (0.1, 0.5, 1.0)
+    scale_free_rho: tuple[Distance, ...] = _ASKED.effort.scale_free_rhos
     """those in parts of |w|"""
-    draws: int = Field(default=20, ge=2)
+    draws: int = Field(default=_ASKED.effort.draws, ge=2)
     """of noise, and vectors for the trace"""
-    lanczos: int = Field(default=40, gt=0)
+    lanczos: int = Field(default=_ASKED.effort.lanczos_steps, gt=0)
     """steps for the eigenvalues, at most"""
 
     @property

@@ -16,7 +16,7 @@ from rayfl.flatness.question import ACROSS, Measure, Question, Split
 from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import check_provenance, prepare
-from rayfl.storage.checkpoint import SavedCheckpoint
+from rayfl.storage.checkpoint import Snapshot
 from rayfl.training.flat import sha256
 
 
@@ -24,7 +24,7 @@ from rayfl.training.flat import sha256
 class Piece:
     """One measurement: a measure of one checkpoint on one split."""
 
-    saved: SavedCheckpoint
+    state: Snapshot
     measure: Measure
     split: Split
 
@@ -32,7 +32,7 @@ class Piece:
         """What its numbers depend on."""
         effort = asdict(question.effort)
         return {
-            "round": self.saved.round,
+            "round": self.state.round,
             "measure": self.measure,
             "split": self.split,
             "samples": question.samples,
@@ -85,8 +85,9 @@ def flatness(
     known: dict[Piece, dict[str, Any]] = {}
     missing: list[tuple[Piece, dict[str, Any]]] = []
     for saved in subject.checkpoints:
-        digest = sha256(torch.tensor(saved.snapshot().tensors["w"]))
-        for piece in (Piece(saved, *asked) for asked in question.pieces):
+        state = saved.snapshot()
+        digest = sha256(torch.tensor(state.tensors["w"]))
+        for piece in (Piece(state, *asked) for asked in question.pieces):
             key = piece.key(question, digest)
             record = subject.records.read(key) if subject.records else None
             if record is None:
@@ -118,8 +119,7 @@ def _measured(
     with (in_this_process if local else on_cluster)(prepared) as place, place.pool() as pool:
         on_start(subject, place.placement)
         measurer = prepared.measurer(question)
-        states = {saved.round: saved.snapshot() for saved in subject.checkpoints}
-        costs = [measurer.cost(states[p.saved.round], p.measure, p.split) for p, _ in missing]
+        costs = [measurer.cost(p.state, p.measure, p.split) for p, _ in missing]
         whole, before = sum(costs), 0.0
         for (piece, key), cost in zip(missing, costs, strict=True):
             began, done = time.monotonic(), before
@@ -129,8 +129,7 @@ def _measured(
                 done = min(done + more, most)
                 on_work(done / whole)
 
-            state = states[piece.saved.round]
-            record = measurer.measure(pool, state, piece.measure, piece.split, work)
+            record = measurer.measure(pool, piece.state, piece.measure, piece.split, work)
             before += cost  # Lanczos may have taken fewer steps than were counted on
             on_work(before / whole)
             record |= {"notes": notes, "seconds": time.monotonic() - began}
@@ -154,18 +153,18 @@ def _report(
     subject: Subject, question: Question, records: dict[Piece, dict[str, Any]], seconds: float
 ) -> Report:
     rows, spectra, clients, landscapes, notes = [], {}, {}, {}, list[str]()
-    for piece, record in sorted(records.items(), key=lambda item: item[0].saved.round):
-        where = {"round": piece.saved.round, "split": piece.split, "n": record["n"]}
+    for piece, record in sorted(records.items(), key=lambda item: item[0].state.round):
+        where = {"round": piece.state.round, "split": piece.split, "n": record["n"]}
         for name, value in record["metrics"].items():
             short = name.removeprefix("flatness/").removeprefix("test/")
             rows.append({**where, "metric": short, "value": value})
         for prefix, spectrum in record.get("spectra", {}).items():
-            spectra[piece.saved.round, piece.split, prefix] = spectrum
-            notes += _spectrum_notes(f"round {piece.saved.round}, {piece.split}", prefix, spectrum)
+            spectra[piece.state.round, piece.split, prefix] = spectrum
+            notes += _spectrum_notes(f"round {piece.state.round}, {piece.split}", prefix, spectrum)
         if "clients" in record:
-            clients[piece.saved.round, piece.measure] = record["clients"]
+            clients[piece.state.round, piece.measure] = record["clients"]
         if "landscapes" in record:
-            landscapes[piece.saved.round] = record["landscapes"]
+            landscapes[piece.state.round] = record["landscapes"]
         notes += record["notes"]
     frame = pd.DataFrame(rows, columns=["round", "split", "n", "metric", "value"])
     unique = tuple(dict.fromkeys(notes))

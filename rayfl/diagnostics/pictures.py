@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rayfl.diagnostics.tables import label
+from rayfl.flatness.spectrum import density as spectrum_density
 
 if TYPE_CHECKING:
     from rayfl.diagnostics.measuring import Report
@@ -50,8 +51,7 @@ def density(spectra: dict[Any, dict[str, list[float]]], round: int) -> Figure:
     )
     for split, spectrum in spectra.items():
         values, weights = np.asarray(spectrum["eigenvalues"]), np.asarray(spectrum["weights"])
-        bells = np.exp(-(((points[:, None] - values) / width) ** 2) / 2)
-        curve = bells @ weights / (width * np.sqrt(2 * np.pi))
+        curve = spectrum_density(values, weights, points, width)
         axes.semilogy(points, curve, color=_SPLITS[split], label=split)
         axes.plot(values[:5], np.full(len(values[:5]), 1e-7 / span), "|", color=_SPLITS[split])
     axes.set(

@@ -20,15 +20,16 @@ class Records:
 
     client: "MlflowClient"
     run_id: str
+    artifacts: str
+    """URI of the run's artifacts."""
 
     def read(self, key: dict[str, Any]) -> dict[str, Any] | None:
         """What was measured for this key, if it was."""
         from mlflow.artifacts import load_dict
         from mlflow.exceptions import MlflowException
 
-        uri = self.client.get_run(self.run_id).info.artifact_uri
         try:
-            record = load_dict(f"{uri}/{_name(key)}")
+            record = load_dict(f"{self.artifacts}/{_name(key)}")
         except (MlflowException, OSError):
             return None
         return record if record.get("key") == key else None

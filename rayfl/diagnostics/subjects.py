@@ -9,9 +9,9 @@ from rayfl.config import layers
 from rayfl.config.schema import Experiment, load_config
 from rayfl.config.values import parse_yaml
 from rayfl.diagnostics.records import Records
-from rayfl.errors import CheckpointError, ConfigError, first_line
-from rayfl.prepare import storage
-from rayfl.storage.checkpoint import SavedCheckpoint, saved_in
+from rayfl.errors import ConfigError, first_line
+from rayfl.prepare import before_the_run, storage
+from rayfl.storage.checkpoint import SavedCheckpoint, open_named, saved_in
 from rayfl.storage.storage import Storage, below, split
 
 if TYPE_CHECKING:
@@ -47,35 +47,33 @@ def find(
     config = _config_of(client, run, overrides)
     where = storage(config)
     place = below(where, config.hash, run.info.run_id)
-    every = _saved(Storage(place))
+    with before_the_run():
+        every = saved_in(Storage(place))
     if not every and (sweep := run.data.tags.get("rayfl.sweep")):
         raise ConfigError(
             f"run {run.info.run_id} is a trial of the sweep '{sweep}', which keeps no checkpoint of a trial "
             "that has ended; repeat it with `rayfl run` and its config.yaml"
         )
     saved = _chosen(every, rounds, f"run {run.info.run_id} in {place}")
-    return Subject(config, saved, Records(client, run.info.run_id))
+    return Subject(config, saved, Records(client, run.info.run_id, _artifacts(run)))
 
 
 def _of_path(
     what: str, rounds: Sequence[str], overrides: Sequence[str], uri: str | None
 ) -> Subject:
-    folder, name = what, ""
-    if split(what)[0].endswith(".json"):
-        parent, _, name = what.rpartition("/")
-        folder = parent or "."
-    every = _saved(Storage(folder))
-    if name:
-        every = [s for s in every if what.endswith(f"{s.round:08d}.json")]
-        rounds = [LAST]
-    saved = _chosen(every, rounds, what)
+    with before_the_run():
+        one = open_named(what)
+        saved = (one,) if one else _chosen(saved_in(Storage(what)), rounds, what)
     run_id, records = saved[-1].run_id, None
     config = None
     if run_id is not None:
         try:
             client, address = open_store(uri)
             run = _named(client, address, run_id)
-            config, records = _config_of(client, run, overrides), Records(client, run_id)
+            config, records = (
+                _config_of(client, run, overrides),
+                Records(client, run_id, _artifacts(run)),
+            )
         except ConfigError:
             if uri is not None:
                 raise
@@ -84,13 +82,6 @@ def _of_path(
         config = load_config(given, [*overrides, "tracking.enabled=false"])
     saved[-1].check_config(config.hash, config.flat_identity())
     return Subject(config, saved, records)
-
-
-def _saved(place: Storage) -> list[SavedCheckpoint]:
-    try:
-        return saved_in(place)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _chosen(
@@ -141,7 +132,7 @@ def _config_of(client: "MlflowClient", run: "Run", overrides: Sequence[str]) -> 
     from mlflow.exceptions import MlflowException
 
     try:
-        text = load_text(f"{run.info.artifact_uri}/config.yaml")
+        text = load_text(f"{_artifacts(run)}/config.yaml")
     except (MlflowException, OSError) as error:
         raise ConfigError(
             f"run {run.info.run_id}: its config.yaml cannot be read from MLflow ({first_line(error)}); give "
@@ -155,3 +146,9 @@ def _config_of(client: "MlflowClient", run: "Run", overrides: Sequence[str]) -> 
             f"{recorded}); give only those of where things are or run, such as data.root or resources"
         )
     return config
+
+
+def _artifacts(run: "Run") -> str:
+    """URI of the run's artifacts, which every run has that a store gives."""
+    assert run.info.artifact_uri is not None
+    return run.info.artifact_uri

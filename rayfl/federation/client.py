@@ -10,10 +10,10 @@ import torch
 from rayfl.errors import ClientError
 from rayfl.federation.specs import ClientSpec
 from rayfl.training.batches import as_tensor
-from rayfl.training.client_measures import alignment, end_of, own_samples, variance
+from rayfl.training.client_measures import alignment, end_of, variance
 from rayfl.training.engine import Engine
 from rayfl.training.function import Function, Shortcuts
-from rayfl.training.objective import SampleObjective, answer
+from rayfl.training.objective import SampleObjective, answer, probe_samples
 from rayfl.training.precision import in_effect
 from rayfl.training.replay import replay
 from rayfl.training.travel import unpacked
@@ -97,7 +97,9 @@ class Client:
         """Answer a question about one client (see `ClientProbe`). Raises ClientError."""
         engine, unit = self.engine, probe.unit
         try:
-            samples = own_samples(engine.partition, unit.clients[0], probe.samples)
+            samples = probe_samples(
+                engine.partition.client(unit.clients[0]), probe.samples, unit.clients[0]
+            )
             objective = self._probed(point, Probe("gradient", "train", samples))
             named = (as_tensor(vectors[name]) for name in ("gradient", "tops"))
             gradient, tops = (vector.to(engine.device) for vector in named)

@@ -35,6 +35,7 @@ from rayfl.data.partition import Partition
 from rayfl.federation.pool import Pool
 from rayfl.federation.probe import PooledObjective
 from rayfl.federation.specs import FederationSpec
+from rayfl.flatness.draws import lanczos_start
 from rayfl.flatness.gaps import EUCLIDEAN, sam_gaps
 from rayfl.flatness.landscape import (
     Landscape,
@@ -46,7 +47,7 @@ from rayfl.flatness.measures import COSTS, TOPS, Effort
 from rayfl.flatness.spectrum import TOLERANCE, lanczos
 from rayfl.storage.checkpoint import Snapshot
 from rayfl.training.batches import as_tensor
-from rayfl.training.client_measures import own_samples
+from rayfl.training.objective import probe_samples
 from rayfl.training.units import (
     Arrays,
     Broadcast,
@@ -82,11 +83,7 @@ class ClientRounds:
 
     def clients(self, most: int) -> tuple[int, ...]:
         """At most so many clients of the cohort, ascending."""
-        cohort = self.federation.cohort(self._round)
-        if most >= len(cohort):
-            return tuple(cohort)
-        rng = seeds.generator(0, "flatness", self._round)
-        return tuple(sorted(rng.choice(cohort, most, replace=False).tolist()))
+        return clients_of(self.federation, self._round, most)
 
     @property
     def _round(self) -> int:
@@ -107,11 +104,7 @@ class ClientRounds:
             none = np.zeros((1, len(state.tensors["w"])), np.float32)
             vectors = {"gradient": none, "tops": none[:0]}
         w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
-        server = {
-            name.removeprefix("server/"): torch.tensor(value)
-            for name, value in state.tensors.items()
-            if name.startswith("server/")
-        }
+        server = {name: torch.tensor(value) for name, value in state.server.items()}
         start, shared = self.algorithm.broadcast(w, server)
         point = pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
         arrays = {name: vector.numpy() for name, vector in shared.items()}
@@ -130,6 +123,15 @@ class ClientRounds:
         return results
 
 
+def clients_of(federation: FederationSpec, round: int, most: int) -> tuple[int, ...]:
+    """At most so many clients of the round's cohort, ascending."""
+    cohort = federation.cohort(round)
+    if most >= len(cohort):
+        return tuple(cohort)
+    rng = seeds.generator(0, "flatness", round)
+    return tuple(sorted(rng.choice(cohort, most, replace=False).tolist()))
+
+
 def measure_alignment(
     rounds: ClientRounds,
     pooled: PooledObjective,
@@ -139,8 +141,8 @@ def measure_alignment(
 ) -> Clients:
     """Gaps, distances and alignment; `pooled`: F around w; `samples`: of each client, at most."""
     _, gradient = pooled.gradient()
-    random = torch.randn(len(gradient), generator=_generator()).to(gradient)
-    tops = lanczos(pooled.products, random, effort.lanczos_steps, TOPS, TOLERANCE).vectors
+    start = lanczos_start(gradient)
+    tops = lanczos(pooled.products, start, effort.lanczos_steps, TOPS, TOLERANCE).vectors
     vectors = {"gradient": gradient[None].numpy(), "tops": tops.numpy()}
     probe = client_probe("alignment", samples, effort)
     results = rounds.ask(clients, probe, vectors)
@@ -154,7 +156,7 @@ def measure_alignment(
     gaps = sam_gaps(at_mean, uphill, effort.rhos)
     losses = []
     for client in clients:
-        own = own_samples(rounds.partition, client, samples)
+        own = probe_samples(rounds.partition.client(client), samples, client)
         losses.append(
             _loss(
                 PooledObjective(pooled.pool, rounds.state.round, y, buffers.mean(0), "train", own)
@@ -253,7 +255,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _mean_square(vectors: Tensor) -> float:
     return float(vectors.double().square().sum(-1).mean())
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(seeds.integer(0, "flatness", 2))

@@ -12,17 +12,19 @@ from rayfl.data.partition import Partition
 from rayfl.federation.client_flatness import (
     ClientRounds,
     Clients,
+    clients_of,
     cost_of_client,
     measure_alignment,
     measure_landscapes,
     measure_variance,
 )
 from rayfl.federation.pool import Pool
-from rayfl.federation.probe import PooledObjective, probe_samples
+from rayfl.federation.probe import PooledObjective
 from rayfl.federation.specs import FederationSpec
 from rayfl.flatness.measures import Around, cost_of, measure_gaps, measure_hessian
 from rayfl.flatness.question import ACROSS, Measure, Question, Split
 from rayfl.storage.checkpoint import Snapshot
+from rayfl.training.objective import probe_samples
 
 Work = Callable[[float], None]
 
@@ -96,8 +98,8 @@ class Measurer:
     def _costs(self, state: Snapshot, measure: Measure) -> list[float]:
         """Of each client."""
         q = self.question
-        cohort = self.federation.cohort(state.round + 1)
-        sizes = self.partition.sizes[cohort][: q.clients]
+        clients = clients_of(self.federation, state.round + 1, q.clients)
+        sizes = self.partition.sizes[list(clients)]
         return [cost_of_client(measure, q.effort, min(int(n), q.samples)) for n in sizes]
 
     def _samples(self, split: Split) -> np.ndarray:

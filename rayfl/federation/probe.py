@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayfl import seeds
 from rayfl.federation.pool import Pool
 from rayfl.flatness.measures import COSTS
 from rayfl.training.batches import as_tensor
@@ -79,11 +78,3 @@ class PooledObjective:
             means.append((size / n, self.pool.wait(future)))
             self._on_work(size * COSTS[quantity] * (len(vectors) if given is None else len(given)))
         return means
-
-
-def probe_samples(pool: np.ndarray, n: int) -> np.ndarray:
-    """At most n of the indices `pool`, ascending: the same for every experiment on the same data."""
-    pool = np.sort(pool)
-    if n >= len(pool):
-        return pool
-    return np.sort(seeds.generator(0, "flatness").choice(pool, n, replace=False))

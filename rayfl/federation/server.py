@@ -107,10 +107,12 @@ class Server:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from this state; ValueError if the algorithm keeps another one."""
-        tensors = {name: torch.tensor(array) for name, array in snapshot.tensors.items()}
-        state = {
-            n.removeprefix("server/"): v for n, v in tensors.items() if n.startswith("server/")
+        tensors = {
+            name: torch.tensor(snapshot.tensors[name])
+            for name in ("w", "buffers", "last_delta")
+            if name in snapshot.tensors
         }
+        state = {name: torch.tensor(array) for name, array in snapshot.server.items()}
         shapes = {name: value.shape for name, value in state.items()}
         if shapes != {name: value.shape for name, value in self.state.items()}:
             raise ValueError(

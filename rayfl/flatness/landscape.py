@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayfl import seeds
 from rayfl.algorithms.base import TensorInfo
+from rayfl.flatness.draws import generator
 from rayfl.flatness.gaps import filter_directions
 from rayfl.flatness.objective import Objective
 
@@ -38,8 +38,8 @@ def random_directions(w: Tensor, tensors: Sequence[TensorInfo]) -> Tensor:
     Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, arXiv:1712.09913, section 4: so
     planes of different networks can be compared. Biases and scales stay as they are.
     """
-    generator = torch.Generator().manual_seed(seeds.integer(0, "flatness", 4))
-    return filter_directions(torch.randn(2, len(w), generator=generator).to(w), w, tensors)
+    drawn = torch.randn(2, len(w), generator=generator("landscape")).to(w)
+    return filter_directions(drawn, w, tensors)
 
 
 def principal_directions(moves: Tensor) -> Tensor:

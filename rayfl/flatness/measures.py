@@ -8,12 +8,10 @@ Those of the scale-free geometry begin with `scale_free/`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from rayfl import seeds
 from rayfl.algorithms.base import TensorInfo
-from rayfl.flatness import gaps, spectrum
+from rayfl.flatness import draws, gaps, spectrum
 from rayfl.flatness.objective import Objective
 
 TOPS = 5  # eigenvalues
@@ -54,7 +52,7 @@ def measure_gaps(objective: Objective, tensors: Sequence[TensorInfo], effort: Ef
         ("", gaps.EUCLIDEAN, effort.rhos),
         ("scale_free/", gaps.Geometry.scale_free(w), effort.scale_free_rhos),
     ):
-        generator = _generator(1)
+        generator = draws.generator("noise")
         metrics = {"gradient_norm": geometry.gradient_norm(gradient)}
         rises = gaps.sam_gaps(objective, gradient, rhos, geometry)
         metrics |= {f"gap_{rho:g}": rise for rho, rise in zip(rhos, rises, strict=True)}
@@ -80,25 +78,23 @@ def measure_hessian(objective: Objective, effort: Effort) -> Around:
         ("", objective.products),
         ("scale_free/", spectrum.scaled(objective.products, w.abs())),
     ):
-        start = torch.randn(len(w), generator=_generator(2)).to(w)
         eigen = spectrum.lanczos(
-            products, start, effort.lanczos_steps, TOPS, tolerance=spectrum.TOLERANCE
+            products,
+            draws.lanczos_start(w),
+            effort.lanczos_steps,
+            TOPS,
+            tolerance=spectrum.TOLERANCE,
         )
         values = eigen.eigenvalues
         metrics = {f"lambda{i + 1}": float(v) for i, v in enumerate(values[:TOPS])}
         metrics["lambda_min"] = float(values[-1])
         if len(values) >= TOPS and values[TOPS - 1] > 0:
             metrics["lambda_ratio"] = float(values[0] / values[TOPS - 1])
-        trace = spectrum.trace(products, w, effort.draws, _generator(3))
+        trace = spectrum.trace(products, w, effort.draws, draws.generator("trace"))
         metrics["trace"], metrics["trace_se"] = trace
         found.metrics |= {prefix + name: value for name, value in metrics.items()}
         found.spectra[prefix] = eigen
     return found
-
-
-def _generator(purpose: int) -> torch.Generator:
-    """Random numbers that are the same for every point, so that points are compared along the same."""
-    return torch.Generator().manual_seed(seeds.integer(0, "flatness", purpose))
 
 
 # Forward passes that a gradient takes as long as, and a Hessian-vector product.

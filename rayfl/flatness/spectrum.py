@@ -96,11 +96,13 @@ def scaled(products: Products, scale: Tensor) -> Products:
     return lambda vectors: scale * products(scale * vectors)
 
 
-def density(spectrum: Spectrum, points: np.ndarray, width: float) -> np.ndarray:
+def density(
+    eigenvalues: np.ndarray, weights: np.ndarray, points: np.ndarray, width: float
+) -> np.ndarray:
     """Spectral density at `points`: the quadrature's nodes, each as a Gaussian with this deviation.
 
     Stochastic Lanczos quadrature with one vector, as Yao et al., "PyHessian", 2020, arXiv:1912.07145.
     """
-    distances = (points[:, None] - spectrum.eigenvalues) / width
+    distances = (points[:, None] - eigenvalues) / width
     bells = np.exp(-(distances**2) / 2) / (width * np.sqrt(2 * np.pi))
-    return bells @ spectrum.weights
+    return bells @ weights

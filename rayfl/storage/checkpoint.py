@@ -52,6 +52,16 @@ class Snapshot:
     memories: dict[int, Memory]
     """Client id -> memory."""
 
+    @property
+    def server(self) -> Arrays:
+        """The algorithm's server state, by its names."""
+        prefix = "server/"
+        return {
+            name.removeprefix(prefix): array
+            for name, array in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
@@ -192,6 +202,18 @@ def open_saved(storage: Storage, name: str) -> SavedCheckpoint:
     )
 
 
+def open_named(path: str) -> SavedCheckpoint | None:
+    """Open the checkpoint whose manifest has this path or URI; None if it is that of no manifest.
+
+    Raises CheckpointError as `open_saved`.
+    """
+    path, options = split(path)
+    if not path.endswith(".json"):
+        return None
+    parent, _, name = path.rpartition("/")
+    return open_saved(Storage((parent or ".") + options), name)
+
+
 def find(directory: str, config_hash: str, which: str) -> SavedCheckpoint:
     """Find the checkpoint to resume from. Raises CheckpointError if there is none.
 
@@ -200,10 +222,8 @@ def find(directory: str, config_hash: str, which: str) -> SavedCheckpoint:
     """
     if which == "latest":
         return _latest(directory, config_hash)
-    path, options = split(which)
-    if path.endswith(".json"):
-        parent, _, name = path.rpartition("/")
-        return open_saved(Storage((parent or ".") + options), name)
+    if (saved := open_named(which)) is not None:
+        return saved
     places = [which, *(below(directory, run, which) for run in Storage(directory).folders())]
     for place in places:
         if found := newest_in(Storage(place)):

@@ -11,20 +11,12 @@ from torch import Tensor
 
 from rayfl import seeds
 from rayfl.algorithms.vectors import cosine
-from rayfl.data.partition import Partition
+from rayfl.flatness.draws import lanczos_start
 from rayfl.flatness.gaps import sam_gaps
 from rayfl.flatness.spectrum import TOLERANCE, lanczos
 from rayfl.training.objective import SampleObjective
 from rayfl.training.replay import Replay
 from rayfl.training.units import ClientProbe, ClientProbeResult
-
-
-def own_samples(partition: Partition, client: int, most: int) -> np.ndarray:
-    """The client's training samples that its loss is the mean over: all of them, or `most` at random."""
-    own = partition.client(client)
-    if len(own) <= most:
-        return own
-    return np.sort(seeds.generator(0, "flatness", client=client).choice(own, most, replace=False))
 
 
 def alignment(
@@ -87,7 +79,6 @@ def variance(
 
 def _first(gradient: Tensor) -> Tensor:
     """Where Lanczos starts: the gradient has much of the top eigenvectors; what is random has some of all."""
-    generator = torch.Generator().manual_seed(seeds.integer(0, "flatness", 2))
-    random = torch.randn(len(gradient), generator=generator).to(gradient)
+    random = lanczos_start(gradient)
     size = gradient.norm()
     return random / random.norm() + (gradient / size if size > 0 else 0)

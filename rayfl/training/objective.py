@@ -136,3 +136,15 @@ def answer(objective: SampleObjective, probe: Probe, vectors: Tensor) -> ProbeRe
     (offset,) = coefficients.to(vectors) @ vectors
     loss, gradient = objective.gradient(offset)
     return ProbeResult(np.array([loss]), gradient[None].cpu().numpy())
+
+
+def probe_samples(indices: np.ndarray, most: int, client: int = 0) -> np.ndarray:
+    """At most so many of the indices, ascending: the same for every experiment with these.
+
+    `client`: whose they are, if they are one client's.
+    """
+    indices = np.sort(indices)
+    if len(indices) <= most:
+        return indices
+    rng = seeds.generator(0, "flatness", client=client)
+    return np.sort(rng.choice(indices, most, replace=False))

@@ -77,7 +77,7 @@ def test_the_trace_is_within_its_standard_error_and_exact_of_a_diagonal(matrix):
 def test_the_density_has_mass_one_where_the_eigenvalues_are(matrix, start):
     found = lanczos(lambda v: v @ matrix, start, len(KNOWN), 5, 0.0)
     points = np.linspace(-10, 60, 20001)
-    curve = density(found, points, width=0.1)
+    curve = density(found.eigenvalues, found.weights, points, width=0.1)
     assert np.trapezoid(curve, points) == pytest.approx(1, rel=1e-3)
     near_zero = np.abs(points - 0.5) < 1
     assert np.trapezoid(curve[near_zero], points[near_zero]) > 0.5
