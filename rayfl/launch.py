@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import rayfl.runtime  # noqa: F401 - its settings must be there before anybody imports Ray
+from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool, Pool
@@ -40,6 +41,13 @@ class Place:
     """Start the clients alone, for units that this process makes."""
 
 
+def connection(config: Experiment) -> contextlib.AbstractContextManager[None]:
+    """Connection to Ray, which what runs on a cluster meanwhile shares. Raises ConfigError."""
+    from rayfl.runtime import cluster
+
+    return cluster.connected(**config.ray.model_dump())
+
+
 @contextlib.contextmanager
 def on_cluster(prepared: Prepared) -> Iterator[Place]:
     """Connect to Ray, and find a place for the actors. Raises ConfigError if they do not fit."""
@@ -48,7 +56,7 @@ def on_cluster(prepared: Prepared) -> Iterator[Place]:
 
     config = prepared.config
     limit = config.resources.time_limit_s
-    with cluster.connected(**config.ray.model_dump()):
+    with connection(config):
         placement = place(resource_request(config.resources), prepared.federation.units_per_round)
         dataset, data = cluster.put_dataset(prepared.data)
         prepared = replace(prepared, data=data)  # this process needs no copy of its own

@@ -11,7 +11,7 @@ import json
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,14 @@ class Provenance(NamedTuple):
         if changed:
             found.append(f"other code ({', '.join(changed)})")
         return " and ".join(found)
+
+
+def trial_folder(sweep: str, tags: Mapping[str, str]) -> str:
+    """Return the name of the folder of a trial's checkpoints; with other data or code it is another one.
+
+    `tags`: those of its provenance, which its MLflow run has too.
+    """
+    return f"{sweep}-{tags[DATA_TAG][:6]}{tags[CODE_TAG][:6]}"
 
 
 def data_digest(arrays: Iterable[Any], words: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ LAYERS = [
     {"tuning"},
     {"diagnostics"},
     {"experiment", "analysis"},
-    {"launch"},
+    {"launch", "inputs"},
     {"prepare", "tracking"},
     {"runtime", "config"},
     {"federation"},

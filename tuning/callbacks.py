@@ -10,14 +10,14 @@ from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
 from rayfl.errors import ConfigError
+from rayfl.inputs import Inputs
 from rayfl.prepare import storage
+from rayfl.provenance import trial_folder
 from rayfl.runtime.placement import Placement, could_hold, refusal
 from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
-from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial
 from tuning.tracking import SweepTracker
-from tuning.trial import folder_name
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ReportingCallback(tune.Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         self._tracker.end(hash, state, reason, text, tags)
-        if state in SUCCEEDED:
+        if state in SUCCEEDED and not self._sweep.keep_checkpoints:
             # Not before its end is written down: what a population has decided it cannot do again alone.
             self._tracker.afterwards(lambda: self._delete_checkpoints(hash))
         self._announce(trial, state, reason)
@@ -124,7 +124,7 @@ class ReportingCallback(tune.Callback):
         """Delete the checkpoints of a trial that will not resume: client memories need much space."""
         trial = self._trials[hash]
         location = below(storage(trial.config), hash)
-        Storage(location).remove(folder_name(self._sweep, trial.provenance))
+        Storage(location).remove(trial_folder(self._sweep.name, trial.provenance.tags))
 
     def _announce(self, trial: Any, state: State, reason: str = "") -> None:
         result = trial.last_result or {}

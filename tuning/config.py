@@ -88,6 +88,8 @@ class Sweep(Section):
     """trials at once; null: as many as fit"""
     max_failures: int = Field(default=3, ge=0)
     """how often a trial goes on after a process or node died"""
+    keep_checkpoints: bool = False
+    """of trials that have ended, which `rayfl flatness` measures"""
     storage: str | None = None
     """directory or URI for checkpoints and logs; null: sweeps/<name>"""
 
@@ -130,7 +132,11 @@ class Sweep(Section):
 
     def experiment(self, point: Point, seed: int) -> Experiment:
         """Return the experiment at a point; ConfigError if there is none."""
-        return load_config(self.raw(point, seed))
+        experiment = load_config(self.raw(point, seed))
+        if self.keep_checkpoints and experiment.checkpoint.every is None:
+            allowed = "a number or auto, or keep_checkpoints false"
+            raise ConfigError(key="checkpoint.every", value=None, allowed=allowed)
+        return experiment
 
     def key(self, key: str) -> str:
         """Return the key of an experiment as the sweep's file has it; a key of the sweep itself stays."""

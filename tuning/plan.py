@@ -13,13 +13,13 @@ from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
 from rayfl.federation.specs import UnitsPerRound
+from rayfl.inputs import Inputs
 from rayfl.launch import resource_request
 from rayfl.prepare import storage
 from rayfl.provenance import Provenance
 from rayfl.runtime.placement import Placement, place
 from tuning.capacity import capacity
 from tuning.config import Sweep
-from tuning.inputs import Inputs
 from tuning.schedulers import PBT
 from tuning.searchers import Optuna
 from tuning.space import Point, text

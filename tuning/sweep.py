@@ -13,12 +13,12 @@ from pathlib import Path
 from rayfl.analysis.states import SUCCEEDED
 from rayfl.config.schema import Experiment
 from rayfl.errors import ConfigError
+from rayfl.inputs import Inputs
 from rayfl.runtime import cluster
 from rayfl.tracking.run import check_store, ending
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
-from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
 from tuning.tracking import SweepTracker, TrialRun, deleted
 from tuning.tuner import SweepRunner

@@ -11,7 +11,7 @@ from ray.util import get_current_placement_group
 
 from rayfl.training.process import configure_process
 from tuning.config import Sweep
-from tuning.inputs import SharedInputs
+from tuning.shared_inputs import SharedInputs
 from tuning.trial import Execution
 
 

@@ -19,15 +19,16 @@ from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.session import Session
+from rayfl.inputs import data_key
 from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
-from rayfl.provenance import Provenance
+from rayfl.provenance import Provenance, trial_folder
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in, saved_in
 from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from tuning.config import Sweep
-from tuning.inputs import SharedInputs, data_key
+from tuning.shared_inputs import SharedInputs
 from tuning.space import Point
 from tuning.stopping import needs_metrics, reason
 
@@ -46,11 +47,6 @@ class TrialSpec:
     provenance: Provenance
     taken_over: str | None = None
     """Location of another trial's checkpoint, from which it goes on if it has no later one of its own."""
-
-
-def folder_name(sweep: Sweep, provenance: Provenance) -> str:
-    """Return the name of a trial's folder of checkpoints; with other data or code it is another one."""
-    return f"{sweep.name}-{provenance.data[:6]}{provenance.code_digest[:6]}"
 
 
 class MetricError(ConfigError):
@@ -144,7 +140,8 @@ class Execution:
         self._session = Session(made, constants=constants)
         if self._experiment.checkpoint.every is not None:
             # Not the config's hash: in population-based training it moves away from the identity.
-            location = below(spec.checkpoints, identity, folder_name(self._sweep, spec.provenance))
+            folder = trial_folder(self._sweep.name, spec.provenance.tags)
+            location = below(spec.checkpoints, identity, folder)
             self._session.checkpoints = checkpoint_writer(prepared, location)
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
@@ -210,6 +207,8 @@ class Execution:
     def _ending(self, stopped: str | None) -> dict[str, Any]:
         session = self.session
         self._check_metric()
+        if self._sweep.keep_checkpoints:
+            session.save()
         w, _, correct = session.final()
         clients, digest = client_accuracies(self._prepared, correct), sha256(torch.tensor(w))
         return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}

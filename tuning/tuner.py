@@ -16,22 +16,23 @@ import ray
 from ray import tune
 
 from rayfl.prepare import storage
+from rayfl.provenance import trial_folder
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, PlacementTimeout, ReportingCallback, TrialUpdate
 from tuning.exploit import Exploit
 from tuning.group_scheduler import GroupScheduler
-from tuning.inputs import SharedInputs
 from tuning.plan import PlannedTrial, SweepPlan
 from tuning.point_scheduler import PointScheduler, PointTrials
 from tuning.schedulers import PBT, NoScheduler
 from tuning.searchers import Optuna
 from tuning.seed_averaged_searcher import SeedAveragedSearcher
+from tuning.shared_inputs import SharedInputs
 from tuning.space import Point, applicable, text
 from tuning.tracking import SweepTracker
 from tuning.trainable import Trainable
-from tuning.trial import MUTATED, TrialSpec, folder_name
+from tuning.trial import MUTATED, TrialSpec
 
 
 class SweepRunner:
@@ -146,7 +147,7 @@ class SweepRunner:
         return {"hash": trial.hash, "spec": spec, **mutated}
 
     def _checkpoints(self, trial: PlannedTrial) -> Storage:
-        folder = folder_name(self.sweep, trial.provenance)
+        folder = trial_folder(self.sweep.name, trial.provenance.tags)
         return Storage(below(storage(trial.config), trial.hash, folder))
 
     def _record_exploit(self, trial: Any, round: int) -> None:

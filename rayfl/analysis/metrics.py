@@ -167,7 +167,9 @@ def metric(name: str) -> Metric:
 
 def higher_is_better(name: str) -> bool:
     """Return True for a metric of MLflow's that is better where it is higher; lower is, of the others."""
-    return name in _ALIGNED or ("accuracy" in name and not name.endswith(_SPREADS))
+    if name in _ALIGNED or name.startswith("flatness/alignment/"):
+        return True
+    return "accuracy" in name and not name.endswith(_SPREADS)
 
 
 def numbers(runs: pd.DataFrame, column: str) -> pd.Series:

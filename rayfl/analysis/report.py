@@ -18,6 +18,7 @@ import pandas as pd
 
 from rayfl.analysis import curves, plots
 from rayfl.analysis.aggregate import Summary, summarize
+from rayfl.analysis.measured import Picture, pictures, table_of_measured
 from rayfl.analysis.metrics import metric
 from rayfl.analysis.naming import shown
 from rayfl.analysis.rerun import BASE, RerunCommands
@@ -43,7 +44,7 @@ class Plot:
 
     title: str
     data: str
-    """SVG as base64."""
+    """SVG, or PNG, as base64."""
     command: str
     notes: tuple[str, ...]
 
@@ -79,6 +80,8 @@ def render(
         notes=summary.notes,
         best=_best(summary, runs, again),
         figures=list(_figures(runs, name, uri, options)) if summary.ranking else [],
+        measured=table_of_measured(runs, by, name),
+        pictures=[_picture(one, source["--uri"]) for one in pictures(runs, uri)],
         failures=[
             _trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] != "finished")
         ],
@@ -126,6 +129,18 @@ def _best(summary: Summary, runs: pd.DataFrame, again: RerunCommands) -> list[di
         cells = list(zip(table.header, table.rows[best], strict=True))
         found.append({"cells": cells, "commands": commands})
     return found
+
+
+def _picture(picture: Picture, uri: str | None) -> Plot:
+    command = [
+        "rayfl",
+        "flatness",
+        picture.what,
+        *(["--uri", uri] if uri else []),
+        "-o",
+        "pictures",
+    ]
+    return Plot(picture.title, base64.b64encode(picture.png).decode(), shlex.join(command), ())
 
 
 def _positions(mask: pd.Series) -> list[int]:

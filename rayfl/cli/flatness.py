@@ -15,10 +15,17 @@ from rayfl.cli.terminal import Display, console, say, showing, writing
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rayfl.diagnostics import Report
+    from matplotlib.figure import Figure
+
+    from rayfl.diagnostics import Interpolation, Report, SweepReport
     from rayfl.diagnostics.subjects import Subject
+    from rayfl.diagnostics.sweeps import SweepStart
 
 _PLAIN_SECONDS = 10.0
+_HOW = (
+    "mean cross-entropy on fixed samples without augmentation, model in evaluation mode, no weight decay "
+    "and no term of the method; train: of all clients together"
+)
 
 
 def flatness(
@@ -26,13 +33,20 @@ def flatness(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="An MLflow run's id, latest, or the path of a checkpoint or of a folder of them.",
+            help="An MLflow run's id, latest, the path of a checkpoint or of a folder of them, or a sweep.",
         ),
     ],
     overrides: Overrides = None,
     rounds: Annotated[
         str, typer.Option(metavar="N,N,last", help="Rounds that have a checkpoint.")
     ] = "last",
+    average: Annotated[
+        str, typer.Option(metavar="lastN", help="The mean of the last N checkpoints' w instead.")
+    ] = "last1",
+    towards: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="The loss on the line to another run's w, instead."),
+    ] = None,
     measures: Annotated[
         str,
         typer.Option(
@@ -54,7 +68,17 @@ def flatness(
     ] = "0.1,0.5,1",
     draws: Annotated[int, typer.Option(help="Draws of noise, and vectors for the trace.")] = 20,
     lanczos: Annotated[int, typer.Option(help="Steps for the eigenvalues, at most.")] = 40,
-    pictures: Annotated[
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="Of a sweep's table; CSV and JSON have all."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILTER", help="A sweep's other points minus this one, paired over seeds."
+        ),
+    ] = None,
+    output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Directory for the pictures."),
     ] = None,
@@ -67,6 +91,8 @@ def flatness(
 ) -> None:
     """Measure how flat the loss is where a run has ended."""
     from rayfl import diagnostics
+    from rayfl.diagnostics.comparison import pictures_of_sweep
+    from rayfl.diagnostics.pictures import pictures as pictures_of
     from rayfl.diagnostics.tables import table_of, wide
     from rayfl.flatness.measures import Effort
     from rayfl.flatness.question import MEASURES, SPLITS
@@ -76,6 +102,7 @@ def flatness(
         splits=_among("--splits", splits, SPLITS),
         samples=samples,
         clients=clients,
+        average=_average(average),
         effort=Effort(
             rhos=_numbers("--rho", rho),
             scale_free_rhos=_numbers("--scale-free-rho", scale_free_rho),
@@ -85,29 +112,76 @@ def flatness(
     )
     address = next((o for o in overrides or () if o.startswith("ray.address=")), None)
     listen_locally(address)
+    sweep = diagnostics.sweep_named(what, uri)
+    if sweep is None and (columns or against):
+        option = "--columns" if columns else "--against"
+        raise ConfigError(f"{option}: is for sweeps, and '{what}' is none")
+    if sweep is not None and towards:
+        raise ConfigError(f"--towards: is for runs, and '{what}' is a sweep")
     progress = FlatnessDisplay(console(stderr=True), live=not local)
     with showing(progress, redirect=not local) as on_start:
-        report = diagnostics.flatness(
-            what,
-            overrides or (),
-            rounds=_named("--rounds", rounds),
-            question=question,
-            uri=uri,
-            local=local,
-            on_start=lambda subject, placement: on_start((subject, placement)),
-            on_work=progress.work,
-        )
-    show(table_of(report), wide(report), form, _notes(report))
-    if pictures is not None:
-        _draw(report, pictures, picture)
+        places: Any = {
+            "uri": uri,
+            "local": local,
+            "on_start": lambda start, placement: on_start((start, placement)),
+            "on_work": progress.work,
+        }
+        given, chosen = overrides or (), _named("--rounds", rounds)
+        if towards is not None:
+            answer = diagnostics.interpolate(
+                what, towards, given, splits=question.splits, samples=samples, **places
+            )
+        elif sweep is None:
+            answer = diagnostics.flatness(what, given, rounds=chosen, question=question, **places)
+        else:
+            answer = diagnostics.flatness_of_sweep(
+                sweep, given, rounds=chosen, question=question, **places
+            )
+    if isinstance(answer, diagnostics.SweepReport):
+        _show_sweep(answer, columns, against, form)
+        figures = pictures_of_sweep(answer)
+    elif isinstance(answer, diagnostics.Interpolation):
+        show(answer.table(), answer.frame, form, _notes_of_line(answer))
+        figures = {"interpolation": answer.picture()}
+    else:
+        show(table_of(answer), wide(answer), form, _notes(answer))
+        figures = pictures_of(answer)
+    if output is not None:
+        _draw(figures, output, picture)
 
 
-def _draw(report: "Report", folder: Path, suffix: str) -> None:
-    """Write the report's pictures into the folder."""
+def _show_sweep(report: "SweepReport", columns: str | None, against: str | None, form: str) -> None:
+    """Print the means of a sweep's points, or their differences to the point `against`."""
+    from rayfl.diagnostics import sweep_tables
+
+    names = (
+        sweep_tables.chosen_columns(_named("--columns", columns), report.metrics)
+        if columns
+        else sweep_tables.default_columns(report.metrics, report.question)
+    )
+    took = f"took {report.seconds:.0f} s" if report.seconds else "took nothing: all of it was known"
+    last = report.question.average
+    mean = f"; w: mean of the last {last} checkpoints" if last > 1 else ""
+    how = f"{_HOW}{mean}; {took}; kept in the MLflow run of each trial"
+    heading = ""
+    if against is None:
+        table, notes = sweep_tables.table_of(report, names, form)
+        rows = sweep_tables.frame_of(report)
+    else:
+        table, rows, notes = sweep_tables.differences(report, names, against)
+        heading = f"minus {against}: mean difference [95 % interval], paired t over seeds; * not 0"
+    *first, last = sweep_tables.parts(table) if form == "table" else [table]
+    for part in first:
+        show(part, rows, form, [], heading)
+        heading = ""
+    show(last, rows, form, [how, *report.notes, *notes], heading)
+
+
+def _draw(figures: "dict[str, Figure]", folder: Path, suffix: str) -> None:
+    """Write pictures into the folder."""
     from rayfl.analysis.plots import save
-    from rayfl.diagnostics.pictures import pictures
 
-    for name, figure in pictures(report).items():
+    for name, figure in figures.items():
         path = folder / f"{name}.{suffix}"
         with writing("--output", path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +203,8 @@ class FlatnessDisplay(Display):
         return Group(self._bar, Text(self._text, no_wrap=True, overflow="ellipsis"))
 
     def start(self, start: Any) -> None:
-        subject, placement = start
-        self._console.print(_heading(subject), markup=False)
+        what, placement = start
+        self._console.print(_heading(what), markup=False)
         self._console.print(str(placement), markup=False)
         self._began, self._text = time.monotonic(), "starting the actors"
 
@@ -146,25 +220,34 @@ class FlatnessDisplay(Display):
         self._console.print("interrupted; what is measured is kept, the same command goes on")
 
 
-def _heading(subject: "Subject") -> str:
-    config = subject.config
-    rounds = ", ".join(str(saved.round) for saved in subject.checkpoints)
+def _heading(start: "Subject | SweepStart") -> str:
+    from rayfl.diagnostics.sweeps import SweepStart
+
+    if isinstance(start, SweepStart):
+        return f"flatness of sweep {start.sweep}: {start.trials} trials, {start.missing} of them to measure"
+    config = start.config
+    rounds = ", ".join(str(saved.round) for saved in start.checkpoints)
     return (
         f"flatness of {config.algorithm_name}, seed {config.seed}, config {config.hash}, "
         f"after round {rounds}"
     )
 
 
+def _notes_of_line(line: "Interpolation") -> list[str]:
+    barriers = ", ".join(f"{value:.4g} ({split})" for split, value in line.barriers.items())
+    what = f"barrier {barriers}: the largest rise above the straight line between both ends"
+    where = f"kept in MLflow run {line.run_id}" if line.run_id else "kept nowhere"
+    return [what, f"{_HOW}; {where}"]
+
+
 def _notes(report: "Report") -> list[str]:
     """How it was measured, and what is to be doubted."""
     kept = report.subject.records
-    how = (
-        "mean cross-entropy on fixed samples without augmentation, model in evaluation mode, no weight decay "
-        "and no term of the method; train: of all clients together"
-    )
     took = f"{report.seconds:.0f} s" if report.seconds else "nothing: all of it was known"
     where = f"kept in MLflow run {kept.run_id}" if kept else "kept nowhere: no MLflow run is known"
-    return [how, f"took {took}; {where}", *report.notes]
+    last = report.question.average
+    mean = [f"w: mean of the last {last} checkpoints"] if last > 1 else []
+    return [_HOW, *mean, f"took {took}; {where}", *report.notes]
 
 
 def _among(option: str, text: str, allowed: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -181,6 +264,15 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise ConfigError(
             f"{option} = '{text}': must be numbers, with commas between them"
         ) from error
+
+
+def _average(text: str) -> int:
+    number = text.removeprefix("last")
+    if not number.isascii() or not number.isdecimal() or int(number) < 1:
+        raise ConfigError(
+            f"--average = '{text}': must be such as last10, of the last ten checkpoints"
+        )
+    return int(number)
 
 
 def _named(option: str, text: str) -> list[str]:

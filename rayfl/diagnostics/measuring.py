@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from rayfl.errors import ConfigError
 from rayfl.flatness.question import ACROSS, Measure, Question, Split
 from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import check_provenance, prepare
+from rayfl.prepare import Prepared, check_provenance, prepare
 from rayfl.storage.checkpoint import Snapshot
 from rayfl.training.flat import sha256
 
@@ -38,6 +39,7 @@ class Piece:
             "samples": question.samples,
             "clients": question.clients if self.measure in ACROSS else 0,
             "model_sha256": model_sha256,
+            **({"average": question.average} if question.average > 1 else {}),
             **{k: list(v) if isinstance(v, tuple) else v for k, v in effort.items()},
         }
 
@@ -80,48 +82,74 @@ def flatness(
     Raises ConfigError before any actor starts, RunError after.
     """
     question = question or Question()
-    _check(question)
-    subject = find(what, [str(round) for round in rounds], overrides, uri)
-    known: dict[Piece, dict[str, Any]] = {}
-    missing: list[tuple[Piece, dict[str, Any]]] = []
-    for saved in subject.checkpoints:
-        state = saved.snapshot()
+    check(question)
+    subject = find(what, [str(round) for round in rounds], overrides, uri, question.average)
+    answer, began = look_up(subject, question), time.monotonic()
+    if not answer.missing:
+        return report_of(subject, answer, 0.0)
+    measure(subject, prepare(subject.config), answer, local, on_start, on_work)
+    return report_of(subject, answer, time.monotonic() - began)
+
+
+@dataclass
+class Answer:
+    """What is known of a run."""
+
+    question: Question
+    known: dict[Piece, dict[str, Any]]
+    """Records."""
+    missing: list[tuple[Piece, dict[str, Any]]]
+    """Pieces and their keys."""
+
+
+def look_up(subject: Subject, question: Question) -> Answer:
+    """Read from MLflow what has been measured already."""
+    answer = Answer(question, {}, [])
+    for state in _states(subject, question.average):
         digest = sha256(torch.tensor(state.tensors["w"]))
         for piece in (Piece(state, *asked) for asked in question.pieces):
             key = piece.key(question, digest)
             record = subject.records.read(key) if subject.records else None
             if record is None:
-                missing.append((piece, key))
+                answer.missing.append((piece, key))
             else:
-                known[piece] = record
-    began = time.monotonic()
-    if missing:
-        known |= _measured(subject, question, missing, local, on_start, on_work)
-    report = _report(subject, question, known, time.monotonic() - began if missing else 0.0)
-    if missing and subject.records is not None:
-        subject.records.draw(pictures(report))
-    return report
+                answer.known[piece] = record
+    return answer
 
 
-def _measured(
+def _states(subject: Subject, average: int) -> list[Snapshot]:
+    """The states that are measured."""
+    states = [saved.snapshot() for saved in subject.checkpoints]
+    if average == 1:
+        return states
+    last = states[-1]
+    means = {
+        name: np.mean([state.tensors[name] for state in states], axis=0, dtype=np.float64).astype(
+            last.tensors[name].dtype
+        )
+        for name in ("w", "buffers")
+    }
+    return [replace(last, tensors=last.tensors | means)]
+
+
+def measure(
     subject: Subject,
-    question: Question,
-    missing: list[tuple[Piece, dict[str, Any]]],
+    prepared: Prepared,
+    answer: Answer,
     local: bool,
     on_start: Callable[[Subject, Any], None],
     on_work: Callable[[float], None],
-) -> dict[Piece, dict[str, Any]]:
-    """Each piece's record, kept in MLflow as soon as it is there."""
-    prepared = prepare(subject.config)
+) -> None:
+    """Measure what is missing; each record is kept in MLflow as soon as it is there, and pictures of all."""
     for saved in subject.checkpoints:
         check_provenance(prepared, saved)
-    records, notes = {}, _model_notes(prepared.model)
+    notes = _model_notes(prepared.model)
     with (in_this_process if local else on_cluster)(prepared) as place, place.pool() as pool:
         on_start(subject, place.placement)
-        measurer = prepared.measurer(question)
-        costs = [measurer.cost(p.state, p.measure, p.split) for p, _ in missing]
+        measurer = prepared.measurer(answer.question)
+        costs = [measurer.cost(p.state, p.measure, p.split) for p, _ in answer.missing]
         whole, before = sum(costs), 0.0
-        for (piece, key), cost in zip(missing, costs, strict=True):
+        for (piece, key), cost in zip(answer.missing, costs, strict=True):
             began, done = time.monotonic(), before
 
             def work(more: float, most: float = before + cost) -> None:
@@ -135,8 +163,10 @@ def _measured(
             record |= {"notes": notes, "seconds": time.monotonic() - began}
             if subject.records is not None:
                 subject.records.write(key, record)
-            records[piece] = record
-    return records
+            answer.known[piece] = record
+    answer.missing.clear()
+    if subject.records is not None:
+        subject.records.draw(pictures(report_of(subject, answer, 0.0)))
 
 
 def _model_notes(model: nn.Module) -> list[str]:
@@ -149,11 +179,10 @@ def _model_notes(model: nn.Module) -> list[str]:
     ]
 
 
-def _report(
-    subject: Subject, question: Question, records: dict[Piece, dict[str, Any]], seconds: float
-) -> Report:
+def report_of(subject: Subject, answer: Answer, seconds: float) -> Report:
+    """Put what is known together."""
     rows, spectra, clients, landscapes, notes = [], {}, {}, {}, list[str]()
-    for piece, record in sorted(records.items(), key=lambda item: item[0].state.round):
+    for piece, record in sorted(answer.known.items(), key=lambda item: item[0].state.round):
         where = {"round": piece.state.round, "split": piece.split, "n": record["n"]}
         for name, value in record["metrics"].items():
             short = name.removeprefix("flatness/").removeprefix("test/")
@@ -168,7 +197,7 @@ def _report(
         notes += record["notes"]
     frame = pd.DataFrame(rows, columns=["round", "split", "n", "metric", "value"])
     unique = tuple(dict.fromkeys(notes))
-    return Report(subject, question, frame, spectra, clients, landscapes, unique, seconds)
+    return Report(subject, answer.question, frame, spectra, clients, landscapes, unique, seconds)
 
 
 def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -> list[str]:
@@ -184,7 +213,7 @@ def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -
     return notes
 
 
-def _check(question: Question) -> None:
+def check(question: Question) -> None:
     """Raise ConfigError for a question that has no answer."""
     effort = question.effort
     counts = (
@@ -192,10 +221,16 @@ def _check(question: Question) -> None:
         ("--clients", question.clients, 1),
         ("--draws", effort.draws, 2),
         ("--lanczos", effort.lanczos_steps, 1),
+        ("--average", question.average, 1),
     )
     for option, value, least in counts:
         if value < least:
             raise ConfigError(key=option, value=value, allowed=f"at least {least}")
+    if question.average > 1 and (across := [m for m in question.measures if m in ACROSS]):
+        raise ConfigError(
+            f"--average = last{question.average}: no client ever starts from a mean of several rounds' w, so "
+            f"{', '.join(across)} cannot be measured there; give --measures gap,hessian"
+        )
     for option, sizes in (("--rho", effort.rhos), ("--scale-free-rho", effort.scale_free_rhos)):
         for rho in sizes:
             if not 0 < rho < float("inf"):

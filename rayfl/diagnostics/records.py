@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rayfl.analysis.measured import FOLDER
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
 
-FOLDER = "flatness"
 _METRICS_PER_BATCH = 1000  # MLflow's limit
 
 
@@ -39,7 +40,10 @@ class Records:
         from mlflow.entities import Metric
 
         now, round = int(time.time() * 1000), key["round"]
-        metrics = [Metric(name, v, now, round) for name, v in record["metrics"].items()]
+        named = record["metrics"].items()
+        if "average" in key:  # beside those of the round's own w
+            named = [(k.replace("flatness/", "flatness/average/", 1), v) for k, v in named]
+        metrics = [Metric(name, v, now, round) for name, v in named]
         for first in range(0, len(metrics), _METRICS_PER_BATCH):
             part = metrics[first : first + _METRICS_PER_BATCH]
             self.client.log_batch(self.run_id, metrics=part)

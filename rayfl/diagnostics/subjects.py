@@ -11,6 +11,7 @@ from rayfl.config.values import parse_yaml
 from rayfl.diagnostics.records import Records
 from rayfl.errors import ConfigError, first_line
 from rayfl.prepare import before_the_run, storage
+from rayfl.provenance import trial_folder
 from rayfl.storage.checkpoint import SavedCheckpoint, open_named, saved_in
 from rayfl.storage.storage import Storage, below, split
 
@@ -32,38 +33,47 @@ class Subject:
 
 
 def find(
-    what: str, rounds: Sequence[str], overrides: Sequence[str] = (), uri: str | None = None
+    what: str,
+    rounds: Sequence[str],
+    overrides: Sequence[str] = (),
+    uri: str | None = None,
+    average: int = 1,
 ) -> Subject:
     """Find a run by its MLflow id, as `latest`, or by the path of its folder or of one checkpoint.
 
-    `rounds`: numbers, or `last`. `overrides`: of where things are or run, such as data.root, for nothing else
-    may differ. Raises ConfigError if there is no such run or checkpoint.
+    `rounds`: numbers, or `last`. `average`: so many of the last checkpoints instead. `overrides`: of where
+    things are or run, such as data.root, for nothing else may differ. Raises
+    ConfigError if there is no such run or checkpoint.
     """
     path, _ = split(what)
     if "://" in what or "/" in what or path.endswith(".json"):
-        return _of_path(what, rounds, overrides, uri)
+        return _of_path(what, rounds, overrides, uri, average)
     client, address = open_store(uri)
     run = _latest(client, address) if what == LATEST else _named(client, address, what)
     config = _config_of(client, run, overrides)
     where = storage(config)
-    place = below(where, config.hash, run.info.run_id)
+    tags = run.data.tags
+    sweep = tags.get("rayfl.sweep")
+    folder = trial_folder(sweep, tags) if sweep else run.info.run_id
+    place = below(where, config.hash, folder)
     with before_the_run():
         every = saved_in(Storage(place))
-    if not every and (sweep := run.data.tags.get("rayfl.sweep")):
+    if not every and sweep:
         raise ConfigError(
-            f"run {run.info.run_id} is a trial of the sweep '{sweep}', which keeps no checkpoint of a trial "
-            "that has ended; repeat it with `rayfl run` and its config.yaml"
+            f"run {run.info.run_id} is a trial of sweep '{sweep}', and no checkpoint of it is in {place}; "
+            "a sweep keeps those of trials that have ended if its file says `keep_checkpoints: true`"
         )
-    saved = _chosen(every, rounds, f"run {run.info.run_id} in {place}")
-    return Subject(config, saved, Records(client, run.info.run_id, _artifacts(run)))
+    saved = _chosen(every, rounds, f"run {run.info.run_id} in {place}", average)
+    return Subject(config, saved, Records(client, run.info.run_id, artifacts_of(run)))
 
 
 def _of_path(
-    what: str, rounds: Sequence[str], overrides: Sequence[str], uri: str | None
+    what: str, rounds: Sequence[str], overrides: Sequence[str], uri: str | None, average: int
 ) -> Subject:
     with before_the_run():
         one = open_named(what)
-        saved = (one,) if one else _chosen(saved_in(Storage(what)), rounds, what)
+        every = [one] if one else saved_in(Storage(what))
+        saved = _chosen(every, [LAST] if one else rounds, what, average)
     run_id, records = saved[-1].run_id, None
     config = None
     if run_id is not None:
@@ -72,7 +82,7 @@ def _of_path(
             run = _named(client, address, run_id)
             config, records = (
                 _config_of(client, run, overrides),
-                Records(client, run_id, _artifacts(run)),
+                Records(client, run_id, artifacts_of(run)),
             )
         except ConfigError:
             if uri is not None:
@@ -85,7 +95,7 @@ def _of_path(
 
 
 def _chosen(
-    saved: Sequence[SavedCheckpoint], rounds: Sequence[str], where: str
+    saved: Sequence[SavedCheckpoint], rounds: Sequence[str], where: str, average: int
 ) -> tuple[SavedCheckpoint, ...]:
     """The checkpoints of these rounds, ascending."""
     if not saved:
@@ -93,6 +103,15 @@ def _chosen(
             f"{where}: no checkpoint is there; run with checkpoint.every set, where this command finds "
             "checkpoint.dir"
         )
+    if average > 1:
+        if [*rounds] != [LAST]:
+            raise ConfigError("--average: is over the last checkpoints; leave --rounds out")
+        if len(saved) < average:
+            raise ConfigError(
+                f"--average = last{average}: {where} has {len(saved)} checkpoints; more are kept by "
+                f"checkpoint.every=1 checkpoint.keep_last={average}"
+            )
+        return tuple(saved[-average:])
     known = {str(s.round): s for s in saved}
     known[LAST] = saved[-1]
     if missing := [r for r in rounds if r not in known]:
@@ -132,7 +151,7 @@ def _config_of(client: "MlflowClient", run: "Run", overrides: Sequence[str]) -> 
     from mlflow.exceptions import MlflowException
 
     try:
-        text = load_text(f"{_artifacts(run)}/config.yaml")
+        text = load_text(f"{artifacts_of(run)}/config.yaml")
     except (MlflowException, OSError) as error:
         raise ConfigError(
             f"run {run.info.run_id}: its config.yaml cannot be read from MLflow ({first_line(error)}); give "
@@ -148,7 +167,7 @@ def _config_of(client: "MlflowClient", run: "Run", overrides: Sequence[str]) -> 
     return config
 
 
-def _artifacts(run: "Run") -> str:
+def artifacts_of(run: "Run") -> str:
     """URI of the run's artifacts, which every run has that a store gives."""
     assert run.info.artifact_uri is not None
     return run.info.artifact_uri

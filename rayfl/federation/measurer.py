@@ -60,10 +60,8 @@ class Measurer:
     ) -> dict[str, Any]:
         """Metrics by their names in MLflow, the number of samples `n`, and what belongs to them."""
         effort = self.question.effort
-        w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
-        samples = self._samples(split)
-        objective = PooledObjective(pool, state.round, w, buffers, split, samples, on_work)
-        record = {"n": len(samples)}
+        objective = self.objective(pool, state, split, on_work)
+        record = {"n": len(objective.samples)}
         if measure == "gap":
             return record | _around(split, measure_gaps(objective, self.tensors, effort))
         if measure == "hessian":
@@ -80,6 +78,14 @@ class Measurer:
         else:
             found = measure_variance(rounds, clients, self.question.samples, effort)
         return record | _across(found)
+
+    def objective(
+        self, pool: Pool, state: Snapshot, split: Split, on_work: Work = lambda work: None
+    ) -> PooledObjective:
+        """The loss on a split's probe set, around the state's w."""
+        w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
+        samples = self._samples(split)
+        return PooledObjective(pool, state.round, w, buffers, split, samples, on_work)
 
     def metrics(self, pool: Pool, state: Snapshot) -> dict[str, float]:
         """All metrics that the question asks for."""

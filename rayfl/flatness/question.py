@@ -24,6 +24,8 @@ class Question:
     """Samples of each split, and of each client, that a loss is the mean over, at most."""
     clients: int = 8
     """Clients of the next round's cohort whose training is run again, at most."""
+    average: int = 1
+    """w is the mean of so many of the last checkpoints."""
     effort: Effort = field(default_factory=Effort)
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 
 from rayfl.errors import ConfigError, reason
 from rayfl.models import lora
-from rayfl.models.lenet import LeNet5
+from rayfl.models.lenet import LeNet5, LeNet5Small
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
 from rayfl.models.transformer import SwinB, SwinS, SwinT, ViTB16, ViTTiny
@@ -30,6 +30,7 @@ class Model(Protocol):
 
 MODELS: dict[str, type[Model]] = {
     "lenet5": LeNet5,
+    "lenet5_small": LeNet5Small,
     "mlp": MLP,
     "resnet18": ResNet18,
     "resnet34": ResNet34,

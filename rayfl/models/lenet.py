@@ -1,7 +1,10 @@
-"""The wide LeNet-5 of the federated-learning literature: 797,962 parameters on CIFAR-10.
+"""The two LeNet-5 of the federated-learning literature.
 
-Its code comes with FedWMSAM, FedNSAM and many before them: two 5x5 convolutions with 64 channels,
-then layers of 384 and 192. It is not LeCun's LeNet-5, only named after it. Deviation: none.
+The wide one has 797,962 parameters on CIFAR-10. Its code comes with FedWMSAM, FedNSAM and many before them:
+two 5x5 convolutions with 64 channels, then layers of 384 and 192. It is not LeCun's LeNet-5, only named after
+it. The small one has LeCun's sizes (Proc. IEEE 1998), 6 and 16 channels and layers of 120 and 84: 62,006
+parameters. It is the "simple CNN" of Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, and
+trains ten times as fast. Deviation: none from the code of these papers.
 """
 
 from dataclasses import dataclass
@@ -19,23 +22,38 @@ class LeNet5:
 
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         check_images("lenet5", sample_shape, _SMALLEST)
-        channels, height, width = sample_shape
-        return nn.Sequential(
-            nn.Conv2d(channels, 64, 5),
-            # ReLU is monotone, so pooling before it gives the same values with a quarter of the
-            # work in the ReLU.
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 5),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * _pooled(height) * _pooled(width), 384),
-            nn.ReLU(),
-            nn.Linear(384, 192),
-            nn.ReLU(),
-            nn.Linear(192, num_classes),
-        )
+        return _network(sample_shape, (64, 64), (384, 192), num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeNet5Small:
+    """The same layers with LeCun's sizes, for images of 16 x 16 pixels or more."""
+
+    def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        check_images("lenet5_small", sample_shape, _SMALLEST)
+        return _network(sample_shape, (6, 16), (120, 84), num_classes)
+
+
+def _network(
+    sample_shape: tuple[int, ...], maps: tuple[int, int], widths: tuple[int, int], num_classes: int
+) -> nn.Module:
+    channels, height, width = sample_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, maps[0], 5),
+        # ReLU is monotone, so pooling before it gives the same values with a quarter of the
+        # work in the ReLU.
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(maps[0], maps[1], 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(maps[1] * _pooled(height) * _pooled(width), widths[0]),
+        nn.ReLU(),
+        nn.Linear(widths[0], widths[1]),
+        nn.ReLU(),
+        nn.Linear(widths[1], num_classes),
+    )
 
 
 def _pooled(side: int) -> int:

@@ -83,6 +83,9 @@ def test_a_run_is_measured_and_then_known(rayfl, finished):
         (["latest", "--rho", "0.1,big"], "--rho = '0.1,big': must be numbers"),
         (["latest", "--rho", "0"], "--rho = 0.0: must be greater than 0"),
         (["latest", "--samples", "0"], "--samples = 0: must be at least 1"),
+        (["latest", "--average", "ten"], "--average = 'ten': must be such as last10"),
+        (["latest", "--average", "last2"], "--average = last2: no client ever starts from a mean"),
+        (["./nowhere", "--against", "fedavg"], "--against: is for sweeps, and './nowhere' is none"),
         (["./nowhere"], "./nowhere: no checkpoint is there"),
     ],
 )

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from rayfl.cli.sweep_display import SweepDisplay
 from rayfl.cli.sweep_plan import describe
+from rayfl.inputs import Inputs
 from rayfl.runtime.placement import Placement
 from tuning.callbacks import TrialUpdate
 from tuning.config import Sweep, load_sweep
-from tuning.inputs import Inputs
 from tuning.plan import PlannedTrial, SweepPlan
 
 SPACE = {"algorithm.rho": {"grid": [0.05, 0.1]}, "partition.alpha": {"grid": [0.1, 1.0]}}

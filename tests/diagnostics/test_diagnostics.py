@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rayfl.config.schema import load_config
-from rayfl.diagnostics import Question, flatness
+from rayfl.diagnostics import Question, flatness, interpolate
 from rayfl.errors import ConfigError
 from rayfl.experiment import run
 from rayfl.flatness.measures import Effort
@@ -150,3 +150,64 @@ def test_a_landscape_has_the_loss_of_w_in_its_middle(finished):
     extent = planes["clients"]["x"][-1]
     reached = np.linalg.norm(planes["clients"]["points"], axis=1)
     assert 0 < reached.max() < extent
+
+
+def test_the_mean_of_the_last_checkpoints_is_measured_beside_them(finished):
+    """Against the plain measures at a checkpoint whose w is that mean."""
+    from rayfl.diagnostics.subjects import find
+
+    experiment, result, _ = finished
+    question = Question(effort=QUICK.effort, measures=("gap",), splits=("test",), average=2)
+    ask = dict(uri=experiment.tracking.uri, local=True)
+    report = flatness(result.run_id, question=question, **ask)
+    saved = find(result.run_id, ["last"], uri=experiment.tracking.uri, average=2).checkpoints
+    assert [one.round for one in saved] == [2, 3]
+    mean = np.mean([one.snapshot().tensors["w"] for one in saved], axis=0)
+    prepared = prepare(experiment)
+    model, layout = prepared.model.double(), Layout(prepared.model)
+    named = {info.name: info.view(torch.from_numpy(mean).double()) for info in layout.parameters}
+    x, y = prepared.data.x_test, torch.from_numpy(prepared.data.y_test)
+    x = torch.from_numpy(x / 255 if x.dtype == np.uint8 else x).double()
+    x = ((x - torch.as_tensor(prepared.data.mean)) / torch.as_tensor(prepared.data.std)).permute(
+        0, 3, 1, 2
+    )
+    loss = F.cross_entropy(functional_call(model, named, (x,)), y)
+    assert numbers(report)[3, "test", "loss"] == pytest.approx(float(loss), rel=1e-5)
+    metrics = MlflowClient(experiment.tracking.uri).get_run(result.run_id).data.metrics
+    assert metrics["flatness/average/test/loss"] == numbers(report)[3, "test", "loss"]
+    for wrong, message in (
+        (Question(measures=("gap",), average=3), "--average = last3: .* has 2 checkpoints"),
+        (Question(measures=("gap", "variance"), average=2), "variance cannot be measured there"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            flatness(result.run_id, question=wrong, **ask)
+
+
+def test_a_line_between_two_runs_ends_at_their_losses(finished, tmp_path):
+    experiment, result, folder = finished
+    place = next((folder / "checkpoints" / experiment.hash).iterdir())
+    earlier = str(place / "checkpoint-00000002.json")
+    ask = dict(uri=experiment.tracking.uri, local=True)
+    line = interpolate(result.run_id, earlier, **ask)
+    at = line.frame.set_index("position")["test"]
+    assert at[0.0] == pytest.approx(result.history["test/loss"][3], rel=1e-5)
+    assert at[1.0] == pytest.approx(result.history["test/loss"][2], rel=1e-5)
+    inside = at[(at.index >= 0) & (at.index <= 1)]
+    above = inside - (at[0.0] * (1 - inside.index) + at[1.0] * inside.index)
+    assert line.barriers["test"] == pytest.approx(above.max())
+    started = []
+    again = interpolate(result.run_id, earlier, on_start=lambda *_: started.append(1), **ask)
+    pd.testing.assert_frame_equal(again.frame, line.frame)
+    assert not started
+
+
+def test_a_line_needs_one_model(finished, tmp_path, monkeypatch):
+    experiment, result, _ = finished
+    monkeypatch.chdir(tmp_path)
+    other = load_config(
+        experiment.model_dump(mode="json"),
+        ["model.hidden=[8]", "federation.rounds=1", f"checkpoint.dir={tmp_path}/other"],
+    )
+    found = run(other, local=True)
+    with pytest.raises(ConfigError, match=r"--towards = .*: has the model .*\[8\].*\[16\]"):
+        interpolate(result.run_id, found.run_id, uri=experiment.tracking.uri, local=True)

@@ -14,7 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Factory, Model, build
-from rayfl.models.lenet import LeNet5
+from rayfl.models.lenet import LeNet5, LeNet5Small
 from rayfl.models.lora import LoRA
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
@@ -39,6 +39,7 @@ def state(model: nn.Module) -> list[torch.Tensor]:
         (MLP(hidden=()), (1, 8, 8), 10, 64 * 10 + 10),
         (LeNet5(), CIFAR, 10, 797_962),
         (LeNet5(), CIFAR, 100, 815_332),
+        (LeNet5Small(), CIFAR, 10, 62_006),
         (ResNet18(), CIFAR, 10, 11_181_642),
         (ResNet18(), CIFAR, 100, 11_227_812),
         (ResNet18(stem="cifar"), CIFAR, 10, 11_173_962),
@@ -76,6 +77,7 @@ def test_architectures_are_torchvisions(name):
 # One of each family, small: the others differ in numbers alone.
 SMALL = {
     "lenet5": LeNet5(),
+    "lenet5_small": LeNet5Small(),
     "mlp": MLP(),
     "resnet18": ResNet18(),
     "resnet18 with batch norm": ResNet18(norm="batch"),
@@ -172,6 +174,7 @@ def test_resnet_stems_differ_in_resolution():
     [
         (LeNet5(), (3, 15, 32), r"model\.name = 'lenet5'.*16 x 16.*\[3, 15, 32\]"),
         (LeNet5(), (30,), r"model\.name = 'lenet5'.*\[30\]"),
+        (LeNet5Small(), (30,), r"model\.name = 'lenet5_small'.*\[30\]"),
         (ResNet18(), (30,), r"model\.name = 'resnet18'.*\[30\]"),
         (ViTTiny(), (30,), r"model\.name = 'vit_tiny'.*\[30\]"),
         (SwinT(), (30,), r"model\.name = 'swin_t'.*\[30\]"),

@@ -3,9 +3,9 @@
 import pytest
 
 from rayfl.errors import ConfigError
+from rayfl.inputs import Inputs
 from tuning import plan as planning
 from tuning.config import load_sweep
-from tuning.inputs import Inputs
 
 HEAD = {"Alive": True, "Resources": {"node:10.0.0.1": 1.0}}
 GROWS = """

@@ -10,13 +10,14 @@ from local_pool import undisturbed
 from ray.util import placement_group, remove_placement_group
 
 from rayfl.config.schema import load_config
+from rayfl.inputs import data_key
 from rayfl.prepare import prepare
 from rayfl.runtime.placement import Placement
 from rayfl.storage.checkpoint import saved_in
 from rayfl.storage.storage import Storage
 from rayfl.training.flat import sha256
 from tuning.config import Stop, Sweep
-from tuning.inputs import SharedInputs, data_key
+from tuning.shared_inputs import SharedInputs
 from tuning.trial import MUTATED, Execution, TrialSpec
 
 IDENTITY = "0123456789abcdef"

@@ -1,4 +1,4 @@
-"""Inputs that the trials of a sweep share: each dataset and each partition is made once."""
+"""Inputs that several experiments share: each dataset and each partition is made once."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,23 +10,12 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
 from rayfl.federation.specs import UnitsPerRound
-from rayfl.prepare import prepare
-from rayfl.runtime.placement import Placement
-
-
-@dataclass(frozen=True)
-class SharedInputs:
-    """References to the inputs in the object store. The driver owns them, so they outlive every trial."""
-
-    data: dict[str, tuple[Any, Any]]
-    """References to dataset and partition, by `data_key`. Equal datasets are one object."""
-    placement: Placement
-    """Placement of the client actors of one trial."""
+from rayfl.prepare import Prepared, prepare
 
 
 @dataclass
 class Inputs:
-    """Datasets and partitions of all trials on the driver."""
+    """Datasets and partitions of all experiments, in this process."""
 
     data: dict[str, tuple[Dataset, Partition]] = field(default_factory=dict)
     """Dataset and partition, by `data_key`."""
@@ -50,10 +39,12 @@ class Inputs:
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)
         if key not in self._units:
-            self._units[key] = prepare(
-                experiment, *self._made(experiment)
-            ).federation.units_per_round
+            self._units[key] = self.prepare(experiment).federation.units_per_round
         return self._units[key]
+
+    def prepare(self, experiment: Experiment) -> Prepared:
+        """Prepare an experiment. Raises ConfigError if it is invalid."""
+        return prepare(experiment, *self._made(experiment))
 
     def _made(self, experiment: Experiment) -> tuple[Dataset, Partition]:
         source = json.dumps(experiment.model_dump(mode="json", include={"data"}), sort_keys=True)

@@ -1,0 +1,64 @@
+"""What `rayfl flatness` has measured of runs, for the report: means by point, and the pictures in MLflow."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from rayfl.analysis.aggregate import summarize
+from rayfl.analysis.store import open_store, search_runs
+from rayfl.analysis.tables import Table, table_of
+
+FOLDER = "flatness"
+"""Of the artifacts of a run, and of a sweep."""
+_SHOWN = re.compile(
+    r"flatness/(loss|gap_[\d.e-]+|lambda1|trace|scale_free/lambda1|clients/lambda1_end|"
+    r"distance/discrepancy|alignment/gradient|variance/ratio)"
+)
+_MOST_RUNS = 4  # outside sweeps, whose pictures are shown
+
+
+class Picture(NamedTuple):
+    """A picture as it was kept."""
+
+    title: str
+    png: bytes
+    what: str
+    """Argument of `rayfl flatness`."""
+
+
+def table_of_measured(runs: pd.DataFrame, by: Sequence[str], name: str) -> Table | None:
+    """The metric `name` beside the last values of what was measured; None if nothing was."""
+    done = runs.loc[runs["state"] == "finished"]
+    metrics = [c for c in done if _SHOWN.fullmatch(str(c)) and done[c].notna().any()]
+    return table_of(summarize(runs, by, [name, *metrics])) if metrics else None
+
+
+def pictures(runs: pd.DataFrame, uri: str | None) -> Iterator[Picture]:
+    """The pictures of the sweeps of these runs, and of those outside sweeps that were measured."""
+    measured = [c for c in runs if str(c).startswith("flatness/")]
+    if not measured:
+        return
+    client, _ = open_store(uri)
+    found = runs.loc[runs[measured].notna().any(axis=1)]
+    sweeps = list(dict.fromkeys(found["sweep"].dropna()))
+    alone = found.loc[found["sweep"].isna(), "run_id"]
+    of_runs = [(str(i), str(i)) for i in alone[:_MOST_RUNS]]
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    parents = search_runs(client, experiments, "tags.`rayfl.kind` = 'sweep'")
+    of_sweeps = [
+        (run.info.run_id, name)
+        for run in parents
+        for name in sweeps
+        if run.data.tags.get("rayfl.sweep") == name
+    ]
+    for run_id, what in (*of_sweeps, *of_runs):
+        for file in client.list_artifacts(run_id, FOLDER):
+            if file.path.endswith(".png"):
+                with tempfile.TemporaryDirectory() as folder:
+                    path = client.download_artifacts(run_id, file.path, folder)
+                    title = f"{Path(file.path).stem.replace('-', ' ').capitalize()} of {what}"
+                    yield Picture(title, Path(path).read_bytes(), what)

@@ -1,0 +1,187 @@
+"""The flatness of a sweep: every finished trial is measured, and a row of the answer is a point."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from rayfl import launch
+from rayfl.analysis.aggregate import groups
+from rayfl.analysis.naming import listed, row_name
+from rayfl.analysis.runs import axes, histories, load
+from rayfl.analysis.states import STATES, counted
+from rayfl.analysis.store import open_store, search_runs
+from rayfl.diagnostics.comparison import pictures_of_sweep
+from rayfl.diagnostics.measuring import Report, check, look_up, measure, report_of
+from rayfl.diagnostics.records import Records
+from rayfl.diagnostics.subjects import LAST, Subject, artifacts_of, find
+from rayfl.errors import ConfigError
+from rayfl.flatness.question import Question
+from rayfl.inputs import Inputs
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+ACCURACY = "test/accuracy"
+
+
+@dataclass(frozen=True, eq=False)
+class SweepReport:
+    """The answers of all trials."""
+
+    sweep: str
+    question: Question
+    runs: pd.DataFrame
+    """One row for each finished trial and each round that was measured: the columns of `rayfl.analysis.runs`,
+    `round`, and the numbers by their names in MLflow, such as `flatness/lambda1`."""
+    by: tuple[str, ...]
+    """Keys that make a point: those that vary but for the seed, and `round` where several were measured."""
+    reports: dict[str, Report]
+    """By run id."""
+    notes: tuple[str, ...]
+    seconds: float
+    """Of what was computed now; 0 if all was known."""
+    records: Records
+    """Those of the sweep's own run, for its pictures."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every number that was measured, accuracy first."""
+        return [ACCURACY, *(c for c in self.runs if str(c).startswith("flatness/"))]
+
+
+@dataclass(frozen=True)
+class SweepStart:
+    """What is going to be measured."""
+
+    sweep: str
+    trials: int
+    missing: int
+    """Trials of which something is not known yet."""
+
+
+def sweep_named(what: str, uri: str | None = None) -> str | None:
+    """The name of the sweep that this is the name of, or the MLflow run of; None if it is neither."""
+    if what == "latest" or "/" in what or what.endswith(".json"):
+        return None
+    client, _ = open_store(uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    quoted = what.replace("'", "")
+    for which in (f"tags.`rayfl.sweep` = '{quoted}'", f"attributes.run_id = '{quoted}'"):
+        kind = f"tags.`rayfl.kind` = 'sweep' and {which}"
+        if (run := next(search_runs(client, experiments, kind), None)) is not None:
+            return run.data.tags["rayfl.sweep"]
+    return None
+
+
+def flatness_of_sweep(
+    sweep: str,
+    overrides: Sequence[str] = (),
+    *,
+    rounds: Sequence[str | int] = (LAST,),
+    question: Question | None = None,
+    uri: str | None = None,
+    local: bool = False,
+    on_start: Callable[[SweepStart, Any], None] = lambda start, placement: None,
+    on_work: Callable[[float], None] = lambda share: None,
+) -> SweepReport:
+    """Measure the finished trials of a sweep whose file says `keep_checkpoints: true`.
+
+    The other arguments, and what is raised, are those of `flatness`.
+    """
+    question = question or Question()
+    check(question)
+    runs = load(uri=uri, where=f"sweep='{sweep}'")
+    finished = runs.loc[runs["state"] == "finished"].reset_index(drop=True)
+    if finished.empty:
+        raise ConfigError(f"sweep '{sweep}': no trial has finished; `rayfl sweep` goes on with it")
+    wanted = [str(round) for round in rounds]
+    subjects = {
+        str(i): find(str(i), wanted, overrides, uri, question.average) for i in finished["run_id"]
+    }
+    answers = {i: look_up(subject, question) for i, subject in subjects.items()}
+    missing = {i: subjects[i] for i, answer in answers.items() if answer.missing}
+    began, inputs = time.monotonic(), Inputs()
+    reports: dict[str, Report] = {}
+    connection = contextlib.nullcontext()
+    if missing and not local:
+        connection = launch.connection(next(iter(missing.values())).config)
+    with connection:
+        for number, (i, subject) in enumerate(missing.items()):
+            start = SweepStart(sweep, len(subjects), len(missing))
+
+            def started(_: Subject, placement: Any, number: int = number, start=start) -> None:
+                if number == 0:
+                    on_start(start, placement)
+
+            def work(share: float, number: int = number) -> None:
+                on_work((number + share) / len(missing))
+
+            prepared = inputs.prepare(subject.config)
+            measure(subject, prepared, answers[i], local, started, work)
+    seconds = time.monotonic() - began if missing else 0.0
+    for i, subject in subjects.items():
+        reports[i] = report_of(subject, answers[i], seconds if i in missing else 0.0)
+    return _report(sweep, question, runs, finished, reports, seconds, uri)
+
+
+def _report(
+    sweep: str,
+    question: Question,
+    runs: pd.DataFrame,
+    finished: pd.DataFrame,
+    reports: dict[str, Report],
+    seconds: float,
+    uri: str | None,
+) -> SweepReport:
+    rows = []
+    for i, report in reports.items():
+        for round, part in report.frame.groupby("round"):
+            numbers = {
+                f"flatness/{'' if split == 'train' else f'{split}/'}{name}": value
+                for split, name, value in part[["split", "metric", "value"]].itertuples(index=False)
+            }
+            rows.append({"run_id": i, "round": int(str(round)), **numbers})
+    measured = pd.DataFrame(rows)
+    tested = histories(finished, [ACCURACY], uri)
+    kept = [c for c in finished if not str(c).startswith("flatness/") and c != ACCURACY]
+    frame = finished[kept].merge(measured, on="run_id").merge(tested, how="left")
+    several = len(set(measured["round"])) > 1
+    by = (*axes(finished), *(["round"] if several else []))
+    client, parent = _parent(sweep, uri)
+    records = Records(client, parent.info.run_id, artifacts_of(parent))
+    notes = [*_left_out(runs), *_notes(frame, by, reports)]
+    report = SweepReport(sweep, question, frame, by, reports, tuple(notes), seconds, records)
+    if seconds:
+        records.draw(pictures_of_sweep(report))
+    return report
+
+
+def _left_out(runs: pd.DataFrame) -> Iterator[str]:
+    if found := counted(runs["state"], STATES[1:]):
+        yield f"left out: {found}"
+
+
+def _notes(runs: pd.DataFrame, by: Sequence[str], reports: dict[str, Report]) -> Iterator[str]:
+    """What is to be doubted, each once, with the trials that it is said of."""
+    said: dict[str, list[str]] = {}
+    for key, members in groups(runs, [*by, "seed"]):
+        name = row_name([*by, "seed"], key)
+        for i in members["run_id"]:
+            for note in reports[i].notes:
+                said.setdefault(note, []).append(name)
+    for note, names in said.items():
+        everybody = len(names) == len(runs)
+        yield f"{note} ({'all trials' if everybody else listed(names, 4)})"
+
+
+def _parent(sweep: str, uri: str | None) -> tuple["MlflowClient", "Run"]:
+    """A client of the store, and the sweep's own run."""
+    client, _ = open_store(uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    which = f"tags.`rayfl.kind` = 'sweep' and tags.`rayfl.sweep` = '{sweep}'"
+    return client, next(search_runs(client, experiments, which))
