@@ -5,8 +5,9 @@
     python -m benchmarks --cifar10 DIR --json out.json
 
 The parts: lenet5, resnet18, mlp and mlp_small (rounds against a bare PyTorch loop), steps (methods against
-FedAvg on the engine), clients (100,000 against 100), footprint (memory), startup, sweep (12 trials against
-their rounds), tracking (what MLflow costs a round), peers (rounds of Flower and pfl-research, if installed).
+FedAvg on the engine), curvature (eigenvalues and gaps in gradients), clients (100,000 against 100), footprint
+(memory), startup, sweep (12 trials against their rounds), tracking (what MLflow costs a round), peers (rounds
+of Flower and pfl-research, if installed).
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import clients, footprint, rounds, startup, steps, tracking
+from benchmarks import clients, curvature, footprint, rounds, startup, steps, tracking
 from benchmarks.findings import Finding, machine, show, write
 from benchmarks.peers import compare
 from benchmarks.workloads import workloads
@@ -32,6 +33,7 @@ def parts(cifar10: Path | None, repeats: int) -> dict[str, Part]:
     return {
         **{name: partial(rounds.measure, name, work, repeats) for name, work in known.items()},
         "steps": lambda: [finding for compare in compared for finding in compare()],
+        "curvature": partial(curvature.measure, known["lenet5"], repeats),
         "clients": partial(clients.measure, 5 * repeats),
         "footprint": partial(footprint.measure, known["resnet18"]),
         "startup": partial(startup.measure, 2 * repeats + 1),

@@ -141,6 +141,8 @@ def test_a_sweep_is_named_by_its_name_or_its_run(sweeps, report):
 def test_what_cannot_be_measured_is_refused(sweeps, report):
     with pytest.raises(ConfigError, match=r"no checkpoint of it is in .*`keep_checkpoints: true`"):
         flatness_of_sweep("lost", question=QUESTION, uri=sweeps, local=True)
-    with pytest.raises(ConfigError, match=r"--columns = 'lambda9': was not measured .*'lambda[1-5]'"):
+    with pytest.raises(
+        ConfigError, match=r"--columns = 'lambda9': was not measured .*'lambda[1-5]'"
+    ):
         chosen_columns(["gap_0.05", "lambda9"], report.metrics)
     assert chosen_columns(["gap_0.05"], report.metrics) == ["flatness/gap_0.05"]

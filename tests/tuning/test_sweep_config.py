@@ -116,6 +116,14 @@ def test_a_metric_of_samples_that_nobody_holds_out_is_one_line(load):
     )
 
 
+def test_checkpoints_that_are_kept_must_be_written(load):
+    sweep = load("keep_checkpoints=true", "base.checkpoint.every=null")
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
+        "base.checkpoint.every = null: must be a number or auto, or keep_checkpoints false"
+    )
+    assert resolve(load("base.checkpoint.every=null"), {"algorithm.rho": 0.1}, 0).problem is None
+
+
 def test_a_sweep_is_a_sweep_file_again(load, tmp_path):
     sweep = load("scheduler=asha", "stop.plateau.rounds=3")
     (tmp_path / "again.yaml").write_text(sweep.to_yaml())
