@@ -28,6 +28,8 @@ PRESET = "rayfl reproduce fedwmsam/table6"
 FULL_PRESET = f"{PRESET} --scale full base.data.download=true"
 RESUME = "rayfl run quickstart --resume latest"
 FLATNESS = "rayfl flatness latest -o pictures"
+FLAT_SWEEP = "rayfl sweep flatness_digits"
+FLATNESS_OF_SWEEP = "rayfl flatness flatness_digits "
 OWN_METHOD = "rayfl run quickstart algorithm.name=mymethod:MySAM algorithm.rho=0.1"
 
 
@@ -84,7 +86,7 @@ def test_every_command_is_accounted_for():
         for c in commands()
         if c.startswith("rayfl ")
         and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, PRESET, FULL_PRESET, RESUME, FLATNESS)
-        and not c.startswith(ANSWERS)
+        and not c.startswith((*ANSWERS, FLAT_SWEEP, FLATNESS_OF_SWEEP))
     ],
 )
 def test_command(command, folder):
@@ -106,6 +108,19 @@ def test_a_sweep_and_its_answers(folder):
     assert "</html>" in (folder / "report.html").read_text()
     program = python_block("runs.load(") + "\nassert len(table) == 18\n"
     shell(f"{sys.executable} - <<'PY'\n{program}PY", folder)
+
+
+@pytest.mark.slow
+def test_the_flatness_of_a_sweep(folder):
+    """Of two of its methods and two of its seeds, a few rounds each."""
+    few = "seeds=[0,1] base.federation.rounds=4 'space.algorithm.name.grid=[fedavg,fedsam]'"
+    shell(f"{FLAT_SWEEP} {few}", folder)
+    measured, *others = [c for c in commands() if c.startswith(FLATNESS_OF_SWEEP)]
+    effort = "--draws 2 --lanczos 10 --measures gap,hessian"
+    assert "lambda1" in shell(f"{measured} {effort}", folder)
+    assert {path.stem for path in (folder / "pictures").iterdir()} == {"accuracy", "densities"}
+    (compared,) = others
+    assert "minus algorithm.name=fedavg" in shell(f"{compared} {effort}", folder)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ACCURACY = "test/accuracy"
+OF_ROUNDS = ("accuracy_last10", "echo_reversals", "accuracy_oscillation", "accuracy_overshoot")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,9 @@ class SweepReport:
 
     @property
     def metrics(self) -> list[str]:
-        """Every number that was measured, accuracy first."""
-        return [ACCURACY, *(c for c in self.runs if str(c).startswith("flatness/"))]
+        """Every number that was measured, accuracy first, and what the rounds tell of each run."""
+        measured = [c for c in self.runs if str(c).startswith("flatness/")]
+        return [ACCURACY, *measured, *(name for name in OF_ROUNDS if name in self.runs)]
 
 
 @dataclass(frozen=True)
