@@ -104,18 +104,22 @@ def cosines(clients: dict[str, Any], round: int) -> Figure:
 
 
 def rounds(report: "Report") -> Figure:
-    """Loss, the largest eigenvalue and the gaps against the rounds."""
+    """Accuracy, loss, the largest eigenvalue and the gaps against the rounds."""
     frame = report.frame
     metrics = [m for m in dict.fromkeys(frame["metric"]) if _is_drawn(m)]
-    figure = Figure(figsize=(3.4 * len(metrics), 3), dpi=DPI, layout="constrained")
-    for axes, metric in zip(
-        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
-    ):
+    figure = Figure(figsize=(3.4 * (1 + len(metrics)), 3), dpi=DPI, layout="constrained")
+    first, *panes = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
+    history = report.subject.checkpoints[-1].history()
+    tested = {r: row["test/accuracy"] for r, row in history.items() if "test/accuracy" in row}
+    first.plot(list(tested), list(tested.values()), color=_SPLITS["test"])
+    first.set(xlabel="round", title="accuracy")
+    first.spines[["top", "right"]].set_visible(False)
+    for axes, metric in zip(panes, metrics, strict=True):
         for split, part in frame[frame["metric"] == metric].groupby("split"):
             axes.plot(part["round"], part["value"], "o-", color=_SPLITS[str(split)], label=split)
         axes.set(xlabel="round", title=label(metric))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False)
+    figure.axes[-1].legend(frameon=False)
     return figure
 
 
