@@ -11,6 +11,7 @@ from benchmarks.findings import Finding, median
 from benchmarks.workloads import Workload
 from rayfl.federation.movement import Movement
 from rayfl.federation.probe import PooledObjective
+from rayfl.federation.session import Session
 from rayfl.flatness import draws, gaps, spectrum
 from rayfl.flatness.question import Question
 from rayfl.launch import in_this_process
@@ -29,6 +30,7 @@ def measure(workload: Workload, repeats: int) -> list[Finding]:
     prepared = prepare(config)
     with in_this_process(prepared) as place:
         with place.session(None) as session:
+            assert isinstance(session, Session)
             began, rounds = time.process_time(), list(session.run())
             round_s = (time.process_time() - began) / config.federation.rounds
             state = session.server.snapshot()
