@@ -32,6 +32,7 @@ from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, Vmap
 from rayfl.training.lanes import Lane, in_turns, most_lanes, recording
 from rayfl.training.local import SGD, LocalStep, Trained
 from rayfl.training.precision import local_steps
+from rayfl.training.process import seed_layers
 from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories, to_host
 from rayfl.training.units import (
@@ -296,7 +297,9 @@ class Engine:
             steps += [min(len(p.sizes), most_steps or len(p.sizes)) for p in schedules]
             if isinstance(lane.oracle, PerClientGradient):
                 # Layers that draw random numbers (dropout) use torch's global generator.
-                torch.manual_seed(seeds.integer(s.seed, "model", unit.round, clients[0]))
+                seed_layers(
+                    seeds.integer(s.seed, "model", unit.round, clients[0]), here.start.device
+                )
             yield from lane.train(
                 self._step(lane.oracle, unit.lr),
                 functools.partial(self.train_data.batches, schedules),

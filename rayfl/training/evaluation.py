@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rayfl import seeds
 from rayfl.training.batches import DeviceData
 from rayfl.training.function import Function
+from rayfl.training.process import seed_layers
 from rayfl.training.transfers import DeviceBroadcast
 from rayfl.training.units import EvaluationResult, Split
 
@@ -31,9 +32,9 @@ class Evaluation:
     ) -> EvaluationResult:
         """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
         self.function.model.eval()
-        # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
-        torch.manual_seed(seeds.integer(self.seed, "model", 0, first))
         start, buffers = broadcast.own()
+        # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
+        seed_layers(seeds.integer(self.seed, "model", 0, first), start.device)
         tensors = self.function.parameters(start) | self.function.buffers(buffers)
         losses, correct = [], []
         data, samples = self.splits[split]

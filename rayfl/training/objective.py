@@ -19,6 +19,7 @@ from rayfl import seeds
 from rayfl.training.batches import DeviceData
 from rayfl.training.flat import as_part
 from rayfl.training.function import Function
+from rayfl.training.process import seed_layers
 from rayfl.training.units import Probe, ProbeResult
 
 # Samples of a pass. A second derivative keeps several times the maps of a gradient.
@@ -105,7 +106,7 @@ class SampleObjective:
     def _batches(self) -> Iterator[Tensor]:
         self.function.model.eval()
         # Some models draw random numbers here too: the same ones in each pass over the samples.
-        torch.manual_seed(seeds.integer(0, "flatness"))
+        seed_layers(seeds.integer(0, "flatness"), self.w.device)
         yield from self.samples.split(PASS[self.w.device.type])
 
     def _parts(self, flat: Tensor) -> list[Tensor]:

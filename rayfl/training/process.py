@@ -52,3 +52,12 @@ def generators() -> tuple[object, ...]:
     _, keys, *rest = np.random.get_state()  # noqa: NPY002
     numpy = np.asarray(keys).tobytes(), rest
     return random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()
+
+
+def seed_layers(seed: int, device: torch.device) -> None:
+    """Seed the global generator that layers draw from on this device, as dropout does."""
+    if device.type == "cpu":
+        # torch.manual_seed is for GPUs too: it formats a stack trace for their first use, 0.4 ms each time.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
