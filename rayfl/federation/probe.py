@@ -3,7 +3,7 @@
 Shapes: P parameters, Q entries of float buffers, n samples, k points or vectors, j directions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,17 +42,28 @@ class PooledObjective:
         self._point = pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
 
     def losses(self, coefficients: Tensor, directions: Tensor) -> Tensor:
-        means = self._ask("losses", directions, coefficients)
+        (means,) = self._ask("losses", directions, [coefficients])
         return torch.from_numpy(sum(share * result.losses for share, result in means))
 
     def gradient(self, offset: Tensor | None = None) -> tuple[float, Tensor]:
-        vector = torch.zeros_like(self.w) if offset is None else offset
-        means = self._ask("gradient", vector[None], torch.ones(1, 1))
-        loss = sum(share * float(result.losses[0]) for share, result in means)
-        return loss, self._vectors(means)[0]
+        (found,) = self.gradients(
+            torch.zeros_like(self.w)[None] if offset is None else offset[None]
+        )
+        return found
+
+    def gradients(self, offsets: Tensor) -> list[tuple[float, Tensor]]:
+        points = torch.eye(len(offsets)).split(1)
+        return [
+            (
+                sum(share * float(result.losses[0]) for share, result in means),
+                self._vectors(means)[0],
+            )
+            for means in self._ask("gradient", offsets, points)
+        ]
 
     def products(self, vectors: Tensor) -> Tensor:
-        return self._vectors(self._ask("products", vectors))
+        (means,) = self._ask("products", vectors, [None])
+        return self._vectors(means)
 
     def _vectors(self, means: list[tuple[float, ProbeResult]]) -> Tensor:
         total = sum(share * as_tensor(result.vectors).double() for share, result in means)
@@ -63,18 +74,25 @@ class PooledObjective:
         self,
         quantity: Literal["losses", "gradient", "products"],
         vectors: Tensor,
-        coefficients: Tensor | None = None,
-    ) -> list[tuple[float, ProbeResult]]:
-        """Each unit's share of the samples, and its means, in the order of the units."""
+        coefficients: Sequence[Tensor | None],
+    ) -> list[list[tuple[float, ProbeResult]]]:
+        """For each of the coefficients, each unit's share of the samples and its means, in order.
+
+        All units are asked for before the first is waited for.
+        """
         handle = self.pool.store({"vectors": vectors.numpy()})
-        given = None if coefficients is None else coefficients.double().numpy()
-        n, futures = len(self.samples), []
-        for first in range(0, n, PROBE_UNIT):
-            part = self.samples[first : first + PROBE_UNIT]
-            probe = Probe(quantity, self._split, part, given)
-            futures.append((len(part), self.pool.probe(self.round, probe, self._point, handle)))
+        n, asked = len(self.samples), []
+        for given in coefficients:
+            numbers = None if given is None else given.double().numpy()
+            for first in range(0, n, PROBE_UNIT):
+                part = self.samples[first : first + PROBE_UNIT]
+                probe = Probe(quantity, self._split, part, numbers)
+                passes = len(vectors) if given is None else len(given)
+                future = self.pool.probe(self.round, probe, self._point, handle)
+                asked.append((len(part), passes, future))
         means = []
-        for size, future in futures:
+        for size, passes, future in asked:
             means.append((size / n, self.pool.wait(future)))
-            self._on_work(size * COSTS[quantity] * (len(vectors) if given is None else len(given)))
-        return means
+            self._on_work(size * COSTS[quantity] * passes)
+        units = len(asked) // len(coefficients)
+        return [means[i : i + units] for i in range(0, len(means), units)]

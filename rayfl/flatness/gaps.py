@@ -80,28 +80,32 @@ def sam_gaps(
     return (losses[1:] - losses[0]).tolist()
 
 
-def worst_gap(
+def worst_gaps(
     objective: Objective,
     gradient: Tensor,
-    rho: float,
+    rhos: Sequence[float],
     geometry: Geometry = EUCLIDEAN,
     steps: int = ASCENT_STEPS,
-) -> float:
-    """The largest F(w + e) - F(w) that projected ascent finds for e of size at most rho.
+) -> list[float]:
+    """The largest F(w + e) - F(w) that projected ascent finds for e of size at most rho, for each rho.
 
     Normalised steps of rho / 4 from SAM's e, all samples in one batch; after Andriushchenko & Flammarion,
-    ICML 2022, arXiv:2206.06232. A lower bound of the maximum, at least the gap that SAM's e has.
+    ICML 2022, arXiv:2206.06232. A lower bound of the maximum, at least the gap that SAM's e has. The rhos
+    ascend side by side.
     """
-    e = rho * geometry.steepest(gradient)
-    first = objective.losses(_column([0.0]), e.unsqueeze(0))[0].item()
-    found = []
+    if not rhos:
+        return []
+    e = torch.stack([rho * geometry.steepest(gradient) for rho in rhos])
+    points = torch.cat([torch.zeros(1, len(rhos)), torch.eye(len(rhos))])
+    middle = objective.losses(points[:1], e)[0].item()
+    found: list[list[float]] = [[] for _ in rhos]
     for _ in range(steps):
-        loss, uphill = objective.gradient(e)
-        found.append(loss)
-        e = e + ASCENT_STEP * rho * geometry.steepest(uphill)
-        e = e * (rho / geometry.size(e)).clamp_max(1.0)
-    found.append(objective.losses(_column([1.0]), e.unsqueeze(0))[0].item())
-    return max(found) - first
+        for i, (loss, uphill) in enumerate(objective.gradients(e)):
+            found[i].append(loss)
+            moved = e[i] + ASCENT_STEP * rhos[i] * geometry.steepest(uphill)
+            e[i] = moved * (rhos[i] / geometry.size(moved)).clamp_max(1.0)
+    ends = objective.losses(points[1:], e).tolist()
+    return [max(*losses, end) - middle for losses, end in zip(found, ends, strict=True)]
 
 
 def average_gap(objective: Objective, draw: Callable[[], Tensor], draws: int) -> Mean:

@@ -56,8 +56,8 @@ def measure_gaps(objective: Objective, tensors: Sequence[TensorInfo], effort: Ef
         metrics = {"gradient_norm": geometry.gradient_norm(gradient)}
         rises = gaps.sam_gaps(objective, gradient, rhos, geometry)
         metrics |= {f"gap_{rho:g}": rise for rho, rise in zip(rhos, rises, strict=True)}
-        for rho in rhos:
-            metrics[f"worst_gap_{rho:g}"] = gaps.worst_gap(objective, gradient, rho, geometry)
+        worst = gaps.worst_gaps(objective, gradient, rhos, geometry)
+        metrics |= {f"worst_gap_{rho:g}": rise for rho, rise in zip(rhos, worst, strict=True)}
         for rho in rhos:
 
             def noise(rho: float = rho, prefix: str = prefix, drawn=generator) -> Tensor:

@@ -24,6 +24,10 @@ class Objective(Protocol):
         """F and its gradient `[P]` at w + offset `[P]`, or at w."""
         ...
 
+    def gradients(self, offsets: Tensor) -> list[tuple[float, Tensor]]:
+        """What `gradient` gives at each of the offsets `[k, P]`."""
+        ...
+
     def products(self, vectors: Tensor) -> Tensor:
         """The Hessian of F at w times each vector, `[k, P] -> [k, P]`."""
         ...

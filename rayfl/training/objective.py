@@ -56,6 +56,10 @@ class SampleObjective:
         self._passes(point, add)
         return loss / len(self.samples), gradient / len(self.samples)
 
+    def gradients(self, offsets: Tensor) -> list[tuple[float, Tensor]]:
+        """What `gradient` gives at each of the offsets `[k, P]`."""
+        return [self.gradient(offset) for offset in offsets]
+
     def products(self, vectors: Tensor) -> Tensor:
         """The Hessian of F at w times each vector, `[k, P]`: the gradient of g(w) . v."""
         products = torch.zeros_like(vectors)

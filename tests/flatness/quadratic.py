@@ -29,5 +29,8 @@ class Quadratic:
         x = self.w - self.c if offset is None else self.w + offset - self.c
         return float(x @ self.H @ x / 2), self.H @ x
 
+    def gradients(self, offsets):
+        return [self.gradient(offset) for offset in offsets]
+
     def products(self, vectors):
         return vectors @ self.H
