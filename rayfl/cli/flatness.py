@@ -214,7 +214,9 @@ class FlatnessDisplay(Display):
         self._text = ""
         if not self._is_live and share > 0 and self._is_due(_PLAIN_SECONDS):
             left = (time.monotonic() - self._began) * (1 - share) / share
-            self._console.print(f"{100 * share:.0f} %, about {left:.0f} s left")
+            # The first per cent is the start of the actors.
+            rest = f", about {left:.0f} s left" if share >= 0.01 else ""
+            self._console.print(f"{100 * share:.0f} %{rest}")
 
     def interrupted(self) -> None:
         self._console.print("interrupted; what is measured is kept, the same command goes on")

@@ -9,6 +9,7 @@ import pandas as pd
 # The object interface draws off screen and leaves pyplot's global state alone.
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rayfl.analysis.aggregate import groups
 from rayfl.analysis.curves import COLOURS, DASHES
@@ -56,6 +57,9 @@ def accuracy(report: "SweepReport", points: dict[str, pd.DataFrame]) -> Figure:
         values = report.runs[metric].to_numpy(dtype=float)
         if values.min() > 0 and values.max() > _LOG_SPAN * values.min():
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label(metric.removeprefix(PREFIX)))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panes.flat[len(metrics) :]:
