@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 16
 _COLUMNS = 4  # of panels
+_ENTRY = 1.7  # inches of a legend's entry
 _LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
 
 
@@ -175,7 +176,7 @@ def _legend(figure: Figure, axes: Axes, entries: int) -> None:
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=min(columns, 5),
+        ncols=min(columns, int(figure.get_figwidth() / _ENTRY)),
         frameon=False,
         fontsize=8,
     )
