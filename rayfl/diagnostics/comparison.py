@@ -8,6 +8,7 @@ import pandas as pd
 
 # The object interface draws off screen and leaves pyplot's global state alone.
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -58,9 +59,7 @@ def accuracy(report: "SweepReport", points: dict[str, pd.DataFrame]) -> Figure:
         values = report.runs[metric].to_numpy(dtype=float)
         if values.min() > 0 and values.max() > _LOG_SPAN * values.min():
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _label_sparsely(axes.xaxis)
         axes.set_xlabel(label(metric.removeprefix(PREFIX)))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panes.flat[len(metrics) :]:
@@ -137,8 +136,7 @@ def slices(planes: dict[str, list[dict[str, list]]]) -> Figure:
         ylabel="training loss",
         yscale="log",
     )
-    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        ticks("{x:.3g}")
+    _label_sparsely(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
     _legend(figure, axes, len(planes))
     return figure
@@ -169,6 +167,13 @@ def _style(i: int) -> dict[str, Any]:
         "ls": DASHES[(i // len(COLOURS)) % len(DASHES)],
         "lw": 1.4,
     }
+
+
+def _label_sparsely(axis: Axis) -> None:
+    """Label a logarithmic axis twice in each decade, in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axes: Axes, entries: int) -> None:
