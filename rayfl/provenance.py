@@ -57,7 +57,7 @@ def trial_folder(sweep: str, tags: Mapping[str, str]) -> str:
 
     `tags`: those of its provenance, which its MLflow run has too.
     """
-    return f"{sweep}-{tags[DATA_TAG][:6]}{tags[CODE_TAG][:6]}"
+    return f"{sweep}-{tags.get(DATA_TAG, '')[:6]}{tags.get(CODE_TAG, '')[:6]}"
 
 
 def data_digest(arrays: Iterable[Any], words: Iterable[str]) -> str:

@@ -165,7 +165,7 @@ def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
     pairs = pairs.dropna(subset=["a", "b"])
     rounds = pd.Series(pairs[["rounds_a", "rounds_b"]].to_numpy().ravel())
     differences, n = pairs.loc[:, "a"] - pairs.loc[:, "b"], len(pairs)
-    low, high = _interval(differences)
+    low, high = interval(differences)
     return {
         "a": pairs["a"].mean(),
         "b": pairs["b"].mean(),
@@ -178,7 +178,7 @@ def _row(pairs: pd.DataFrame, m: Metric) -> dict[str, Any]:
     }
 
 
-def _interval(differences: pd.Series) -> tuple[float, float]:
+def interval(differences: pd.Series) -> tuple[float, float]:
     """95 % confidence interval of the mean by Student's t; NaN with fewer than two values."""
     from scipy import stats  # its import takes about a second
 

@@ -1,5 +1,6 @@
 """What `rayfl flatness` has measured of runs, for the report: means by point, and the pictures in MLflow."""
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,8 @@ class Picture(NamedTuple):
 
     title: str
     png: bytes
-    what: str
-    """Argument of `rayfl flatness`."""
+    where: str
+    """Artifact that it is."""
 
 
 def table_of_measured(runs: pd.DataFrame, by: Sequence[str], name: str) -> Table | None:
@@ -42,6 +43,8 @@ def pictures(runs: pd.DataFrame, uri: str | None) -> Iterator[Picture]:
     measured = [c for c in runs if str(c).startswith("flatness/")]
     if not measured:
         return
+    from mlflow.exceptions import MlflowException
+
     client, _ = open_store(uri)
     found = runs.loc[runs[measured].notna().any(axis=1)]
     sweeps = list(dict.fromkeys(found["sweep"].dropna()))
@@ -56,9 +59,11 @@ def pictures(runs: pd.DataFrame, uri: str | None) -> Iterator[Picture]:
         if run.data.tags.get("rayfl.sweep") == name
     ]
     for run_id, what in (*of_sweeps, *of_runs):
-        for file in client.list_artifacts(run_id, FOLDER):
-            if file.path.endswith(".png"):
-                with tempfile.TemporaryDirectory() as folder:
-                    path = client.download_artifacts(run_id, file.path, folder)
-                    title = f"{Path(file.path).stem.replace('-', ' ').capitalize()} of {what}"
-                    yield Picture(title, Path(path).read_bytes(), what)
+        with contextlib.suppress(MlflowException, OSError):  # the page does without
+            for file in client.list_artifacts(run_id, FOLDER):
+                if file.path.endswith(".png"):
+                    with tempfile.TemporaryDirectory() as folder:
+                        path = client.download_artifacts(run_id, file.path, folder)
+                        title = f"{Path(file.path).stem.replace('-', ' ').capitalize()} of {what}"
+                        where = f"{file.path} of MLflow run {run_id}"
+                        yield Picture(title, Path(path).read_bytes(), where)

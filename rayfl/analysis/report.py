@@ -18,7 +18,7 @@ import pandas as pd
 
 from rayfl.analysis import curves, plots
 from rayfl.analysis.aggregate import Summary, summarize
-from rayfl.analysis.measured import Picture, pictures, table_of_measured
+from rayfl.analysis.measured import pictures, table_of_measured
 from rayfl.analysis.metrics import metric
 from rayfl.analysis.naming import shown
 from rayfl.analysis.rerun import BASE, RerunCommands
@@ -44,7 +44,7 @@ class Plot:
 
     title: str
     data: str
-    """SVG, or PNG, as base64."""
+    """SVG as base64."""
     command: str
     notes: tuple[str, ...]
 
@@ -81,7 +81,10 @@ def render(
         best=_best(summary, runs, again),
         figures=list(_figures(runs, name, uri, options)) if summary.ranking else [],
         measured=table_of_measured(runs, by, name),
-        pictures=[_picture(one, source["--uri"]) for one in pictures(runs, uri)],
+        pictures=[
+            (one.title, base64.b64encode(one.png).decode(), one.where)
+            for one in pictures(runs, uri)
+        ],
         failures=[
             _trial(runs, i, again, by) for i in _positions(runs.loc[:, "state"] != "finished")
         ],
@@ -129,18 +132,6 @@ def _best(summary: Summary, runs: pd.DataFrame, again: RerunCommands) -> list[di
         cells = list(zip(table.header, table.rows[best], strict=True))
         found.append({"cells": cells, "commands": commands})
     return found
-
-
-def _picture(picture: Picture, uri: str | None) -> Plot:
-    command = [
-        "rayfl",
-        "flatness",
-        picture.what,
-        *(["--uri", uri] if uri else []),
-        "-o",
-        "pictures",
-    ]
-    return Plot(picture.title, base64.b64encode(picture.png).decode(), shlex.join(command), ())
 
 
 def _positions(mask: pd.Series) -> list[int]:

@@ -118,6 +118,10 @@ def flatness(
         raise ConfigError(f"{option}: is for sweeps, and '{what}' is none")
     if sweep is not None and towards:
         raise ConfigError(f"--towards: is for runs, and '{what}' is a sweep")
+    if towards and (average, rounds) != ("last1", "last"):
+        raise ConfigError(
+            "--towards: is about the last w of both runs; leave --average and --rounds out"
+        )
     progress = FlatnessDisplay(console(stderr=True), live=not local)
     with showing(progress, redirect=not local) as on_start:
         places: Any = {
@@ -135,7 +139,7 @@ def flatness(
             answer = diagnostics.flatness(what, given, rounds=chosen, question=question, **places)
         else:
             answer = diagnostics.flatness_of_sweep(
-                sweep, given, rounds=chosen, question=question, **places
+                sweep, given, rounds=chosen, question=question, against=against, **places
             )
     if isinstance(answer, diagnostics.SweepReport):
         _show_sweep(answer, columns, against, form)
@@ -168,7 +172,9 @@ def _show_sweep(report: "SweepReport", columns: str | None, against: str | None,
         table, notes = sweep_tables.table_of(report, names, form)
         rows = sweep_tables.frame_of(report)
     else:
-        table, rows, notes = sweep_tables.differences(report, names, against)
+        if form in ("csv", "json") and not columns:
+            names = report.metrics
+        table, rows, notes = sweep_tables.differences(report, names, against, form)
         heading = f"minus {against}: mean difference [95 % interval], paired t over seeds; * not 0"
     *first, last = sweep_tables.parts(table) if form == "table" else [table]
     for part in first:

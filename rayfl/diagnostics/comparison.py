@@ -34,7 +34,12 @@ def pictures_of_sweep(report: "SweepReport") -> dict[str, Figure]:
     points = _points(report)
     if not 1 < len(points) <= MOST_POINTS:
         return {}
-    found = {"accuracy": accuracy(report, points)}
+    found: dict[str, Figure] = {}
+    if (
+        "test/accuracy" in report.metrics
+        and len(default_columns(report.metrics, report.question)) > 1
+    ):
+        found["accuracy"] = accuracy(report, points)
     last = {name: _seeds(report, members) for name, members in points.items()}
     if any(spectra for *_, spectra in last.values()):
         found["densities"] = densities({n: spectra for n, (_, spectra) in last.items()})

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from rayfl.analysis.plots import DPI
 from rayfl.analysis.tables import Table
+from rayfl.diagnostics.measuring import check
 from rayfl.diagnostics.subjects import LAST, Subject, find
 from rayfl.errors import ConfigError
 from rayfl.flatness.question import Question, Split
@@ -83,6 +84,7 @@ def interpolate(
     Both are named as for `flatness`; also raises ConfigError if they are of different models. It is kept in
     the MLflow run of `what`, and not computed again.
     """
+    check(Question(splits=tuple(splits), samples=samples))
     here, there = (find(name, [LAST], overrides, uri) for name in (what, towards))
     states = [subject.checkpoints[-1].snapshot() for subject in (here, there)]
     models = [subject.config.model_dump(mode="json")["model"] for subject in (here, there)]
@@ -91,6 +93,10 @@ def interpolate(
         raise ConfigError(
             f"--towards = '{towards}': has the model {models[1]}, and '{what}' {models[0]}; a line is "
             "between two w of one model"
+        )
+    if len(states[0].tensors["buffers"]):
+        raise ConfigError(
+            "--towards: the model has running statistics (BatchNorm), which belong to no w on the way"
         )
     key = {
         "measure": "interpolation",

@@ -166,7 +166,8 @@ def measure(
             answer.known[piece] = record
     answer.missing.clear()
     if subject.records is not None:
-        subject.records.draw(pictures(report_of(subject, answer, 0.0)))
+        found = pictures(report_of(subject, answer, 0.0))
+        subject.records.draw(found, answer.question.average)
 
 
 def _model_notes(model: nn.Module) -> list[str]:

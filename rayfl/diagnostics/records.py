@@ -42,17 +42,19 @@ class Records:
         now, round = int(time.time() * 1000), key["round"]
         named = record["metrics"].items()
         if "average" in key:  # beside those of the round's own w
-            named = [(k.replace("flatness/", "flatness/average/", 1), v) for k, v in named]
+            place = f"flatness/average/last{key['average']}/"
+            named = [(k.replace("flatness/", place, 1), v) for k, v in named]
         metrics = [Metric(name, v, now, round) for name, v in named]
         for first in range(0, len(metrics), _METRICS_PER_BATCH):
             part = metrics[first : first + _METRICS_PER_BATCH]
             self.client.log_batch(self.run_id, metrics=part)
         self.client.log_dict(self.run_id, {"key": key, **record}, _name(key))
 
-    def draw(self, figures: "dict[str, Figure]") -> None:
-        """Keep pictures."""
+    def draw(self, figures: "dict[str, Figure]", average: int = 1) -> None:
+        """Keep pictures; of a mean of the last checkpoints beside those of the last one."""
+        of = f"-last{average}" if average > 1 else ""
         for name, figure in figures.items():
-            self.client.log_figure(self.run_id, figure, f"{FOLDER}/{name}.png")
+            self.client.log_figure(self.run_id, figure, f"{FOLDER}/{name}{of}.png")
 
 
 def _name(key: dict[str, Any]) -> str:

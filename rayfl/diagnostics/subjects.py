@@ -61,9 +61,14 @@ def find(
     if not every and sweep:
         raise ConfigError(
             f"run {run.info.run_id} is a trial of sweep '{sweep}', and no checkpoint of it is in {place}; "
-            "a sweep keeps those of trials that have ended if its file says `keep_checkpoints: true`"
+            "a sweep keeps them from when its file says `keep_checkpoints: true`: run it with that, under a "
+            "new name"
         )
     saved = _chosen(every, rounds, f"run {run.info.run_id} in {place}", average)
+    if (
+        saved[-1].manifest.config_hash != config.hash
+    ):  # population-based training has changed it meanwhile
+        config = load_config(layers.nested(saved[-1].manifest.config), overrides)
     return Subject(config, saved, Records(client, run.info.run_id, artifacts_of(run)))
 
 

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from rayfl.analysis import filters
 from rayfl.analysis.aggregate import groups, summarize
-from rayfl.analysis.compare import compare
+from rayfl.analysis.compare import interval
 from rayfl.analysis.metrics import Metric, metric
-from rayfl.analysis.naming import NONE, shown
+from rayfl.analysis.naming import NONE, row_name, shown
+from rayfl.analysis.runs import values
 from rayfl.analysis.tables import Table, style_of
 from rayfl.analysis.tables import table_of as table_of_summary
 from rayfl.diagnostics.tables import label
@@ -33,20 +34,21 @@ def default_columns(metrics: Sequence[str], question: Question) -> list[str]:
         for sizes in (question.effort.rhos, question.effort.scale_free_rhos)
     )
     wanted = (
-        "test/accuracy",
-        f"{PREFIX}loss",
-        f"{PREFIX}gap_{rho}",
-        f"{PREFIX}lambda1",
-        f"{PREFIX}trace",
-        f"{PREFIX}scale_free/gap_{scale_free}",
-        f"{PREFIX}scale_free/lambda1",
-        f"{PREFIX}clients/lambda1_end",
-        f"{PREFIX}distance/discrepancy",
-        f"{PREFIX}alignment/gradient",
-        f"{PREFIX}alignment/subspace",
-        f"{PREFIX}variance/ratio",
+        "loss",
+        f"gap_{rho}",
+        "lambda1",
+        "trace",
+        f"scale_free/gap_{scale_free}",
+        "scale_free/lambda1",
+        "clients/lambda1_end",
+        "distance/discrepancy",
+        "alignment/gradient",
+        "alignment/subspace",
+        "variance/ratio",
     )
-    return [name for name in wanted if name in metrics]
+    prefix = PREFIX if "train" in question.splits else f"{PREFIX}test/"
+    every = ("test/accuracy", *(prefix + name for name in wanted), *(PREFIX + n for n in wanted))
+    return [name for name in dict.fromkeys(every) if name in metrics]
 
 
 def chosen_columns(names: Sequence[str], metrics: Sequence[str]) -> list[str]:
@@ -93,48 +95,98 @@ def parts(table: Table, most: int = 4) -> list[Table]:
     return every
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What the points of a sweep are compared with."""
+
+    point: tuple[str, ...]
+    """Keys that may differ."""
+    rest: tuple[str, ...]
+    """Those whose values both sides share."""
+    base: pd.DataFrame
+    others: pd.DataFrame
+
+
+def sides(runs: pd.DataFrame, by: Sequence[str], baseline: str) -> Sides:
+    """Split runs by the filter `baseline`; ConfigError if nothing is left on one side.
+
+    The keys that the filter names may differ, and with a name of a section (`algorithm.name`) all options of
+    it.
+    """
+    conditions = filters.parse(baseline)
+    named = {condition.key for condition in conditions}
+    sections = tuple(key.removesuffix("name") for key in named if key.endswith(".name"))
+    point = tuple(k for k in by if k in named or k.startswith(sections))
+    chosen = set(filters.select(runs, conditions).index)
+    base = runs.loc[[i for i in runs.index if i in chosen]]
+    others = runs.loc[[i for i in runs.index if i not in chosen]]
+    if base.empty or others.empty:
+        which = "none" if base.empty else "all"
+        there = "; ".join(f"{k} is {', '.join(map(shown, values(runs, k)))}" for k in by)
+        raise ConfigError(
+            f"--against = '{baseline}': selects {which} of the {len(runs)} finished trials"
+            + (f"; {there}" if there else "")
+        )
+    return Sides(point, tuple(k for k in by if k not in point), base, others)
+
+
 def differences(
-    report: "SweepReport", columns: Sequence[str], baseline: str
+    report: "SweepReport", columns: Sequence[str], baseline: str, form: str = "table"
 ) -> tuple[Table, pd.DataFrame, tuple[str, ...]]:
     """Each point minus the one that the filter `baseline` selects, paired over seeds as `rayfl compare` does.
 
-    The keys that the filter names are what may differ; where others vary, each of their values is compared
-    with its own baseline. A cell is `mean difference [95 % interval]`. Also the numbers, and notes.
+    Where keys vary that the filter does not name, each of their values is compared with its own baseline. A
+    cell is `mean difference [95 % interval]`. Also the numbers, and notes.
     """
-    keys = list(dict.fromkeys(condition.key for condition in filters.parse(baseline)))
-    base = set(filters.select(report.runs, filters.parse(baseline)).index)
-    others = report.runs.loc[[i for i in report.runs.index if i not in base]]
-    rows, notes = [], list[str]()
-    for key, _ in groups(others, keys):
-        point = dict(zip(keys, key, strict=True))
-        side = " and ".join(f"{k}={shown(v)}" for k, v in point.items())
-        for name in columns:
-            m = _metric(report.runs, name)
-            found = compare(report.runs, side, baseline, name)
-            notes += found.notes
-            for row in found.rows.to_dict("records"):
-                rest = {k: row[k] for k in found.by}
-                numbers = {k: row[k] for k in ("difference", "low", "high", "n")}
-                rows.append({**point, **rest, "metric": name, **numbers, "text": _interval(row, m)})
-    frame = pd.DataFrame(rows)
-    left = [c for c in frame.columns[: list(frame.columns).index("metric")]]
-    table: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in rows:
-        table.setdefault(tuple(shown(row[k]) for k in left), {})[row["metric"]] = row["text"]
-    header = (*left, *(name.removeprefix(PREFIX) for name in columns))
-    body = tuple((*k, *(cells.get(name, "") for name in columns)) for k, cells in table.items())
-    numbers = frame.drop(columns="text")
-    return Table(header, body, left=len(left)), numbers, tuple(dict.fromkeys(notes))
+    split = sides(report.runs, report.by, baseline)
+    known: dict[Any, dict[str, Any]] = {}
+    for key, members in groups(split.base, [*split.rest, "seed"]):
+        if len(members) > 1:
+            name = row_name([*split.rest, "seed"], key)
+            raise ConfigError(
+                f"--against = '{baseline}': selects {len(members)} runs of {name}; name what tells them apart"
+            )
+        known[key] = members.iloc[0].to_dict()
+    metrics = [_metric(report.runs, name) for name in columns]
+    rows, cells, notes = [], [], list[str]()
+    style = style_of(form)
+    for key, members in groups(split.others, [*split.point, *split.rest]):
+        place, name = key[len(split.point) :], row_name([*split.point, *split.rest], key)
+        runs = members.to_dict("records")
+        pairs = [
+            (run, known[*place, run["seed"]]) for run in runs if (*place, run["seed"]) in known
+        ]
+        if len(pairs) < len(runs):
+            notes.append(
+                f"without a partner: {len(runs) - len(pairs)} of {len(runs)} runs of {name}"
+            )
+        if not pairs:
+            continue
+        texts = []
+        for m in metrics:
+            found = pd.Series([float(a[m.name]) - float(b[m.name]) for a, b in pairs]).dropna()
+            low, high = interval(found)
+            numbers = {"difference": found.mean(), "low": low, "high": high, "n": len(found)}
+            point = dict(zip((*split.point, *split.rest), key, strict=True))
+            rows.append({**point, "metric": m.name, **numbers})
+            texts.append(style.text(_with_interval(numbers, m)))
+        cells.append((*style.values(list(key)), *texts))
+    prefix = style.text(PREFIX)
+    names = [style.text(name).removeprefix(prefix) for name in columns]
+    left = [*split.point, *split.rest]
+    table = Table((*style.headers(left), *names), tuple(cells), left=len(left))
+    return table, pd.DataFrame(rows), tuple(notes)
 
 
-def _interval(row: dict, m: Metric) -> str:
-    if pd.isna(row["difference"]):
+def _with_interval(numbers: dict[str, Any], m: Metric) -> str:
+    if not numbers["n"]:
         return NONE
-    text = f"{row['difference']:+.{m.digits}f}"
-    if pd.isna(row["low"]):
+    text = f"{numbers['difference']:+.{m.digits}f}"
+    low, high = numbers["low"], numbers["high"]
+    if pd.isna(low):
         return text
-    clear = "" if row["low"] <= 0 <= row["high"] else " *"
-    return f"{text} [{row['low']:+.{m.digits}f}, {row['high']:+.{m.digits}f}]{clear}"
+    clear = "" if low <= 0 <= high else " *"
+    return f"{text} [{low:+.{m.digits}f}, {high:+.{m.digits}f}]{clear}"
 
 
 def _metric(runs: pd.DataFrame, name: str) -> Metric:

@@ -18,6 +18,7 @@ from rayfl.diagnostics.comparison import pictures_of_sweep
 from rayfl.diagnostics.measuring import Report, check, look_up, measure, report_of
 from rayfl.diagnostics.records import Records
 from rayfl.diagnostics.subjects import LAST, Subject, artifacts_of, find
+from rayfl.diagnostics.sweep_tables import sides
 from rayfl.errors import ConfigError
 from rayfl.flatness.question import Question
 from rayfl.inputs import Inputs
@@ -51,9 +52,13 @@ class SweepReport:
 
     @property
     def metrics(self) -> list[str]:
-        """Every number that was measured, accuracy first, and what the rounds tell of each run."""
+        """Every number that was measured, accuracy first, and what the rounds tell of each run.
+
+        The mean of several rounds' w has no accuracy here: the last round's is of another model.
+        """
         measured = [c for c in self.runs if str(c).startswith("flatness/")]
-        return [ACCURACY, *measured, *(name for name in OF_ROUNDS if name in self.runs)]
+        first = [] if self.question.average > 1 else [ACCURACY]
+        return [*first, *measured, *(name for name in OF_ROUNDS if name in self.runs)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def flatness_of_sweep(
     *,
     rounds: Sequence[str | int] = (LAST,),
     question: Question | None = None,
+    against: str | None = None,
     uri: str | None = None,
     local: bool = False,
     on_start: Callable[[SweepStart, Any], None] = lambda start, placement: None,
@@ -93,14 +99,19 @@ def flatness_of_sweep(
 ) -> SweepReport:
     """Measure the finished trials of a sweep whose file says `keep_checkpoints: true`.
 
-    The other arguments, and what is raised, are those of `flatness`.
+    `against`: a filter for `sweep_tables.differences`, checked before anything is measured. The other
+    arguments, and what is raised, are those of `flatness`.
     """
     question = question or Question()
     check(question)
     runs = load(uri=uri, where=f"sweep='{sweep}'")
     finished = runs.loc[runs["state"] == "finished"].reset_index(drop=True)
     if finished.empty:
-        raise ConfigError(f"sweep '{sweep}': no trial has finished; `rayfl sweep` goes on with it")
+        raise ConfigError(
+            f"sweep '{sweep}': no trial has finished: {counted(runs['state'], STATES)}"
+        )
+    if against is not None:
+        sides(finished, axes(finished), against)
     wanted = [str(round) for round in rounds]
     subjects = {
         str(i): find(str(i), wanted, overrides, uri, question.average) for i in finished["run_id"]
@@ -142,12 +153,17 @@ def _report(
 ) -> SweepReport:
     rows = []
     for i, report in reports.items():
-        for round, part in report.frame.groupby("round"):
+        frame = report.frame
+        states = (
+            report.subject.checkpoints[-1:] if question.average > 1 else report.subject.checkpoints
+        )
+        for round in [saved.round for saved in states]:
+            part = frame.loc[frame["round"] == round, ["split", "metric", "value"]]
             numbers = {
                 f"flatness/{'' if split == 'train' else f'{split}/'}{name}": value
-                for split, name, value in part[["split", "metric", "value"]].itertuples(index=False)
+                for split, name, value in part.itertuples(index=False)
             }
-            rows.append({"run_id": i, "round": int(str(round)), **numbers})
+            rows.append({"run_id": i, "round": round, **numbers})
     measured = pd.DataFrame(rows)
     tested = histories(finished, [ACCURACY], uri)
     kept = [c for c in finished if not str(c).startswith("flatness/") and c != ACCURACY]
@@ -159,7 +175,7 @@ def _report(
     notes = [*_left_out(runs), *_notes(frame, by, reports)]
     report = SweepReport(sweep, question, frame, by, reports, tuple(notes), seconds, records)
     if seconds:
-        records.draw(pictures_of_sweep(report))
+        records.draw(pictures_of_sweep(report), question.average)
     return report
 
 
@@ -171,13 +187,15 @@ def _left_out(runs: pd.DataFrame) -> Iterator[str]:
 def _notes(runs: pd.DataFrame, by: Sequence[str], reports: dict[str, Report]) -> Iterator[str]:
     """What is to be doubted, each once, with the trials that it is said of."""
     said: dict[str, list[str]] = {}
-    for key, members in groups(runs, [*by, "seed"]):
-        name = row_name([*by, "seed"], key)
+    keys = [*(key for key in by if key != "round"), "seed"]
+    once = runs.drop_duplicates("run_id")
+    for key, members in groups(once, keys):
+        name = row_name(keys, key)
         for i in members["run_id"]:
             for note in reports[i].notes:
                 said.setdefault(note, []).append(name)
     for note, names in said.items():
-        everybody = len(names) == len(runs)
+        everybody = len(names) == len(once)
         yield f"{note} ({'all trials' if everybody else listed(names, 4)})"
 
 

@@ -174,7 +174,7 @@ def test_the_mean_of_the_last_checkpoints_is_measured_beside_them(finished):
     loss = F.cross_entropy(functional_call(model, named, (x,)), y)
     assert numbers(report)[3, "test", "loss"] == pytest.approx(float(loss), rel=1e-5)
     metrics = MlflowClient(experiment.tracking.uri).get_run(result.run_id).data.metrics
-    assert metrics["flatness/average/test/loss"] == numbers(report)[3, "test", "loss"]
+    assert metrics["flatness/average/last2/test/loss"] == numbers(report)[3, "test", "loss"]
     for wrong, message in (
         (Question(measures=("gap",), average=3), "--average = last3: .* has 2 checkpoints"),
         (Question(measures=("gap", "variance"), average=2), "variance cannot be measured there"),

@@ -1,5 +1,7 @@
 """The flatness of a sweep: a row a point, differences paired over seeds, pictures on shared scales."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,6 +102,51 @@ def test_differences_are_those_of_pairs_of_seeds(report):
     assert rows["n"][0] == 2
     half = 12.706 * expected.std() / np.sqrt(2)  # Student's t with one degree of freedom
     assert rows["high"][0] - rows["difference"][0] == pytest.approx(half, rel=1e-3)
+
+
+def test_each_baseline_is_that_of_the_same_place_and_round(report):
+    """Also where a key is null, and where a place has no baseline."""
+    columns = ["flatness/lambda1"]
+    parts = [
+        report.runs.assign(**{"partition.alpha": alpha, "round": round})
+        for alpha, round in ((0.1, 2), (0.1, 3), (None, 3))
+    ]
+    runs = pd.concat(parts, ignore_index=True)
+    # Of the last place the baseline is not there.
+    runs = runs.drop(
+        runs.index[runs["partition.alpha"].isna() & (runs["algorithm.name"] == "fedavg")]
+    ).reset_index(drop=True)
+    by = ("algorithm.name", "partition.alpha", "round")
+    table, rows, notes = differences(replace(report, runs=runs, by=by), columns, "fedavg")
+    assert [row[:3] for row in table.rows] == [("fedsam", "0.1", "2"), ("fedsam", "0.1", "3")]
+    assert rows["difference"][0] == pytest.approx(rows["difference"][1])
+    assert notes == ("without a partner: 2 of 2 runs of fedsam, round=3",)
+    null = runs["partition.alpha"].isna()
+    table, *_ = differences(
+        replace(report, runs=runs[null | (runs["round"] == 3)], by=by[:2]),
+        columns,
+        "partition.alpha=0.1",
+        "latex",
+    )
+    assert [row[:2] for row in table.rows] == [("--", "fedsam")]
+    assert table.header[-1] == "lambda1"
+    for baseline, which in (("algorithm.name in [fedavg, fedsam]", "all"), ("fedcm", "none")):
+        with pytest.raises(
+            ConfigError, match=rf"--against = .*: selects {which} of the 4 finished"
+        ):
+            differences(report, columns, baseline)
+
+
+def test_one_split_or_landscapes_alone_are_enough(sweeps):
+    for question, metrics in (
+        (Question(measures=("gap",), splits=("test",), effort=EFFORT), 2),
+        (Question(measures=("landscape",), effort=EFFORT), 0),
+    ):
+        report = flatness_of_sweep("kept", question=question, uri=sweeps, local=True)
+        columns = default_columns(report.metrics, question)
+        assert len([c for c in columns if c.startswith("flatness/test/")]) >= metrics
+        assert len(table_of(report, columns)[0].rows) == 2
+        assert pictures_of_sweep(report)
 
 
 def test_it_is_not_measured_again_and_actors_give_the_same(sweeps, report):
