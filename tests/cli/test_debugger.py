@@ -36,12 +36,14 @@ def test_a_breakpoint_in_ones_own_method_stops_there(small, tmp_path):
     small["tracking"] = {"enabled": False}
     (tmp_path / "mine.py").write_text(METHOD)
     (tmp_path / "config.yaml").write_text(json.dumps(small))
+    # Ray, in a test before this one, makes its own debugger Python's.
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONBREAKPOINT"}
     rayfl = "from rayfl.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", rayfl, "run", "config.yaml", "--local"],
         input="p 'parameters', x.shape[-1]\np 'Ray', 'ray' in sys.modules\nq\n",
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=inherited | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
