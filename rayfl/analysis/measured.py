@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from rayfl.analysis.aggregate import summarize
-from rayfl.analysis.store import open_store, search_runs
+from rayfl.analysis.store import of_sweep, open_store, sweeps_own_runs
 from rayfl.analysis.tables import Table, table_of
 
 FOLDER = "flatness"
@@ -50,13 +50,10 @@ def pictures(runs: pd.DataFrame, uri: str | None) -> Iterator[Picture]:
     sweeps = list(dict.fromkeys(found["sweep"].dropna()))
     alone = found.loc[found["sweep"].isna(), "run_id"]
     of_runs = [(str(i), str(i)) for i in alone[:_MOST_RUNS]]
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    parents = search_runs(client, experiments, "tags.`rayfl.kind` = 'sweep'")
     of_sweeps = [
         (run.info.run_id, name)
-        for run in parents
         for name in sweeps
-        if run.data.tags.get("rayfl.sweep") == name
+        for run in sweeps_own_runs(client, of_sweep(name))
     ]
     for run_id, what in (*of_sweeps, *of_runs):
         with contextlib.suppress(MlflowException, OSError):  # the page does without

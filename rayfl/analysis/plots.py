@@ -29,7 +29,7 @@ DPI = 150
 MOST_PANELS = 12
 
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-_LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
+LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
 
 
 class Drawing(NamedTuple):
@@ -223,7 +223,7 @@ def _heights(column: pd.Series, most_ticks: int = 8) -> tuple[list[float], list[
     values = sorted(set(map(canonical, column)), key=order)
     if all(isinstance(v, int | float) for v in values) and len(values) > 1:
         low, high = values[0], values[-1]
-        log = low > 0 and high / low >= _LOG_SPAN
+        log = low > 0 and high / low >= LOG_SPAN
         scale = math.log if log else float
         place = {v: (scale(v) - scale(low)) / (scale(high) - scale(low)) for v in values}
         ticks = values if len(values) <= most_ticks else [low, high]

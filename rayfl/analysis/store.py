@@ -72,6 +72,25 @@ def search_runs(
         token = page.token or ""
 
 
+def search_store(
+    client: "MlflowClient", which: str, order_by: str | None = None
+) -> Iterator["Run"]:
+    """Yield the runs of all experiments that MLflow's filter `which` selects."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return search_runs(client, experiments, which, order_by)
+
+
+def sweeps_own_runs(client: "MlflowClient", which: str = "") -> Iterator["Run"]:
+    """Yield the sweeps' own runs, the parents of their trials, that `which` selects, such as `of_sweep`."""
+    also = f" and {which}" if which else ""
+    return search_store(client, f"tags.`rayfl.kind` = 'sweep'{also}")
+
+
+def of_sweep(name: str) -> str:
+    """Return MLflow's filter for the runs of the sweep of this name."""
+    return f"tags.`rayfl.sweep` = '{name}'"
+
+
 def _is_experiment(run: "Run") -> bool:
     """Return True for a run of rayfl, except for a sweep, which is the parent of its trials."""
     tags = run.data.tags

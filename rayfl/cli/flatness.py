@@ -15,8 +15,6 @@ from rayfl.cli.terminal import Display, console, say, showing, writing
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from rayfl.diagnostics import Interpolation, Report, SweepReport
     from rayfl.diagnostics.subjects import Subject
     from rayfl.diagnostics.sweeps import SweepStart
@@ -91,8 +89,6 @@ def flatness(
 ) -> None:
     """Measure how flat the loss is where a run has ended."""
     from rayfl import diagnostics
-    from rayfl.diagnostics.comparison import pictures_of_sweep
-    from rayfl.diagnostics.pictures import pictures as pictures_of
     from rayfl.diagnostics.tables import table_of, wide
     from rayfl.flatness.measures import Effort
     from rayfl.flatness.question import MEASURES, SPLITS
@@ -143,15 +139,12 @@ def flatness(
             )
     if isinstance(answer, diagnostics.SweepReport):
         _show_sweep(answer, columns, against, form)
-        figures = pictures_of_sweep(answer)
     elif isinstance(answer, diagnostics.Interpolation):
         show(answer.table(), answer.frame, form, _notes_of_line(answer))
-        figures = {"interpolation": answer.picture()}
     else:
         show(table_of(answer), wide(answer), form, _notes(answer))
-        figures = pictures_of(answer)
     if output is not None:
-        _draw(figures, output, picture)
+        _draw(answer, output, picture)
 
 
 def _show_sweep(report: "SweepReport", columns: str | None, against: str | None, form: str) -> None:
@@ -163,10 +156,7 @@ def _show_sweep(report: "SweepReport", columns: str | None, against: str | None,
         if columns
         else sweep_tables.default_columns(report.metrics, report.question)
     )
-    took = f"took {report.seconds:.0f} s" if report.seconds else "took nothing: all of it was known"
-    last = report.question.average
-    mean = f"; w: mean of the last {last} checkpoints" if last > 1 else ""
-    how = f"{_HOW}{mean}; {took}; kept in the MLflow run of each trial"
+    how = [*_how(report), f"{_took(report)}; kept in the MLflow run of each trial"]
     heading = ""
     if against is None:
         table, notes = sweep_tables.table_of(report, names, form)
@@ -180,13 +170,22 @@ def _show_sweep(report: "SweepReport", columns: str | None, against: str | None,
     for part in first:
         show(part, rows, form, [], heading)
         heading = ""
-    show(last, rows, form, [how, *report.notes, *notes], heading)
+    show(last, rows, form, [*how, *report.notes, *notes], heading)
 
 
-def _draw(figures: "dict[str, Figure]", folder: Path, suffix: str) -> None:
-    """Write pictures into the folder."""
+def _draw(answer: "Report | SweepReport | Interpolation", folder: Path, suffix: str) -> None:
+    """Write the answer's pictures into the folder."""
+    from rayfl import diagnostics
     from rayfl.analysis.plots import save
+    from rayfl.diagnostics.comparison import pictures_of_sweep
+    from rayfl.diagnostics.pictures import pictures
 
+    if isinstance(answer, diagnostics.SweepReport):
+        figures = pictures_of_sweep(answer)
+    elif isinstance(answer, diagnostics.Interpolation):
+        figures = {"interpolation": answer.picture()}
+    else:
+        figures = pictures(answer)
     for name, figure in figures.items():
         path = folder / f"{name}.{suffix}"
         with writing("--output", path):
@@ -251,11 +250,17 @@ def _notes_of_line(line: "Interpolation") -> list[str]:
 def _notes(report: "Report") -> list[str]:
     """How it was measured, and what is to be doubted."""
     kept = report.subject.records
-    took = f"{report.seconds:.0f} s" if report.seconds else "nothing: all of it was known"
     where = f"kept in MLflow run {kept.run_id}" if kept else "kept nowhere: no MLflow run is known"
+    return [*_how(report), f"{_took(report)}; {where}", *report.notes]
+
+
+def _how(report: "Report | SweepReport") -> list[str]:
     last = report.question.average
-    mean = [f"w: mean of the last {last} checkpoints"] if last > 1 else []
-    return [_HOW, *mean, f"took {took}; {where}", *report.notes]
+    return [_HOW, *([f"w: mean of the last {last} checkpoints"] if last > 1 else [])]
+
+
+def _took(report: "Report | SweepReport") -> str:
+    return f"took {report.seconds:.0f} s" if report.seconds else "took nothing: all of it was known"
 
 
 def _among(option: str, text: str, allowed: tuple[Any, ...]) -> tuple[Any, ...]:

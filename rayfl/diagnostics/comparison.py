@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from rayfl.analysis.aggregate import groups
 from rayfl.analysis.curves import COLOURS, DASHES
 from rayfl.analysis.naming import row_name
-from rayfl.analysis.plots import DPI
+from rayfl.analysis.plots import DPI, LOG_SPAN
 from rayfl.diagnostics.sweep_tables import PREFIX, default_columns
 from rayfl.diagnostics.tables import label
 from rayfl.flatness.spectrum import density
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 MOST_POINTS = 16
 _COLUMNS = 4  # of panels
 _ENTRY = 1.7  # inches of a legend's entry
-_LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
 
 
 def pictures_of_sweep(report: "SweepReport") -> dict[str, Figure]:
@@ -62,7 +61,7 @@ def accuracy(report: "SweepReport", points: dict[str, pd.DataFrame]) -> Figure:
             style = {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dvp"[i // len(COLOURS)]}
             axes.plot(members[metric], members["test/accuracy"], ls="", ms=5, label=name, **style)
         values = report.runs[metric].to_numpy(dtype=float)
-        if values.min() > 0 and values.max() > _LOG_SPAN * values.min():
+        if values.min() > 0 and values.max() > LOG_SPAN * values.min():
             axes.set_xscale("log")
             _label_sparsely(axes.xaxis)
         axes.set_xlabel(label(metric.removeprefix(PREFIX)))

@@ -50,6 +50,8 @@ class Report:
 
     subject: Subject
     question: Question
+    rounds: tuple[int, ...]
+    """After which w was measured, ascending."""
     frame: pd.DataFrame
     """One row a number: `round`, `split`, `metric`, `value`."""
     spectra: dict[tuple[int, Split, str], dict[str, list[float]]]
@@ -198,7 +200,10 @@ def report_of(subject: Subject, answer: Answer, seconds: float) -> Report:
         notes += record["notes"]
     frame = pd.DataFrame(rows, columns=["round", "split", "n", "metric", "value"])
     unique = tuple(dict.fromkeys(notes))
-    return Report(subject, answer.question, frame, spectra, clients, landscapes, unique, seconds)
+    rounds = tuple(sorted({piece.state.round for piece in answer.known}))
+    return Report(
+        subject, answer.question, rounds, frame, spectra, clients, landscapes, unique, seconds
+    )
 
 
 def _spectrum_notes(where: str, prefix: str, spectrum: dict[str, list[float]]) -> list[str]:

@@ -24,7 +24,7 @@ _PLANES = {
 def pictures(report: "Report") -> dict[str, Figure]:
     """Every picture that the report has numbers for, by a name for its file."""
     found: dict[str, Figure] = {}
-    for round in sorted({int(r) for r in report.frame["round"]} | set(report.landscapes)):
+    for round in report.rounds:
         spectra = {
             s: v for (r, s, prefix), v in report.spectra.items() if r == round and not prefix
         }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayfl.analysis.store import open_store, search_runs
+from rayfl.analysis.store import open_store, search_store
 from rayfl.config import layers
 from rayfl.config.schema import Experiment, load_config
 from rayfl.config.values import parse_yaml
@@ -130,9 +130,8 @@ def _chosen(
 
 
 def _latest(client: "MlflowClient", address: str) -> "Run":
-    experiments = [e.experiment_id for e in client.search_experiments()]
     kind = "tags.`rayfl.kind` = 'experiment' and attributes.status = 'FINISHED'"
-    found = next(search_runs(client, experiments, kind, "attributes.start_time DESC"), None)
+    found = next(search_store(client, kind, "attributes.start_time DESC"), None)
     if found is None:
         raise ConfigError(f"'{LATEST}': no finished run in {address}; `rayfl run` makes one")
     return found

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from rayfl.analysis.aggregate import groups
 from rayfl.analysis.naming import listed, row_name
 from rayfl.analysis.runs import axes, histories, load
 from rayfl.analysis.states import STATES, counted
-from rayfl.analysis.store import open_store, search_runs
+from rayfl.analysis.store import of_sweep, open_store, sweeps_own_runs
 from rayfl.diagnostics.comparison import pictures_of_sweep
 from rayfl.diagnostics.measuring import Report, check, look_up, measure, report_of
 from rayfl.diagnostics.records import Records
@@ -22,10 +22,6 @@ from rayfl.diagnostics.sweep_tables import sides
 from rayfl.errors import ConfigError
 from rayfl.flatness.question import Question
 from rayfl.inputs import Inputs
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
 
 ACCURACY = "test/accuracy"
 OF_ROUNDS = ("accuracy_last10", "echo_reversals", "accuracy_oscillation", "accuracy_overshoot")
@@ -76,11 +72,9 @@ def sweep_named(what: str, uri: str | None = None) -> str | None:
     if what == "latest" or "/" in what or what.endswith(".json"):
         return None
     client, _ = open_store(uri)
-    experiments = [e.experiment_id for e in client.search_experiments()]
     quoted = what.replace("'", "")
-    for which in (f"tags.`rayfl.sweep` = '{quoted}'", f"attributes.run_id = '{quoted}'"):
-        kind = f"tags.`rayfl.kind` = 'sweep' and {which}"
-        if (run := next(search_runs(client, experiments, kind), None)) is not None:
+    for which in (of_sweep(quoted), f"attributes.run_id = '{quoted}'"):
+        if (run := next(sweeps_own_runs(client, which), None)) is not None:
             return run.data.tags["rayfl.sweep"]
     return None
 
@@ -116,16 +110,19 @@ def flatness_of_sweep(
     subjects = {
         str(i): find(str(i), wanted, overrides, uri, question.average) for i in finished["run_id"]
     }
-    answers = {i: look_up(subject, question) for i, subject in subjects.items()}
-    missing = {i: subjects[i] for i, answer in answers.items() if answer.missing}
+    reports = {
+        i: report_of(subject, answer, 0.0)
+        for i, subject in subjects.items()
+        if not (answer := look_up(subject, question)).missing
+    }
+    missing = {i: subject for i, subject in subjects.items() if i not in reports}
     began, inputs = time.monotonic(), Inputs()
-    reports: dict[str, Report] = {}
     connection = contextlib.nullcontext()
     if missing and not local:
         connection = launch.connection(next(iter(missing.values())).config)
     with connection:
         for number, (i, subject) in enumerate(missing.items()):
-            start = SweepStart(sweep, len(subjects), len(missing))
+            start, began_trial = SweepStart(sweep, len(subjects), len(missing)), time.monotonic()
 
             def started(_: Subject, placement: Any, number: int = number, start=start) -> None:
                 if number == 0:
@@ -134,11 +131,12 @@ def flatness_of_sweep(
             def work(share: float, number: int = number) -> None:
                 on_work((number + share) / len(missing))
 
-            prepared = inputs.prepare(subject.config)
-            measure(subject, prepared, answers[i], local, started, work)
+            # Looked up again: the states of all trials at once may be larger than the memory.
+            answer = look_up(subject, question)
+            measure(subject, inputs.prepare(subject.config), answer, local, started, work)
+            reports[i] = report_of(subject, answer, time.monotonic() - began_trial)
     seconds = time.monotonic() - began if missing else 0.0
-    for i, subject in subjects.items():
-        reports[i] = report_of(subject, answers[i], seconds if i in missing else 0.0)
+    reports = {i: reports[i] for i in subjects}  # in the order of the trials
     return _report(sweep, question, runs, finished, reports, seconds, uri)
 
 
@@ -154,10 +152,7 @@ def _report(
     rows = []
     for i, report in reports.items():
         frame = report.frame
-        states = (
-            report.subject.checkpoints[-1:] if question.average > 1 else report.subject.checkpoints
-        )
-        for round in [saved.round for saved in states]:
+        for round in report.rounds:
             part = frame.loc[frame["round"] == round, ["split", "metric", "value"]]
             numbers = {
                 f"flatness/{'' if split == 'train' else f'{split}/'}{name}": value
@@ -170,7 +165,8 @@ def _report(
     frame = finished[kept].merge(measured, on="run_id").merge(tested, how="left")
     several = len(set(measured["round"])) > 1
     by = (*axes(finished), *(["round"] if several else []))
-    client, parent = _parent(sweep, uri)
+    client, _ = open_store(uri)
+    parent = next(sweeps_own_runs(client, of_sweep(sweep)))
     records = Records(client, parent.info.run_id, artifacts_of(parent))
     notes = [*_left_out(runs), *_notes(frame, by, reports)]
     report = SweepReport(sweep, question, frame, by, reports, tuple(notes), seconds, records)
@@ -197,11 +193,3 @@ def _notes(runs: pd.DataFrame, by: Sequence[str], reports: dict[str, Report]) ->
     for note, names in said.items():
         everybody = len(names) == len(once)
         yield f"{note} ({'all trials' if everybody else listed(names, 4)})"
-
-
-def _parent(sweep: str, uri: str | None) -> tuple["MlflowClient", "Run"]:
-    """A client of the store, and the sweep's own run."""
-    client, _ = open_store(uri)
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    which = f"tags.`rayfl.kind` = 'sweep' and tags.`rayfl.sweep` = '{sweep}'"
-    return client, next(search_runs(client, experiments, which))
