@@ -19,7 +19,7 @@ from rayfl.federation.client_flatness import (
     measure_variance,
 )
 from rayfl.federation.pool import LocalPool
-from rayfl.federation.probe import PooledObjective
+from rayfl.federation.probe import PROBE_UNIT, PooledObjective
 from rayfl.federation.server import Server
 from rayfl.flatness.measures import Effort
 from rayfl.prepare import prepare
@@ -61,6 +61,23 @@ def test_the_clients_end_where_the_next_round_ends(name, small):
     expected = server.w
     np.testing.assert_allclose(mean, expected, rtol=0, atol=2e-6)
     assert not np.allclose(mean, start, atol=1e-4)
+
+
+def test_gradients_at_several_points_are_those_of_each_alone(small):
+    """In units of 512 samples, each asked for before the first has come back."""
+    _, ask, pooled = after(1, ALGORITHMS["fedavg"](), small)
+    engine, indices = ask.pool.client.engine, torch.from_numpy(pooled.samples)
+    assert len(indices) > 2 * PROBE_UNIT
+    whole = SampleObjective(engine.function, engine.train_data, indices, pooled.w, torch.zeros(0))
+    offsets = 0.05 * torch.randn(3, len(pooled.w), generator=torch.Generator().manual_seed(0))
+    together = pooled.gradients(offsets)
+    for offset, (loss, gradient) in zip(offsets, together, strict=True):
+        alone_loss, alone_gradient = pooled.gradient(offset)
+        assert loss == alone_loss
+        assert torch.equal(gradient, alone_gradient)
+        expected_loss, expected = whole.gradient(offset)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_fewer_clients_are_some_of_the_cohort(small):
