@@ -1,6 +1,6 @@
-"""The interface of an algorithm: six pure functions on flat vectors, whose defaults together are FedAvg.
+"""The interface of an algorithm: seven pure functions on flat vectors, whose defaults together are FedAvg.
 
-A seventh, `global_momentum`, changes no result: it is there for a metric.
+An eighth, `global_momentum`, changes no result: it is there for a metric.
 
 FedAvg is McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, arXiv:1602.05629, Algorithm 1: local SGD, then the mean. Deviation: the mean over the cohort is
@@ -25,7 +25,7 @@ Gradients, momenta and control variates point uphill (the gradient convention).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,21 +34,50 @@ from rayfl.algorithms.fields import ServerLR
 from rayfl.algorithms.vectors import perturb_, scaled_to
 
 Vectors = dict[str, Tensor]
-Penalty = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-"""`(outputs, forward) -> [..., B]`: a term that is added to the loss of each sample.
+
+
+class Batch(NamedTuple):
+    """What a penalty may know of the minibatch, beside the model's outputs on it."""
+
+    targets: Tensor
+    """The labels, int64 `[..., B]`."""
+    forward: Callable[[Tensor], Tensor]
+    """`forward(y)`: outputs `[..., B, classes]` at other parameters y `[..., P]`, as constants."""
+
+
+Penalty = Callable[[Tensor, Batch], Tensor]
+"""`(outputs, batch) -> [..., B]`: a term that is added to the loss of each sample.
 
 `outputs [..., B, classes]` are the model's where the gradient is taken, and the term is differentiated
-through them; `forward(y)` gives those of other parameters y `[..., P]` on the same minibatch, as constants.
+through them.
 """
+
+
+class Loss(NamedTuple):
+    """What a gradient is taken of: the mean over a minibatch's samples of all these."""
+
+    penalty: Penalty | None = None
+    cross_entropy: bool = True
+    """False: the penalty alone."""
+    samples: int | None = None
+    """The minibatch's first so many samples, or all if it has fewer; None: all."""
 
 
 class Grad(Protocol):
     """`[..., P] -> [..., P]`: each client's gradient on its minibatch. One call, one backward pass.
 
-    The gradient is a new vector and the caller's own, who may change it.
+    The gradient is a new vector and the caller's own, who may change it. `Loss` explains the options.
     """
 
-    def __call__(self, x: Tensor, penalty: Penalty | None = None, /) -> Tensor: ...
+    def __call__(
+        self,
+        x: Tensor,
+        penalty: Penalty | None = None,
+        /,
+        *,
+        cross_entropy: bool = True,
+        samples: int | None = None,
+    ) -> Tensor: ...
 
 
 Fill = Callable[..., Tensor]
@@ -176,6 +205,10 @@ class Algorithm:
         """Start point of the cohort and the vectors that travel down with it."""
         return w, {}
 
+    def client_start(self, memory: Vectors, ctx: ClientContext) -> Tensor:
+        """A client's first iterate, `[..., P]`: the cohort's start point, unless the client has its own."""
+        return ctx.start
+
     def local_step(
         self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
     ) -> tuple[Tensor, Vectors]:
@@ -186,7 +219,7 @@ class Algorithm:
         return grad(x), memory
 
     def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
-        """Uploads after the last step, given `delta` = last iterate - start, and the memory.
+        """Uploads after the last step, given `delta` = last iterate - `ctx.start`, and the memory.
 
         The client remembers the memory that this returns, with the names that `init_client` gave it.
         `ctx.step` is the number of steps of the longest client here.
@@ -215,8 +248,8 @@ def sam(grad: Grad, rho: float) -> Grad:
     the global one over all parameters; both passes see the same minibatch.
     """
 
-    def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
-        return grad(perturb_(grad(x, penalty), x, rho), penalty)
+    def perturbed(x: Tensor, *penalty: Any, **options: Any) -> Tensor:
+        return grad(perturb_(grad(x, *penalty, **options), x, rho), *penalty, **options)
 
     return perturbed
 
@@ -228,9 +261,10 @@ def adaptive_sam(grad: Grad, rho: float, eta: float) -> Grad:
     Networks", ICML 2021, arXiv:2102.11600. Two backward passes, as `sam`.
     """
 
-    def perturbed(x: Tensor, penalty: Penalty | None = None) -> Tensor:
+    def perturbed(x: Tensor, *penalty: Any, **options: Any) -> Tensor:
         T = x.abs() + eta
-        return grad(x + T * scaled_to(T * grad(x, penalty), rho), penalty)
+        e = T * scaled_to(T * grad(x, *penalty, **options), rho)
+        return grad(x + e, *penalty, **options)
 
     return perturbed
 
@@ -238,7 +272,7 @@ def adaptive_sam(grad: Grad, rho: float, eta: float) -> Grad:
 def shifted(grad: Grad, e: Tensor) -> Grad:
     """Gradient oracle at x + e instead of x."""
 
-    def at(x: Tensor, penalty: Penalty | None = None) -> Tensor:
-        return grad(x + e, penalty)
+    def at(x: Tensor, *penalty: Any, **options: Any) -> Tensor:
+        return grad(x + e, *penalty, **options)
 
     return at

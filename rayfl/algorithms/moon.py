@@ -35,9 +35,9 @@ class Moon(Algorithm):
         return {"w_prev": torch.zeros_like(w), "seen": torch.zeros_like(w[:1])}
 
     def local_step(self, x, memory, grad, ctx):
-        def contrast(z, forward):
-            near = F.cosine_similarity(z, forward(ctx.start), dim=-1)  # [..., B]
-            far = F.cosine_similarity(z, forward(memory["w_prev"]), dim=-1)
+        def contrast(z, batch):
+            near = F.cosine_similarity(z, batch.forward(ctx.start), dim=-1)  # [..., B]
+            far = F.cosine_similarity(z, batch.forward(memory["w_prev"]), dim=-1)
             return self.mu * memory["seen"] * F.softplus((far - near) / self.tau)
 
         return grad(x, contrast), memory

@@ -41,6 +41,16 @@ class Minibatch(NamedTuple):
     # `[C, B]`, 1/size for a client's samples and 0 for padding; None: no padding, mean over B.
     weights: Tensor | None
 
+    def first(self, samples: int | None) -> "Minibatch":
+        """Its first so many samples, or all if it has fewer; None: all."""
+        if samples is None or samples >= self.targets.shape[1]:
+            return self
+        weights = self.weights
+        if weights is not None:
+            weights = weights[:, :samples]
+            weights = weights / weights.sum(-1, keepdim=True)
+        return Minibatch(self.inputs[:, :samples], self.targets[:, :samples], weights)
+
 
 def steps_per_round(
     samples: int, batch_size: int, local_epochs: int | None, local_steps: int | None

@@ -1,7 +1,7 @@
 """Check a method of one's own against the rules of `algorithms/base.py` before any actor starts.
 
 The method runs for a few rounds in the real local loop, with a small stack of clients, and each call of its
-six functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
+functions is watched: what it was given must stay as it was, a second call must give the same bits, and a
 client of the stack must get what it gets alone. Else results would depend on where clients run and on who
 runs beside them, without a word.
 
@@ -21,7 +21,7 @@ from rayfl.algorithms.base import (
     ClientContext,
     ExperimentInfo,
     Grad,
-    Penalty,
+    Loss,
     ServerContext,
     TensorInfo,
     Vectors,
@@ -152,6 +152,20 @@ class Watched(Algorithm):
         self.watch.must_be("broadcast", "start", start, "w", w)
         return start, shared
 
+    def client_start(self, memory: Vectors, ctx: ClientContext) -> Tensor:
+        given: Given = {"memory": memory} | _given(ctx)
+
+        def call() -> Tensor:
+            return self.method.client_start(memory, _seeded(ctx))
+
+        def alone(i: int) -> Tensor:
+            return self.method.client_start(_rows(memory, i), _alone(ctx, i))
+
+        first = self.watch("client_start", given, call)
+        self.watch.must_be("client_start", "first", first, "ctx.start", ctx.start)
+        self._must_not_mix("client_start", first, alone, range(len(STEPS)))
+        return first
+
     def local_step(
         self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
     ) -> tuple[Tensor, Vectors]:
@@ -169,8 +183,8 @@ class Watched(Algorithm):
             inputs, targets, _ = self.batches[ctx.step]
             batch = Minibatch(_row(inputs, i), _row(targets, i), None)
 
-            def my_grad(at: Tensor, penalty: Penalty | None = None, /) -> Tensor:
-                return self.oracle(at, batch, penalty)[0]
+            def my_grad(at: Tensor, *penalty: Any, **options: Any) -> Tensor:
+                return self.oracle(at, batch, Loss(*penalty, **options))[0]
 
             return self.method.local_step(_row(x, i), _rows(memory, i), my_grad, _alone(ctx, i))
 

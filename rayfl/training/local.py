@@ -16,6 +16,7 @@ from rayfl.algorithms.base import (
     Algorithm,
     ClientContext,
     ExperimentInfo,
+    Loss,
     Penalty,
     Vectors,
     unseeded,
@@ -67,8 +68,12 @@ class Stack:
     total: Tensor = field(init=False)  # `[C]`, sum of the losses so far
 
     def __post_init__(self):
-        self.x = self.start.expand(len(self.counts), -1).clone()
+        self.x = self.start.expand(len(self.counts), -1)
         self.total = self.start.new_zeros(len(self.counts))
+
+    def begin(self, algorithm: Algorithm, info: ExperimentInfo) -> None:
+        """Put each client where the algorithm lets it begin."""
+        self.x = algorithm.client_start(self.memory, self.context(0, info)).clone()
 
     def copy(self) -> "Stack":
         """A stack whose iterates, memory and losses are copies; what stays in a round is the same."""
@@ -130,8 +135,15 @@ class LocalStep:
         if self.algorithm.clips_gradients:
             sgd, max_gradient = replace(sgd, clip_norm=None), sgd.clip_norm
 
-        def grad(at: Tensor, penalty: Penalty | None = None) -> Tensor:
-            gradient, losses = self.oracle(at, batch, penalty)
+        def grad(
+            at: Tensor,
+            penalty: Penalty | None = None,
+            /,
+            *,
+            cross_entropy: bool = True,
+            samples: int | None = None,
+        ) -> Tensor:
+            gradient, losses = self.oracle(at, batch, Loss(penalty, cross_entropy, samples))
             calls.append(losses)
             if max_gradient is not None:
                 gradient = gradient * clip_factor(gradient, max_gradient)
@@ -178,6 +190,7 @@ class Training:
         )
         counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
         stack = Stack(start, shared, memory, lr, counts, number, noise)
+        stack.begin(step.algorithm, step.experiment)
         self._step, self._minibatch, self._steps = step, minibatch, steps
         self._graphed, self._passes = graphed, 0
         self.stack = stack if graphed is None else graphed.hold(stack)

@@ -6,8 +6,9 @@ Shapes: C clients of a stack, P parameters, B samples.
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Penalty
+from rayfl.algorithms.base import Batch, Loss
 from rayfl.training.batches import Minibatch
+from rayfl.training.gradients.oracle import CROSS_ENTROPY
 
 SAMPLES, CLASSES = 4, 3
 
@@ -37,15 +38,18 @@ class Quadratics:
         return Minibatch(minima, torch.zeros(self._clients, SAMPLES, dtype=torch.int64), None)
 
     def __call__(
-        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+        self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
         away = self._away(x, batch)
         gradient = away * self._curvature
         losses = (away * gradient).sum(-1) / 2
-        if penalty is not None:
+        if not loss.cross_entropy:
+            gradient = torch.zeros_like(away)
+        if loss.penalty is not None:
             outputs = self._outputs(x, batch)
+            samples = Batch(batch.targets, lambda y: self._outputs(y, batch))
             with torch.enable_grad():
-                added = penalty(outputs.requires_grad_(), lambda y: self._outputs(y, batch))
+                added = loss.penalty(outputs.requires_grad_(), samples)
                 if added.shape != batch.targets.shape:
                     raise ValueError(
                         f"the penalty is {list(added.shape)}, but needs one value for each sample, "

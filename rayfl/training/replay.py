@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Grad, Penalty, Vectors
+from rayfl.algorithms.base import Algorithm, ClientContext, Grad, Vectors
 from rayfl.algorithms.vectors import cosine
 from rayfl.training.batches import as_tensor
 from rayfl.training.engine import Engine
@@ -43,11 +43,11 @@ class _Watched:
     ) -> tuple[Tensor, Vectors]:
         farthest = torch.zeros_like(x)
 
-        def noted(at: Tensor, penalty: Penalty | None = None) -> Tensor:
+        def noted(at: Tensor, *penalty: Any, **options: Any) -> Tensor:
             nonlocal farthest
             e = at - x
             farthest = e if e.norm() > farthest.norm() else farthest
-            return grad(at, penalty)
+            return grad(at, *penalty, **options)
 
         done = self._algorithm.local_step(x, memory, noted, ctx)
         self._note(farthest[0])

@@ -24,14 +24,16 @@ RETURNS = {
     "init_server": ("server",),
     "init_client": ("memory",),
     "broadcast": ("start", "shared"),
+    "client_start": ("first",),
     "local_step": ("direction", "memory"),
     "upload": ("uploads", "memory"),
     "server_step": ("w", "server"),
     "global_momentum": ("momentum",),
 }
-VECTORS = ("start", "direction", "w", "momentum")
+VECTORS = ("start", "first", "direction", "w", "momentum")
 # What they are given with a row for each client.
 ROWS = {
+    "client_start": ("memory", "ctx.start", "ctx.steps"),
     "local_step": ("x", "memory", "ctx.start", "ctx.steps"),
     "upload": ("delta", "memory", "ctx.start", "ctx.steps"),
 }

@@ -281,6 +281,23 @@ def fedprox(f: Federation, *, mu: float, server_lr: float = 1.0) -> Iterator[Out
         yield Outcome(x, {}, {})
 
 
+def fedinit(
+    f: Federation, *, beta: float, update_from: str = "server", server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    x, last, seen = f.x0, np.zeros((f.N, f.x0.size)), np.zeros((f.N, 1))
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            first = x + beta * (x - last[i]) if seen[i] else x
+            y = first
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            D = D + (y - (first if update_from == "client" else x)) / len(S)
+            last[i], seen[i] = y, 1
+        x = x + server_lr * D
+        yield Outcome(x, {}, {"y_last": last.copy(), "seen": seen.copy()})
+
+
 def fedasam(f: Federation, *, rho: float, eta: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """T = diag(|y| + eta); e = rho T^2 g / ||T g||."""
     x = f.x0
@@ -703,6 +720,7 @@ METHODS = {
     "fedcm": fedcm,
     "feddyn": feddyn,
     "fedgamma": fedgamma,
+    "fedinit": fedinit,
     "fedlada": fedlada,
     "fedlesam": fedlesam,
     "fedlesam_d": fedlesam_d,

@@ -12,7 +12,8 @@ from numpy_reference import Federation
 from torch import Tensor
 
 from rayfl.algorithms import Algorithm
-from rayfl.algorithms.base import ExperimentInfo, Penalty, ServerContext, TensorInfo, Vectors
+from rayfl.algorithms.base import Batch, ExperimentInfo, Loss, ServerContext, TensorInfo, Vectors
+from rayfl.training.gradients.oracle import CROSS_ENTROPY
 from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 
@@ -31,15 +32,18 @@ class Quadratic:
     stacks = True
 
     def __call__(
-        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+        self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
         offset = x - batch.b
         # Not matmul, whose rounding depends on where a row lies in memory.
         gradient = (batch.A * offset.unsqueeze(-2)).sum(-1)
         losses = (offset * gradient).sum(-1) / 2
-        if penalty is not None:
+        if not loss.cross_entropy:
+            gradient = torch.zeros_like(x)
+        if loss.penalty is not None:
             z = offset.unsqueeze(-2).requires_grad_()  # [C, 1, P]: one sample, P classes
-            added = penalty(z, lambda y: (y - batch.b).unsqueeze(-2))
+            targets = torch.zeros(len(x), 1, dtype=torch.int64)
+            added = loss.penalty(z, Batch(targets, lambda y: (y - batch.b).unsqueeze(-2)))
             gradient = gradient + torch.autograd.grad(added.sum(), z)[0].squeeze(-2)
         return gradient, losses
 

@@ -29,7 +29,7 @@ from quadratics import (
 )
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ClientContext, ServerContext, Vectors
+from rayfl.algorithms.base import ClientContext, Loss, ServerContext, Vectors
 
 INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedwmsam-no_control_variates": ALGORITHMS["fedwmsam"](control_variates=False),
@@ -66,6 +66,7 @@ OTHERS = {
     ("fedwmsam_released", "perturb_sign"): 1,
     ("fedwmsam_released", "nominal_steps"): False,
     ("fedwmsam_released", "adapt_at_zero"): False,
+    ("fedinit", "update_from"): "client",
     ("fednsam", "released_server"): True,
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
@@ -144,10 +145,11 @@ def test_no_method_changes_an_input_in_place(algorithm):
 
     batch = Minibatch(torch.tensor(f.A), torch.tensor(f.b[r, :, 0]))
 
-    def grad(at: torch.Tensor, penalty=None) -> torch.Tensor:
+    def grad(at: torch.Tensor, *penalty, **options) -> torch.Tensor:
         watch({"at": at})
-        return Quadratic()(at, batch, penalty)[0]
+        return Quadratic()(at, batch, Loss(*penalty, **options))[0]
 
+    watch({"first": algorithm.client_start(memory, ctx)})
     for k in range(2):
         direction, memory = algorithm.local_step(x, memory, grad, ctx._replace(step=k))
         watch({"direction": direction} | memory)

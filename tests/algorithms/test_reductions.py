@@ -72,6 +72,7 @@ EXACT = {
         method("mofedsam", alpha=1.0, rho=0.1), method("fedsam", rho=0.1)
     ),
     "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
+    "fedinit beta=0 is fedavg": Identity(method("fedinit", beta=0.0), method("fedavg")),
     "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
     "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
     "fedsmoo rho=0 is feddyn": Identity(method("fedsmoo", rho=0.0), method("feddyn")),
@@ -567,7 +568,7 @@ def test_a_correction_changes_the_direction(case):
         start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, round=1, experiment=INFO
     )
     stack = {name: value.unsqueeze(0) for name, value in memory.items()}
-    direction, _ = algorithm.local_step(start, stack, lambda x, penalty=None: x + 2, ctx)
+    direction, _ = algorithm.local_step(start, stack, lambda x, *_, **options: x + 2, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), expected))
 
 

@@ -225,7 +225,7 @@ class Distance:
 
     stacks = True
 
-    def __call__(self, x: Tensor, batch: Any, penalty: Any = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, batch: Any, loss: Any = None) -> tuple[Tensor, Tensor]:
         return x - batch, (x - batch).square().sum(-1) / 2
 
 

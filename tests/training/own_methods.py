@@ -99,8 +99,8 @@ class SamPlusScaffold(Scaffold):
     rho: float = 0.1
 
     def local_step(self, x, memory, grad, ctx):
-        def halved(at, penalty=None):
-            return grad(at, penalty).mul_(0.5)
+        def halved(at):
+            return grad(at).mul_(0.5)
 
         return super().local_step(x, memory, sam(halved, self.rho), ctx)
 
@@ -110,8 +110,8 @@ class Penalised(FedCM):
     """The entropy of the outputs, and how far they are from those of the start."""
 
     def local_step(self, x, memory, grad, ctx):
-        def penalty(outputs, forward):
-            away = (outputs - forward(ctx.start)).square().mean(-1)
+        def penalty(outputs, batch):
+            away = (outputs - batch.forward(ctx.start)).square().mean(-1)
             return away - torch.distributions.Categorical(logits=outputs).entropy()
 
         return super().local_step(x, memory, lambda at: grad(at, penalty), ctx)
@@ -297,7 +297,7 @@ def server(f):
 def penalised(penalty):
     return {
         "local_step": lambda self, x, memory, grad, ctx: (
-            grad(x, lambda outputs, forward: penalty(outputs)),
+            grad(x, lambda outputs, batch: penalty(outputs)),
             memory,
         )
     }
@@ -325,6 +325,10 @@ WRONG = {
     "penalty_over_clients": (
         method(**penalised(lambda outputs: (outputs - outputs.mean((0, 1))).square().mean(-1))),
         MIXES,
+    ),
+    "client_start_of_the_stack": (
+        method(client_start=lambda self, memory, ctx: ctx.start * (1 + len(ctx.start))),
+        r"client_start \(.*own_methods.py:\d+\) mixes clients: a client's first depends",
     ),
     "from_the_sixth_step": (
         method(**step(lambda g, x, m, ctx: g / g.norm() if ctx.step >= 5 else g)),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayfl.algorithms import ALGORITHMS
-from rayfl.algorithms.base import ExperimentInfo, adaptive_sam, sam
+from rayfl.algorithms.base import ExperimentInfo, Loss, adaptive_sam, sam, shifted
 from rayfl.models.lenet import LeNet5
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18
@@ -209,14 +209,17 @@ def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
     x = 0.3 * torch.randn(3, layout.size, dtype=torch.float64)
     others = 0.3 * torch.randn(3, layout.size, dtype=torch.float64)
 
-    def penalty(outputs, y, forward):
-        return 0.7 * (outputs - forward(y)).square().sum(-1) + outputs.exp().mean(-1)
+    def loss(y):
+        def penalty(outputs, batch):
+            assert batch.targets.shape == outputs.shape[:-1]
+            away = (outputs - batch.forward(y)).square().sum(-1)
+            return 0.7 * away + outputs.exp().mean(-1)
+
+        return Loss(penalty)
 
     dense = BatchedMLP(Function(model, layout))
-    gradients, losses = dense(x, batch, lambda z, forward: penalty(z, others, forward))
-    same, their_losses = VmapGradient(Function(model, layout))(
-        x, batch, lambda z, forward: penalty(z, others, forward)
-    )
+    gradients, losses = dense(x, batch, loss(others))
+    same, their_losses = VmapGradient(Function(model, layout))(x, batch, loss(others))
     torch.testing.assert_close(same, gradients, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(their_losses, losses, rtol=1e-10, atol=1e-13)
     plain_gradients, plain_losses = dense(x, batch)
@@ -237,7 +240,7 @@ def test_all_oracles_add_a_penalty_on_outputs_to_the_loss(name, kind):
             view.copy_(parameters[slot].grad)
         torch.testing.assert_close(gradients[client], expected, rtol=1e-10, atol=1e-13)
         mine, my_loss = PerClientGradient(Function(model, layout))(
-            x[client, None], one, lambda z, forward, y=other[None]: penalty(z, y, forward)
+            x[client, None], one, loss(other[None])
         )
         torch.testing.assert_close(mine[0], expected, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(my_loss[0], losses[client], rtol=1e-10, atol=1e-13)
@@ -254,17 +257,79 @@ def test_sam_passes_a_penalty_on(perturb):
     x = 0.3 * torch.randn(1, layout.size, dtype=torch.float64)
     oracle, calls = BatchedMLP(Function(model, layout)), []
 
-    def penalty(outputs, forward):
+    def penalty(outputs, batch):
         return outputs.square().sum(-1)
 
     def grad(y, penalty=None):
         calls.append(penalty)
-        return oracle(y, batch, penalty)[0]
+        return oracle(y, batch, Loss(penalty))[0]
 
     with_penalty = perturb(grad)(x, penalty)
     assert calls == [penalty, penalty]
-    whole = perturb(lambda y, _=None: oracle(y, batch, penalty)[0])(x)
+    whole = perturb(lambda y: oracle(y, batch, Loss(penalty))[0])(x)
     assert torch.equal(with_penalty, whole)
+
+
+@pytest.mark.parametrize("perturb", [partial(sam, rho=0.2), partial(adaptive_sam, rho=0.2, eta=1)])
+def test_perturbed_oracles_pass_options_on(perturb):
+    asked = []
+
+    def grad(y, **options):
+        asked.append(options)
+        return y
+
+    perturb(grad)(torch.ones(1, 3), cross_entropy=False, samples=2)
+    shifted(grad, torch.ones(1, 3))(torch.ones(1, 3), samples=2)
+    both = {"cross_entropy": False, "samples": 2}
+    assert asked == [both, both, {"samples": 2}]
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("name", MLPS)
+def test_all_oracles_take_the_gradient_of_the_penalty_alone(name, kind):
+    """Cross-entropy as a method's own loss gives the gradient that the oracles know by themselves."""
+    torch.manual_seed(0)
+    model = MLPS[name]().double()
+    layout, sizes = Layout(model), SIZES[kind]
+    batch = stack_of(sizes, (3, 4, 4) if name == "images" else (12,), torch.float64)
+    x = 0.3 * torch.randn(3, layout.size, dtype=torch.float64)
+
+    def own(outputs, batch):
+        return F.cross_entropy(outputs.movedim(-1, 1), batch.targets, reduction="none")
+
+    for oracle in (BatchedMLP(Function(model, layout)), VmapGradient(Function(model, layout))):
+        expected, losses = oracle(x, batch)
+        alone_, their_losses = oracle(x, batch, Loss(own, cross_entropy=False))
+        twice, _ = oracle(x, batch, Loss(own))
+        torch.testing.assert_close(alone_, expected, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(twice, 2 * expected, rtol=1e-10, atol=1e-13)
+        assert torch.equal(losses, their_losses)
+    for client, size in enumerate(sizes):
+        one = alone(batch, client, size)
+        oracle = PerClientGradient(Function(model, layout))
+        mine, _ = oracle(x[client, None], one, Loss(own, cross_entropy=False))
+        torch.testing.assert_close(mine[0], expected[client], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_all_oracles_take_the_gradient_of_a_minibatchs_first_samples(kind):
+    torch.manual_seed(0)
+    model = MLPS["64"]().double()
+    layout, sizes = Layout(model), SIZES[kind]
+    batch = stack_of(sizes, (12,), torch.float64)
+    x = 0.3 * torch.randn(3, layout.size, dtype=torch.float64)
+    few = min(sizes) + 1  # more than the smallest has
+    stacked = [
+        oracle(Function(model, layout))(x, batch, Loss(samples=few))
+        for oracle in (BatchedMLP, VmapGradient)
+    ]
+    for client, size in enumerate(sizes):
+        own = PerClientGradient(Function(model, layout))
+        expected, loss = own(x[client, None], alone(batch, client, min(few, size)))
+        part = own(x[client, None], alone(batch, client, size), Loss(samples=few))
+        for gradients, losses in (*stacked, (part[0].expand(3, -1), part[1].expand(3))):
+            torch.testing.assert_close(gradients[client], expected[0], rtol=1e-10, atol=1e-13)
+            torch.testing.assert_close(losses[client], loss[0], rtol=1e-10, atol=1e-13)
 
 
 def softmax_regression(w, inputs):

@@ -23,7 +23,7 @@ class Distance:
 
     stacks = True
 
-    def __call__(self, x: Tensor, batch: Tensor, penalty=None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, batch: Tensor, loss=None) -> tuple[Tensor, Tensor]:
         return x - batch, (x - batch).square().sum(-1) / 2
 
 

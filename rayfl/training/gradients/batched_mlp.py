@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayfl.algorithms.base import Penalty
+from rayfl.algorithms.base import Batch, Loss
 from rayfl.training.batches import Minibatch
 from rayfl.training.function import Function
-from rayfl.training.gradients.oracle import client_mean
+from rayfl.training.gradients.oracle import CROSS_ENTROPY, client_mean
 
 
 class Dense(NamedTuple):
@@ -47,17 +47,21 @@ class BatchedMLP:
         ]
 
     def __call__(
-        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+        self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
+        batch = batch.first(loss.samples)
         logits, seen = self._forward(x, batch)
         log_p = F.log_softmax(logits, dim=-1)  # [C, B, classes]
         targets = batch.targets.unsqueeze(-1)
         picked = -log_p.gather(-1, targets).squeeze(-1)
         error = log_p.exp_().scatter_add_(-1, targets, torch.full_like(picked, -1.0).unsqueeze(-1))
-        if penalty is not None:
+        if not loss.cross_entropy:
+            error.zero_()
+        if loss.penalty is not None:
             with torch.enable_grad():
                 outputs = logits.requires_grad_()
-                added = penalty(outputs, lambda y: self._forward(y, batch)[0])
+                samples = Batch(batch.targets, lambda y: self._forward(y, batch)[0])
+                added = loss.penalty(outputs, samples)
                 error += torch.autograd.grad(added.sum(), outputs)[0]
         if batch.weights is None:
             error /= picked.shape[-1]

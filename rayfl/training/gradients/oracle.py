@@ -9,17 +9,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rayfl.algorithms.base import Penalty
+from rayfl.algorithms.base import Loss
 from rayfl.training.batches import Minibatch
 from rayfl.training.flat import as_part, part
 from rayfl.training.function import Function
 from rayfl.training.precision import Precision
 
+CROSS_ENTROPY = Loss()
+
 
 class Oracle(Protocol):
-    """Gradients of the mean cross-entropy at `x [C, P]` on `batch`: `([C, P], losses [C])`.
+    """Gradients of the mean loss at `x [C, P]` on `batch`: `([C, P], losses [C])`.
 
-    A penalty is added to each sample's loss before the gradient is taken; the losses are without it.
+    What it returns as losses is the mean cross-entropy alone, whatever `loss` has.
     """
 
     @property
@@ -28,7 +30,7 @@ class Oracle(Protocol):
         ...
 
     def __call__(
-        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+        self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]: ...
 
 

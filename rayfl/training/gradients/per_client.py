@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayfl.algorithms.base import Penalty
+from rayfl.algorithms.base import Batch, Loss
 from rayfl.training.batches import Minibatch
-from rayfl.training.gradients.oracle import Autograd
+from rayfl.training.gradients.oracle import CROSS_ENTROPY, Autograd
 from rayfl.training.precision import forward_pass
 
 
@@ -46,20 +46,23 @@ class PerClientGradient(Autograd):
         self.buffers, self._seen = self.function.buffers(buffers) | self._counters, None
 
     def __call__(
-        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+        self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
         buffers = self._spare_buffers() if batch is self._seen else self.buffers
         self._seen = batch
+        batch = batch.first(loss.samples)
         leaves = self.function.leaves(x[0])
 
         def passes(model: nn.Module) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 outputs = self._outputs(model, x.dtype, batch)
-                loss = objective = F.cross_entropy(outputs, batch.targets[0])
-                if penalty is not None:
-                    added = penalty(outputs.unsqueeze(0), lambda y: self._forward(y, batch))
-                    objective = loss + added.mean()
-            return self._gradient(objective, leaves, x[0]).unsqueeze(0), loss.detach().view(1)
+                mean = objective = F.cross_entropy(outputs, batch.targets[0])
+                if not loss.cross_entropy:
+                    objective = outputs.new_zeros(())
+                if loss.penalty is not None:
+                    samples = Batch(batch.targets, lambda y: self._forward(y, batch))
+                    objective = objective + loss.penalty(outputs.unsqueeze(0), samples).mean()
+            return self._gradient(objective, leaves, x[0]).unsqueeze(0), mean.detach().view(1)
 
         return self.function.within(leaves | buffers, passes)
 

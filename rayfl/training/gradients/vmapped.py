@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayfl.algorithms.base import Penalty
+from rayfl.algorithms.base import Batch, Loss
 from rayfl.training.batches import Minibatch
-from rayfl.training.gradients.oracle import Autograd, client_mean
+from rayfl.training.gradients.oracle import CROSS_ENTROPY, Autograd, client_mean
 from rayfl.training.precision import forward_pass
 
 
@@ -21,8 +21,9 @@ class VmapGradient(Autograd):
     stacks = True
 
     def __call__(
-        self, x: Tensor, batch: Minibatch, penalty: Penalty | None = None
+        self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
+        batch = batch.first(loss.samples)
         leaves = self.function.leaves(x)
         with torch.enable_grad():
             outputs = self._outputs(leaves, x.dtype, batch)
@@ -30,9 +31,10 @@ class VmapGradient(Autograd):
                 outputs.flatten(0, 1), batch.targets.flatten(), reduction="none"
             )
             losses = client_mean(picked.view_as(batch.targets), batch)
-            objective = losses.sum()
-            if penalty is not None:
-                added = penalty(outputs, lambda y: self._forward(y, batch))
+            objective = losses.sum() if loss.cross_entropy else losses.new_zeros(())
+            if loss.penalty is not None:
+                samples = Batch(batch.targets, lambda y: self._forward(y, batch))
+                added = loss.penalty(outputs, samples)
                 objective = objective + client_mean(added, batch).sum()
         return self._gradient(objective, leaves, x), losses.detach()
 
