@@ -11,13 +11,19 @@ Legend (gradient convention: all point uphill):
     s        look-ahead scale
 
 Local step b, one backward pass:
-    delta_b = (start + b s Delta_i) - x          where the global momentum would be by now
+    delta_b = (start - b s Delta_i) - x          from here to where the global model is heading
     e_b     = rho * delta_b / ||delta_b||, 0 at b = 0  (C1)
     d       = alpha grad(x + e_b) + (1 - alpha) Delta_i
 Server:
     alpha^  = mean_i [1 - cos(g_i, Delta)], g_i = -D_i / (K_i lr)
     alpha   <- (1 - ema) alpha + ema clip(alpha^, alpha_min, alpha_max)  (C3), once Delta is not 0
     c, c_i  as SCAFFOLD;  Delta <- -D / (K lr)
+
+The paper's C1 has start + b Delta_i, with a Delta that its algorithm lets point downhill and its server step
+uphill, and no learning rate in it. `perturb_towards` names three readings; docs/fidelity.md compares them:
+    predicted   as above: what its text says; s = lr, which makes it the position after b global steps
+    uphill      delta_b = (start + b s Delta_i) - x, the formula's letters with Delta uphill; s = 1
+    released    minus uphill's delta_b, the sign of the released code; s = 1
 
 Without C1, C2 and C3 (rho = 0, no control variates, not adaptive) this is FedCM; with rho = 0 and
 alpha = 1 it is SCAFFOLD.
@@ -49,10 +55,13 @@ class FedWMSAM(Algorithm):
     alpha_min: Annotated[float, Field(gt=0, le=1, description="lower clip of alpha's target")] = 0.1
     alpha_max: Annotated[float, Field(gt=0, le=1, description="upper clip of alpha's target")] = 0.9
     control_variates: Annotated[bool, Field(description="personalise the momentum (C2)")] = True
+    perturb_towards: Annotated[
+        Literal["predicted", "uphill", "released"], Field(description="reading of C1")
+    ] = "uphill"
     lookahead_scale: Annotated[
-        Annotated[float, Field(ge=0)] | Literal["lr"],
-        Field(description="s of the look-ahead b s Delta_i; 'lr' scales it as the iterates move"),
-    ] = 1.0
+        Annotated[float, Field(ge=0)] | Literal["lr", "auto"],
+        Field(description="s of the look-ahead b s Delta_i; auto: the reading's own"),
+    ] = "auto"
     raw_cosine: Annotated[bool, Field(description="alpha's target is cos, not 1 - cos")] = False
 
     def __post_init__(self):
@@ -75,10 +84,11 @@ class FedWMSAM(Algorithm):
             memory = memory | {"momentum": self.momentum(memory, ctx)}
         momentum, at = memory["momentum"], x
         if self.rho > 0 and ctx.step > 0:
-            s = ctx.lr if self.lookahead_scale == "lr" else self.lookahead_scale
             # delta_b times (1 - alpha): its direction alone counts, and alpha = 1 stays finite.
-            ahead = difference_plus(ctx.start, x, 1 - alpha, momentum, ctx.step * s)
-            at = self.perturbed(x, ahead, ctx)
+            delta = difference_plus(ctx.start, x, 1 - alpha, momentum, ctx.step * self.speed(ctx))
+            at = self.perturbed(
+                x, delta, -self.rho if self.perturb_towards == "released" else self.rho, ctx
+            )
         return scale_add_(grad(at), alpha, momentum), memory
 
     def momentum(self, memory: Vectors, ctx: ClientContext) -> Tensor:
@@ -89,9 +99,17 @@ class FedWMSAM(Algorithm):
             return momentum
         return momentum + alpha * (ctx.shared["c"] - memory["c_i"])
 
-    def perturbed(self, x: Tensor, ahead: Tensor, ctx: ClientContext) -> Tensor:
-        """x + e_b, given `ahead` = (1 - alpha) delta_b, whose memory it may take."""
-        return perturb_(ahead, x, self.rho)
+    def speed(self, ctx: ClientContext) -> float | Tensor:
+        """s, negative where the look-ahead goes downhill."""
+        s = self.lookahead_scale
+        if s == "auto":
+            s = "lr" if self.perturb_towards == "predicted" else 1.0
+        s = ctx.lr if s == "lr" else s
+        return -s if self.perturb_towards == "predicted" else s
+
+    def perturbed(self, x: Tensor, delta: Tensor, radius: float, ctx: ClientContext) -> Tensor:
+        """x + e_b, given (1 - alpha) `delta`_b, whose memory it may take, and a signed radius."""
+        return perturb_(delta, x, radius)
 
     def upload(self, delta, memory, ctx):
         g_i = delta / (-ctx.steps * ctx.lr)

@@ -4,11 +4,10 @@
 hyper-parameters.
 
     perturbation      `scalars` takes delta_b's entries for its tensors': it adds the number
-                      sign rho delta_b[j] / (sum_m |delta_b[m]| + 1e-7) to all of tensor j, for the T tensors
+                      -rho delta_b[j] / (sum_m |delta_b[m]| + 1e-7) to all of tensor j, for the T tensors
                       and the first T entries of delta_b in torch's order; the norm of that was 56 to 79 times
                       rho on ResNet-18. `sum_of_norms` is what it means,
                       rho delta_b / (sum_m ||delta_b of tensor m||); `vector` is the paper's
-    perturb_sign      the sign is -1: it descends; the paper's is 1
     momentum_factor   Delta has a spurious factor, the decay of the learning rate; the paper's is 1
     nominal_steps     K is the fraction E n_0 / B of client 0 for all; the paper's is the executed number
     adapt_at_zero     alpha moves towards alpha_min while Delta = 0; the paper leaves it alone
@@ -36,23 +35,23 @@ class FedWMSAMReleased(FedWMSAM):
         Literal["scalars", "sum_of_norms", "vector"],
         Field(description="scalars: one number a tensor; vector: of global norm rho, as the paper"),
     ] = "scalars"
-    perturb_sign: Annotated[
-        Literal[-1, 1], Field(description="-1 perturbs ahead, 1 uphill, as the paper")
-    ] = -1
+    perturb_towards: Annotated[
+        Literal["predicted", "uphill", "released"], Field(description="reading of C1")
+    ] = "released"
     momentum_factor: Annotated[float, Field(gt=0, le=1, description="factor of Delta")] = 0.998
     nominal_steps: Annotated[bool, Field(description="K is E n_0 / B of client 0 for all")] = True
     adapt_at_zero: Annotated[bool, Field(description="adapt alpha while Delta = 0 too")] = True
 
-    def perturbed(self, x: Tensor, ahead: Tensor, ctx: ClientContext) -> Tensor:
-        radius, tensors = self.perturb_sign * self.rho, ctx.experiment.tensors
+    def perturbed(self, x: Tensor, delta: Tensor, radius: float, ctx: ClientContext) -> Tensor:
+        tensors = ctx.experiment.tensors
         if self.perturbation == "vector":
-            return perturb_(ahead, x, radius)
+            return perturb_(delta, x, radius)
         if self.perturbation == "sum_of_norms":
-            norms = torch.cat([norm(ahead[..., t.offset :][..., : t.size]) for t in tensors], -1)
+            norms = torch.cat([norm(delta[..., t.offset :][..., : t.size]) for t in tensors], -1)
             total = norms.sum(-1, keepdim=True)
-            return x + torch.where(total < TINY, 0.0, ahead * (radius / total.clamp_min(TINY)))
-        entries = first_entries(ahead, tensors)  # [..., T]
-        epsilon = 1e-7 * (1 - ctx.shared["alpha"])  # `ahead` is (1 - alpha) delta_b
+            return x + torch.where(total < TINY, 0.0, delta * (radius / total.clamp_min(TINY)))
+        entries = first_entries(delta, tensors)  # [..., T]
+        epsilon = 1e-7 * (1 - ctx.shared["alpha"])  # `delta` is (1 - alpha) delta_b
         total = entries.abs().sum(-1, keepdim=True) + epsilon
         numbers = (entries * (radius / total.clamp_min(TINY))).split(1, dim=-1)
         parts = [e.expand(*x.shape[:-1], t.size) for e, t in zip(numbers, tensors, strict=True)]

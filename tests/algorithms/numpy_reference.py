@@ -24,7 +24,7 @@ from numpy.linalg import norm
 # The released code without what it does otherwise than the paper.
 PAPER = {
     "perturbation": "vector",
-    "perturb_sign": 1,
+    "perturb_towards": "uphill",
     "momentum_factor": 1.0,
     "nominal_steps": False,
     "adapt_at_zero": False,
@@ -211,8 +211,8 @@ def fedwmsam_released(
     alpha_max: float = 0.9,
     adaptive: bool = True,
     control_variates: bool = True,
-    perturb_sign: int = -1,
-    lookahead_scale: float | str = 1.0,
+    perturb_towards: str = "released",
+    lookahead_scale: float | str = "auto",
     momentum_factor: float = 0.998,
     perturbation: str = "scalars",
     nominal_steps: bool = True,
@@ -224,24 +224,28 @@ def fedwmsam_released(
     x, Delta, c, c_i = f.x0, np.zeros_like(f.x0), np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
     for r, S in enumerate(f.cohorts):
         eta, D, alignments, c_i_new = f.eta[r], np.zeros_like(x), [], c_i.copy()
-        s = eta if lookahead_scale == "lr" else float(lookahead_scale)
+        s = {"lr": eta, "auto": eta if perturb_towards == "predicted" else 1.0}.get(
+            lookahead_scale, lookahead_scale
+        )
+        sign = -1 if perturb_towards == "released" else 1
         for i in S:
             Delta_i = Delta + alpha / (1 - alpha) * (c - c_i[i])
             y = x
             for b in range(f.K[i]):
-                delta = (x + b * s * Delta_i) - y
+                ahead = -Delta_i if perturb_towards == "predicted" else Delta_i
+                delta = (x + b * s * ahead) - y
                 if perturbation == "scalars":
                     e, at = np.zeros_like(x), 0
                     total = sum(abs(delta[m]) for m in f.first)
                     for j, n in enumerate(f.sizes):
-                        e[at : at + n] = perturb_sign * rho * delta[f.first[j]] / (total + 1e-7)
+                        e[at : at + n] = sign * rho * delta[f.first[j]] / (total + 1e-7)
                         at += n
                 elif perturbation == "sum_of_norms":
                     ends = np.cumsum(f.sizes)
                     total = sum(norm(delta[b - n : b]) for n, b in zip(f.sizes, ends, strict=True))
-                    e = perturb_sign * rho * delta / total if delta.any() else 0.0
+                    e = sign * rho * delta / total if delta.any() else 0.0
                 else:
-                    e = perturb_sign * rho * delta / norm(delta) if delta.any() else 0.0
+                    e = sign * rho * delta / norm(delta) if delta.any() else 0.0
                 v = alpha * f.gradient(r, i, b, y + e) + (1 - alpha) * Delta_i
                 y = f.step(r, y, v)
             g_i = (x - y) / ((f.nominal if nominal_steps else f.K[i]) * eta)
@@ -265,7 +269,7 @@ def fedwmsam_released(
 
 def fedwmsam(f: Federation, **options: Any) -> Iterator[Outcome]:
     """The paper's method: the released code without what it does otherwise."""
-    return fedwmsam_released(f, **options, **PAPER)
+    return fedwmsam_released(f, **PAPER | options)
 
 
 def fedprox(f: Federation, *, mu: float, server_lr: float = 1.0) -> Iterator[Outcome]:

@@ -31,6 +31,7 @@ from rayfl.training.shortcuts import Shortcuts
 FOLDER = Path(__file__).parent / "released"
 # The recordings name the paper's method, with a switch for each difference.
 RENAMED = {"fedwmsam": "fedwmsam_released"}
+SIGNS = {-1: "released", 1: "uphill"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,8 @@ def _convolutional(z: Mapping[str, np.ndarray]) -> dict[str, Trace]:
         shared = _federation(z, problem, about[problem])
         for name in (n for n in about if n.startswith(f"{problem}/")):
             options = dict(about[name])
+            if "perturb_sign" in options:  # they have the sign as an option of its own
+                options["perturb_towards"] = SIGNS[options.pop("perturb_sign")]
             found[name] = Trace(
                 method=RENAMED.get(method := options.pop("rayfl"), method),
                 options=options,

@@ -81,12 +81,12 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ("algorithm.adaptive=1", "algorithm.adaptive = 1: must be true or false"),
         ("algorithm.adaptive=yes", "algorithm.adaptive = 'yes': must be true or false"),
         (
-            "algorithm={name: fedwmsam_released, perturb_sign: 2}",
-            "algorithm.perturb_sign = 2: must be -1 or 1",
+            "algorithm={name: fedwmsam_released, perturb_towards: up}",
+            "algorithm.perturb_towards = 'up': must be 'predicted', 'uphill' or 'released'",
         ),
         (
             "algorithm.lookahead_scale=lt",
-            "algorithm.lookahead_scale = 'lt': must be 'lr' or a number of at least 0",
+            "algorithm.lookahead_scale = 'lt': must be 'lr' or 'auto' or a number of at least 0",
         ),
         ("algorithm.alpha_min=0.95", "algorithm: alpha_min = 0.95 exceeds alpha_max = 0.9"),
         ("federation.clients=0", f"federation.clients = 0: {COUNT}"),
