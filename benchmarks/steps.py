@@ -49,7 +49,7 @@ class Side:
         result, kept = self._unit(1)
         mean = {name: torch.from_numpy(v) for name, v in result.sums.items() if name != "buffers"}
         self.memory = kept[0] if self.engine.remembers else None
-        ctx = ServerContext(lr=self.lr, steps=float(result.steps), participation=1.0, round=1)
+        ctx = ServerContext(lr=self.lr, steps=float(result.steps.sum()), participation=1.0, round=1)
         self.broadcast = self._broadcast(
             *algorithm.server_step(w, algorithm.init_server(w), mean, ctx)
         )
@@ -58,7 +58,7 @@ class Side:
     def take_turn(self, round: int) -> None:
         began = time.process_time()
         result, _ = self._unit(round)
-        self.seconds.append((time.process_time() - began) / result.steps)
+        self.seconds.append((time.process_time() - began) / result.steps.sum())
 
     def _unit(self, round: int) -> Any:
         return self.engine.train(WorkUnit(round, (0,), self.lr), self.broadcast, [self.memory])

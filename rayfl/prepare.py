@@ -29,13 +29,14 @@ from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage, below
 from rayfl.text import absolute
 from rayfl.training import contract
-from rayfl.training.batches import DeviceData
+from rayfl.training.batches import DeviceData, steps_per_round
 from rayfl.training.evaluation import EVALUATION_BATCH
 from rayfl.training.flat import Layout
 from rayfl.training.lanes import MOST_LANES
 from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.travel import packed
+from rayfl.training.weighting import weights
 
 # What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
 # server handles on the cores that train.
@@ -133,6 +134,7 @@ def prepare(
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
+        total_weight=_total_weight(config, partition),
         breakdown=Breakdown.of(
             data, partition, config.evaluation.per_class, config.evaluation.per_client
         ),
@@ -143,9 +145,12 @@ def prepare(
         local_epochs=fed.local_epochs,
         local_steps=fed.local_steps,
         weight_decay=fed.weight_decay,
+        momentum=fed.momentum,
+        nesterov=fed.nesterov,
         clip_norm=fed.clip_norm,
         precision=fed.precision,
         augment=config.data.augment,
+        weighting=fed.weighting,
         straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
@@ -204,6 +209,16 @@ def _samples(config: Experiment, partition: Partition) -> float:
     if fed.local_steps is not None:
         return fed.local_steps * fed.batch_size
     return (fed.local_epochs or 1) * len(partition.indices) / fed.clients
+
+
+def _total_weight(config: Experiment, partition: Partition) -> float:
+    """Weight of all clients together, were they in one cohort and none of them a straggler."""
+    fed = config.federation
+    steps = [
+        steps_per_round(n, fed.batch_size, fed.local_epochs, fed.local_steps)
+        for n in partition.sizes.tolist()
+    ]
+    return float(weights(fed.weighting, partition.sizes, np.array(steps)).sum())
 
 
 def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:

@@ -26,6 +26,7 @@ def run(setup: Setup, log: Log) -> None:
     with profile(activities=activities) as profiler:
         result, _ = trainer.train(WorkUnit(4, (0,), 0.1), sent, [*memories])
         synchronize(setup.device)
+    steps = int(result.steps.sum())
     time = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     device = (
         DeviceType.CUDA if on_gpu else DeviceType.CPU
@@ -37,13 +38,13 @@ def run(setup: Setup, log: Log) -> None:
     ]
     rows.sort(key=lambda row: -getattr(row, time))
     kind = "kernels" if on_gpu else "operations (no GPU: of the CPU)"
-    log.value(f"{kind} a step", sum(row.count for row in rows) / result.steps)
+    log.value(f"{kind} a step", sum(row.count for row in rows) / steps)
     total = sum(getattr(row, time) for row in rows)
-    log.value("device time a step", total / result.steps / 1e3, "ms")
+    log.value("device time a step", total / steps / 1e3, "ms")
     with (setup.out / "profile.txt").open("w") as file:
         for row in rows[:TOP]:
-            used, count = getattr(row, time) / result.steps, row.count / result.steps
+            used, count = getattr(row, time) / steps, row.count / steps
             file.write(f"{used:9.1f} us {count:6.1f} x  {row.key[:200]}\n")
     for row in rows[:5]:
-        log.value(row.key[:60], getattr(row, time) / result.steps, "us", note="a step")
+        log.value(row.key[:60], getattr(row, time) / steps, "us", note="a step")
     log.note(f"the first {TOP}", "profile.txt")

@@ -96,7 +96,7 @@ def _unit(setup: Setup, log: Log, prepared: Prepared, case: Case) -> Measured:
         result, kept = trainer.train(unit(round, clients), sent, memories)
         synchronize(setup.device)
         seconds.append(time.perf_counter() - began)
-        steps, memories = result.steps, [*kept] if trainer.remembers else memories
+        steps, memories = int(result.steps.sum()), [*kept] if trainer.remembers else memories
     ms = 1e3 * statistics.mean(seconds[1:]) / steps
     held = held_mb(setup.device)
     first = f"start {started:.2f} s, first unit {seconds[0]:.2f} s, {held:.0f} MB in use"

@@ -4,8 +4,8 @@ An eighth, `global_momentum`, changes no result: it is there for a metric.
 
 FedAvg is McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, arXiv:1602.05629, Algorithm 1: local SGD, then the mean. Deviation: the mean over the cohort is
-uniform, not weighted by sample counts, as in the papers that this project reproduces; a server learning rate
-`server_lr` (1 in the paper) scales the mean update.
+uniform, as in the papers that this project reproduces, unless `federation.weighting` says otherwise (the
+paper's is weighted by sample counts); a server learning rate `server_lr` (1 in the paper) scales it.
 
 Shapes: P parameters, C clients of a stack. Every vector is `[..., P]`, every scalar `[..., 1]`:
 `[P]` and `[1]` on the server, `[C, P]` and `[C, 1]` where C clients are trained together. Reduce over
@@ -171,9 +171,13 @@ class ServerContext(NamedTuple):
     lr: float
     """Local learning rate of this round."""
     steps: float
-    """Mean of K_i over the cohort."""
+    """Mean of K_i over the cohort, weighted as the uploads are."""
     participation: float
-    """S / N, with the S clients whose uploads are averaged."""
+    """S / N, with the S clients whose uploads are averaged.
+
+    Where they are weighted, their share of all N clients' weight: with it `state + participation * mean` goes
+    on with a mean over all clients by their weights.
+    """
     round: int
     """Number of the round, from 1."""
     random: Random = unseeded
@@ -229,7 +233,10 @@ class Algorithm:
     def server_step(
         self, w: Tensor, server: Vectors, mean: Vectors, ctx: ServerContext
     ) -> tuple[Tensor, Vectors]:
-        """New parameters and server state; `mean[name]` is the cohort's mean of that upload."""
+        """New parameters and server state; `mean[name]` is the cohort's mean of that upload.
+
+        It is weighted as `federation.weighting` says.
+        """
         return w + self.server_lr * mean["delta"], server
 
     def global_momentum(self, server: Vectors) -> Tensor | None:

@@ -18,8 +18,16 @@ PLACES = ("data.root", "data.download", "model.download")
 TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
 """Prefixes of the keys that make the task, which methods are compared on."""
 
-_NULL_IS_ABSENT = ("data.layout", "data.validation")
-"""Options that came later: null means what held before there was a choice."""
+_CAME_LATER: Mapping[str, Any] = {
+    "data.layout": None,
+    "data.validation": None,
+    "federation.lr_warmup": 0,
+    "federation.momentum": 0.0,
+    "federation.nesterov": False,
+    "federation.weighting": "uniform",
+}
+"""Options that came later: this value means what held before there was a choice."""
+_NEVER = object()
 
 
 def is_identity(key: str) -> bool:
@@ -46,6 +54,6 @@ def _kept(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if is_identity(key) and not (value is None and key in _NULL_IS_ABSENT):
+        if is_identity(key) and value != _CAME_LATER.get(key, _NEVER):
             kept[name] = _kept(value, f"{key}.") if isinstance(value, Mapping) else value
     return kept

@@ -1,17 +1,18 @@
 """The sections of a config that have no `name`: their keys, types, defaults and rules."""
 
-import math
+import functools
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rayfl.config import layers
+from rayfl.config import layers, learning_rates
 from rayfl.errors import ConfigError
 from rayfl.federation.sampling import Sampling, cohort_size
 from rayfl.flatness.measures import Effort
 from rayfl.flatness.question import Question
 from rayfl.text import shown
 from rayfl.training.precision import Precision
+from rayfl.training.weighting import Weighting
 
 LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250  # characters; MLflow's limits
 
@@ -40,6 +41,8 @@ class Federation(Section):
     sampling: Sampling = "uniform"
     """of cohorts: S clients, uniformly or weighted by their samples; bernoulli: each client with probability
     S / N"""
+    weighting: Weighting = "uniform"
+    """of a cohort's clients in every mean: equal, by training samples (classic FedAvg), or by local steps"""
     client_dropout: float = Field(default=0.0, ge=0, lt=1)
     """probability that a client of a cohort is lost with its update"""
     local_epochs: int | None = Field(default=None, gt=0, le=10**4)
@@ -52,10 +55,17 @@ class Federation(Section):
     """B"""
     lr: float = Field(default=0.1, gt=0)
     """local learning rate of the first round"""
-    lr_schedule: Literal["constant", "exponential", "cosine"] = "constant"
-    """over the rounds; cosine ends at 0"""
+    lr_schedule: str = "constant"
+    """over the rounds: constant, exponential, linear or cosine (both end near 0), or package.module:factory,
+    which is called with R and returns R factors of lr"""
     lr_decay: float = Field(default=0.998, gt=0, le=1)
     """factor a round, if exponential"""
+    lr_warmup: int = Field(default=0, ge=0)
+    """first rounds, in which lr rises to that of the schedule"""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """of local SGD, which begins anew in each round"""
+    nesterov: bool = False
+    """Nesterov's form of it"""
     weight_decay: float = Field(default=0.0, ge=0)
     """added to the direction after clipping"""
     precision: Precision = "float32"
@@ -87,6 +97,15 @@ class Federation(Section):
                     hint="give only one of the two",
                     keys=(other,),
                 )
+        if self.nesterov and not self.momentum:
+            raise ConfigError(
+                key="federation.nesterov",
+                value=True,
+                allowed="false without federation.momentum",
+                hint="set federation.momentum=0.9, say",
+                keys=("federation.momentum",),
+            )
+        _ = self.lrs  # a schedule of one's own may be wrong
         if self.cohort > self.clients:
             raise ConfigError(
                 key="federation.cohort",
@@ -114,17 +133,15 @@ class Federation(Section):
         """S, clients of a round; under bernoulli sampling their mean."""
         return cohort_size(self.participation, self.clients)
 
-    @property
+    @functools.cached_property
     def lrs(self) -> tuple[float, ...]:
         """Local learning rate of each round."""
-        return tuple(self.lr * self._factor(r) for r in range(self.rounds))
-
-    def _factor(self, r: int) -> float:
-        if self.lr_schedule == "exponential":
-            return self.lr_decay**r
-        if self.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * r / self.rounds))
-        return 1.0
+        factors = learning_rates.factors(self.lr_schedule, self.rounds, self.lr_decay)
+        warmup = self.lr_warmup
+        return tuple(
+            self.lr * factor * (min(1.0, (r + 1) / warmup) if warmup else 1.0)
+            for r, factor in enumerate(factors)
+        )
 
 
 class Evaluation(Section):

@@ -37,16 +37,18 @@ class PendingRound(NamedTuple):
     units: list[WorkUnit]
     futures: list[Future]
 
-    def metrics(self, results: list[UnitResult], bytes_up: int) -> dict[str, float]:
+    def metrics(
+        self, results: list[UnitResult], weights: np.ndarray, bytes_up: int
+    ) -> dict[str, float]:
         """The round's metrics. Clients that were lost cost bytes down, nothing else.
 
-        `results`: the units'; `bytes_up`: of one client.
+        `results`: the units'; `weights`: of their clients, `[S]`; `bytes_up`: of one client.
         """
         losses = np.concatenate([result.losses for result in results])
         drifts = np.concatenate([result.drifts for result in results])
         return {
-            "train/loss": float(losses.mean(dtype=np.float64)),
-            "train/drift": float(drifts.mean(dtype=np.float64)),
+            "train/loss": float(np.average(losses, weights=weights)),
+            "train/drift": float(np.average(drifts, weights=weights)),
             "train/lr": self.lr,
             "cohort/size": float(self.clients),
             "cohort/dropped": float(self.sampled - self.clients),

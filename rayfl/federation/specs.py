@@ -40,6 +40,7 @@ class FederationSpec:
     eval_every: int
     test_samples: int
     validation_samples: int  # 0: none are held out
+    total_weight: float  # of all N clients in a cohort's mean
     breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
 
     @property

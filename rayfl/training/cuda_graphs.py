@@ -278,7 +278,8 @@ def _fixed(stack: Stack) -> Vectors:
 
 def _progress(stack: Stack) -> Vectors:
     """Tensors that every local step changes, beside the memory."""
-    return {"/x": stack.x, "/total": stack.total}
+    velocity = {} if stack.velocity is None else {"/velocity": stack.velocity}
+    return {"/x": stack.x, "/total": stack.total} | velocity
 
 
 def _equal(left: Vectors, right: Vectors) -> bool:

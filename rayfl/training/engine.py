@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ from rayfl.training.units import (
     UnitResult,
     WorkUnit,
 )
+from rayfl.training.weighting import weights
 
 # A stack of more parameters than this outgrows the processor's cache and loses what stacking gained;
 # a GPU has no such limit but its memory.
@@ -121,23 +123,29 @@ class Engine:
         size = self._stack_size(len(unit.clients))
         firsts = range(0, len(unit.clients), size)
         sums: Vectors = {}
-        losses, drifts, kept, steps, passes = [], [], [], 0, 0
+        losses, drifts, kept, weighed, steps, passes = [], [], [], [], [], 0
         for wave in range(0, len(firsts), self.lanes):
             stacks = [slice(first, first + size) for first in firsts[wave : wave + self.lanes]]
             for stack, trained, buffers, taken in self._train_wave(unit, stacks, memories):
                 uploads = trained.uploads | {"buffers": buffers.unsqueeze(0)}
+                own = self._weights(unit.clients[stack], taken)
+                if self.settings.weighting != "uniform":
+                    factor = as_tensor(own).to(buffers).unsqueeze(-1)
+                    uploads = {name: value * factor for name, value in uploads.items()}
                 for name, value in uploads.items():
                     summed = value.sum(0) if len(value) > 1 else value[0]
                     sums[name] = sums[name] + summed if name in sums else summed
                 losses.append(trained.losses)
                 drifts.append(precise_norm(trained.uploads["delta"]))
                 kept += self._kept(unit, unit.clients[stack], trained.memory)
+                weighed.append(own)
                 steps += taken
                 passes += trained.backward_passes
         result = UnitResult(
             sums=to_host(sums, self._pinned),
             **to_host({"losses": torch.cat(losses), "drifts": torch.cat(drifts)}, pinned=False),
-            steps=steps,
+            weights=np.concatenate(weighed),
+            steps=np.array(steps),
             backward_passes=passes,
             seconds=time.perf_counter() - began,
         )
@@ -176,7 +184,13 @@ class Engine:
 
     def _step(self, oracle: Oracle, lr: float) -> LocalStep:
         s = self.settings
-        sgd = SGD(lr=lr, weight_decay=s.weight_decay, clip_norm=s.clip_norm)
+        sgd = SGD(
+            lr=lr,
+            weight_decay=s.weight_decay,
+            clip_norm=s.clip_norm,
+            momentum=s.momentum,
+            nesterov=s.nesterov,
+        )
         return LocalStep(self.algorithm, oracle, sgd, self.experiment)
 
     @torch.no_grad()
@@ -251,6 +265,10 @@ class Engine:
         """Clients that are trained at once, in stacks as equal as can be."""
         return -(-clients // -(-clients // self._most))
 
+    def _weights(self, clients: tuple[int, ...], steps: list[int]) -> np.ndarray:
+        samples = self.partition.sizes[list(clients)]
+        return weights(self.settings.weighting, samples, np.array(steps))
+
     def schedule(self, round: int, client: int) -> BatchSchedule:
         samples, s = self.partition.client(client), self.settings
         steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
@@ -280,8 +298,8 @@ class Engine:
         stacks: list[slice],
         memories: list[Arrays | None],
         most_steps: int | None = None,
-    ) -> Iterator[tuple[slice, Trained, Tensor, int]]:
-        """Train stacks beside each other: each one's result, buffers `[Q]` and local steps, in order."""
+    ) -> Iterator[tuple[slice, Trained, Tensor, list[int]]]:
+        """Train stacks beside each other: each one's result, buffers `[Q]` and clients' steps, in order."""
         s, here = self.settings, self._broadcast
         while len(self._lanes) < len(stacks):
             self._lanes.append(self._lane(recorded=True))
@@ -319,4 +337,4 @@ class Engine:
                     f"upload returned the memory {sorted(trained.memory)}, "
                     f"but init_client names {sorted(names[stack.start])}: the names must stay the same"
                 )
-            yield stack, trained, buffers, sum(steps)
+            yield stack, trained, buffers, steps

@@ -38,18 +38,30 @@ class SGD:
     weight_decay: float
     # Clip each client's direction, or each of its gradients, to this L2 norm; None: no clipping.
     clip_norm: float | None
+    momentum: float = 0.0
+    nesterov: bool = False
 
-    def step_(self, x: Tensor, direction: Tensor, active: Tensor | None) -> None:
+    def step_(
+        self, x: Tensor, direction: Tensor, active: Tensor | None, velocity: Tensor | None = None
+    ) -> None:
         """`x <- x - lr * (clip(direction) + weight_decay * x)` in place, `[C, P]`.
 
         The decay is taken at the unperturbed x and is not clipped. `active [C, 1]` is 1 for clients that
-        take the step and 0 for those that stay; None: all take it.
+        take the step and 0 for those that stay; None: all take it. With momentum the step is that of
+        `torch.optim.SGD`, and `velocity [C, P]` its buffer, which begins at 0.
         """
         lr = torch.as_tensor(self.lr, dtype=x.dtype, device=x.device)
         rate = lr if active is None else lr * active
         clip = self.clip_norm
         factor = None if clip is None else clip_factor(direction, clip)
-        kernels.sgd_step_(x, direction, rate, self.weight_decay, factor)
+        if velocity is None:
+            kernels.sgd_step_(x, direction, rate, self.weight_decay, factor)
+            return
+        slope = x * self.weight_decay
+        slope.addcmul_(direction, torch.ones_like(lr) if factor is None else factor)
+        velocity.mul_(self.momentum).add_(slope)
+        step = slope.add_(velocity, alpha=self.momentum) if self.nesterov else velocity
+        kernels.sgd_step_(x, step, rate, 0.0, None)
 
 
 @dataclass
@@ -66,20 +78,24 @@ class Stack:
     # The iterates `[C, P]`: the loop's own, for a new vector every step would double the traffic.
     x: Tensor = field(init=False)
     total: Tensor = field(init=False)  # `[C]`, sum of the losses so far
+    velocity: Tensor | None = field(default=None, init=False)  # of SGD with momentum, `[C, P]`
 
     def __post_init__(self):
         self.x = self.start.expand(len(self.counts), -1)
         self.total = self.start.new_zeros(len(self.counts))
 
-    def begin(self, algorithm: Algorithm, info: ExperimentInfo) -> None:
+    def begin(self, step: "LocalStep") -> None:
         """Put each client where the algorithm lets it begin."""
-        self.x = algorithm.client_start(self.memory, self.context(0, info)).clone()
+        ctx = self.context(0, step.experiment)
+        self.x = step.algorithm.client_start(self.memory, ctx).clone()
+        self.velocity = torch.zeros_like(self.x) if step.sgd.momentum else None
 
     def copy(self) -> "Stack":
         """A stack whose iterates, memory and losses are copies; what stays in a round is the same."""
         own = copy.copy(self)
         own.x, own.total, own.memory = self.x.clone(), self.total.clone(), cloned(self.memory)
         own.counts = self.counts.clone()
+        own.velocity = None if self.velocity is None else self.velocity.clone()
         return own
 
     def context(
@@ -162,7 +178,7 @@ class LocalStep:
             losses = losses * active.squeeze(-1)
         stack.memory = memory
         stack.total += losses
-        sgd.step_(x, _apart(direction, x), active)
+        sgd.step_(x, _apart(direction, x), active, stack.velocity)
         return len(calls)
 
 
@@ -190,7 +206,7 @@ class Training:
         )
         counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
         stack = Stack(start, shared, memory, lr, counts, number, noise)
-        stack.begin(step.algorithm, step.experiment)
+        stack.begin(step)
         self._step, self._minibatch, self._steps = step, minibatch, steps
         self._graphed, self._passes = graphed, 0
         self.stack = stack if graphed is None else graphed.hold(stack)

@@ -68,8 +68,9 @@ def replay(
 
     with engine.following(cast(Algorithm, _Watched(engine.algorithm, note))):
         result, _ = engine.train(unit, broadcast, [memory])
-    end = as_tensor(broadcast.start) + as_tensor(result.sums["delta"])
-    buffers = as_tensor(result.sums["buffers"])
+    weight = float(result.weights[0])
+    end = as_tensor(broadcast.start) + as_tensor(result.sums["delta"]) / weight
+    buffers = as_tensor(result.sums["buffers"]) / weight
     return Replay(
         end.to(engine.device),
         buffers.to(engine.device),

@@ -7,6 +7,7 @@ from rayfl.data.partition import Partition
 from rayfl.training.flat import Layout
 from rayfl.training.function import Shortcuts
 from rayfl.training.precision import Precision
+from rayfl.training.weighting import Weighting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +19,12 @@ class LocalSettings:
     local_epochs: int | None
     local_steps: int | None
     weight_decay: float
+    momentum: float = 0.0
+    nesterov: bool = False
     clip_norm: float | None
     precision: Precision
     augment: str
+    weighting: Weighting = "uniform"  # of clients in the cohort's mean
     straggler_prob: float  # probability that a client of a round takes fewer steps
     stack: int | None  # clients that train at once, at most; None: chosen by the engine
     cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result

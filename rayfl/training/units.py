@@ -88,11 +88,12 @@ class ClientProbeResult(NamedTuple):
 class UnitResult(NamedTuple):
     """Sums and measurements of a work unit; the clients' memories travel beside it."""
 
-    # Each upload summed over the unit's clients in their order; `buffers [Q]` among them.
+    # Each upload times its client's weight, summed over the clients in their order; `buffers [Q]` among them.
     sums: Arrays
+    weights: np.ndarray  # of each client in the cohort's mean, float64 `[C]`
     losses: np.ndarray  # `[C]`, mean training loss of each client
     drifts: np.ndarray  # `[C]`, L2 norm of each client's delta, float64
-    steps: int  # local steps of all clients together
+    steps: np.ndarray  # K_i of each client, int64 `[C]`
     backward_passes: int
     seconds: float
 

@@ -261,6 +261,7 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         eval_every=rounds + 1,
         test_samples=1,
         validation_samples=0,
+        total_weight=float(len(trace.sizes)),
         breakdown=Breakdown.of(trace.dataset(), engine.partition, False, False),
     )
     w0 = in_our_order(engine.layout, trace.w0)

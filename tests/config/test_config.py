@@ -107,7 +107,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         (
             "federation.lr_schedule=cos",
-            "federation.lr_schedule = 'cos': must be 'constant', 'exponential' or 'cosine'",
+            "federation.lr_schedule = 'cos': unknown name (did you mean 'cosine'?); allowed: constant, "
+            "exponential, linear, cosine, or an import path 'package.module:factory'",
         ),
         (
             "federation.rounds=10000000000",
@@ -614,11 +615,68 @@ def test_learning_rates_follow_the_schedule():
     given = ["federation.lr=0.2", "federation.rounds=3", "federation.lr_decay=0.5"]
     lrs = {
         schedule: load_config(BASE, [*given, f"federation.lr_schedule={schedule}"]).federation.lrs
-        for schedule in ("constant", "exponential", "cosine")
+        for schedule in ("constant", "exponential", "cosine", "linear", "own_schedules:halves")
     }
     assert lrs["constant"] == (0.2, 0.2, 0.2)
     assert lrs["exponential"] == pytest.approx((0.2, 0.1, 0.05))
     assert lrs["cosine"] == pytest.approx((0.2, 0.15, 0.05))
+    assert lrs["linear"] == pytest.approx((0.2, 0.2 * 2 / 3, 0.2 / 3))
+    assert lrs["own_schedules:halves"] == pytest.approx((0.2, 0.1, 0.05))
+
+
+def test_a_warmup_raises_the_schedules_learning_rates():
+    given = ["federation.lr=0.2", "federation.rounds=4", "federation.lr_decay=0.5"]
+    warm = load_config(BASE, [*given, "federation.lr_warmup=2"]).federation
+    assert warm.lrs == pytest.approx((0.1, 0.2, 0.2, 0.2))
+    both = ["federation.lr_warmup=2", "federation.lr_schedule=exponential"]
+    assert load_config(BASE, [*given, *both]).federation.lrs == pytest.approx(
+        (0.1, 0.1, 0.05, 0.025)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "too_few",
+            "returns 1 factors for 3 rounds; return one finite number above 0 for each round",
+        ),
+        (
+            "zero",
+            "returns the factor 0.0 for 3 rounds; return one finite number above 0 for each round",
+        ),
+        ("fails", "fails when it is called with 3 rounds (ZeroDivisionError: division by zero)"),
+    ],
+)
+def test_a_schedule_of_ones_own_that_is_none_is_one_line(name, message):
+    given = f"federation.lr_schedule=own_schedules:{name}"
+    found = error(BASE, "federation.rounds=3", given)
+    assert found == f"federation.lr_schedule = 'own_schedules:{name}': {message}"
+
+
+def test_the_file_of_a_schedule_of_ones_own_is_part_of_the_code():
+    config = load_config(BASE, ["federation.lr_schedule=own_schedules:halves"])
+    assert "own_schedules" in config.code()
+
+
+def test_options_that_came_later_leave_the_hash_alone():
+    """At the value that means what held before; at another the experiment is another."""
+    before = load_config(BASE).hash
+    for key, same, other in (
+        ("weighting", "uniform", "samples"),
+        ("momentum", 0.0, 0.9),
+        ("lr_warmup", 0, 3),
+    ):
+        assert load_config(BASE, [f"federation.{key}={same}"]).hash == before
+        assert load_config(BASE, [f"federation.{key}={other}"]).hash != before
+    assert "weighting" not in load_config(BASE).flat_identity()
+
+
+def test_nesterov_needs_a_momentum():
+    assert error(BASE, "federation.nesterov=true") == (
+        "federation.nesterov = true: must be false without federation.momentum; "
+        "set federation.momentum=0.9, say"
+    )
 
 
 def test_numbers_of_numpy_are_numbers():

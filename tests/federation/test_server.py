@@ -138,7 +138,12 @@ def metrics(records):
                 {"straggler_prob": 0.5},
             )
         ),
-        {"sampling": "bernoulli", "client_dropout": 0.4, "straggler_prob": 0.5},
+        {
+            "sampling": "bernoulli",
+            "client_dropout": 0.4,
+            "straggler_prob": 0.5,
+            "weighting": "steps",
+        },
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

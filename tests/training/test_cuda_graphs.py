@@ -169,11 +169,14 @@ def same(left: Trained, right: Trained) -> bool:
     [
         *((name, "dense") for name in ALGORITHMS),
         *((name, kind) for name in ("fedwmsam", "moon") for kind in ("module", "client")),
+        ("fedsam with momentum", "dense"),
     ],
 )
 def test_recorded_rounds_have_the_bits_of_those_that_are_not(name, kind):
     """Other minibatches, learning rates, memories and broadcasts than those of the recording."""
-    algorithm, options = ALGORITHMS[name](), {"weight_decay": 0.01, "clip_norm": 1.0}
+    name, *momentum = name.split(" with ")
+    algorithm = ALGORITHMS[name]()
+    options = {"weight_decay": 0.01, "clip_norm": 1.0, "momentum": 0.9 if momentum else 0.0}
     steps = [4] if kind == "client" else [4, 2, 3]
     recorded = recorder(algorithm, oracle(kind), **options)
     expected = three_rounds(algorithm, oracle(kind), steps, None, **options)

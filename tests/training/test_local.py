@@ -113,6 +113,37 @@ def test_a_step_clips_the_direction_and_not_the_decay(sgd, expected):
     assert direction.tolist() == [[6, 8]]
 
 
+@pytest.mark.parametrize("clip_norm", [None, 3.0])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_that_of_torchs_sgd(nesterov, clip_norm):
+    """Two clients, one of whom stays after two steps, against `torch.optim.SGD`."""
+    torch.manual_seed(0)
+    options = {"weight_decay": 0.1, "momentum": 0.8, "nesterov": nesterov}
+    directions = torch.randn(4, 2, 5, dtype=torch.float64) * 2
+    x = torch.randn(2, 5, dtype=torch.float64)
+    theirs = [torch.nn.Parameter(row.clone()) for row in x]
+    optimizers = [torch.optim.SGD([p], lr=0.3, **options) for p in theirs]
+    velocity, mine = torch.zeros_like(x), SGD(lr=0.3, clip_norm=clip_norm, **options)
+    for k, direction in enumerate(directions):
+        counts = torch.tensor([[4], [2]])
+        mine.step_(x, direction.clone(), (counts > k).double() if k >= 2 else None, velocity)
+        for i, (p, optimizer) in enumerate(zip(theirs, optimizers, strict=True)):
+            if k < counts[i]:
+                norm = direction[i].norm()
+                factor = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-6))
+                p.grad = direction[i] * factor
+                optimizer.step()
+    torch.testing.assert_close(x, torch.stack([p.data for p in theirs]), rtol=1e-12, atol=1e-12)
+
+
+def test_momentum_begins_anew_in_each_round():
+    heavy = SGD(lr=0.1, weight_decay=0.0, clip_norm=None, momentum=0.9)
+    first, again = (train(Algorithm(), [3, 3], heavy) for _ in range(2))
+    without = train(Algorithm(), [3, 3])
+    assert torch.equal(first.uploads["delta"], again.uploads["delta"])
+    assert not torch.equal(first.uploads["delta"], without.uploads["delta"])
+
+
 def test_each_client_is_clipped_by_its_own_norm():
     directions = torch.tensor([[30.0, 40.0], [0.3, 0.4], [0.0, 0.0]])
     sgd = SGD(lr=1.0, weight_decay=0.0, clip_norm=1.0)
