@@ -11,7 +11,7 @@ Legend (gradient convention: all point uphill):
     s        look-ahead scale
 
 Local step b, one backward pass:
-    delta_b = (start + b s Delta_i) - x          where the global momentum would be by now
+    delta_b = (start + b s Delta_i) - x
     e_b     = rho * delta_b / ||delta_b||, 0 at b = 0  (C1)
     d       = alpha grad(x + e_b) + (1 - alpha) Delta_i
 Server:
@@ -22,6 +22,9 @@ Server:
 Without C1, C2 and C3 (rho = 0, no control variates, not adaptive) this is FedCM; with rho = 0 and
 alpha = 1 it is SCAFFOLD.
 
+The symbols of delta_b are the paper's, but its Delta points downhill: in this legend its delta_b is
+(start - b s Delta_i) - x, from the local model to where the global one is heading, and with this one e_b goes
+uphill along the momentum. The released code goes the other way along this one. See docs/fidelity.md.
 The published formula is alpha^ = mean_i cos(g_i, Delta), which keeps less momentum where clients agree,
 against its own text: set `raw_cosine` for it; the released code has 1 - cos.
 """
