@@ -11,6 +11,7 @@ from rayfl.algorithms.fedgamma import FedGAMMA
 from rayfl.algorithms.fedinit import FedInit
 from rayfl.algorithms.fedlada import FedLADA
 from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
+from rayfl.algorithms.fedmuon import FedMuon
 from rayfl.algorithms.fednesterov import FedNesterov
 from rayfl.algorithms.fednsam import FedNSAM, FedNSAMMomentum
 from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
@@ -44,6 +45,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedlesam_d": FedLESAMD,
     "fedlesam_s": FedLESAMS,
     "fedmoswa": FedMoSWA,
+    "fedmuon": FedMuon,
     "fednesterov": FedNesterov,
     "fednsam": FedNSAM,
     "fednsam_momentum": FedNSAMMomentum,

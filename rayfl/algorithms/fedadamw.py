@@ -12,8 +12,8 @@ Server:  v <- mean of the clients' last v over the cohort;  t <- t + K
 
 Deviations: v is averaged entry by entry, as in the released code (the paper sends one mean for each block
 of the model, which saves almost half the upload). The released code divides m by 1 - beta1^(t + k), too,
-which makes the first steps of later rounds short, and all tensors of the model share its count of steps,
-which each of them raises.
+which makes the first steps of later rounds short; all tensors of the model share its count of steps, which
+each of them raises; and the first client that an actor trains does not get the server's v and t.
 Weight decay, clipping and the size of `federation.lr` are as for Local AdamW.
 """
 

@@ -16,7 +16,8 @@ text before you build on them. Because f_k is a factor of the direction, the cli
 decay keeps the round's lr.
 Deviations from the code released with FedNSAM in 2026: alpha and rho hold (there, alpha = 1, and rho = 0 at
 twice the learning rate in FedSWA, 1 in FedMoSWA), weight decay keeps the round's lr (there, it falls, too),
-and m's first step is gamma (there, 1).
+and m's steps are gamma (there, 1 in the first round and 0.4 later). The code released with FedSWA itself has
+rho = 0, alpha = 1 and the 0.4, too, and never calls its FedMoSWA with a falling learning rate.
 """
 
 from dataclasses import dataclass

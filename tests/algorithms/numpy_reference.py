@@ -14,6 +14,7 @@ sample. Each generator yields what there is to compare
 after every round.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -49,16 +50,37 @@ class Federation(NamedTuple):
     wd: float = 0.0
     C: float | None = None
     """Clip of each direction, or of each gradient in the methods that run Adam; None: no clip."""
-    sizes: tuple[int, ...] = ()
-    """Parameters of each tensor of the model."""
-    first: tuple[int, ...] = ()
-    """Index of each tensor's first entry in torch's order."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of each tensor of the model, one after the other."""
     nominal: float = 0.0
     """E n_0 / B."""
 
     @property
     def N(self) -> int:
         return len(self.A)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Parameters of each tensor."""
+        return tuple(map(math.prod, self.shapes))
+
+    @property
+    def places(self) -> list[Array]:
+        """Where each tensor's entries are, in its shape; a kernel's channels come last in the vector."""
+        places, first = [], 0
+        for shape, size in zip(self.shapes, self.sizes, strict=True):
+            place = first + np.arange(size)
+            if len(shape) == 4:
+                out, into, height, width = shape
+                place = place.reshape(out, height, width, into).transpose(0, 3, 1, 2)
+            places.append(place.reshape(shape))
+            first += size
+        return places
+
+    @property
+    def first(self) -> Array:
+        """Where as many entries are as there are tensors, the first ones in torch's order."""
+        return np.concatenate([place.ravel() for place in self.places])[: len(self.shapes)]
 
     def gradient(self, r: int, i: int, k: int, y: Array) -> Array:
         return self.A[i] @ (y - self.b[r, i, k])
@@ -687,6 +709,57 @@ def fedlada(
         yield Outcome(x, {"Delta": g_a, "v": v_server}, {})
 
 
+def fedmuon(
+    f: Federation,
+    *,
+    gamma: float,
+    beta: float,
+    momentum: str = "heavy_ball",
+    tall: bool = False,
+    matrix_lr: float = 1.0,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """Newton and Schulz's polynomials, taken five times of each singular value, which is what they are."""
+    x, drift, M_mean = f.x0, np.zeros_like(f.x0), np.zeros_like(f.x0)
+    matrices = [place.reshape(len(place), -1) for place in f.places if place.ndim > 1]
+    vectors = [place for place in f.places if place.ndim == 1]
+    for r, S in enumerate(f.cohorts):
+        ends, momenta = [], []
+        for i in S:
+            y, M, m, v = x, M_mean.copy(), np.zeros_like(x), np.zeros_like(x)
+            for k in range(f.K[i]):
+                g, step = f.clip(f.gradient(r, i, k, y)), np.zeros_like(x)
+                for at in matrices:
+                    if momentum == "nesterov":
+                        M[at] += (1 - beta) * (g[at] - M[at])
+                        U, values, V = np.linalg.svd(
+                            g[at] + beta * (M[at] - g[at]), full_matrices=False
+                        )
+                    else:
+                        M[at] = beta * M[at] + g[at]
+                        U, values, V = np.linalg.svd(M[at], full_matrices=False)
+                    s = values / norm(values) if values.any() else values
+                    for _ in range(5):
+                        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+                    step[at] = matrix_lr * (U * s) @ V
+                    if tall and at.shape[0] > at.shape[1]:
+                        step[at] *= np.sqrt(at.shape[0] / at.shape[1])
+                for at in vectors:
+                    m[at] = beta1 * m[at] + (1 - beta1) * g[at]
+                    v[at] = beta2 * v[at] + (1 - beta2) * g[at] ** 2
+                    v_hat = v[at] / (1 - beta2 ** (k + 1))
+                    step[at] = m[at] / (1 - beta1 ** (k + 1)) / (np.sqrt(v_hat) + epsilon)
+                y = f.move(r, y, (1 - gamma) * step + gamma * drift)
+            ends.append(y)
+            momenta.append(M)
+        mean_K, D = np.mean([f.K[i] for i in S]), np.mean(ends, axis=0) - x
+        x, drift, M_mean = x + server_lr * D, -D / (mean_K * f.eta[r]), np.mean(momenta, axis=0)
+        yield Outcome(x, {"Delta": drift, "M": M_mean}, {})
+
+
 def moon(f: Federation, *, mu: float, tau: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """The contrastive term by hand: with s = 1 / (1 + exp((near - far) / tau)), its gradient in z is
     s / tau (d far / dz - d near / dz), and d cos(z, a) / dz = (a / |a| - cos(z, a) z / |z|) / |z|.
@@ -730,6 +803,7 @@ METHODS = {
     "fedlesam_d": fedlesam_d,
     "fedlesam_s": fedlesam_s,
     "fedmoswa": fedmoswa,
+    "fedmuon": fedmuon,
     "fednesterov": fednesterov,
     "fednsam": fednsam,
     "fednsam_momentum": fednsam_momentum,

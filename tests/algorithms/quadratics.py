@@ -3,6 +3,7 @@
 Shapes: C clients of a stack, P parameters.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from rayfl.algorithms import Algorithm
 from rayfl.algorithms.base import Batch, ExperimentInfo, Loss, ServerContext, TensorInfo, Vectors
 from rayfl.training.gradients.oracle import CROSS_ENTROPY
 from rayfl.training.local import SGD, LocalStep, Trained, Training
+
+# For methods that treat matrices otherwise than vectors: a wide one, a tall one and a vector.
+SHAPES = {"fedmuon": ((2, 2, 1, 2), (3, 2), (2,))}
 
 
 class Minibatch(NamedTuple):
@@ -60,7 +64,7 @@ class State(NamedTuple):
 def federation(
     rounds: int = 6,
     clients: int = 3,
-    size: int = 5,
+    shapes: Sequence[tuple[int, ...]] = ((1, 2, 1, 2), (1,)),
     K: Sequence[int] = (4, 2, 3),
     noise: float = 0.5,
     seed: int = 0,
@@ -68,7 +72,7 @@ def federation(
     **rest,
 ) -> Federation:
     """Clients that disagree in optimum and curvature (0.2 to 3), minibatches, a decaying learning rate."""
-    rng = np.random.default_rng(seed)
+    rng, size = np.random.default_rng(seed), sum(map(math.prod, shapes))
     axes = np.linalg.qr(rng.normal(size=(clients, size, size)))[0]
     curvatures = np.geomspace(0.2, 2, clients)[:, None, None] * rng.uniform(
         1, 1.5, (clients, size, 1)
@@ -83,11 +87,15 @@ def federation(
         cohorts=tuple(tuple(cohorts[r % len(cohorts)]) for r in range(rounds)),
         K=tuple(K),
         eta=tuple(0.1 * 0.9**r for r in range(rounds)),
-        sizes=(4, size - 4),  # a kernel, of which the second entry in torch's order lies third
-        first=(0, 2),
+        shapes=tuple(shapes),  # a kernel, of which the second entry in torch's order lies third
         nominal=3.5,
         **rest,
     )
+
+
+def problem(name: str, **rest) -> Federation:
+    """A federation in which all that the method does shows."""
+    return federation(shapes=SHAPES[name], **rest) if name in SHAPES else federation(**rest)
 
 
 def begin(algorithm: Algorithm, f: Federation, dtype: torch.dtype) -> State:
@@ -120,8 +128,8 @@ def info(f: Federation) -> ExperimentInfo:
     """Return the facts that all clients of `f` know: one epoch of batches of two samples."""
     offsets = np.cumsum(f.sizes) - f.sizes
     tensors = (
-        TensorInfo(str(i), torch.Size([1, 2, 1, 2] if n == 4 else [n]), int(offset))
-        for i, (n, offset) in enumerate(zip(f.sizes, offsets, strict=True))
+        TensorInfo(str(i), torch.Size(shape), int(offset))
+        for i, (shape, offset) in enumerate(zip(f.shapes, offsets, strict=True))
     )
     return ExperimentInfo((round(2 * f.nominal),) * f.N, 2, 1, None, tuple(tensors))
 

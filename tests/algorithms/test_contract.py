@@ -24,6 +24,7 @@ from quadratics import (
     federation,
     info,
     last,
+    problem,
     states,
     train,
 )
@@ -46,6 +47,7 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedlesam_d-last_update": ALGORITHMS["fedlesam_d"](estimate="last_update"),
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
+    "fedmuon-nesterov": ALGORITHMS["fedmuon"](momentum="nesterov", tall=True),
 }
 HYPER_PARAMETERS = {
     f"{name}.{field.name}": (name, field.name)
@@ -69,6 +71,8 @@ OTHERS = {
     ("fedwmsam_released", "adapt_at_zero"): False,
     ("fedinit", "update_from"): "client",
     ("fednsam", "released_server"): True,
+    ("fedmuon", "momentum"): "nesterov",
+    ("fedmuon", "tall"): True,
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
     ("fedlesam_d", "estimate"): "last_update",
@@ -79,11 +83,12 @@ DTYPES = [torch.float32, torch.float64]
 
 # Odd, and longer than a vector register: a reduction's tail counts.
 SIZE = 37
+SHAPES = ((3, 2, 1, 2), (4, 5), (5,))
 
 
 def warm(algorithm: Algorithm, dtype: torch.dtype) -> tuple[State, Federation, int]:
     """A state in which nothing is zero, the federation it comes from, and the next round."""
-    f = federation(rounds=5, size=SIZE, wd=0.01, C=5.0)
+    f = federation(rounds=5, shapes=SHAPES, wd=0.01, C=5.0)
     return last(algorithm, f._replace(cohorts=f.cohorts[:4]), dtype), f, 4
 
 
@@ -168,7 +173,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
 
 @each(algorithm=INSTANCES)
 def test_the_same_input_gives_the_same_bits_and_draws_no_random_number(algorithm):
-    f = federation(size=SIZE)
+    f = federation(shapes=SHAPES)
     torch_random, numpy_random = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, again = (last(algorithm, f, torch.float32) for _ in range(2))
     assert torch.equal(first.w, again.w)
@@ -180,7 +185,7 @@ def test_the_same_input_gives_the_same_bits_and_draws_no_random_number(algorithm
 
 @each(algorithm=INSTANCES, dtype=DTYPES)
 def test_dtype_and_shapes_stay_from_round_to_round(algorithm, dtype):
-    f = federation(size=SIZE)
+    f = federation(shapes=SHAPES)
     state = begin(algorithm, f, dtype)
     shared = shapes(algorithm.broadcast(state.w, state.server)[1])
     vector, scalar = torch.Size([SIZE]), torch.Size([1])
@@ -208,6 +213,7 @@ MOMENTUM = {
     "fedcm",
     "fedlada",
     "fedmoswa",
+    "fedmuon",
     "fednesterov",
 }
 MOMENTUM |= {"fednsam", "fednsam_momentum", "fedwmsam", "fedwmsam_released", "fedyogi", "igfl"}
@@ -320,7 +326,7 @@ def test_every_hyper_parameter_is_bounded(method):
 @each(which=HYPER_PARAMETERS)
 def test_every_hyper_parameter_counts(which):
     """Another value of it leads elsewhere: none is read by nobody, or overwritten in the code."""
-    (name, parameter), f = which, federation()
+    (name, parameter), f = which, problem(which[0])
     method = ALGORITHMS[name]
     defaults = dataclasses.asdict(method(**BESIDE.get((name, parameter), {})))
     other = OTHERS.get((name, parameter), 0.45)

@@ -101,6 +101,9 @@ EXACT = {
     "fedadamw gamma=beta2=0 is local_adamw beta2=0": Identity(
         method("fedadamw", gamma=0.0, beta2=0.0), method("local_adamw", beta2=0.0)
     ),
+    "fedmuon nesterov beta=0 is heavy_ball beta=0": Identity(
+        method("fedmuon", momentum="nesterov", beta=0.0), method("fedmuon", beta=0.0)
+    ),
     "fedswa rho=server_lr=1 is fedavg": Identity(
         method("fedswa", rho=1.0, server_lr=1.0), method("fedavg")
     ),
@@ -308,7 +311,7 @@ def test_local_adamw_equals_torchs():
 
 def test_a_model_of_one_tensor_has_one_norm():
     """The sum of its tensors' norms is the global norm, and FedWMSAM's perturbation the same."""
-    f = federation(wd=0.01)._replace(sizes=(5,), first=(0,))
+    f = federation(wd=0.01)._replace(shapes=((5,),))
     ends = [
         last(method("fedwmsam_released", perturbation=p), f).w for p in ("vector", "sum_of_norms")
     ]
@@ -445,7 +448,7 @@ def test_the_second_moment_of_fedlada_never_falls():
         v = state.server["v"]
 
 
-@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada"])
+@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada", "fedmuon"])
 def test_moments_of_a_round_are_nobodys_memory(name):
     for state in states(method(name), federation(rounds=2)):
         assert not any(state.memories)
@@ -553,6 +556,12 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
         {"Delta": ZEROS, "v": 16 * ONES},
         {},
         1 / 4,
+    ),
+    "fedmuon Delta": (  # Adam's first step is 1
+        method("fedmuon", gamma=0.25),
+        {"Delta": 5 * ONES, "M": ZEROS},
+        {},
+        0.75 + 0.25 * 5,
     ),
     "fedmoswa m": (method("fedmoswa"), {"m": ONES}, {"c_i": ZEROS}, 2.0 + 1),
     "fedmoswa c_i": (method("fedmoswa"), {"m": ZEROS}, {"c_i": ONES}, 2.0 - 1),

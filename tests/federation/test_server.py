@@ -98,8 +98,8 @@ def check_any_number_of_actors(name, engine, small, actors):
     assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
 
 
-# Adam moves every parameter by about the learning rate.
-LEARNING_RATES = {"local_adamw": 0.005, "fedadamw": 0.005, "fedlada": 0.03}
+# Adam moves every parameter by about the learning rate, FedMuon every matrix.
+LEARNING_RATES = {"local_adamw": 0.005, "fedadamw": 0.005, "fedlada": 0.03, "fedmuon": 0.02}
 
 
 @pytest.mark.slow
@@ -363,6 +363,7 @@ def test_eval_every_and_the_last_round(small):
         ("igfl", 2, 2, 1),
         ("local_adamw", 1, 1, 1),
         ("fedlada", 3, 2, 1),
+        ("fedmuon", 3, 2, 1),
         ("moon", 1, 1, 1),
     ],
 )
