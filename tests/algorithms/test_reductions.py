@@ -146,7 +146,7 @@ def network(algorithm: Algorithm, cohorts=((0, 3, 4), (1, 3, 5), (0, 1, 2)), N: 
         result, kept = engine.train(unit, sent, [memories.get(i) for i in cohort])
         memories |= dict(zip(cohort, kept, strict=True))
         mean = {n: torch.from_numpy(v) / len(cohort) for n, v in result.sums.items()}
-        steps = result.steps / len(cohort)
+        steps = float(result.steps.mean())
         ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / N, round=1)
         w, server = algorithm.server_step(w, server, mean, ctx)
     return w
