@@ -6,9 +6,10 @@
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -42,12 +43,14 @@ class Result:
     clients: pd.DataFrame | None
     """Each client's `samples` and the `accuracy` of the final model on its own distribution (index
     `client`); None if `evaluation.per_client` is off, or if no round was left to go on with."""
-    state_dict: dict[str, torch.Tensor]
+    state_dict: dict[str, torch.Tensor] = field(repr=False)
     """Final parameters, for `load_state_dict` of the plain model."""
     model_sha256: str
     """Digest of the final w."""
     run_id: str | None
     """MLflow run; None if tracking is off."""
+    average_state_dict: dict[str, torch.Tensor] | None = field(default=None, repr=False)
+    """Final average of the global models; None without `evaluation.average`, or before its first model."""
 
 
 @dataclass(frozen=True)
@@ -116,20 +119,25 @@ def run(
                     noticed = noticed or metrics.round
                     if checkpoints is None or checkpoints.reached(noticed):
                         raise tracker.lost
-            *parameters, correct = server.final()
-            w, buffers = map(torch.tensor, parameters)
-            clients = client_accuracies(prepared, correct)
-        digest = sha256(w)
+            final = server.final()
+            clients = client_accuracies(prepared, final.correct)
+        digest = sha256(torch.tensor(final.w))
         if tracker:
             if clients is not None:
                 tracker.describe_clients(clients)
             tracker.tag("rayfl.model_sha256", digest)
-    Layout(prepared.model).load(prepared.model, w, buffers)
     return Result(
         history.frame(),
         history.summary(config.tracking.targets),
         clients,
-        models.plain_state_dict(prepared.model),
+        _state_dict(prepared, final.w, final.buffers),
         digest,
         run_id,
+        None if final.average is None else _state_dict(prepared, *final.average),
     )
+
+
+def _state_dict(prepared: Prepared, w: np.ndarray, buffers: np.ndarray) -> dict[str, torch.Tensor]:
+    Layout(prepared.model).load(prepared.model, torch.tensor(w), torch.tensor(buffers))
+    state = models.plain_state_dict(prepared.model)
+    return {name: value.clone() for name, value in state.items()}

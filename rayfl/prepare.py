@@ -19,6 +19,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
+from rayfl.federation.averaging import Average, Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
@@ -69,7 +70,9 @@ class Prepared:
         asked = self.config.diagnostics
         diagnosis = asked.every and Diagnosis(asked.every, self.measurer(asked.question))
         arrays = w.numpy(), buffers.numpy()
-        server = ServerSpec(algorithm, name, *arrays, self.federation, diagnosis or None)
+        server = ServerSpec(
+            algorithm, name, *arrays, self.federation, diagnosis or None, averaging(self.config)
+        )
         model = packed(self.model)
         return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
 
@@ -251,7 +254,17 @@ def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
         saved.check()
+        if rule := averaging(config):
+            Average(rule, torch.zeros(0), torch.zeros(0)).restore(
+                saved.snapshot().average, saved.round
+            )
     return saved
+
+
+def averaging(config: Experiment) -> Rule | None:
+    """Which average of the global models is evaluated beside them."""
+    asked = config.evaluation.average
+    return None if asked is None else asked.rule(config.federation.rounds)
 
 
 def checkpoints_of(

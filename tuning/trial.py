@@ -209,8 +209,9 @@ class Execution:
         self._check_metric()
         if self._sweep.keep_checkpoints:
             session.save()
-        w, _, correct = session.final()
-        clients, digest = client_accuracies(self._prepared, correct), sha256(torch.tensor(w))
+        final = session.final()
+        clients = client_accuracies(self._prepared, final.correct)
+        digest = sha256(torch.tensor(final.w))
         return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}
 
     def _check_metric(self) -> None:

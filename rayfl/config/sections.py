@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayfl.config import layers, learning_rates
 from rayfl.errors import ConfigError
+from rayfl.federation.averaging import Rule
 from rayfl.federation.sampling import Sampling, cohort_size
 from rayfl.flatness.measures import Effort
 from rayfl.flatness.question import Question
@@ -144,13 +145,50 @@ class Federation(Section):
         )
 
 
+class Averaging(Section):
+    """An average of the global model over the rounds: one of last, ema and swa."""
+
+    last: Positive | None = None
+    """W: the mean of the last W global models, which the server keeps"""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """decay of a moving average"""
+    swa: Positive | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """stochastic weight averaging from this round, or from this share of all rounds"""
+    every: Positive = 1
+    """rounds between two models of swa"""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [k for k in ("last", "ema", "swa") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                key="evaluation.average",
+                value=self.model_dump(exclude_none=True),
+                allowed="one of {last: W}, {ema: decay} and {swa: round, every: rounds}",
+                hint="give one of the three, or null",
+            )
+        return self
+
+    def rule(self, rounds: int) -> Rule:
+        """The rule for a run of so many rounds."""
+        if self.last is not None:
+            return Rule("last", window=self.last)
+        if self.ema is not None:
+            return Rule("ema", decay=self.ema)
+        assert self.swa is not None
+        first = max(1, round(self.swa * rounds)) if isinstance(self.swa, float) else self.swa
+        return Rule("swa", first=first, every=self.every)
+
+
 class Evaluation(Section):
-    """Metrics of the predictions on the test set, beside loss and accuracy."""
+    """Metrics beside the global model's loss and accuracy on the test set."""
 
     per_class: bool = False
     """accuracy of each class"""
     per_client: bool = True
     """accuracy on the clients' own distributions: mean, quantiles, worst"""
+    average: Averaging | None = None
+    """an average of the global models, whose metrics are average/accuracy and average/loss; null: none"""
 
 
 class Diagnostics(Section):

@@ -18,6 +18,7 @@ import torch
 from rayfl.algorithms.base import ServerContext
 from rayfl.algorithms.noise import server_noise
 from rayfl.errors import DivergedError
+from rayfl.federation.averaging import Average
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, PendingRound, RoundMetrics
 from rayfl.federation.movement import Movement
 from rayfl.federation.pool import Future, Pool
@@ -29,6 +30,10 @@ from rayfl.training.units import Broadcast, EvaluationResult, Split, UnitResult,
 
 # Samples that one evaluation unit covers: fixed, so that no sum depends on the number of actors.
 EVALUATION_UNIT = 1000
+# What is evaluated: the global model "" or the average of global models, on a split.
+AVERAGE = "average"
+Evaluated = tuple[str, Split]
+AVERAGED: dict[Split, str] = {"test": "average/", "validation": "average/validation_"}
 
 
 class MemoryRef(NamedTuple):
@@ -43,7 +48,7 @@ class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
     def __init__(self, spec: ServerSpec, pool: Pool):
-        algorithm, self.name, w, buffers, self.federation, self._diagnosis = spec
+        algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule = spec
         self.algorithm, self.pool = algorithm, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
@@ -51,12 +56,13 @@ class Server:
         self._infinite = {name for name, value in self.state.items() if value.isinf().any()}
         self.round = 0  # rounds that are done
         self._movement = Movement()
+        self.average = Average(rule, self.w, self.buffers) if rule else None
         # Each client's memory, by client id; clients never sampled have none.
         self.memories: dict[int, MemoryRef] = {}
         self._remembers = bool(algorithm.init_client(self.w))
         # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before.
         self.correct: np.ndarray | None = None
-        self._evaluations: deque[tuple[int, dict[Split, list[Future]]]] = deque()
+        self._evaluations: deque[tuple[int, dict[Evaluated, list[Future]]]] = deque()
         # Round that `self.w` is to be evaluated after, once the next round's units are on their way.
         self._due: int | None = None
 
@@ -98,11 +104,13 @@ class Server:
         tensors |= {f"server/{name}": value for name, value in self.state.items()}
         if self._movement.last is not None:
             tensors["last_delta"] = self._movement.last
+        average = self.average.arrays() if self.average else {}
         memories = {
             client: Memory(kept.round, functools.partial(self.pool.fetch, kept.handle))
             for client, kept in self.memories.items()
         }
         arrays = {name: value.numpy() for name, value in tensors.items()}
+        arrays |= {f"average/{name}": array for name, array in average.items()}
         return Snapshot(self.round, arrays, memories)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -121,6 +129,8 @@ class Server:
         self.round, self.state, self._due = snapshot.round, state, None
         self.w, self.buffers = tensors["w"], tensors["buffers"]
         self._movement = Movement(tensors.get("last_delta"))
+        if self.average:
+            self.average.restore(snapshot.average, snapshot.round)
         self.memories = {
             client: MemoryRef(memory.round, self.pool.store(memory.fetch()))
             for client, memory in snapshot.memories.items()
@@ -177,6 +187,8 @@ class Server:
         ctx = ServerContext(pending.lr, steps, participation, pending.round, random)
         self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
         self._check_aggregated(pending.round)
+        if self.average:
+            self.average.add(pending.round, self.w, self.buffers)
         # An adaptive scalar of the algorithm, such as FedWMSAM's alpha, is worth a curve.
         metrics |= {f"server/{n}": float(v) for n, v in self.state.items() if v.numel() == 1}
         metrics["runtime/lost_units"] = float(self.pool.lost_units)
@@ -249,11 +261,16 @@ class Server:
         samples: dict[Split, int] = {"test": self.federation.test_samples}
         if self.federation.validation_samples:
             samples["validation"] = self.federation.validation_samples
-        futures: dict[Split, list[Future]] = {
-            split: [
+        models = {"": handle}
+        if self.average and (averaged := self.average.model()):
+            w, buffers = averaged
+            models[AVERAGE] = self.pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
+        futures: dict[Evaluated, list[Future]] = {
+            (model, split): [
                 self.pool.evaluate(round, handle, split, first, min(first + EVALUATION_UNIT, n))
                 for first in range(0, n, EVALUATION_UNIT)
             ]
+            for model, handle in models.items()
             for split, n in samples.items()
         }
         self._evaluations.append((round, futures))
@@ -264,27 +281,45 @@ class Server:
             round, futures = self._evaluations[0]
             if not wait and not all(f.done for of_split in futures.values() for f in of_split):
                 return
-            results: dict[Split, list[EvaluationResult]] = {
-                split: [self.pool.wait(future) for future in of_split]
-                for split, of_split in futures.items()
+            results: dict[Evaluated, list[EvaluationResult]] = {
+                which: [self.pool.wait(future) for future in of_split]
+                for which, of_split in futures.items()
             }
             self._evaluations.popleft()
             metrics: dict[str, float] = {}
-            for split, parts in results.items():
+            for (model, split), parts in results.items():
                 correct = np.concatenate([part.correct for part in parts])
                 loss = sum(part.loss for part in parts) / len(correct)
                 if not math.isfinite(loss):
                     raise self._diverged(round, f"the {split} loss")
-                metrics[f"{split}/loss"] = loss
-                metrics[f"{split}/accuracy"] = int(correct.sum()) / len(correct)
-                if split == "test":
+                prefix = f"{split}/" if not model else AVERAGED[split]
+                metrics[f"{prefix}loss"] = loss
+                metrics[f"{prefix}accuracy"] = int(correct.sum()) / len(correct)
+                if split == "test" and not model:
                     self.correct = correct
                     metrics |= self.federation.breakdown.metrics(correct)
             yield EvaluationMetrics(round, metrics)
 
-    def parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        """w `[P]` and buffers `[Q]`."""
-        return self.w.numpy(), self.buffers.numpy()
+    def final(self) -> "Final":
+        """What the rounds so far have made."""
+        averaged = self.average.model() if self.average else None
+        return Final(
+            self.w.numpy(),
+            self.buffers.numpy(),
+            self.correct,
+            None if averaged is None else (averaged[0].numpy(), averaged[1].numpy()),
+        )
+
+
+class Final(NamedTuple):
+    """What a run has made."""
+
+    w: np.ndarray  # `[P]`
+    buffers: np.ndarray  # `[Q]`
+    correct: (
+        np.ndarray | None
+    )  # which test samples the last evaluated w predicts correctly; None before
+    average: tuple[np.ndarray, np.ndarray] | None  # w and buffers averaged over the rounds
 
 
 def _is_finite(vector: torch.Tensor) -> bool:

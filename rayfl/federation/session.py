@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
-
 from rayfl.federation.history import History
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
-from rayfl.federation.server import Server
+from rayfl.federation.server import Final, Server
 from rayfl.storage.checkpoint import SavedCheckpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 
@@ -31,12 +29,9 @@ class Session:
         """Each client process, once all of them are ready."""
         return self.server.pool.describe()
 
-    def final(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """w `[P]`, buffers `[Q]`, and the correct predictions of the last evaluated w, bool `[n]`.
-
-        The predictions are None before the first evaluation.
-        """
-        return *self.server.parameters(), self.server.correct
+    def final(self) -> Final:
+        """What the rounds so far have made."""
+        return self.server.final()
 
     def run(self) -> Iterator[Metrics]:
         """The whole run: the rounds of the newest checkpoint, if there is one, and all others."""

@@ -8,6 +8,7 @@ import numpy as np
 from rayfl.algorithms.base import Algorithm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
 from rayfl.training.settings import LocalSettings
@@ -78,6 +79,7 @@ class ServerSpec(NamedTuple):
     buffers: np.ndarray  # first buffers `[Q]`
     federation: FederationSpec
     diagnosis: Diagnosis | None = None  # None: nothing
+    average: Rule | None = None  # of the global models, evaluated beside them
 
 
 class ClientSpec(NamedTuple):

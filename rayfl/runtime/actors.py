@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -15,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayfl.errors import ConfigError, RunError, StateLostError, first_line
 from rayfl.federation.metrics import Metrics
-from rayfl.federation.server import Server
+from rayfl.federation.server import Final, Server
 from rayfl.federation.session import Session
 from rayfl.federation.specs import ClientSpec, ServerSpec
 from rayfl.runtime.client import ClientActor
@@ -159,7 +158,7 @@ class RemoteServer:
                 self.close()
                 self._actor = self._start()
 
-    def final(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def final(self) -> Final:
         """As `Session.final`."""
         with _errors_unwrapped():
             return ray.get(self._actor.final.remote())

@@ -48,14 +48,22 @@ class Snapshot:
 
     round: int
     tensors: Arrays
-    """Arrays `w`, `buffers`, `server/<name>` and, after a round, `last_delta`, its mean update `[P]`."""
+    """Arrays `w`, `buffers`, `server/<name>`, `average/<name>` and, after a round, its mean update `[P]`,
+    `last_delta`."""
     memories: dict[int, Memory]
     """Client id -> memory."""
 
     @property
     def server(self) -> Arrays:
         """The algorithm's server state, by its names."""
-        prefix = "server/"
+        return self._under("server/")
+
+    @property
+    def average(self) -> Arrays:
+        """What is kept of the average of global models, by its names."""
+        return self._under("average/")
+
+    def _under(self, prefix: str) -> Arrays:
         return {
             name.removeprefix(prefix): array
             for name, array in self.tensors.items()

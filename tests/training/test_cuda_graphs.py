@@ -431,7 +431,7 @@ def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypa
             engine.lanes, engine._lanes = lanes, [engine._lane(recorded=True)]
         server = Server(server, pool)
         metrics = [m.values for m in server.run()]
-        w, buffers = server.parameters()
+        w, buffers, *_ = server.final()
         losses = [m["train/loss"] for m in metrics if "train/loss" in m]
         found.append((w.tobytes(), buffers.tobytes(), losses))
         assert engine.recordings == 0 if lanes is None else engine.recordings >= 2 * lanes

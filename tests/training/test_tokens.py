@@ -77,7 +77,7 @@ def test_tokens_train_as_in_plain_pytorch(tmp_path, overrides):
     mean = torch.stack(trained).mean(0)
     low = "bfloat16" in "".join(overrides)
     torch.testing.assert_close(
-        torch.from_numpy(server.parameters()[0]), mean, rtol=0, atol=0.02 if low else 1e-6
+        torch.from_numpy(server.final().w), mean, rtol=0, atol=0.02 if low else 1e-6
     )
     if not low:
         Layout(model).load(model, mean, torch.empty(0))
