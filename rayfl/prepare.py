@@ -162,7 +162,7 @@ def prepare(
     )
     if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check
         contract.check(
-            config.algorithm,
+            config.algorithm.at(1),
             config.algorithm_name,
             experiment_info(Layout(model), partition, settings),
             federation.cohort_size / federation.clients,

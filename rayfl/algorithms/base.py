@@ -197,6 +197,10 @@ class Algorithm:
     """
     server_lr: ServerLR = 1.0
 
+    def at(self, round: int) -> "Algorithm":
+        """The method in this round, from 1: itself, unless hyper-parameters change over the rounds."""
+        return self
+
     def init_server(self, w: Tensor) -> Vectors:
         """Server state before the first round."""
         return {}

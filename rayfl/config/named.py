@@ -1,10 +1,16 @@
 """The sections whose `name` selects a class: data, partition, model and algorithm."""
 
 import inspect
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from rayfl.algorithms import ALGORITHMS, Algorithm
+from rayfl.algorithms.scheduled import Ramp, Scheduled
 from rayfl.config.choice import Choice, import_path
+from rayfl.config.messages import config_error
 from rayfl.data.datasets import Source
 from rayfl.data.partition import Scheme
 from rayfl.data.schemes import SCHEMES
@@ -48,8 +54,55 @@ class ModelChoice(Choice):
         return {"name": value.path, **value.options} if is_factory else super().dump(value)
 
 
+class _Ramp(BaseModel):
+    """A schedule of a hyper-parameter as configs have it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    first: float = Field(alias="from")
+    to: float
+    rounds: int = Field(gt=0)
+    then: float | None = None
+
+
+class AlgorithmChoice(Choice):
+    """Algorithms, whose numbers may change over the rounds: `rho: {from: 0.001, to: 0.15, rounds: 2000}`."""
+
+    def parse(self, value: Any) -> Any:
+        name, options = self.split(value)
+        ramps = {
+            key: self._ramp(key, option)
+            for key, option in options.items()
+            if isinstance(option, Mapping) and {"from", "to"} & option.keys()
+        }
+        # All values lie between these, which must be allowed.
+        ends = [
+            super(AlgorithmChoice, self).parse(
+                {"name": name, **options, **{k: ramp.at(round) for k, ramp in ramps.items()}}
+            )
+            for round in sorted({1, *(ramp.rounds + i for ramp in ramps.values() for i in (0, 1))})
+        ]
+        return Scheduled(method=ends[0], ramps=ramps) if ramps else ends[0]
+
+    def dump(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Scheduled):
+            return super().dump(value)
+        ramps = {}
+        for key, ramp in value.ramps.items():
+            ramps[key] = {"from": ramp.first, "to": ramp.last, "rounds": ramp.rounds}
+            ramps[key] |= {} if ramp.then == ramp.last else {"then": ramp.then}
+        return super().dump(value.method) | ramps
+
+    def _ramp(self, key: str, option: Mapping[str, Any]) -> Ramp:
+        try:
+            ramp = _Ramp.model_validate_json(json.dumps(option), strict=True)
+        except ValidationError as error:
+            raise config_error(error, _Ramp, f"{self.section}.{key}") from None
+        return Ramp(ramp.first, ramp.to, ramp.rounds, ramp.to if ramp.then is None else ramp.then)
+
+
 DATA = Choice("data", SOURCES, Source)
 PARTITION = Choice("partition", SCHEMES, Scheme)
 MODEL = ModelChoice("model", MODELS, Model)
-ALGORITHM = Choice("algorithm", ALGORITHMS, Algorithm)
+ALGORITHM = AlgorithmChoice("algorithm", ALGORITHMS, Algorithm)
 NAMED = {choice.section: choice.has for choice in (DATA, PARTITION, MODEL, ALGORITHM)}

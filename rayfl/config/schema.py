@@ -86,7 +86,7 @@ class Experiment(Section):
                     allowed="0, or from 1e-45 to 3.4e38",
                     hint="parameters are float32, which holds no other numbers",
                 )
-        if type(self.algorithm) in ALGORITHMS.values():  # one's own may begin at infinity
+        if type(self.algorithm.at(1)) in ALGORITHMS.values():  # one's own may begin at infinity
             self._begins_finite()
         return self
 
@@ -94,9 +94,10 @@ class Experiment(Section):
         """Raise ConfigError if the algorithm's options make a number in its first vectors too large."""
         broken, w = [], torch.zeros(1)
         try:
-            server = self.algorithm.init_server(w)
-            start, shared = self.algorithm.broadcast(w, server)
-            vectors = {**self.algorithm.init_client(w), **shared, **server, "start": start}
+            algorithm = self.algorithm.at(1)
+            server = algorithm.init_server(w)
+            start, shared = algorithm.broadcast(w, server)
+            vectors = {**algorithm.init_client(w), **shared, **server, "start": start}
             broken = [name for name, vector in vectors.items() if not vector.isfinite().all()]
         except (RuntimeError, OverflowError) as error:
             broken = [one_line(error)]

@@ -105,7 +105,7 @@ class ClientRounds:
             vectors = {"gradient": none, "tops": none[:0]}
         w, buffers = (torch.tensor(state.tensors[name]) for name in ("w", "buffers"))
         server = {name: torch.tensor(value) for name, value in state.server.items()}
-        start, shared = self.algorithm.broadcast(w, server)
+        start, shared = self.algorithm.at(self._round).broadcast(w, server)
         point = pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
         arrays = {name: vector.numpy() for name, vector in shared.items()}
         broadcast = pool.put(Broadcast(start.numpy(), arrays, buffers.numpy()))

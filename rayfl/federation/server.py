@@ -140,7 +140,7 @@ class Server:
         """Send the broadcast and the work units, and behind them the evaluation of the round before."""
         f, began = self.federation, time.perf_counter()
         lr = f.lrs[round - 1]
-        start, shared = self.algorithm.broadcast(self.w, self.state)
+        start, shared = self.algorithm.at(round).broadcast(self.w, self.state)
         broadcast = Broadcast(
             start.numpy(),
             {name: v.numpy() for name, v in shared.items()},
@@ -181,11 +181,12 @@ class Server:
         participation = total / self.federation.total_weight
         bytes_up = sum(v.nbytes for v in (*mean.values(), self.buffers))
         metrics = pending.metrics(results, weights, bytes_up)
-        momentum = self.algorithm.global_momentum(self.state)
+        algorithm = self.algorithm.at(pending.round)
+        momentum = algorithm.global_momentum(self.state)
         metrics |= self._movement.metrics(mean["delta"], momentum, metrics["train/drift"])
         random = server_noise(self.federation.seed, pending.round)
         ctx = ServerContext(pending.lr, steps, participation, pending.round, random)
-        self.w, self.state = self.algorithm.server_step(self.w, self.state, mean, ctx)
+        self.w, self.state = algorithm.server_step(self.w, self.state, mean, ctx)
         self._check_aggregated(pending.round)
         if self.average:
             self.average.add(pending.round, self.w, self.buffers)

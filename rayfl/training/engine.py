@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rayfl import kernels, seeds
 from rayfl.algorithms.base import Algorithm, Vectors
 from rayfl.algorithms.noise import ClientNoise
+from rayfl.algorithms.scheduled import Scheduled
 from rayfl.algorithms.vectors import precise_norm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
@@ -180,9 +181,9 @@ class Engine:
         buffers = torch.zeros(sum(b.size for b in self.layout.buffers), device=self.device)
         if not recorded:
             return Lane(oracle, buffers)
-        return recording(self._step(oracle, lr=0.0), oracle, buffers)
+        return recording(self._step(oracle, lr=0.0, round=1), oracle, buffers)
 
-    def _step(self, oracle: Oracle, lr: float) -> LocalStep:
+    def _step(self, oracle: Oracle, lr: float, round: int) -> LocalStep:
         s = self.settings
         sgd = SGD(
             lr=lr,
@@ -191,7 +192,7 @@ class Engine:
             momentum=s.momentum,
             nesterov=s.nesterov,
         )
-        return LocalStep(self.algorithm, oracle, sgd, self.experiment)
+        return LocalStep(self.algorithm.at(round), oracle, sgd, self.experiment)
 
     @torch.no_grad()
     def _prepare_gpu(self) -> None:
@@ -200,7 +201,7 @@ class Engine:
         They also load the kernels, and are no part of any result.
         """
         w, buffers = (v.to(self.device) for v in self.layout.flatten(self.model))
-        start, shared = self.algorithm.broadcast(w, self.algorithm.init_server(w))
+        start, shared = self.algorithm.at(1).broadcast(w, self.algorithm.init_server(w))
         vectors = {name: v.cpu().numpy() for name, v in shared.items()}
         broadcast = Broadcast(start.cpu().numpy(), vectors, buffers.cpu().numpy())
         client = int(self.partition.sizes.argmax())
@@ -209,7 +210,11 @@ class Engine:
         self._try(unit, broadcast)
         graphed = self._lanes[0].graphed
         if graphed is None:
-            self.refused = "resources.cuda_graphs is false"
+            self.refused = (
+                "hyper-parameters change over the rounds"
+                if self.settings.cuda_graphs
+                else "resources.cuda_graphs is false"
+            )
             return
         self.refused = graphed.refused
         if self.refused is None and not self.oracle.stacks:
@@ -224,7 +229,9 @@ class Engine:
         """Train the unit's clients for a few steps and evaluate, by kernels that never vary if possible."""
         for warn_only in (False, True):
             torch.use_deterministic_algorithms(True, warn_only=warn_only)
-            self._lanes = [self._lane(recorded=self.settings.cuda_graphs)]
+            # A recording has the numbers of its round in it.
+            recorded = self.settings.cuda_graphs and not isinstance(self.algorithm, Scheduled)
+            self._lanes = [self._lane(recorded)]
             stack = slice(0, len(unit.clients))
             memories: list[Arrays | None] = [None] * len(unit.clients)
             try:
@@ -319,7 +326,7 @@ class Engine:
                     seeds.integer(s.seed, "model", unit.round, clients[0]), here.start.device
                 )
             yield from lane.train(
-                self._step(lane.oracle, unit.lr),
+                self._step(lane.oracle, unit.lr, unit.round),
                 functools.partial(self.train_data.batches, schedules),
                 *(here.start, here.shared, memory, here.buffers, steps),
                 ClientNoise(s.seed, unit.round, clients, steps),

@@ -38,6 +38,9 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._algorithm, name)
 
+    def at(self, round: int) -> "_Watched":
+        return _Watched(self._algorithm.at(round), self._note)
+
     def local_step(
         self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
     ) -> tuple[Tensor, Vectors]:

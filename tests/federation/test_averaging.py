@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import each, small_config
 from local_pool import a_server
 
 import rayfl
+from rayfl.algorithms import ALGORITHMS
 from rayfl.config.schema import load_config
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Average, Rule
@@ -19,6 +21,11 @@ RULES = {
     "swa": Rule("swa", first=2, every=2),
     "ema": Rule("ema", decay=0.75),
 }
+
+
+@pytest.fixture(scope="module")
+def ready():
+    return prepare(load_config(small_config() | {"evaluation": {"average": {"last": 2}}}))
 
 
 def after(rule: Rule, rounds: int) -> Average:
@@ -120,6 +127,15 @@ def test_the_last_model_alone_is_the_model_itself(small):
     for values in evaluated:
         assert values["average/loss"] == values["test/loss"]
     assert np.array_equal(server.final().average[0], server.final().w)
+
+
+@each(name=ALGORITHMS.keys())
+def test_every_methods_global_models_are_averaged(name, ready):
+    server, models = a_server(ready, ALGORITHMS[name]()), []
+    for round in (1, 2, 3):
+        list(server.run(until=round))
+        models.append(server.w.clone())
+    assert torch.equal(torch.tensor(server.final().average[0]), (models[1] + models[2]) / 2)
 
 
 def test_a_resumed_run_has_the_averages_of_one_that_never_stopped(small, tmp_path):

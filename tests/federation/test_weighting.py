@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import each, small_config
 from local_pool import a_server
 
 from rayfl.algorithms import ALGORITHMS
@@ -111,22 +112,25 @@ def test_weighted_metrics_are_those_of_the_weighted_mean(unequal):
     )
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_on_equal_clients_every_method_is_the_same_under_all_weightings(name, small):
+@pytest.fixture(scope="module")
+def equal():
+    """The same experiment under each weighting, on three clients of 40 samples."""
+    config = small_config()
+    config["federation"] |= {"clients": 3, "cohort": 2, "rounds": 3, "lr": 0.01}
+    partition = Partition(np.arange(120), np.array([0, 40, 80, 120]))
+    return [prepared(config, partition, weighting=w) for w in ("uniform", "samples", "steps")]
+
+
+@each(name=ALGORITHMS.keys())
+def test_on_equal_clients_every_method_is_the_same_under_all_weightings(name, equal):
     """To rounding: a mean of equal weights is the plain one, in every upload and in ctx.participation."""
-    small["federation"] |= {"clients": 3, "cohort": 2, "rounds": 3, "lr": 0.01}
     ends = []
-    for weighting in ("uniform", "samples", "steps"):
-        equal = Partition(np.arange(120), np.array([0, 40, 80, 120]))
-        server = a_server(prepared(small, equal, weighting=weighting), ALGORITHMS[name]())
+    for ready in equal:
+        server = a_server(ready, ALGORITHMS[name]())
         list(server.run())
         ends.append(server.w.numpy())
-    moved = np.abs(ends[0] - ready_w(small, equal)).max()
+    moved = np.abs(ends[0] - equal[0].specs()[0].w).max()
     assert all(np.abs(end - ends[0]).max() < 1e-3 * moved for end in ends[1:])
-
-
-def ready_w(config, partition):
-    return prepared(config, partition).specs()[0].w
 
 
 def test_weights_are_floats_of_the_formula():

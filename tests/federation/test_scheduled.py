@@ -1,0 +1,100 @@
+"""Hyper-parameters that change over the rounds: a run is that of another method in every round."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import each, small_config
+from local_pool import a_server
+
+import rayfl
+from rayfl.algorithms import ALGORITHMS
+from rayfl.algorithms.scheduled import Ramp, Scheduled
+from rayfl.config.schema import load_config
+from rayfl.errors import ConfigError
+from rayfl.prepare import prepare
+
+
+def test_a_ramp_goes_evenly_and_then_keeps_its_value():
+    ramp = Ramp(0.1, 0.3, 5, 0.7)
+    assert [ramp.at(r) for r in range(1, 8)] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3, 0.7, 0.7])
+    assert Ramp(0.1, 0.3, 1, 0.3).at(1) == 0.1
+
+
+@pytest.fixture(scope="module")
+def ready():
+    config = small_config()
+    config["federation"] |= {"rounds": 3, "lr": 0.01}
+    return prepare(load_config(config))
+
+
+@each(name=ALGORITHMS.keys())
+def test_every_method_trains_in_each_round_with_that_rounds_numbers(name, ready):
+    """All its numbers fall at once; the other run changes the method by hand between its rounds."""
+    method = ALGORITHMS[name]()
+    numbers = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    ramps = {n: Ramp(v, 0.8 * v, 3, 0.8 * v) for n, v in numbers.items() if type(v) is float and v}
+    scheduled = a_server(ready, Scheduled(method=method, ramps=ramps))
+    list(scheduled.run())
+    snapshot = None
+    for round in (1, 2, 3):
+        values = {n: (1, 0.9, 0.8)[round - 1] * numbers[n] for n in ramps}
+        by_hand = a_server(ready, dataclasses.replace(method, **values))
+        if snapshot is not None:
+            by_hand.restore(snapshot)
+        list(by_hand.run(until=round))
+        snapshot = by_hand.snapshot()
+    moved = (scheduled.w - torch.tensor(ready.specs()[0].w)).abs().max()
+    assert (scheduled.w - by_hand.w).abs().max() < 1e-5 * moved  # 0.9 v is not the ramp's last bit
+    plain = a_server(ready, method)
+    list(plain.run())
+    assert not torch.equal(plain.w, scheduled.w)
+
+
+def test_a_schedule_is_part_of_the_experiment(small):
+    plain = load_config(small, ["algorithm.rho=0.1"])
+    given = ["algorithm.rho={from: 0.1, to: 0.2, rounds: 2}"]
+    config = load_config(small, given)
+    assert config.hash != plain.hash
+    again = load_config(config.model_dump(mode="json"))
+    assert again == config
+    assert again.hash == config.hash
+    assert config.flat()["algorithm.rho.to"] == 0.2
+    constant = load_config(small, ["algorithm.rho={from: 0.1, to: 0.1, rounds: 2}"])
+    assert rayfl.run(constant, local=True).model_sha256 == rayfl.run(plain, local=True).model_sha256
+    assert rayfl.run(config, local=True).model_sha256 != rayfl.run(plain, local=True).model_sha256
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("rho={from: 0.1}", "algorithm.rho.to: is missing; add it: a number"),
+        (
+            "rho={from: 0.1, to: -1, rounds: 5}",
+            "algorithm.rho = -1.0: must be a number of at least 0",
+        ),
+        (
+            "rho={from: 0.1, to: 1, rounds: 0}",
+            "algorithm.rho.rounds = 0: must be an integer greater than 0",
+        ),
+        ("rho={from: a, to: 1, rounds: 3}", "algorithm.rho.from = 'a': must be a number"),
+        (
+            "rho={from: 0.1, to: 0.2, rounds: 5, then: -2}",
+            "algorithm.rho = -2.0: must be a number of at least 0",
+        ),
+        (
+            "adaptive={from: 0, to: 1, rounds: 3}",
+            "algorithm.adaptive = 0.0: must be true or false",
+        ),
+    ],
+)
+def test_what_is_no_schedule_is_one_line(given, message, small):
+    with pytest.raises(ConfigError) as caught:
+        load_config(small, [f"algorithm.{given}"])
+    assert str(caught.value) == message
+
+
+def test_nobody_trains_by_the_schedule_itself():
+    scheduled = Scheduled(method=ALGORITHMS["fedsam"](), ramps={"rho": Ramp(0.1, 0.2, 2, 0.2)})
+    with pytest.raises(TypeError, match="at\\(round\\)"):
+        scheduled.server_step(w=None, server={}, mean={}, ctx=None)
