@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 5.0
 
 
+MEANS = {
+    "uniform": "uniform mean over the clients of a round",
+    "samples": "mean over the clients of a round by their samples",
+    "steps": "mean over the clients of a round by their local steps",
+}
+
+
 class RunDisplay(Display):
     """A progress bar, and the latest metrics."""
 
@@ -47,7 +54,7 @@ class RunDisplay(Display):
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
             f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
-            f"uniform mean over the clients of a round ({describe_sizes(f.sizes)})\n"
+            f"{MEANS[prepared.settings.weighting]} ({describe_sizes(f.sizes)})\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
             markup=False,
