@@ -84,7 +84,13 @@ def flatness(
         Literal["png", "svg", "pdf"], typer.Option(help="What the pictures are.")
     ] = "png",
     uri: Uri = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    local: Annotated[
+        bool | None,
+        typer.Option(
+            "--local/--ray",
+            help="In this process, or on Ray's actors; left open: here if Ray's start would take longer.",
+        ),
+    ] = None,
     form: Format = "table",
 ) -> None:
     """Measure how flat the loss is where a run has ended."""
@@ -122,20 +128,30 @@ def flatness(
     with showing(progress, redirect=not local) as on_start:
         places: Any = {
             "uri": uri,
-            "local": local,
             "on_start": lambda start, placement: on_start((start, placement)),
             "on_work": progress.work,
         }
         given, chosen = overrides or (), _named("--rounds", rounds)
         if towards is not None:
             answer = diagnostics.interpolate(
-                what, towards, given, splits=question.splits, samples=samples, **places
+                *(what, towards, given),
+                splits=question.splits,
+                samples=samples,
+                local=bool(local),
+                **places,
             )
         elif sweep is None:
-            answer = diagnostics.flatness(what, given, rounds=chosen, question=question, **places)
+            answer = diagnostics.flatness(
+                what, given, rounds=chosen, question=question, local=local, **places
+            )
         else:
             answer = diagnostics.flatness_of_sweep(
-                sweep, given, rounds=chosen, question=question, against=against, **places
+                *(sweep, given),
+                rounds=chosen,
+                question=question,
+                against=against,
+                local=bool(local),
+                **places,
             )
     if isinstance(answer, diagnostics.SweepReport):
         _show_sweep(answer, columns, against, form)

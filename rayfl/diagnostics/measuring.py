@@ -18,7 +18,14 @@ from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import Prepared, check_provenance, prepare
 from rayfl.storage.checkpoint import Snapshot
+from rayfl.training.batches import DeviceData
 from rayfl.training.flat import sha256
+from rayfl.training.function import channels_first
+from rayfl.training.plain import restored
+
+# What takes less in this process than Ray takes to start, measure and stop on two cores.
+FEW_SECONDS = 20.0
+TIMED_SAMPLES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +79,15 @@ def flatness(
     rounds: Sequence[str | int] = (LAST,),
     question: Question | None = None,
     uri: str | None = None,
-    local: bool = False,
+    local: bool | None = None,
     on_start: Callable[[Subject, Any], None] = lambda subject, placement: None,
     on_work: Callable[[float], None] = lambda share: None,
 ) -> Report:
     """Measure the checkpoints of a run; what MLflow has of it already is read from there.
 
     `what`: the id of an MLflow run, `latest`, or the path of a checkpoint or its folder. `overrides`:
-    where things are or run, such as data.root. `uri`: MLflow store. `local`: in this process, without Ray.
+    where things are or run, such as data.root. `uri`: MLflow store. `local`: in this process, without Ray;
+    None: if Ray's start would take longer. The numbers are the same.
     `on_start` is told what is measured and where, if anything has to be; `on_work` the share that is done.
     Raises ConfigError before any actor starts, RunError after.
     """
@@ -138,7 +146,7 @@ def measure(
     subject: Subject,
     prepared: Prepared,
     answer: Answer,
-    local: bool,
+    local: bool | None,
     on_start: Callable[[Subject, Any], None],
     on_work: Callable[[float], None],
 ) -> None:
@@ -146,11 +154,13 @@ def measure(
     for saved in subject.checkpoints:
         check_provenance(prepared, saved)
     notes = _model_notes(prepared.model)
+    measurer = prepared.measurer(answer.question)
+    costs = [measurer.cost(p.state, p.measure, p.split) for p, _ in answer.missing]
+    whole, before = sum(costs), 0.0
+    if local is None:
+        local = prepared.config.ray.address is None and _seconds(prepared, whole) < FEW_SECONDS
     with (in_this_process if local else on_cluster)(prepared) as place, place.pool() as pool:
         on_start(subject, place.placement)
-        measurer = prepared.measurer(answer.question)
-        costs = [measurer.cost(p.state, p.measure, p.split) for p, _ in answer.missing]
-        whole, before = sum(costs), 0.0
         for (piece, key), cost in zip(answer.missing, costs, strict=True):
             began, done = time.monotonic(), before
 
@@ -170,6 +180,19 @@ def measure(
     if subject.records is not None:
         found = pictures(report_of(subject, answer, 0.0))
         subject.records.draw(found, answer.question.average)
+
+
+def _seconds(prepared: Prepared, cost: float) -> float:
+    """About how long so many samples' forward passes take in this process."""
+    x = DeviceData(prepared.data, "train", torch.device("cpu"))
+    samples = torch.arange(min(TIMED_SAMPLES, len(x)))
+    inputs = channels_first(x.preprocess(samples, None, None))
+    with restored(prepared.model), torch.no_grad():
+        prepared.model.eval()
+        prepared.model(inputs)  # the first pass takes longer
+        began = time.perf_counter()
+        prepared.model(inputs)
+        return (time.perf_counter() - began) / len(samples) * cost
 
 
 def _model_notes(model: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rayfl.config.schema import load_config
-from rayfl.diagnostics import Question, flatness, interpolate
+from rayfl.diagnostics import Question, flatness, interpolate, measuring
 from rayfl.errors import ConfigError
 from rayfl.experiment import run
 from rayfl.flatness.measures import Effort
@@ -211,3 +211,21 @@ def test_a_line_needs_one_model(finished, tmp_path, monkeypatch):
     found = run(other, local=True)
     with pytest.raises(ConfigError, match=r"--towards = .*: has the model .*\[8\].*\[16\]"):
         interpolate(result.run_id, found.run_id, uri=experiment.tracking.uri, local=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "here"),
+    [([], 20.0, True), ([], 0.0, False), (["ray.address=auto"], 20.0, False)],
+    ids=["few seconds", "many seconds", "a cluster"],
+)
+def test_few_seconds_of_work_start_no_ray(finished, monkeypatch, ray_session, given, limit, here):
+    monkeypatch.setattr(measuring, "FEW_SECONDS", limit)
+    experiment, _, folder = finished
+    place, placements = next((folder / "checkpoints" / experiment.hash).iterdir()), []
+    flatness(
+        str(place),
+        ["tracking.enabled=false", *given],
+        question=QUICK,
+        on_start=lambda subject, placement: placements.append(str(placement)),
+    )
+    assert ("without Ray" in placements[0]) == here
