@@ -8,6 +8,7 @@ from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
 from rayfl.algorithms.fedgamma import FedGAMMA
+from rayfl.algorithms.fedgloss import FedGloSS
 from rayfl.algorithms.fedlada import FedLADA
 from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
 from rayfl.algorithms.fednesterov import FedNesterov
@@ -37,6 +38,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedcm": FedCM,
     "feddyn": FedDyn,
     "fedgamma": FedGAMMA,
+    "fedgloss": FedGloSS,
     "fedlada": FedLADA,
     "fedlesam": FedLESAM,
     "fedlesam_d": FedLESAMD,

@@ -366,6 +366,30 @@ def fedspeed(f: Federation, *, lam: float, rho: float, server_lr: float = 1.0) -
         yield Outcome(x, {"h": h}, {"h_i": h_i})
 
 
+def fedgloss(
+    f: Federation, *, lam: float, rho: float, rho_local: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    """In the paper's symbols: beta = 1 / lam, dual variables sigma and sigma_i, pseudo-gradient G."""
+    x, beta = f.x0, 1 / lam
+    G, sigma, sigma_i = np.zeros_like(x), np.zeros_like(x), np.zeros((f.N, x.size))
+    for r, S in enumerate(f.cohorts):
+        start = x + rho * G / norm(G) if G.any() else x
+        ends, sigma_i = [], sigma_i.copy()
+        for i in S:
+            y = start
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                if rho_local:
+                    g = f.gradient(r, i, k, y + rho_local * g / norm(g))
+                y = f.step(r, y, g - sigma_i[i] + (y - start) / beta)
+            sigma_i[i] = sigma_i[i] - (y - start) / beta
+            sigma = sigma - (y - start) / (beta * f.N)
+            ends.append(y)
+        G = start - np.mean(ends, axis=0)
+        x = x - server_lr * G - beta * sigma
+        yield Outcome(x, {"h": -beta * sigma, "D": -G}, {"h_i": -beta * sigma_i})
+
+
 def fedsmoo(f: Federation, *, lam: float, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """mu_i is updated in every local step; s has the norm rho."""
     x, s, h_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
@@ -703,6 +727,7 @@ METHODS = {
     "fedcm": fedcm,
     "feddyn": feddyn,
     "fedgamma": fedgamma,
+    "fedgloss": fedgloss,
     "fedlada": fedlada,
     "fedlesam": fedlesam,
     "fedlesam_d": fedlesam_d,

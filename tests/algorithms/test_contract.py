@@ -45,6 +45,8 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedlesam_s-last_update": ALGORITHMS["fedlesam_s"](estimate="last_update"),
     "fedlesam_d-last_update": ALGORITHMS["fedlesam_d"](estimate="last_update"),
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
+    "fedgloss-sgd": ALGORITHMS["fedgloss"](rho_local=0.0),
+    "fedgloss-rho_0": ALGORITHMS["fedgloss"](rho=0.0),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
 }
 HYPER_PARAMETERS = {

@@ -21,7 +21,9 @@ WMSAM = {"rho": 0.2, "alpha": 0.3, "ema": 0.3}
 LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
 ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
-TWO_PASSES = {"fedasam", "fedgamma", "fednsam", "fedsam", "fedsmoo", "fedspeed", "mofedsam"}
+GLOSS = {"lam": 0.3, "rho": 0.3, "rho_local": 0.2}
+TWO_PASSES = {"fedasam", "fedgamma", "fedgloss", "fednsam", "fedsam", "fedsmoo", "fedspeed"}
+TWO_PASSES |= {"mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
@@ -85,6 +87,9 @@ CASES = {
     "feddyn-server_lr": ("feddyn", {"lam": 0.3, "server_lr": 0.7}),
     "fedspeed": ("fedspeed", {"lam": 0.3, "rho": 0.2}),
     "fedspeed-server_lr": ("fedspeed", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
+    "fedgloss": ("fedgloss", GLOSS),
+    "fedgloss-sgd": ("fedgloss", GLOSS | {"rho_local": 0.0}),
+    "fedgloss-server_lr": ("fedgloss", GLOSS | {"server_lr": 0.7}),
     "fedsmoo": ("fedsmoo", {"lam": 0.3, "rho": 0.2}),
     "fedsmoo-server_lr": ("fedsmoo", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
     "fedlesam": ("fedlesam", {"rho": 0.4}),
@@ -211,4 +216,5 @@ def test_backward_passes_are_those_of_the_paper(case):
     (name, options), f = case, federation()
     method = ALGORITHMS[name](**options)
     trained = train(method, f, 0, begin(method, f, torch.float64), (0, 1, 2))
-    assert trained.backward_passes == sum(f.K) * (2 if name in TWO_PASSES else 1)
+    two = name in TWO_PASSES and options.get("rho_local") != 0
+    assert trained.backward_passes == sum(f.K) * (2 if two else 1)

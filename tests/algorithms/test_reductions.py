@@ -74,6 +74,12 @@ EXACT = {
     "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
     "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
     "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
+    "fedgloss rho=rho_local=0 is feddyn": Identity(
+        method("fedgloss", rho=0.0, rho_local=0.0), method("feddyn")
+    ),
+    "fedgloss rho=0 is fedspeed": Identity(
+        method("fedgloss", rho=0.0, rho_local=0.2), method("fedspeed", rho=0.2)
+    ),
     "fedsmoo rho=0 is feddyn": Identity(method("fedsmoo", rho=0.0), method("feddyn")),
     "fedlesam rho=0 is fedavg": Identity(method("fedlesam", rho=0.0), method("fedavg")),
     "fedlesam last_update rho=0 is fedavg": Identity(
@@ -380,7 +386,7 @@ def test_fedlesam_remembers_the_last_update_of_the_server():
             w = state.w
 
 
-@pytest.mark.parametrize("name", ["feddyn", "fedspeed", "fedsmoo", "fedlesam_d"])
+@pytest.mark.parametrize("name", ["feddyn", "fedspeed", "fedgloss", "fedsmoo", "fedlesam_d"])
 def test_the_displacements_of_all_clients_average_to_h(name):
     """Over all N, seen or not, under partial participation and uneven K."""
     for state in states(method(name), federation(wd=0.01, C=5.0)):
@@ -392,6 +398,17 @@ def test_the_displacements_of_all_clients_average_to_h(name):
 def test_the_servers_perturbation_of_fedsmoo_has_the_norm_rho():
     for state in states(method("fedsmoo", rho=0.3), federation(wd=0.01, C=5.0)):
         assert state.server["s"].norm().item() == pytest.approx(0.3, abs=1e-12)
+
+
+def test_fedgloss_starts_uphill_of_w_by_the_servers_radius():
+    f, gloss = federation(wd=0.01, C=5.0), method("fedgloss", rho=0.3)
+    first = torch.tensor(f.x0)
+    assert torch.equal(gloss.broadcast(first, gloss.init_server(first))[0], first)
+    for state in states(gloss, f):
+        start, shared = gloss.broadcast(state.w, state.server)
+        assert not shared
+        assert (start - state.w).norm().item() == pytest.approx(0.3, abs=1e-12)
+        assert (start - state.w) @ state.server["D"] < 0
 
 
 def test_fednsam_without_sam_differs_from_fedavgm_by_its_start_point_only():
@@ -502,6 +519,7 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
     "fedgamma c": (method("fedgamma", rho=0.0), {"c": ONES}, {"c_i": ZEROS}, 2.0 + 1),
     "feddyn h_i": (method("feddyn", lam=0.5), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedspeed h_i": (method("fedspeed", lam=0.5, rho=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedgloss h_i": (method("fedgloss", lam=0.5, rho_local=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedsmoo s": (  # q = 2 - 4 is negative, and e = -1
         method("fedsmoo", rho=3**0.5),
         {"s": 4 * ONES},
@@ -577,6 +595,7 @@ def test_a_correction_changes_the_direction(case):
         method("fedprox", mu=0.5),
         method("fedacg", beta=0.5),
         method("feddyn", lam=0.5),
+        method("fedgloss", lam=0.5, rho_local=0.0),
     ],
 )
 def test_a_proximal_term_pulls_back_to_the_start(algorithm):

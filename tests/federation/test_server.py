@@ -355,6 +355,7 @@ def test_eval_every_and_the_last_round(small):
         ("fedsam", 1, 1, 2),
         ("scaffold", 2, 2, 1),
         ("fednsam", 1, 1, 2),
+        ("fedgloss", 1, 1, 2),
         ("igfl", 2, 2, 1),
         ("local_adamw", 1, 1, 1),
         ("fedlada", 3, 2, 1),
