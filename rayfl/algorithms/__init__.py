@@ -9,6 +9,7 @@ from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
 from rayfl.algorithms.fedgamma import FedGAMMA
 from rayfl.algorithms.fedgloss import FedGloSS
+from rayfl.algorithms.fedgmt import FedGMT
 from rayfl.algorithms.fedlada import FedLADA
 from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
 from rayfl.algorithms.fednesterov import FedNesterov
@@ -39,6 +40,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "feddyn": FedDyn,
     "fedgamma": FedGAMMA,
     "fedgloss": FedGloSS,
+    "fedgmt": FedGMT,
     "fedlada": FedLADA,
     "fedlesam": FedLESAM,
     "fedlesam_d": FedLESAMD,

@@ -9,9 +9,8 @@ local step k of round r. Both passes of a SAM step see the same minibatch.
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
 cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, but these are displacements:
-m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon needs a model's outputs: they are y - b, of one
-sample. Each generator yields what there is to compare
-after every round.
+m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon and FedGMT need a model's outputs:
+they are y - b, of one sample. Each generator yields what there is to compare after every round.
 """
 
 from collections.abc import Iterator
@@ -716,6 +715,41 @@ def moon(f: Federation, *, mu: float, tau: float, server_lr: float = 1.0) -> Ite
         yield Outcome(x, {}, {"w_prev": x_prev, "seen": seen})
 
 
+def softmax(z: Array) -> Array:
+    return np.exp(z) / np.exp(z).sum()
+
+
+def fedgmt(
+    f: Federation,
+    *,
+    lam: float,
+    alpha: float,
+    gamma: float,
+    tau: float,
+    duals: str = "active",
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """In the paper's symbols: dual variables u_i, beta = 1 / lam. The divergence by hand: its gradient in z
+    is (softmax(z / tau) - softmax(z_e / tau)) / tau.
+    """
+    x, e, u, beta = f.x0, f.x0, np.zeros((f.N, f.x0.size)), 1 / lam
+    for r, S in enumerate(f.cohorts):
+        u, ends = u.copy(), []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                z, z_e = y - f.b[r, i, k], e - f.b[r, i, k]
+                pull = gamma * tau**2 * (softmax(z / tau) - softmax(z_e / tau)) / tau
+                y = f.step(r, y, f.gradient(r, i, k, y) + pull - u[i])
+            u[i] = u[i] - (y - x) / beta
+            ends.append(y)
+        counted = [u[i] for i in S] if duals == "active" else u
+        x = x + server_lr * (np.mean(ends, axis=0) - x) - beta * np.mean(counted, axis=0)
+        e = alpha * e + (1 - alpha) * x
+        h = {"h": -beta * u.mean(axis=0)} if duals == "all" else {}
+        yield Outcome(x, {"e": e} | h, {"h_i": -beta * u})
+
+
 METHODS = {
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
@@ -728,6 +762,7 @@ METHODS = {
     "feddyn": feddyn,
     "fedgamma": fedgamma,
     "fedgloss": fedgloss,
+    "fedgmt": fedgmt,
     "fedlada": fedlada,
     "fedlesam": fedlesam,
     "fedlesam_d": fedlesam_d,

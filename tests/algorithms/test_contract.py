@@ -47,6 +47,7 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
     "fedgloss-sgd": ALGORITHMS["fedgloss"](rho_local=0.0),
     "fedgloss-rho_0": ALGORITHMS["fedgloss"](rho=0.0),
+    "fedgmt-all": ALGORITHMS["fedgmt"](duals="all"),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
 }
 HYPER_PARAMETERS = {
@@ -68,6 +69,7 @@ OTHERS = {
     ("fedwmsam_released", "perturb_sign"): 1,
     ("fedwmsam_released", "nominal_steps"): False,
     ("fedwmsam_released", "adapt_at_zero"): False,
+    ("fedgmt", "duals"): "all",
     ("fednsam", "released_server"): True,
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
@@ -264,12 +266,15 @@ def test_finite_and_descending_on_a_quadratic(algorithm):
 
 @each(algorithm=INSTANCES)
 def test_finite_where_nothing_moves(algorithm):
-    """At a stationary point every direction is 0, and no formula may divide by its norm."""
+    """At a stationary point every direction is 0, and no formula may divide by its norm.
+
+    A softmax may leave the rounding error of 1.
+    """
     f = federation(noise=0.0)
     f = f._replace(b=np.zeros_like(f.b), x0=np.zeros_like(f.x0))
     for state in states(algorithm, f):
         assert finite(state)
-        assert not state.w.any()
+        assert state.w.abs().max() < 1e-15
 
 
 @each(algorithm=INSTANCES)
@@ -289,7 +294,7 @@ def test_the_names_are_lower_case():
 @each(method=ALGORITHMS)
 def test_names_its_paper_and_is_documented(method):
     assert issubclass(method, Algorithm)
-    assert "arXiv:" in method.paper
+    assert "arXiv:" in method.paper or "OpenReview" in method.paper
 
 
 @each(which=HYPER_PARAMETERS)

@@ -21,6 +21,7 @@ WMSAM = {"rho": 0.2, "alpha": 0.3, "ema": 0.3}
 LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
 ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
+GMT = {"lam": 0.3, "alpha": 0.6, "gamma": 0.8, "tau": 1.5}
 GLOSS = {"lam": 0.3, "rho": 0.3, "rho_local": 0.2}
 TWO_PASSES = {"fedasam", "fedgamma", "fedgloss", "fednsam", "fedsam", "fedsmoo", "fedspeed"}
 TWO_PASSES |= {"mofedsam"}
@@ -90,6 +91,10 @@ CASES = {
     "fedgloss": ("fedgloss", GLOSS),
     "fedgloss-sgd": ("fedgloss", GLOSS | {"rho_local": 0.0}),
     "fedgloss-server_lr": ("fedgloss", GLOSS | {"server_lr": 0.7}),
+    "fedgmt": ("fedgmt", GMT),
+    "fedgmt-all": ("fedgmt", GMT | {"duals": "all"}),
+    "fedgmt-server_lr": ("fedgmt", GMT | {"server_lr": 0.7}),
+    "fedgmt-all-server_lr": ("fedgmt", GMT | {"duals": "all", "server_lr": 0.7}),
     "fedsmoo": ("fedsmoo", {"lam": 0.3, "rho": 0.2}),
     "fedsmoo-server_lr": ("fedsmoo", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
     "fedlesam": ("fedlesam", {"rho": 0.4}),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from quadratics import federation, last, states
+from quadratics import Minibatch, Quadratic, federation, info, last, states
 from torch import Tensor
 
 from rayfl import models
@@ -199,6 +199,55 @@ def test_fedwmsam_perturbs_nothing_in_the_first_local_step():
     assert torch.equal(last(with_sam, f).w, last(without, f).w)
 
 
+def test_fedgmt_of_one_local_step_without_its_divergence_is_feddyn():
+    """The proximal term that FedDyn has beyond it is 0 in the first step of a round."""
+    f = federation(K=(1, 1, 1), wd=0.01, C=5.0)
+    for left, right in zip(
+        states(method("fedgmt", gamma=0.0, duals="all"), f),
+        states(method("feddyn"), f),
+        strict=True,
+    ):
+        assert torch.equal(left.w, right.w)
+        assert torch.equal(left.server["h"], right.server["h"])
+
+
+def test_fedgmt_corrects_alike_where_everybody_takes_part():
+    """All clients are active then. One sums their dual variables, the other their updates."""
+    f = federation(cohorts=((0, 1, 2),), wd=0.01, C=5.0)
+    active, everyone = (method("fedgmt", duals=c) for c in ("active", "all"))
+    for left, right in zip(states(active, f), states(everyone, f), strict=True):
+        torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
+
+
+def test_fedgmt_near_its_own_start_has_no_divergence():
+    """alpha = 0: e is w, where each client begins. Two softmaxes cancel there but for rounding."""
+    f = federation(K=(1, 1, 1), wd=0.01, C=5.0)
+    near, none = (last(method("fedgmt", alpha=0.0, gamma=g), f).w for g in (2.0, 0.0))
+    torch.testing.assert_close(near, none, rtol=0, atol=1e-12)
+
+
+def test_the_pull_of_fedgmt_is_the_slope_of_its_divergence():
+    """By central differences, on one sample whose outputs are y - b."""
+    rng = np.random.default_rng(0)
+    b, y, e = rng.normal(size=(3, 5))
+    gamma, tau = 0.8, 1.5
+
+    def divergence(y: np.ndarray) -> float:
+        p, q = (np.exp((v - b) / tau) / np.exp((v - b) / tau).sum() for v in (e, y))
+        return gamma * tau**2 * float((p * np.log(p / q)).sum())
+
+    steps = 1e-5 * np.eye(5)
+    slope = [(divergence(y + s) - divergence(y - s)) / 2e-5 for s in steps]
+    f = federation(clients=1, K=(1,), cohorts=((0,),))
+    batch = Minibatch(torch.zeros(1, 5, 5, dtype=torch.float64), torch.tensor(b[None]))
+    x, shared = torch.tensor(y[None]), {"e": torch.tensor(e)}
+    ctx = ClientContext(x, shared, 0.1, torch.tensor([[1.0]]), 0, 1, info(f))
+    pull, _ = method("fedgmt", gamma=gamma, tau=tau).local_step(
+        x, {"h_i": torch.zeros_like(x)}, lambda at, p: Quadratic()(at, batch, p)[0], ctx
+    )
+    np.testing.assert_allclose(pull[0].numpy(), slope, rtol=1e-7, atol=1e-9)
+
+
 def test_fednsam_without_sam_is_one_method_in_two_frames():
     """rho = 0: clients that start at w + gamma m, and clients that look gamma m ahead of where they are.
 
@@ -351,13 +400,31 @@ def test_fedadam_without_memory_moves_every_parameter_by_its_learning_rate():
         w = state.w
 
 
-@pytest.mark.parametrize("corrected", [method("scaffold"), method("feddyn", lam=0.5)])
+@pytest.mark.parametrize(
+    "corrected",
+    [
+        method("scaffold"),
+        method("feddyn", lam=0.5),
+        method("fedgmt", lam=0.5, alpha=0.6, duals="all"),
+    ],
+)
 def test_corrected_clients_agree_at_the_optimum_of_the_mean_loss(corrected):
     """With partial participation and uneven K, where FedAvg ends elsewhere."""
     f = federation(rounds=600, noise=0.0)._replace(eta=(0.1,) * 600)
     best = np.linalg.solve(f.A.sum(0), np.einsum("ipq,iq->p", f.A, f.b[0, :, 0]))
     assert np.abs(last(corrected, f).w.numpy() - best).max() < 1e-6
     assert np.abs(last(method("fedavg"), f).w.numpy() - best).max() > 0.1
+
+
+def test_fedgmt_rests_with_the_duals_of_all_clients_alone():
+    """Without noise, under partial participation."""
+    f = federation(rounds=300, noise=0.0)._replace(eta=(0.1,) * 300)
+    moves = {}
+    for duals in ("active", "all"):
+        fedgmt = method("fedgmt", lam=0.5, alpha=0.6, duals=duals)
+        *_, previous, end = (state.w for state in states(fedgmt, f))
+        moves[duals] = (end - previous).norm().item()
+    assert moves["all"] < 1e-3 < 0.1 < moves["active"]
 
 
 MOMENTA = {
@@ -393,6 +460,29 @@ def test_the_displacements_of_all_clients_average_to_h(name):
         mean = torch.stack([memory["h_i"] for memory in state.memories]).mean(0)
         torch.testing.assert_close(mean, state.server["h"], rtol=0, atol=1e-12)
         assert state.server["h"].any()
+
+
+def test_the_duals_of_the_cohort_move_w_of_fedgmt_beyond_the_mean():
+    f = federation(wd=0.01, C=5.0)
+    w = torch.tensor(f.x0)
+    before = (torch.zeros_like(w),) * f.N
+    for state, cohort in zip(states(method("fedgmt"), f), f.cohorts, strict=True):
+        h = tuple(memory["h_i"] for memory in state.memories)
+        ends = torch.stack([w + h[i] - before[i] for i in cohort])
+        expected = ends.mean(0) + torch.stack([h[i] for i in cohort]).mean(0)
+        torch.testing.assert_close(state.w, expected, rtol=0, atol=1e-12)
+        w, before = state.w, h
+
+
+def test_fedgmt_averages_the_models_before_with_falling_weights():
+    """e_r = alpha^r w_0 + (1 - alpha) (w_r + alpha w_(r-1) + ...)."""
+    f, alpha = federation(), 0.6
+    models = [torch.tensor(f.x0)]
+    for r, state in enumerate(states(method("fedgmt", alpha=alpha), f), 1):
+        models.append(state.w)
+        weights = [alpha**r, *((1 - alpha) * alpha ** (r - k) for k in range(1, r + 1))]
+        expected = sum(a * w for a, w in zip(weights, models, strict=True))
+        torch.testing.assert_close(state.server["e"], expected, rtol=0, atol=1e-12)
 
 
 def test_the_servers_perturbation_of_fedsmoo_has_the_norm_rho():
@@ -520,6 +610,7 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
     "feddyn h_i": (method("feddyn", lam=0.5), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedspeed h_i": (method("fedspeed", lam=0.5, rho=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedgloss h_i": (method("fedgloss", lam=0.5, rho_local=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedgmt h_i": (method("fedgmt", lam=0.5), {"e": ZEROS}, {"h_i": ONES}, 2.0 + 0.5),
     "fedsmoo s": (  # q = 2 - 4 is negative, and e = -1
         method("fedsmoo", rho=3**0.5),
         {"s": 4 * ONES},

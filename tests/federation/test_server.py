@@ -356,6 +356,7 @@ def test_eval_every_and_the_last_round(small):
         ("scaffold", 2, 2, 1),
         ("fednsam", 1, 1, 2),
         ("fedgloss", 1, 1, 2),
+        ("fedgmt", 2, 2, 1),
         ("igfl", 2, 2, 1),
         ("local_adamw", 1, 1, 1),
         ("fedlada", 3, 2, 1),
