@@ -8,6 +8,7 @@ from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
 from rayfl.algorithms.fedgamma import FedGAMMA
+from rayfl.algorithms.fedgf import FedGF
 from rayfl.algorithms.fedgloss import FedGloSS
 from rayfl.algorithms.fedgmt import FedGMT
 from rayfl.algorithms.fedlada import FedLADA
@@ -39,6 +40,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedcm": FedCM,
     "feddyn": FedDyn,
     "fedgamma": FedGAMMA,
+    "fedgf": FedGF,
     "fedgloss": FedGloSS,
     "fedgmt": FedGMT,
     "fedlada": FedLADA,

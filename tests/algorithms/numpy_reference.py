@@ -154,6 +154,40 @@ def fedsam(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Out
         yield Outcome(x, {}, {})
 
 
+def fedgf(
+    f: Federation,
+    *,
+    rho: float,
+    rho_global: float,
+    threshold: float,
+    window: int,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """Before the second round there is no perturbed server x_p, and clients run SAM."""
+    x, x_p, c, far = f.x0, None, 0.0, []
+    for r, S in enumerate(f.cohorts):
+        ends = []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                at = y + rho * g / norm(g)
+                if x_p is not None:
+                    at = c * x_p + (1 - c) * at
+                y = f.step(r, y, f.gradient(r, i, k, at))
+            ends.append(y)
+        far = [*far, float(np.mean([norm(x - y) for y in ends]) > threshold)]
+        c = np.mean(far[-window:])
+        x_old, x = x, x + server_lr * (np.mean(ends, axis=0) - x)
+        G = x_old - x
+        x_p = x + rho_global * G / norm(G)
+        newest_first = far[-window:][::-1]
+        kept = {}
+        for j, at in enumerate(range(0, window, 24)):
+            kept[f"far_{j}"] = sum(2**age * a for age, a in enumerate(newest_first[at : at + 24]))
+        yield Outcome(x, {"G": G, "c": c} | kept, {})
+
+
 def fednsam(
     f: Federation,
     *,
@@ -761,6 +795,7 @@ METHODS = {
     "fedcm": fedcm,
     "feddyn": feddyn,
     "fedgamma": fedgamma,
+    "fedgf": fedgf,
     "fedgloss": fedgloss,
     "fedgmt": fedgmt,
     "fedlada": fedlada,

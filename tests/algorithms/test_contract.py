@@ -45,6 +45,7 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedlesam_s-last_update": ALGORITHMS["fedlesam_s"](estimate="last_update"),
     "fedlesam_d-last_update": ALGORITHMS["fedlesam_d"](estimate="last_update"),
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
+    "fedgf-near": ALGORITHMS["fedgf"](threshold=1e9, window=100),
     "fedgloss-sgd": ALGORITHMS["fedgloss"](rho_local=0.0),
     "fedgloss-rho_0": ALGORITHMS["fedgloss"](rho=0.0),
     "fedgmt-all": ALGORITHMS["fedgmt"](duals="all"),
@@ -69,6 +70,8 @@ OTHERS = {
     ("fedwmsam_released", "perturb_sign"): 1,
     ("fedwmsam_released", "nominal_steps"): False,
     ("fedwmsam_released", "adapt_at_zero"): False,
+    ("fedgf", "threshold"): 0.9,
+    ("fedgf", "window"): 2,
     ("fedgmt", "duals"): "all",
     ("fednsam", "released_server"): True,
     ("fedlesam", "estimate"): "last_update",
@@ -76,7 +79,10 @@ OTHERS = {
     ("fedlesam_d", "estimate"): "last_update",
 }
 # Where an option shows only beside another than the default of these.
-BESIDE = {("fedwmsam_released", "adapt_at_zero"): {"alpha": 0.5}}
+BESIDE = {
+    ("fedgf", "window"): {"threshold": 0.7},
+    ("fedwmsam_released", "adapt_at_zero"): {"alpha": 0.5},
+}
 DTYPES = [torch.float32, torch.float64]
 
 # Odd, and longer than a vector register: a reduction's tail counts.

@@ -21,10 +21,11 @@ WMSAM = {"rho": 0.2, "alpha": 0.3, "ema": 0.3}
 LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
 ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
+GF = {"rho": 0.3, "rho_global": 0.4, "threshold": 0.45, "window": 3}
 GMT = {"lam": 0.3, "alpha": 0.6, "gamma": 0.8, "tau": 1.5}
 GLOSS = {"lam": 0.3, "rho": 0.3, "rho_local": 0.2}
-TWO_PASSES = {"fedasam", "fedgamma", "fedgloss", "fednsam", "fedsam", "fedsmoo", "fedspeed"}
-TWO_PASSES |= {"mofedsam"}
+TWO_PASSES = {"fedasam", "fedgamma", "fedgf", "fedgloss", "fednsam", "fedsam", "fedsmoo"}
+TWO_PASSES |= {"fedspeed", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
@@ -36,6 +37,9 @@ CASES = {
     "scaffold-server_lr": ("scaffold", {"server_lr": 0.7}),
     "fedsam": ("fedsam", {"rho": 0.2}),
     "fedsam-server_lr": ("fedsam", {"rho": 0.2, "server_lr": 0.7}),
+    "fedgf": ("fedgf", GF),
+    "fedgf-threshold": ("fedgf", GF | {"threshold": 0.6}),
+    "fedgf-server_lr": ("fedgf", GF | {"server_lr": 0.7}),
     "fednsam": ("fednsam", {"gamma": 0.8, "rho": 0.2}),
     "fednsam-server_lr": ("fednsam", {"gamma": 0.8, "rho": 0.2, "server_lr": 0.7}),
     "fednsam_momentum": ("fednsam_momentum", {"gamma": 0.8, "rho": 0.2}),

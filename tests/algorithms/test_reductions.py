@@ -45,6 +45,9 @@ EXACT = {
     "fedavgm gamma=0 is fedavg": Identity(method("fedavgm", gamma=0.0), method("fedavg")),
     "fedcm alpha=1 is fedavg": Identity(method("fedcm", alpha=1.0), method("fedavg")),
     "fedsam rho=0 is fedavg": Identity(method("fedsam", rho=0.0), method("fedavg")),
+    "fedgf with a large threshold is fedsam": Identity(
+        method("fedgf", rho=0.1, threshold=1e9), method("fedsam", rho=0.1)
+    ),
     "fednsam gamma=0 is fedsam": Identity(
         method("fednsam", gamma=0.0, rho=0.1), method("fedsam", rho=0.1)
     ),
@@ -149,7 +152,7 @@ def network(algorithm: Algorithm, cohorts=((0, 3, 4), (1, 3, 5), (0, 1, 2)), N: 
         memories |= dict(zip(cohort, kept, strict=True))
         mean = {n: torch.from_numpy(v) / len(cohort) for n, v in result.sums.items()}
         steps = result.steps / len(cohort)
-        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / N, round=1)
+        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / N, round=r + 1)
         w, server = algorithm.server_step(w, server, mean, ctx)
     return w
 
@@ -197,6 +200,28 @@ def test_fedwmsam_perturbs_nothing_in_the_first_local_step():
     f = federation(K=(1, 1, 1))
     with_sam, without = method("fedwmsam", rho=0.5), method("fedwmsam", rho=0.0)
     assert torch.equal(last(with_sam, f).w, last(without, f).w)
+
+
+def test_fedgf_of_far_clients_takes_all_gradients_at_the_servers_point():
+    """threshold = 0, so c = 1 from the second round on; the weight decay alone sees where a client is."""
+    f = federation(rounds=3, cohorts=((0, 1), (1,), (0, 2)))
+    *_, before, after = states(method("fedgf", rho_global=0.4, threshold=0.0), f)
+    G = before.server["G"].numpy()
+    w_p = before.w.numpy() + 0.4 * G / np.linalg.norm(G)
+    path = np.mean([sum(f.gradient(2, i, k, w_p) for k in range(f.K[i])) for i in (0, 2)], axis=0)
+    np.testing.assert_allclose((after.w - before.w).numpy(), -f.eta[2] * path, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 5, 24, 25, 60])
+def test_fedgf_remembers_which_of_the_last_rounds_were_far(window):
+    """In float32, whose numbers keep 24 of them."""
+    fedgf, w = method("fedgf", threshold=0.5, window=window), torch.zeros(3)
+    server, rounds = fedgf.init_server(w), []
+    for round, far in enumerate(np.random.default_rng(0).random(200) > 0.5, 1):
+        rounds.append(int(far))
+        mean = {"delta": ONES, "drift": torch.tensor([0.6 if far else 0.4])}
+        w, server = fedgf.server_step(w, server, mean, ServerContext(0.1, 2.0, 1.0, round))
+        assert server["c"].item() == pytest.approx(np.mean(rounds[-window:]))
 
 
 def test_fedgmt_of_one_local_step_without_its_divergence_is_feddyn():
@@ -610,6 +635,12 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
     "feddyn h_i": (method("feddyn", lam=0.5), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedspeed h_i": (method("fedspeed", lam=0.5, rho=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedgloss h_i": (method("fedgloss", lam=0.5, rho_local=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedgf w_p": (  # the gradient at 0.25 * 4
+        method("fedgf", rho=0.0),
+        {"w_p": 4 * ONES, "c": torch.tensor([0.25])},
+        {},
+        2.0 + 1,
+    ),
     "fedgmt h_i": (method("fedgmt", lam=0.5), {"e": ZEROS}, {"h_i": ONES}, 2.0 + 0.5),
     "fedsmoo s": (  # q = 2 - 4 is negative, and e = -1
         method("fedsmoo", rho=3**0.5),
