@@ -23,6 +23,7 @@ from rayfl.algorithms.fedspeed import FedSpeed
 from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
 from rayfl.algorithms.fedwmsam_released import FedWMSAMReleased
+from rayfl.algorithms.fedwsam import FedWSAM
 from rayfl.algorithms.igfl import IGFL
 from rayfl.algorithms.local_adamw import LocalAdamW
 from rayfl.algorithms.mofedsam import MoFedSAM
@@ -58,6 +59,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,
     "fedwmsam_released": FedWMSAMReleased,
+    "fedwsam": FedWSAM,
     "fedyogi": FedYogi,
     "igfl": IGFL,
     "local_adamw": LocalAdamW,

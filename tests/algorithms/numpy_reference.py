@@ -349,6 +349,38 @@ def mofedsam(
         yield Outcome(x, {"Delta": Delta}, {})
 
 
+def fedwsam(
+    f: Federation,
+    *,
+    alpha: float,
+    rho: float,
+    gamma: float,
+    decoupled: bool = True,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """L_WSAM = (1 - 2 gamma) / (1 - gamma) L + gamma / (1 - gamma) L_SAM; decoupled, the part with L_SAM - L
+    is added to what FedCM does.
+    """
+    x, Delta = f.x0, np.zeros_like(f.x0)
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                g_sam = f.gradient(r, i, k, y + rho * g / norm(g))
+                if decoupled:
+                    d = alpha * g + (1 - alpha) * Delta + gamma / (1 - gamma) * (g_sam - g)
+                else:
+                    g_wsam = (1 - 2 * gamma) / (1 - gamma) * g + gamma / (1 - gamma) * g_sam
+                    d = alpha * g_wsam + (1 - alpha) * Delta
+                y = f.step(r, y, d)
+            D = D + (y - x) / len(S)
+        mean_K = np.mean([f.K[i] for i in S])
+        x, Delta = x + server_lr * D, -D / (mean_K * f.eta[r])
+        yield Outcome(x, {"Delta": Delta}, {})
+
+
 def fedgamma(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """d = g(y + e) + c - c_i, and e from the local gradient alone."""
     x, c, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
@@ -813,6 +845,7 @@ METHODS = {
     "fedswa": fedswa,
     "fedwmsam": fedwmsam,
     "fedwmsam_released": fedwmsam_released,
+    "fedwsam": fedwsam,
     "fedyogi": fedyogi,
     "igfl": igfl,
     "local_adamw": local_adamw,

@@ -49,6 +49,8 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedgloss-sgd": ALGORITHMS["fedgloss"](rho_local=0.0),
     "fedgloss-rho_0": ALGORITHMS["fedgloss"](rho=0.0),
     "fedgmt-all": ALGORITHMS["fedgmt"](duals="all"),
+    "fedwsam-momentum": ALGORITHMS["fedwsam"](alpha=0.5),
+    "fedwsam-coupled": ALGORITHMS["fedwsam"](alpha=0.1, decoupled=False),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
 }
 HYPER_PARAMETERS = {
@@ -74,6 +76,7 @@ OTHERS = {
     ("fedgf", "window"): 2,
     ("fedgmt", "duals"): "all",
     ("fednsam", "released_server"): True,
+    ("fedwsam", "decoupled"): False,
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
     ("fedlesam_d", "estimate"): "last_update",
@@ -82,6 +85,7 @@ OTHERS = {
 BESIDE = {
     ("fedgf", "window"): {"threshold": 0.7},
     ("fedwmsam_released", "adapt_at_zero"): {"alpha": 0.5},
+    ("fedwsam", "decoupled"): {"alpha": 0.5},
 }
 DTYPES = [torch.float32, torch.float64]
 
@@ -218,8 +222,8 @@ MOMENTUM = {
     "fednesterov",
 }
 MOMENTUM |= {"fednsam", "fednsam_momentum", "fedwmsam", "fedwmsam_released", "fedyogi", "igfl"}
-MOMENTUM |= {"mofedsam"}
-WITHOUT_WEIGHT = {"fedadagrad", "fedwmsam-alpha_1", "fedwmsam_released-alpha_1"}
+MOMENTUM |= {"fedwsam", "mofedsam"}
+WITHOUT_WEIGHT = {"fedadagrad", "fedwmsam-alpha_1", "fedwmsam_released-alpha_1", "fedwsam"}
 
 
 @each(name=list(INSTANCES))

@@ -23,9 +23,10 @@ ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
 GF = {"rho": 0.3, "rho_global": 0.4, "threshold": 0.45, "window": 3}
 GMT = {"lam": 0.3, "alpha": 0.6, "gamma": 0.8, "tau": 1.5}
+WSAM = {"alpha": 0.4, "rho": 0.3, "gamma": 0.6}
 GLOSS = {"lam": 0.3, "rho": 0.3, "rho_local": 0.2}
 TWO_PASSES = {"fedasam", "fedgamma", "fedgf", "fedgloss", "fednsam", "fedsam", "fedsmoo"}
-TWO_PASSES |= {"fedspeed", "mofedsam"}
+TWO_PASSES |= {"fedspeed", "fedwsam", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
@@ -84,6 +85,10 @@ CASES = {
     ),
     "mofedsam": ("mofedsam", {"alpha": 0.3, "rho": 0.2}),
     "mofedsam-server_lr": ("mofedsam", {"alpha": 0.3, "rho": 0.2, "server_lr": 0.7}),
+    "fedwsam": ("fedwsam", WSAM),
+    "fedwsam-coupled": ("fedwsam", WSAM | {"decoupled": False}),
+    "fedwsam-without_momentum": ("fedwsam", WSAM | {"alpha": 1.0}),
+    "fedwsam-server_lr": ("fedwsam", WSAM | {"server_lr": 0.7}),
     "fedgamma": ("fedgamma", {"rho": 0.2}),
     "fedgamma-server_lr": ("fedgamma", {"rho": 0.2, "server_lr": 0.7}),
     "fedprox": ("fedprox", {"mu": 0.5}),

@@ -74,6 +74,23 @@ EXACT = {
     "mofedsam alpha=1 is fedsam": Identity(
         method("mofedsam", alpha=1.0, rho=0.1), method("fedsam", rho=0.1)
     ),
+    "fedwsam gamma=0 is fedavg": Identity(method("fedwsam", gamma=0.0), method("fedavg")),
+    "fedwsam gamma=0 with momentum is fedcm": Identity(
+        method("fedwsam", gamma=0.0, alpha=0.3), method("fedcm", alpha=0.3)
+    ),
+    "fedwsam coupled gamma=0 is fedcm": Identity(
+        method("fedwsam", gamma=0.0, alpha=0.3, decoupled=False), method("fedcm", alpha=0.3)
+    ),
+    "fedwsam gamma=1/2 is fedsam": Identity(
+        method("fedwsam", gamma=0.5, rho=0.1), method("fedsam", rho=0.1)
+    ),
+    "fedwsam coupled gamma=1/2 is mofedsam": Identity(
+        method("fedwsam", gamma=0.5, rho=0.1, alpha=0.3, decoupled=False),
+        method("mofedsam", rho=0.1, alpha=0.3),
+    ),
+    "fedwsam without momentum is one method": Identity(
+        method("fedwsam", decoupled=True), method("fedwsam", decoupled=False)
+    ),
     "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
     "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
     "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
@@ -200,6 +217,16 @@ def test_fedwmsam_perturbs_nothing_in_the_first_local_step():
     f = federation(K=(1, 1, 1))
     with_sam, without = method("fedwmsam", rho=0.5), method("fedwmsam", rho=0.0)
     assert torch.equal(last(with_sam, f).w, last(without, f).w)
+
+
+@pytest.mark.parametrize(("decoupled", "weight"), [(True, 4.0), (False, 0.25 * 4)])
+def test_fedwsam_weighs_the_sharpness_by_kappa(decoupled, weight):
+    """gamma = 0.8, so kappa = 4. The gradient is 2 at the start and rho / sqrt(3) more at y + e."""
+    start = torch.zeros(1, 3, dtype=torch.float64)
+    ctx = ClientContext(start, {"Delta": ZEROS}, 0.1, torch.tensor([[2.0]]), 0, 1, INFO)
+    wsam = method("fedwsam", alpha=0.25, gamma=0.8, rho=0.3 * 3**0.5, decoupled=decoupled)
+    direction, _ = wsam.local_step(start, {}, lambda x: x + 2, ctx)
+    torch.testing.assert_close(direction, torch.full_like(start, 0.25 * 2 + weight * 0.3))
 
 
 def test_fedgf_of_far_clients_takes_all_gradients_at_the_servers_point():
@@ -627,6 +654,12 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
     ),
     "mofedsam Delta": (
         method("mofedsam", alpha=0.25, rho=0.0),
+        {"Delta": ONES},
+        {},
+        0.25 * 2 + 0.75,
+    ),
+    "fedwsam Delta": (  # both points have the gradient 2
+        method("fedwsam", alpha=0.25, rho=0.0),
         {"Delta": ONES},
         {},
         0.25 * 2 + 0.75,
