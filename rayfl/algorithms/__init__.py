@@ -14,6 +14,7 @@ from rayfl.algorithms.fedgmt import FedGMT
 from rayfl.algorithms.fedlada import FedLADA
 from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
 from rayfl.algorithms.fednesterov import FedNesterov
+from rayfl.algorithms.fednova import FedNova
 from rayfl.algorithms.fednsam import FedNSAM, FedNSAMMomentum
 from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from rayfl.algorithms.fedprox import FedProx
@@ -50,6 +51,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedlesam_s": FedLESAMS,
     "fedmoswa": FedMoSWA,
     "fednesterov": FedNesterov,
+    "fednova": FedNova,
     "fednsam": FedNSAM,
     "fednsam_momentum": FedNSAMMomentum,
     "fedprox": FedProx,

@@ -30,10 +30,14 @@ class Replay(NamedTuple):
 
 
 class _Watched:
-    """An algorithm that notes, in each local step, the gradient's point that is farthest from the iterate."""
+    """An algorithm that notes, in each local step, the gradient's point that is farthest from the iterate.
+
+    It also notes how far the client came, which is not what every method uploads.
+    """
 
     def __init__(self, algorithm: Algorithm, note: Callable[[Tensor], None]):
         self._algorithm, self._note = algorithm, note
+        self.came: Tensor | None = None  # last iterate - start, `[P]`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._algorithm, name)
@@ -53,6 +57,10 @@ class _Watched:
         self._note(farthest[0])
         return done
 
+    def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
+        self.came = delta[0].clone()
+        return self._algorithm.upload(delta, memory, ctx)
+
 
 def replay(
     engine: Engine, unit: WorkUnit, broadcast: Broadcast, memory: Arrays | None, reference: Tensor
@@ -66,9 +74,11 @@ def replay(
             first.extend([] if first else [e.clone()])
             cosines.append(float(cosine(e, reference)))
 
-    with engine.following(cast(Algorithm, _Watched(engine.algorithm, note))):
+    watched = _Watched(engine.algorithm, note)
+    with engine.following(cast(Algorithm, watched)):
         result, _ = engine.train(unit, broadcast, [memory])
-    end = as_tensor(broadcast.start) + as_tensor(result.sums["delta"])
+    assert watched.came is not None
+    end = as_tensor(broadcast.start) + watched.came.cpu()
     buffers = as_tensor(result.sums["buffers"])
     return Replay(
         end.to(engine.device),

@@ -96,6 +96,21 @@ def fedavg(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
         yield Outcome(x, {}, {})
 
 
+def fednova(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """p_i = 1 / S; d_i is the mean of client i's gradients, weight decay and clip included."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        means = []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            means.append((x - y) / (f.eta[r] * f.K[i]))
+        tau_eff = sum(f.K[i] for i in S) / len(S)
+        x = x - server_lr * tau_eff * f.eta[r] * np.mean(means, axis=0)
+        yield Outcome(x, {}, {})
+
+
 def fedavgm(f: Federation, *, gamma: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
@@ -836,6 +851,7 @@ METHODS = {
     "fedlesam_s": fedlesam_s,
     "fedmoswa": fedmoswa,
     "fednesterov": fednesterov,
+    "fednova": fednova,
     "fednsam": fednsam,
     "fednsam_momentum": fednsam_momentum,
     "fedprox": fedprox,

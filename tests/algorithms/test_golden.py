@@ -30,6 +30,8 @@ TWO_PASSES |= {"fedspeed", "fedwsam", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
+    "fednova": ("fednova", {}),
+    "fednova-server_lr": ("fednova", {"server_lr": 0.7}),
     "fedavgm": ("fedavgm", {"gamma": 0.8}),
     "fedavgm-server_lr": ("fedavgm", {"gamma": 0.8, "server_lr": 0.7}),
     "fedcm": ("fedcm", {"alpha": 0.3}),

@@ -134,7 +134,7 @@ EXACT = {
 
 @cache
 def digits() -> Engine:
-    """An engine for a small network on real digits, spread over 6 unequal clients."""
+    """An engine for a small network on real digits, for 6 unlike clients with unequal numbers of steps."""
     data = Digits().load()
     partition = split(Dirichlet(alpha=0.3), data.y_train, clients=6, seed=0)
     model = models.build(MLP(hidden=(32,)), data.sample_shape, data.num_classes, seed=0)
@@ -147,7 +147,7 @@ def digits() -> Engine:
         precision="float32",
         clip_norm=1.0,
         augment="none",
-        straggler_prob=0.0,
+        straggler_prob=0.5,
         stack=None,
         cuda_graphs=True,
         shortcuts=Shortcuts(dense=True),
@@ -217,6 +217,33 @@ def test_fedwmsam_perturbs_nothing_in_the_first_local_step():
     f = federation(K=(1, 1, 1))
     with_sam, without = method("fedwmsam", rho=0.5), method("fedwmsam", rho=0.0)
     assert torch.equal(last(with_sam, f).w, last(without, f).w)
+
+
+def test_fednova_of_equally_many_steps_is_fedavg():
+    """The unit of its uploads, 3.5 steps here, cancels but for rounding."""
+    f = federation(K=(3, 3, 3), wd=0.01, C=5.0)
+    for left, right in zip(states(method("fednova"), f), states(method("fedavg"), f), strict=True):
+        torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
+
+
+def test_fednova_uploads_updates_of_one_length():
+    """4 steps are those of `local_steps`: nothing is scaled. One step counts as four of its kind."""
+    fixed = INFO._replace(local_epochs=None, local_steps=4)
+    start, steps = torch.zeros(2, 3), torch.tensor([[4.0], [1.0]])
+    ctx = ClientContext(start, {}, 0.1, steps, 4, 1, fixed)
+    delta = torch.tensor([[0.1, -0.7, 0.3], [0.2, 0.3, -0.4]])
+    uploads, _ = method("fednova").upload(delta, {}, ctx)
+    assert torch.equal(uploads["delta"], torch.stack([delta[0], 4 * delta[1]]))
+    assert torch.equal(uploads["tau"], steps / 4)
+
+
+def test_fednova_minimises_the_mean_loss_whatever_the_clients_steps():
+    """Up to the drift within a round, which falls with lr; FedAvg minimises another mean of the losses."""
+    f = federation(rounds=400, noise=0.0, K=(8, 1, 2), cohorts=((0, 1, 2),))
+    f = f._replace(eta=(0.01,) * 400)
+    best = np.linalg.solve(f.A.sum(0), np.einsum("ipq,iq->p", f.A, f.b[0, :, 0]))
+    nova, avg = (np.abs(last(method(n), f).w.numpy() - best).max() for n in ("fednova", "fedavg"))
+    assert nova < 0.1 * avg
 
 
 @pytest.mark.parametrize(("decoupled", "weight"), [(True, 4.0), (False, 0.25 * 4)])
