@@ -7,6 +7,7 @@ from rayfl.algorithms.fedasam import FedASAM
 from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
+from rayfl.algorithms.fedexp import FedExP
 from rayfl.algorithms.fedgamma import FedGAMMA
 from rayfl.algorithms.fedgf import FedGF
 from rayfl.algorithms.fedgloss import FedGloSS
@@ -41,6 +42,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedavgm": FedAvgM,
     "fedcm": FedCM,
     "feddyn": FedDyn,
+    "fedexp": FedExP,
     "fedgamma": FedGAMMA,
     "fedgf": FedGF,
     "fedgloss": FedGloSS,

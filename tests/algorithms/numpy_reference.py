@@ -111,6 +111,22 @@ def fednova(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
         yield Outcome(x, {}, {})
 
 
+def fedexp(f: Federation, *, epsilon: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """With M = S and Delta_i = x - y: sum of ||Delta_i||^2 over 2 M (||mean of Delta_i||^2 + epsilon)."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        Deltas = []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            Deltas.append(x - y)
+        mean = sum(Deltas) / len(S)
+        eta_g = max(1.0, sum(d @ d for d in Deltas) / (2 * len(S) * (mean @ mean + epsilon)))
+        x = x - server_lr * eta_g * mean
+        yield Outcome(x, {"eta_g": eta_g}, {})
+
+
 def fedavgm(f: Federation, *, gamma: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
@@ -841,6 +857,7 @@ METHODS = {
     "fedavgm": fedavgm,
     "fedcm": fedcm,
     "feddyn": feddyn,
+    "fedexp": fedexp,
     "fedgamma": fedgamma,
     "fedgf": fedgf,
     "fedgloss": fedgloss,

@@ -32,6 +32,8 @@ CASES = {
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
     "fednova": ("fednova", {}),
     "fednova-server_lr": ("fednova", {"server_lr": 0.7}),
+    "fedexp": ("fedexp", {"epsilon": 0.01}),
+    "fedexp-server_lr": ("fedexp", {"epsilon": 0.01, "server_lr": 0.7}),
     "fedavgm": ("fedavgm", {"gamma": 0.8}),
     "fedavgm-server_lr": ("fedavgm", {"gamma": 0.8, "server_lr": 0.7}),
     "fedcm": ("fedcm", {"alpha": 0.3}),

@@ -43,6 +43,9 @@ def method(name: str, **options) -> Algorithm:
 
 EXACT = {
     "fedavgm gamma=0 is fedavg": Identity(method("fedavgm", gamma=0.0), method("fedavg")),
+    "fedexp with a large epsilon is fedavg": Identity(
+        method("fedexp", epsilon=1e6), method("fedavg")
+    ),
     "fedcm alpha=1 is fedavg": Identity(method("fedcm", alpha=1.0), method("fedavg")),
     "fedsam rho=0 is fedavg": Identity(method("fedsam", rho=0.0), method("fedavg")),
     "fedgf with a large threshold is fedsam": Identity(
@@ -244,6 +247,29 @@ def test_fednova_minimises_the_mean_loss_whatever_the_clients_steps():
     best = np.linalg.solve(f.A.sum(0), np.einsum("ipq,iq->p", f.A, f.b[0, :, 0]))
     nova, avg = (np.abs(last(method(n), f).w.numpy() - best).max() for n in ("fednova", "fedavg"))
     assert nova < 0.1 * avg
+
+
+def test_fedexp_of_one_client_a_round_is_fedavg():
+    """D is its D_i, and half of the ratio of their squares is less than 1."""
+    f = federation(cohorts=((0,), (2,), (1,)), wd=0.01, C=5.0)
+    for left, right in zip(states(method("fedexp"), f), states(method("fedavg"), f), strict=True):
+        assert torch.equal(left.w, right.w)
+        assert left.server["eta_g"].item() == 1
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 8])
+def test_fedexp_of_clients_at_right_angles_steps_by_half_of_their_number(clients):
+    """S equally long D_i: ||D||^2 is ||D_i||^2 / S."""
+    fedexp, w = method("fedexp", epsilon=1e-12), torch.zeros(8, dtype=torch.float64)
+    deltas = 3 * torch.eye(8, dtype=torch.float64)[:clients]
+    ctx = ClientContext(torch.zeros_like(deltas), {}, 0.1, torch.ones(clients, 1), 1, 1, INFO)
+    uploads, _ = fedexp.upload(deltas, {}, ctx)
+    mean = {name: value.mean(0) for name, value in uploads.items()}
+    end, server = fedexp.server_step(
+        w, fedexp.init_server(w), mean, ServerContext(0.1, 1.0, 1.0, 1)
+    )
+    assert server["eta_g"].item() == pytest.approx(max(1.0, clients / 2))
+    torch.testing.assert_close(end, max(1.0, clients / 2) * mean["delta"])
 
 
 @pytest.mark.parametrize(("decoupled", "weight"), [(True, 4.0), (False, 0.25 * 4)])
