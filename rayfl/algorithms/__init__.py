@@ -7,12 +7,17 @@ from rayfl.algorithms.fedasam import FedASAM
 from rayfl.algorithms.fedavgm import FedAvgM
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.feddyn import FedDyn
+from rayfl.algorithms.fedexp import FedExP
 from rayfl.algorithms.fedgamma import FedGAMMA
+from rayfl.algorithms.fedgf import FedGF
+from rayfl.algorithms.fedgloss import FedGloSS
+from rayfl.algorithms.fedgmt import FedGMT
 from rayfl.algorithms.fedinit import FedInit
 from rayfl.algorithms.fedlada import FedLADA
 from rayfl.algorithms.fedlesam import FedLESAM, FedLESAMD, FedLESAMS
 from rayfl.algorithms.fedmuon import FedMuon
 from rayfl.algorithms.fednesterov import FedNesterov
+from rayfl.algorithms.fednova import FedNova
 from rayfl.algorithms.fednsam import FedNSAM, FedNSAMMomentum
 from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from rayfl.algorithms.fedprox import FedProx
@@ -22,6 +27,7 @@ from rayfl.algorithms.fedspeed import FedSpeed
 from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
 from rayfl.algorithms.fedwmsam_released import FedWMSAMReleased
+from rayfl.algorithms.fedwsam import FedWSAM
 from rayfl.algorithms.igfl import IGFL
 from rayfl.algorithms.local_adamw import LocalAdamW
 from rayfl.algorithms.mofedsam import MoFedSAM
@@ -38,7 +44,11 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedavgm": FedAvgM,
     "fedcm": FedCM,
     "feddyn": FedDyn,
+    "fedexp": FedExP,
     "fedgamma": FedGAMMA,
+    "fedgf": FedGF,
+    "fedgloss": FedGloSS,
+    "fedgmt": FedGMT,
     "fedinit": FedInit,
     "fedlada": FedLADA,
     "fedlesam": FedLESAM,
@@ -47,6 +57,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedmoswa": FedMoSWA,
     "fedmuon": FedMuon,
     "fednesterov": FedNesterov,
+    "fednova": FedNova,
     "fednsam": FedNSAM,
     "fednsam_momentum": FedNSAMMomentum,
     "fedprox": FedProx,
@@ -56,6 +67,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,
     "fedwmsam_released": FedWMSAMReleased,
+    "fedwsam": FedWSAM,
     "fedyogi": FedYogi,
     "igfl": IGFL,
     "local_adamw": LocalAdamW,

@@ -9,7 +9,7 @@ paper's is weighted by sample counts); a server learning rate `server_lr` (1 in 
 
 Shapes: P parameters, C clients of a stack. Every vector is `[..., P]`, every scalar `[..., 1]`:
 `[P]` and `[1]` on the server, `[C, P]` and `[C, 1]` where C clients are trained together. Reduce over
-the last axis only, and one rule serves both.
+the last axis only, and one rule serves both. Server state that does not travel may have any shape.
 
 Rules, which `rayfl.training.contract` checks on a method of one's own before any actor starts:
 

@@ -30,16 +30,20 @@ class Replay(NamedTuple):
 
 
 class _Watched:
-    """An algorithm that notes, in each local step, the gradient's point that is farthest from the iterate."""
+    """An algorithm that notes, in each local step, the gradient's point that is farthest from the iterate.
 
-    def __init__(self, algorithm: Algorithm, note: Callable[[Tensor], None]):
+    It also notes how far the client came, which is not what every method uploads.
+    """
+
+    def __init__(self, algorithm: Algorithm, note: Callable[[Tensor], None], came: list[Tensor]):
         self._algorithm, self._note = algorithm, note
+        self._came = came  # gets the last iterate - start, `[P]`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._algorithm, name)
 
     def at(self, round: int) -> "_Watched":
-        return _Watched(self._algorithm.at(round), self._note)
+        return _Watched(self._algorithm.at(round), self._note, self._came)
 
     def local_step(
         self, x: Tensor, memory: Vectors, grad: Grad, ctx: ClientContext
@@ -56,6 +60,10 @@ class _Watched:
         self._note(farthest[0])
         return done
 
+    def upload(self, delta: Tensor, memory: Vectors, ctx: ClientContext) -> tuple[Vectors, Vectors]:
+        self._came.append(delta[0].clone())
+        return self._algorithm.upload(delta, memory, ctx)
+
 
 def replay(
     engine: Engine, unit: WorkUnit, broadcast: Broadcast, memory: Arrays | None, reference: Tensor
@@ -69,11 +77,11 @@ def replay(
             first.extend([] if first else [e.clone()])
             cosines.append(float(cosine(e, reference)))
 
-    with engine.following(cast(Algorithm, _Watched(engine.algorithm, note))):
+    came: list[Tensor] = []
+    with engine.following(cast(Algorithm, _Watched(engine.algorithm, note, came))):
         result, _ = engine.train(unit, broadcast, [memory])
-    weight = float(result.weights[0])
-    end = as_tensor(broadcast.start) + as_tensor(result.sums["delta"]) / weight
-    buffers = as_tensor(result.sums["buffers"]) / weight
+    end = as_tensor(broadcast.start) + came[0].cpu()
+    buffers = as_tensor(result.sums["buffers"]) / float(result.weights[0])
     return Replay(
         end.to(engine.device),
         buffers.to(engine.device),

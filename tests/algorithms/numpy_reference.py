@@ -9,9 +9,8 @@ local step k of round r. Both passes of a SAM step see the same minibatch.
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
 cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, but these are displacements:
-m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon needs a model's outputs: they are y - b, of one
-sample. Each generator yields what there is to compare
-after every round.
+m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon and FedGMT need a model's outputs:
+they are y - b, of one sample. Each generator yields what there is to compare after every round.
 """
 
 import math
@@ -119,6 +118,37 @@ def fedavg(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
         yield Outcome(x, {}, {})
 
 
+def fednova(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """p_i = 1 / S; d_i is the mean of client i's gradients, weight decay and clip included."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        means = []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            means.append((x - y) / (f.eta[r] * f.K[i]))
+        tau_eff = sum(f.K[i] for i in S) / len(S)
+        x = x - server_lr * tau_eff * f.eta[r] * np.mean(means, axis=0)
+        yield Outcome(x, {}, {})
+
+
+def fedexp(f: Federation, *, epsilon: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """With M = S and Delta_i = x - y: sum of ||Delta_i||^2 over 2 M (||mean of Delta_i||^2 + epsilon)."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        Deltas = []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                y = f.step(r, y, f.gradient(r, i, k, y))
+            Deltas.append(x - y)
+        mean = sum(Deltas) / len(S)
+        eta_g = max(1.0, sum(d @ d for d in Deltas) / (2 * len(S) * (mean @ mean + epsilon)))
+        x = x - server_lr * eta_g * mean
+        yield Outcome(x, {"eta_g": eta_g}, {})
+
+
 def fedavgm(f: Federation, *, gamma: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     x, m = f.x0, np.zeros_like(f.x0)
     for r, S in enumerate(f.cohorts):
@@ -175,6 +205,37 @@ def fedsam(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Out
             D = D + (y - x) / len(S)
         x = x + server_lr * D
         yield Outcome(x, {}, {})
+
+
+def fedgf(
+    f: Federation,
+    *,
+    rho: float,
+    rho_global: float,
+    threshold: float,
+    window: int,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """Before the second round there is no perturbed server x_p, and clients run SAM."""
+    x, x_p, c, far = f.x0, None, 0.0, []
+    for r, S in enumerate(f.cohorts):
+        ends = []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                at = y + rho * g / norm(g)
+                if x_p is not None:
+                    at = c * x_p + (1 - c) * at
+                y = f.step(r, y, f.gradient(r, i, k, at))
+            ends.append(y)
+        far = [*far, float(np.mean([norm(x - y) for y in ends]) > threshold)]
+        c = np.mean(far[-window:])
+        x_old, x = x, x + server_lr * (np.mean(ends, axis=0) - x)
+        G = x_old - x
+        x_p = x + rho_global * G / norm(G)
+        newest_first = np.array([*far[::-1], *[0.0] * window][:window])
+        yield Outcome(x, {"G": G, "c": c, "far": newest_first}, {})
 
 
 def fednsam(
@@ -359,6 +420,38 @@ def mofedsam(
         yield Outcome(x, {"Delta": Delta}, {})
 
 
+def fedwsam(
+    f: Federation,
+    *,
+    alpha: float,
+    rho: float,
+    gamma: float,
+    decoupled: bool = True,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """L_WSAM = (1 - 2 gamma) / (1 - gamma) L + gamma / (1 - gamma) L_SAM; decoupled, the part with L_SAM - L
+    is added to what FedCM does.
+    """
+    x, Delta = f.x0, np.zeros_like(f.x0)
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                g_sam = f.gradient(r, i, k, y + rho * g / norm(g))
+                if decoupled:
+                    d = alpha * g + (1 - alpha) * Delta + gamma / (1 - gamma) * (g_sam - g)
+                else:
+                    g_wsam = (1 - 2 * gamma) / (1 - gamma) * g + gamma / (1 - gamma) * g_sam
+                    d = alpha * g_wsam + (1 - alpha) * Delta
+                y = f.step(r, y, d)
+            D = D + (y - x) / len(S)
+        mean_K = np.mean([f.K[i] for i in S])
+        x, Delta = x + server_lr * D, -D / (mean_K * f.eta[r])
+        yield Outcome(x, {"Delta": Delta}, {})
+
+
 def fedgamma(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
     """d = g(y + e) + c - c_i, and e from the local gradient alone."""
     x, c, c_i = f.x0, np.zeros_like(f.x0), np.zeros((f.N, f.x0.size))
@@ -407,6 +500,30 @@ def fedspeed(f: Federation, *, lam: float, rho: float, server_lr: float = 1.0) -
         h = h_i.sum(axis=0) / f.N
         x = x + server_lr * (np.mean(ends, axis=0) - x) + h
         yield Outcome(x, {"h": h}, {"h_i": h_i})
+
+
+def fedgloss(
+    f: Federation, *, lam: float, rho: float, rho_local: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    """In the paper's symbols: beta = 1 / lam, dual variables sigma and sigma_i, pseudo-gradient G."""
+    x, beta = f.x0, 1 / lam
+    G, sigma, sigma_i = np.zeros_like(x), np.zeros_like(x), np.zeros((f.N, x.size))
+    for r, S in enumerate(f.cohorts):
+        start = x + rho * G / norm(G) if G.any() else x
+        ends, sigma_i = [], sigma_i.copy()
+        for i in S:
+            y = start
+            for k in range(f.K[i]):
+                g = f.gradient(r, i, k, y)
+                if rho_local:
+                    g = f.gradient(r, i, k, y + rho_local * g / norm(g))
+                y = f.step(r, y, g - sigma_i[i] + (y - start) / beta)
+            sigma_i[i] = sigma_i[i] - (y - start) / beta
+            sigma = sigma - (y - start) / (beta * f.N)
+            ends.append(y)
+        G = start - np.mean(ends, axis=0)
+        x = x - server_lr * G - beta * sigma
+        yield Outcome(x, {"h": -beta * sigma, "D": -G}, {"h_i": -beta * sigma_i})
 
 
 def fedsmoo(f: Federation, *, lam: float, rho: float, server_lr: float = 1.0) -> Iterator[Outcome]:
@@ -786,6 +903,41 @@ def moon(f: Federation, *, mu: float, tau: float, server_lr: float = 1.0) -> Ite
         yield Outcome(x, {}, {"w_prev": x_prev, "seen": seen})
 
 
+def softmax(z: Array) -> Array:
+    return np.exp(z) / np.exp(z).sum()
+
+
+def fedgmt(
+    f: Federation,
+    *,
+    lam: float,
+    alpha: float,
+    gamma: float,
+    tau: float,
+    duals: str = "all",
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """In the paper's symbols: dual variables u_i, beta = 1 / lam. The divergence by hand: its gradient in z
+    is (softmax(z / tau) - softmax(z_e / tau)) / tau.
+    """
+    x, e, u, beta = f.x0, f.x0, np.zeros((f.N, f.x0.size)), 1 / lam
+    for r, S in enumerate(f.cohorts):
+        u, ends = u.copy(), []
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                z, z_e = y - f.b[r, i, k], e - f.b[r, i, k]
+                pull = gamma * tau**2 * (softmax(z / tau) - softmax(z_e / tau)) / tau
+                y = f.step(r, y, f.gradient(r, i, k, y) + pull - u[i])
+            u[i] = u[i] - (y - x) / beta
+            ends.append(y)
+        counted = [u[i] for i in S] if duals == "active" else u
+        x = x + server_lr * (np.mean(ends, axis=0) - x) - beta * np.mean(counted, axis=0)
+        e = alpha * e + (1 - alpha) * x
+        h = {"h": -beta * u.mean(axis=0)} if duals == "all" else {}
+        yield Outcome(x, {"e": e} | h, {"h_i": -beta * u})
+
+
 METHODS = {
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
@@ -796,7 +948,11 @@ METHODS = {
     "fedavgm": fedavgm,
     "fedcm": fedcm,
     "feddyn": feddyn,
+    "fedexp": fedexp,
     "fedgamma": fedgamma,
+    "fedgf": fedgf,
+    "fedgloss": fedgloss,
+    "fedgmt": fedgmt,
     "fedinit": fedinit,
     "fedlada": fedlada,
     "fedlesam": fedlesam,
@@ -805,6 +961,7 @@ METHODS = {
     "fedmoswa": fedmoswa,
     "fedmuon": fedmuon,
     "fednesterov": fednesterov,
+    "fednova": fednova,
     "fednsam": fednsam,
     "fednsam_momentum": fednsam_momentum,
     "fedprox": fedprox,
@@ -814,6 +971,7 @@ METHODS = {
     "fedswa": fedswa,
     "fedwmsam": fedwmsam,
     "fedwmsam_released": fedwmsam_released,
+    "fedwsam": fedwsam,
     "fedyogi": fedyogi,
     "igfl": igfl,
     "local_adamw": local_adamw,

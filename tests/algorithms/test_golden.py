@@ -22,10 +22,19 @@ LAST_UPDATE = {"rho": 0.4, "estimate": "last_update"}
 ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
 MUON = ADAM | {"gamma": 0.3, "beta": 0.7}
-TWO_PASSES = {"fedasam", "fedgamma", "fednsam", "fedsam", "fedsmoo", "fedspeed", "mofedsam"}
+GF = {"rho": 0.3, "rho_global": 0.4, "threshold": 0.45, "window": 3}
+GMT = {"lam": 0.3, "alpha": 0.6, "gamma": 0.8, "tau": 1.5}
+WSAM = {"alpha": 0.4, "rho": 0.3, "gamma": 0.6}
+GLOSS = {"lam": 0.3, "rho": 0.3, "rho_local": 0.2}
+TWO_PASSES = {"fedasam", "fedgamma", "fedgf", "fedgloss", "fednsam", "fedsam", "fedsmoo"}
+TWO_PASSES |= {"fedspeed", "fedwsam", "mofedsam"}
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
+    "fednova": ("fednova", {}),
+    "fednova-server_lr": ("fednova", {"server_lr": 0.7}),
+    "fedexp": ("fedexp", {"epsilon": 0.01}),
+    "fedexp-server_lr": ("fedexp", {"epsilon": 0.01, "server_lr": 0.7}),
     "fedavgm": ("fedavgm", {"gamma": 0.8}),
     "fedavgm-server_lr": ("fedavgm", {"gamma": 0.8, "server_lr": 0.7}),
     "fedcm": ("fedcm", {"alpha": 0.3}),
@@ -34,6 +43,9 @@ CASES = {
     "scaffold-server_lr": ("scaffold", {"server_lr": 0.7}),
     "fedsam": ("fedsam", {"rho": 0.2}),
     "fedsam-server_lr": ("fedsam", {"rho": 0.2, "server_lr": 0.7}),
+    "fedgf": ("fedgf", GF),
+    "fedgf-threshold": ("fedgf", GF | {"threshold": 0.6}),
+    "fedgf-server_lr": ("fedgf", GF | {"server_lr": 0.7}),
     "fednsam": ("fednsam", {"gamma": 0.8, "rho": 0.2}),
     "fednsam-server_lr": ("fednsam", {"gamma": 0.8, "rho": 0.2, "server_lr": 0.7}),
     "fednsam_momentum": ("fednsam_momentum", {"gamma": 0.8, "rho": 0.2}),
@@ -87,6 +99,10 @@ CASES = {
     ),
     "mofedsam": ("mofedsam", {"alpha": 0.3, "rho": 0.2}),
     "mofedsam-server_lr": ("mofedsam", {"alpha": 0.3, "rho": 0.2, "server_lr": 0.7}),
+    "fedwsam": ("fedwsam", WSAM),
+    "fedwsam-coupled": ("fedwsam", WSAM | {"decoupled": False}),
+    "fedwsam-without_momentum": ("fedwsam", WSAM | {"alpha": 1.0}),
+    "fedwsam-server_lr": ("fedwsam", WSAM | {"server_lr": 0.7}),
     "fedgamma": ("fedgamma", {"rho": 0.2}),
     "fedgamma-server_lr": ("fedgamma", {"rho": 0.2, "server_lr": 0.7}),
     "fedprox": ("fedprox", {"mu": 0.5}),
@@ -95,6 +111,13 @@ CASES = {
     "feddyn-server_lr": ("feddyn", {"lam": 0.3, "server_lr": 0.7}),
     "fedspeed": ("fedspeed", {"lam": 0.3, "rho": 0.2}),
     "fedspeed-server_lr": ("fedspeed", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
+    "fedgloss": ("fedgloss", GLOSS),
+    "fedgloss-sgd": ("fedgloss", GLOSS | {"rho_local": 0.0}),
+    "fedgloss-server_lr": ("fedgloss", GLOSS | {"server_lr": 0.7}),
+    "fedgmt": ("fedgmt", GMT),
+    "fedgmt-active": ("fedgmt", GMT | {"duals": "active"}),
+    "fedgmt-server_lr": ("fedgmt", GMT | {"server_lr": 0.7}),
+    "fedgmt-active-server_lr": ("fedgmt", GMT | {"duals": "active", "server_lr": 0.7}),
     "fedsmoo": ("fedsmoo", {"lam": 0.3, "rho": 0.2}),
     "fedsmoo-server_lr": ("fedsmoo", {"lam": 0.3, "rho": 0.2, "server_lr": 0.7}),
     "fedlesam": ("fedlesam", {"rho": 0.4}),
@@ -232,4 +255,5 @@ def test_backward_passes_are_those_of_the_paper(case):
     f = problem(name)
     method = ALGORITHMS[name](**options)
     trained = train(method, f, 0, begin(method, f, torch.float64), (0, 1, 2))
-    assert trained.backward_passes == sum(f.K) * (2 if name in TWO_PASSES else 1)
+    two = name in TWO_PASSES and options.get("rho_local") != 0
+    assert trained.backward_passes == sum(f.K) * (2 if two else 1)

@@ -10,12 +10,19 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from quadratics import federation, last, states
+from quadratics import Minibatch, Quadratic, federation, info, last, states
 from torch import Tensor
 
 from rayfl import models
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ClientContext, ExperimentInfo, ServerContext, TensorInfo, Vectors
+from rayfl.algorithms.base import (
+    ClientContext,
+    ExperimentInfo,
+    Loss,
+    ServerContext,
+    TensorInfo,
+    Vectors,
+)
 from rayfl.data.partition import split
 from rayfl.data.schemes import Dirichlet
 from rayfl.data.sources import Digits
@@ -43,8 +50,14 @@ def method(name: str, **options) -> Algorithm:
 
 EXACT = {
     "fedavgm gamma=0 is fedavg": Identity(method("fedavgm", gamma=0.0), method("fedavg")),
+    "fedexp with a large epsilon is fedavg": Identity(
+        method("fedexp", epsilon=1e6), method("fedavg")
+    ),
     "fedcm alpha=1 is fedavg": Identity(method("fedcm", alpha=1.0), method("fedavg")),
     "fedsam rho=0 is fedavg": Identity(method("fedsam", rho=0.0), method("fedavg")),
+    "fedgf with a large threshold is fedsam": Identity(
+        method("fedgf", rho=0.1, threshold=1e9), method("fedsam", rho=0.1)
+    ),
     "fednsam gamma=0 is fedsam": Identity(
         method("fednsam", gamma=0.0, rho=0.1), method("fedsam", rho=0.1)
     ),
@@ -71,10 +84,33 @@ EXACT = {
     "mofedsam alpha=1 is fedsam": Identity(
         method("mofedsam", alpha=1.0, rho=0.1), method("fedsam", rho=0.1)
     ),
+    "fedwsam gamma=0 is fedavg": Identity(method("fedwsam", gamma=0.0), method("fedavg")),
+    "fedwsam gamma=0 with momentum is fedcm": Identity(
+        method("fedwsam", gamma=0.0, alpha=0.3), method("fedcm", alpha=0.3)
+    ),
+    "fedwsam coupled gamma=0 is fedcm": Identity(
+        method("fedwsam", gamma=0.0, alpha=0.3, decoupled=False), method("fedcm", alpha=0.3)
+    ),
+    "fedwsam gamma=1/2 is fedsam": Identity(
+        method("fedwsam", gamma=0.5, rho=0.1), method("fedsam", rho=0.1)
+    ),
+    "fedwsam coupled gamma=1/2 is mofedsam": Identity(
+        method("fedwsam", gamma=0.5, rho=0.1, alpha=0.3, decoupled=False),
+        method("mofedsam", rho=0.1, alpha=0.3),
+    ),
+    "fedwsam without momentum is one method": Identity(
+        method("fedwsam", decoupled=True), method("fedwsam", decoupled=False)
+    ),
     "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
     "fedinit beta=0 is fedavg": Identity(method("fedinit", beta=0.0), method("fedavg")),
     "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
     "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
+    "fedgloss rho=rho_local=0 is feddyn": Identity(
+        method("fedgloss", rho=0.0, rho_local=0.0), method("feddyn")
+    ),
+    "fedgloss rho=0 is fedspeed": Identity(
+        method("fedgloss", rho=0.0, rho_local=0.2), method("fedspeed", rho=0.2)
+    ),
     "fedsmoo rho=0 is feddyn": Identity(method("fedsmoo", rho=0.0), method("feddyn")),
     "fedlesam rho=0 is fedavg": Identity(method("fedlesam", rho=0.0), method("fedavg")),
     "fedlesam last_update rho=0 is fedavg": Identity(
@@ -112,7 +148,7 @@ EXACT = {
 
 @cache
 def digits() -> Engine:
-    """An engine for a small network on real digits, spread over 6 unequal clients."""
+    """An engine for a small network on real digits, for 6 unlike clients with unequal numbers of steps."""
     data = Digits().load()
     partition = split(Dirichlet(alpha=0.3), data.y_train, clients=6, seed=0)
     model = models.build(MLP(hidden=(32,)), data.sample_shape, data.num_classes, seed=0)
@@ -125,7 +161,7 @@ def digits() -> Engine:
         precision="float32",
         clip_norm=1.0,
         augment="none",
-        straggler_prob=0.0,
+        straggler_prob=0.5,
         stack=None,
         cuda_graphs=True,
         shortcuts=Shortcuts(dense=True),
@@ -147,7 +183,7 @@ def network(algorithm: Algorithm, cohorts=((0, 3, 4), (1, 3, 5), (0, 1, 2)), N: 
         memories |= dict(zip(cohort, kept, strict=True))
         mean = {n: torch.from_numpy(v) / len(cohort) for n, v in result.sums.items()}
         steps = float(result.steps.mean())
-        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / N, round=1)
+        ctx = ServerContext(lr=lr, steps=steps, participation=len(cohort) / N, round=r + 1)
         w, server = algorithm.server_step(w, server, mean, ctx)
     return w
 
@@ -195,6 +231,136 @@ def test_fedwmsam_perturbs_nothing_in_the_first_local_step():
     f = federation(K=(1, 1, 1))
     with_sam, without = method("fedwmsam", rho=0.5), method("fedwmsam", rho=0.0)
     assert torch.equal(last(with_sam, f).w, last(without, f).w)
+
+
+def test_fednova_of_equally_many_steps_is_fedavg():
+    """The unit of its uploads, 3.5 steps here, cancels but for rounding."""
+    f = federation(K=(3, 3, 3), wd=0.01, C=5.0)
+    for left, right in zip(states(method("fednova"), f), states(method("fedavg"), f), strict=True):
+        torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
+
+
+def test_fednova_uploads_updates_of_one_length():
+    """4 steps are those of `local_steps`: nothing is scaled. One step counts as four of its kind."""
+    fixed = INFO._replace(local_epochs=None, local_steps=4)
+    start, steps = torch.zeros(2, 3), torch.tensor([[4.0], [1.0]])
+    ctx = ClientContext(start, {}, 0.1, steps, 4, 1, fixed)
+    delta = torch.tensor([[0.1, -0.7, 0.3], [0.2, 0.3, -0.4]])
+    uploads, _ = method("fednova").upload(delta, {}, ctx)
+    assert torch.equal(uploads["delta"], torch.stack([delta[0], 4 * delta[1]]))
+    assert torch.equal(uploads["tau"], steps / 4)
+
+
+def test_fednova_minimises_the_mean_loss_whatever_the_clients_steps():
+    """Up to the drift within a round, which falls with lr; FedAvg minimises another mean of the losses."""
+    f = federation(rounds=400, noise=0.0, K=(8, 1, 2), cohorts=((0, 1, 2),))
+    f = f._replace(eta=(0.01,) * 400)
+    best = np.linalg.solve(f.A.sum(0), np.einsum("ipq,iq->p", f.A, f.b[0, :, 0]))
+    nova, avg = (np.abs(last(method(n), f).w.numpy() - best).max() for n in ("fednova", "fedavg"))
+    assert nova < 0.1 * avg
+
+
+def test_fedexp_of_one_client_a_round_is_fedavg():
+    """D is its D_i, and half of the ratio of their squares is less than 1."""
+    f = federation(cohorts=((0,), (2,), (1,)), wd=0.01, C=5.0)
+    for left, right in zip(states(method("fedexp"), f), states(method("fedavg"), f), strict=True):
+        assert torch.equal(left.w, right.w)
+        assert left.server["eta_g"].item() == 1
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 8])
+def test_fedexp_of_clients_at_right_angles_steps_by_half_of_their_number(clients):
+    """S equally long D_i: ||D||^2 is ||D_i||^2 / S."""
+    fedexp, w = method("fedexp", epsilon=1e-12), torch.zeros(8, dtype=torch.float64)
+    deltas = 3 * torch.eye(8, dtype=torch.float64)[:clients]
+    ctx = ClientContext(torch.zeros_like(deltas), {}, 0.1, torch.ones(clients, 1), 1, 1, INFO)
+    uploads, _ = fedexp.upload(deltas, {}, ctx)
+    mean = {name: value.mean(0) for name, value in uploads.items()}
+    end, server = fedexp.server_step(
+        w, fedexp.init_server(w), mean, ServerContext(0.1, 1.0, 1.0, 1)
+    )
+    assert server["eta_g"].item() == pytest.approx(max(1.0, clients / 2))
+    torch.testing.assert_close(end, max(1.0, clients / 2) * mean["delta"])
+
+
+@pytest.mark.parametrize(("decoupled", "weight"), [(True, 4.0), (False, 0.25 * 4)])
+def test_fedwsam_weighs_the_sharpness_by_kappa(decoupled, weight):
+    """gamma = 0.8, so kappa = 4. The gradient is 2 at the start and rho / sqrt(3) more at y + e."""
+    start = torch.zeros(1, 3, dtype=torch.float64)
+    ctx = ClientContext(start, {"Delta": ZEROS}, 0.1, torch.tensor([[2.0]]), 0, 1, INFO)
+    wsam = method("fedwsam", alpha=0.25, gamma=0.8, rho=0.3 * 3**0.5, decoupled=decoupled)
+    direction, _ = wsam.local_step(start, {}, lambda x: x + 2, ctx)
+    torch.testing.assert_close(direction, torch.full_like(start, 0.25 * 2 + weight * 0.3))
+
+
+def test_fedgf_of_far_clients_takes_all_gradients_at_the_servers_point():
+    """threshold = 0, so c = 1 from the second round on; the weight decay alone sees where a client is."""
+    f = federation(rounds=3, cohorts=((0, 1), (1,), (0, 2)))
+    *_, before, after = states(method("fedgf", rho_global=0.4, threshold=0.0), f)
+    G = before.server["G"].numpy()
+    w_p = before.w.numpy() + 0.4 * G / np.linalg.norm(G)
+    path = np.mean([sum(f.gradient(2, i, k, w_p) for k in range(f.K[i])) for i in (0, 2)], axis=0)
+    np.testing.assert_allclose((after.w - before.w).numpy(), -f.eta[2] * path, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 5, 24, 25, 60])
+def test_fedgf_remembers_which_of_the_last_rounds_were_far(window):
+    fedgf, w = method("fedgf", threshold=0.5, window=window), torch.zeros(3)
+    server, rounds = fedgf.init_server(w), []
+    for round, far in enumerate(np.random.default_rng(0).random(200) > 0.5, 1):
+        rounds.append(int(far))
+        mean = {"delta": ONES, "drift": torch.tensor([0.6 if far else 0.4])}
+        w, server = fedgf.server_step(w, server, mean, ServerContext(0.1, 2.0, 1.0, round))
+        assert server["c"].item() == pytest.approx(np.mean(rounds[-window:]))
+
+
+def test_fedgmt_of_one_local_step_without_its_divergence_is_feddyn():
+    """The proximal term that FedDyn has beyond it is 0 in the first step of a round."""
+    f = federation(K=(1, 1, 1), wd=0.01, C=5.0)
+    for left, right in zip(
+        states(method("fedgmt", gamma=0.0, duals="all"), f),
+        states(method("feddyn"), f),
+        strict=True,
+    ):
+        assert torch.equal(left.w, right.w)
+        assert torch.equal(left.server["h"], right.server["h"])
+
+
+def test_fedgmt_corrects_alike_where_everybody_takes_part():
+    """All clients are active then. One sums their dual variables, the other their updates."""
+    f = federation(cohorts=((0, 1, 2),), wd=0.01, C=5.0)
+    active, everyone = (method("fedgmt", duals=c) for c in ("active", "all"))
+    for left, right in zip(states(active, f), states(everyone, f), strict=True):
+        torch.testing.assert_close(left.w, right.w, rtol=0, atol=1e-12)
+
+
+def test_fedgmt_near_its_own_start_has_no_divergence():
+    """alpha = 0: e is w, where each client begins. Two softmaxes cancel there but for rounding."""
+    f = federation(K=(1, 1, 1), wd=0.01, C=5.0)
+    near, none = (last(method("fedgmt", alpha=0.0, gamma=g), f).w for g in (2.0, 0.0))
+    torch.testing.assert_close(near, none, rtol=0, atol=1e-12)
+
+
+def test_the_pull_of_fedgmt_is_the_slope_of_its_divergence():
+    """By central differences, on one sample whose outputs are y - b."""
+    rng = np.random.default_rng(0)
+    b, y, e = rng.normal(size=(3, 5))
+    gamma, tau = 0.8, 1.5
+
+    def divergence(y: np.ndarray) -> float:
+        p, q = (np.exp((v - b) / tau) / np.exp((v - b) / tau).sum() for v in (e, y))
+        return gamma * tau**2 * float((p * np.log(p / q)).sum())
+
+    steps = 1e-5 * np.eye(5)
+    slope = [(divergence(y + s) - divergence(y - s)) / 2e-5 for s in steps]
+    f = federation(clients=1, K=(1,), cohorts=((0,),))
+    batch = Minibatch(torch.zeros(1, 5, 5, dtype=torch.float64), torch.tensor(b[None]))
+    x, shared = torch.tensor(y[None]), {"e": torch.tensor(e)}
+    ctx = ClientContext(x, shared, 0.1, torch.tensor([[1.0]]), 0, 1, info(f))
+    pull, _ = method("fedgmt", gamma=gamma, tau=tau).local_step(
+        x, {"h_i": torch.zeros_like(x)}, lambda at, p: Quadratic()(at, batch, Loss(p))[0], ctx
+    )
+    np.testing.assert_allclose(pull[0].numpy(), slope, rtol=1e-7, atol=1e-9)
 
 
 def test_fednsam_without_sam_is_one_method_in_two_frames():
@@ -349,13 +515,31 @@ def test_fedadam_without_memory_moves_every_parameter_by_its_learning_rate():
         w = state.w
 
 
-@pytest.mark.parametrize("corrected", [method("scaffold"), method("feddyn", lam=0.5)])
+@pytest.mark.parametrize(
+    "corrected",
+    [
+        method("scaffold"),
+        method("feddyn", lam=0.5),
+        method("fedgmt", lam=0.5, alpha=0.6, duals="all"),
+    ],
+)
 def test_corrected_clients_agree_at_the_optimum_of_the_mean_loss(corrected):
     """With partial participation and uneven K, where FedAvg ends elsewhere."""
     f = federation(rounds=600, noise=0.0)._replace(eta=(0.1,) * 600)
     best = np.linalg.solve(f.A.sum(0), np.einsum("ipq,iq->p", f.A, f.b[0, :, 0]))
     assert np.abs(last(corrected, f).w.numpy() - best).max() < 1e-6
     assert np.abs(last(method("fedavg"), f).w.numpy() - best).max() > 0.1
+
+
+def test_fedgmt_rests_with_the_duals_of_all_clients_alone():
+    """Without noise, under partial participation."""
+    f = federation(rounds=300, noise=0.0)._replace(eta=(0.1,) * 300)
+    moves = {}
+    for duals in ("active", "all"):
+        fedgmt = method("fedgmt", lam=0.5, alpha=0.6, duals=duals)
+        *_, previous, end = (state.w for state in states(fedgmt, f))
+        moves[duals] = (end - previous).norm().item()
+    assert moves["all"] < 1e-3 < 0.1 < moves["active"]
 
 
 MOMENTA = {
@@ -384,7 +568,7 @@ def test_fedlesam_remembers_the_last_update_of_the_server():
             w = state.w
 
 
-@pytest.mark.parametrize("name", ["feddyn", "fedspeed", "fedsmoo", "fedlesam_d"])
+@pytest.mark.parametrize("name", ["feddyn", "fedspeed", "fedgloss", "fedsmoo", "fedlesam_d"])
 def test_the_displacements_of_all_clients_average_to_h(name):
     """Over all N, seen or not, under partial participation and uneven K."""
     for state in states(method(name), federation(wd=0.01, C=5.0)):
@@ -393,9 +577,43 @@ def test_the_displacements_of_all_clients_average_to_h(name):
         assert state.server["h"].any()
 
 
+def test_the_duals_of_the_cohort_move_w_of_fedgmt_beyond_the_mean():
+    f = federation(wd=0.01, C=5.0)
+    w = torch.tensor(f.x0)
+    before = (torch.zeros_like(w),) * f.N
+    for state, cohort in zip(states(method("fedgmt", duals="active"), f), f.cohorts, strict=True):
+        h = tuple(memory["h_i"] for memory in state.memories)
+        ends = torch.stack([w + h[i] - before[i] for i in cohort])
+        expected = ends.mean(0) + torch.stack([h[i] for i in cohort]).mean(0)
+        torch.testing.assert_close(state.w, expected, rtol=0, atol=1e-12)
+        w, before = state.w, h
+
+
+def test_fedgmt_averages_the_models_before_with_falling_weights():
+    """e_r = alpha^r w_0 + (1 - alpha) (w_r + alpha w_(r-1) + ...)."""
+    f, alpha = federation(), 0.6
+    models = [torch.tensor(f.x0)]
+    for r, state in enumerate(states(method("fedgmt", alpha=alpha), f), 1):
+        models.append(state.w)
+        weights = [alpha**r, *((1 - alpha) * alpha ** (r - k) for k in range(1, r + 1))]
+        expected = sum(a * w for a, w in zip(weights, models, strict=True))
+        torch.testing.assert_close(state.server["e"], expected, rtol=0, atol=1e-12)
+
+
 def test_the_servers_perturbation_of_fedsmoo_has_the_norm_rho():
     for state in states(method("fedsmoo", rho=0.3), federation(wd=0.01, C=5.0)):
         assert state.server["s"].norm().item() == pytest.approx(0.3, abs=1e-12)
+
+
+def test_fedgloss_starts_uphill_of_w_by_the_servers_radius():
+    f, gloss = federation(wd=0.01, C=5.0), method("fedgloss", rho=0.3)
+    first = torch.tensor(f.x0)
+    assert torch.equal(gloss.broadcast(first, gloss.init_server(first))[0], first)
+    for state in states(gloss, f):
+        start, shared = gloss.broadcast(state.w, state.server)
+        assert not shared
+        assert (start - state.w).norm().item() == pytest.approx(0.3, abs=1e-12)
+        assert (start - state.w) @ state.server["D"] < 0
 
 
 def test_fednsam_without_sam_differs_from_fedavgm_by_its_start_point_only():
@@ -503,9 +721,23 @@ CORRECTIONS: dict[str, tuple[Algorithm, Vectors, Vectors, float]] = {
         {},
         0.25 * 2 + 0.75,
     ),
+    "fedwsam Delta": (  # both points have the gradient 2
+        method("fedwsam", alpha=0.25, rho=0.0),
+        {"Delta": ONES},
+        {},
+        0.25 * 2 + 0.75,
+    ),
     "fedgamma c": (method("fedgamma", rho=0.0), {"c": ONES}, {"c_i": ZEROS}, 2.0 + 1),
     "feddyn h_i": (method("feddyn", lam=0.5), {}, {"h_i": ONES}, 2.0 + 0.5),
     "fedspeed h_i": (method("fedspeed", lam=0.5, rho=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedgloss h_i": (method("fedgloss", lam=0.5, rho_local=0.0), {}, {"h_i": ONES}, 2.0 + 0.5),
+    "fedgf w_p": (  # the gradient at 0.25 * 4
+        method("fedgf", rho=0.0),
+        {"w_p": 4 * ONES, "c": torch.tensor([0.25])},
+        {},
+        2.0 + 1,
+    ),
+    "fedgmt h_i": (method("fedgmt", lam=0.5), {"e": ZEROS}, {"h_i": ONES}, 2.0 + 0.5),
     "fedsmoo s": (  # q = 2 - 4 is negative, and e = -1
         method("fedsmoo", rho=3**0.5),
         {"s": 4 * ONES},
@@ -587,6 +819,7 @@ def test_a_correction_changes_the_direction(case):
         method("fedprox", mu=0.5),
         method("fedacg", beta=0.5),
         method("feddyn", lam=0.5),
+        method("fedgloss", lam=0.5, rho_local=0.0),
     ],
 )
 def test_a_proximal_term_pulls_back_to_the_start(algorithm):

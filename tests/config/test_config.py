@@ -287,8 +287,8 @@ def test_bad_overrides(override, message):
             "algorithm.roh = 3: unknown key (did you mean 'algorithm.rho'?); allow",
         ),
         (
-            "algorithm.name=fedwsam",
-            "algorithm.name = 'fedwsam': unknown name (did you mean 'fedwms",
+            "algorithm.name=fedwmsm",
+            "algorithm.name = 'fedwmsm': unknown name (did you mean 'fedwms",
         ),
         ("algorithm.name=null", "algorithm.name = null: must be one of fedacg, fedadagrad, "),
         ("algorithm.name=[a]", 'algorithm.name = ["a"]: must be one of fedacg, '),

@@ -1,6 +1,6 @@
 """Clients whose round is run again: they end where they ended, and are measured as anyone would."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from conftest import each
 from local_pool import specs
 
-from rayfl.algorithms import ALGORITHMS
+from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.vectors import cosine
 from rayfl.config.schema import load_config
 from rayfl.federation.client import Client
@@ -45,11 +45,25 @@ def after(rounds, algorithm, small):
     return server, ask, pooled
 
 
-@each(name=["fedavg", "scaffold", "fedwmsam", "fednsam"])
-def test_the_clients_end_where_the_next_round_ends(name, small):
+@dataclass(frozen=True, kw_only=True)
+class UploadsTwice(Algorithm):
+    """FedAvg whose `delta` is twice the way that a client came."""
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": 2 * delta}, memory
+
+    def server_step(self, w, server, mean, ctx):
+        return w + mean["delta"] / 2, server
+
+
+METHODS = {name: ALGORITHMS[name]() for name in ("fedavg", "scaffold", "fedwmsam", "fednsam")}
+
+
+@each(algorithm=METHODS | {"uploads twice": UploadsTwice()})
+def test_the_clients_end_where_the_next_round_ends(algorithm, small):
     """From the state after round 2, with its memories: the mean of the ends is round 3's."""
     small["federation"] |= {"clients_per_unit": 1, "stack": 1}
-    server, ask, pooled = after(2, ALGORITHMS[name](), small)
+    server, ask, pooled = after(2, algorithm, small)
     clients = ask.clients(100)
     assert len(clients) == 5
     _, gradient = pooled.gradient()

@@ -121,7 +121,7 @@ def three_rounds(
     server, first = algorithm.init_server(w), algorithm.init_client(w)
     memory = {name: value.repeat(len(steps), 1) for name, value in first.items()}
     results = []
-    for round, lr in enumerate(LRS):
+    for round, lr in enumerate(LRS, 1):
         step = LocalStep(algorithm, oracle, SGD(lr=lr, **sgd), info)
         start, shared = algorithm.broadcast(w, server)
         minibatches = batches(round, len(steps), ragged=len(steps) > 1)
