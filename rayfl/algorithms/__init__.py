@@ -18,6 +18,7 @@ from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from rayfl.algorithms.fedprox import FedProx
 from rayfl.algorithms.fedsam import FedSAM
 from rayfl.algorithms.fedsmoo import FedSMOO
+from rayfl.algorithms.fedsol import FedSOL
 from rayfl.algorithms.fedspeed import FedSpeed
 from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
@@ -52,6 +53,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedprox": FedProx,
     "fedsam": FedSAM,
     "fedsmoo": FedSMOO,
+    "fedsol": FedSOL,
     "fedspeed": FedSpeed,
     "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,

@@ -9,9 +9,8 @@ local step k of round r. Both passes of a SAM step see the same minibatch.
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
 cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, but these are displacements:
-m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon needs a model's outputs: they are y - b, of one
-sample. Each generator yields what there is to compare
-after every round.
+m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon and FedSOL need a model's outputs: they are
+y - b, of one sample. Each generator yields what there is to compare after every round.
 """
 
 import math
@@ -786,6 +785,39 @@ def moon(f: Federation, *, mu: float, tau: float, server_lr: float = 1.0) -> Ite
         yield Outcome(x, {}, {"w_prev": x_prev, "seen": seen})
 
 
+def softmax(v: Array) -> Array:
+    powers = np.exp(v - v.max())
+    return powers / powers.sum()
+
+
+def fedsol(
+    f: Federation,
+    *,
+    rho: float,
+    strength: str = "adaptive",
+    temperature: float = 3.0,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """The gradient in z of KL(p || softmax(z / T)) is (softmax(z / T) - p) / T, and dz / dy is 1."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                q, p = (softmax((v - f.b[r, i, k]) / temperature) for v in (y, x))
+                g_p, e = (q - p) / temperature, np.zeros_like(x)
+                if k > 0:
+                    e = rho * g_p / norm(g_p)
+                    for place in f.places if strength == "adaptive" else []:
+                        away = np.abs(y - x)[place]
+                        e[place] *= away / np.sqrt((away**2).sum(axis=0, keepdims=True))
+                y = f.step(r, y, f.gradient(r, i, k, y + e))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
+
+
 METHODS = {
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
@@ -810,6 +842,7 @@ METHODS = {
     "fedprox": fedprox,
     "fedsam": fedsam,
     "fedsmoo": fedsmoo,
+    "fedsol": fedsol,
     "fedspeed": fedspeed,
     "fedswa": fedswa,
     "fedwmsam": fedwmsam,

@@ -18,7 +18,7 @@ from rayfl.training.gradients.oracle import CROSS_ENTROPY
 from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 # For methods that treat matrices otherwise than vectors: a wide one, a tall one and a vector.
-SHAPES = {"fedmuon": ((2, 2, 1, 2), (3, 2), (2,))}
+SHAPES = dict.fromkeys(("fedmuon", "fedsol"), ((2, 2, 1, 2), (3, 2), (2,)))
 
 
 class Minibatch(NamedTuple):

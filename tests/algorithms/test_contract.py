@@ -47,6 +47,7 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedlesam_d-last_update": ALGORITHMS["fedlesam_d"](estimate="last_update"),
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
+    "fedsol-fixed": ALGORITHMS["fedsol"](strength="fixed"),
     "fedmuon-nesterov": ALGORITHMS["fedmuon"](momentum="nesterov", tall=True),
 }
 HYPER_PARAMETERS = {
@@ -73,6 +74,7 @@ OTHERS = {
     ("fednsam", "released_server"): True,
     ("fedmuon", "momentum"): "nesterov",
     ("fedmuon", "tall"): True,
+    ("fedsol", "strength"): "fixed",
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
     ("fedlesam_d", "estimate"): "last_update",

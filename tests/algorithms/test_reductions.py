@@ -10,12 +10,19 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from quadratics import federation, last, states
+from quadratics import federation, info, last, states
 from torch import Tensor
 
 from rayfl import models
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ClientContext, ExperimentInfo, ServerContext, TensorInfo, Vectors
+from rayfl.algorithms.base import (
+    Batch,
+    ClientContext,
+    ExperimentInfo,
+    ServerContext,
+    TensorInfo,
+    Vectors,
+)
 from rayfl.data.partition import split
 from rayfl.data.schemes import Dirichlet
 from rayfl.data.sources import Digits
@@ -74,6 +81,7 @@ EXACT = {
     "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
     "fedinit beta=0 is fedavg": Identity(method("fedinit", beta=0.0), method("fedavg")),
     "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
+    "fedsol rho=0 is fedavg": Identity(method("fedsol", rho=0.0), method("fedavg")),
     "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
     "fedsmoo rho=0 is feddyn": Identity(method("fedsmoo", rho=0.0), method("feddyn")),
     "fedlesam rho=0 is fedavg": Identity(method("fedlesam", rho=0.0), method("fedavg")),
@@ -323,6 +331,59 @@ def test_a_model_of_one_tensor_has_one_norm():
 def test_moon_leaves_a_client_in_its_first_cohort_alone():
     f = federation(rounds=1)
     assert torch.equal(last(method("moon", mu=5.0), f).w, last(method("fedavg"), f).w)
+
+
+def test_fedsol_perturbs_nothing_in_the_first_local_step():
+    f = federation(K=(1, 1, 1))
+    for strength in ("adaptive", "fixed"):
+        one = method("fedsol", rho=5.0, strength=strength)
+        assert torch.equal(last(one, f).w, last(method("fedavg"), f).w)
+
+
+def perturbation(algorithm: Algorithm, x: Tensor, ctx: ClientContext) -> Tensor:
+    """How far from x the last gradient of a local step is taken; the outputs are the parameters."""
+    points = []
+
+    def grad(at: Tensor, penalty=None, **options) -> Tensor:
+        points.append(at)
+        if penalty is None:
+            return torch.zeros_like(at)
+        z = at.detach().unsqueeze(-2).requires_grad_()
+        batch = Batch(torch.zeros(len(at), 1, dtype=torch.int64), lambda y: y.unsqueeze(-2))
+        return torch.autograd.grad(penalty(z, batch).sum(), z)[0].squeeze(-2)
+
+    algorithm.local_step(x, {}, grad, ctx)
+    return points[-1] - x
+
+
+def test_fedsol_perturbs_away_from_the_start_points_outputs():
+    """By rho in the fixed form, and by rho times what each parameter has moved in the adaptive one."""
+    f = federation(shapes=((3, 2, 1, 2), (2, 2), (2,), ()))
+    start = torch.randn(2, 19, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    away = torch.linspace(-1, 2, 38, dtype=torch.float64).view(2, 19)
+    away[:, 3] = away[:, 12] = away[:, 14] = 0  # a parameter; a column
+    ctx = ClientContext(
+        start, {}, 0.1, torch.full((2, 1), 2.0), step=1, round=1, experiment=info(f)
+    )
+    fixed = perturbation(method("fedsol", rho=0.3, strength="fixed"), start + away, ctx)
+    torch.testing.assert_close(fixed.norm(dim=-1), torch.full((2,), 0.3, dtype=torch.float64))
+    adaptive = perturbation(method("fedsol", rho=0.3), start + away, ctx)
+
+    def divergence(e: Tensor) -> Tensor:
+        z, z_glob = ((v / 3).log_softmax(-1) for v in (start + away + e, start))
+        return torch.nn.functional.kl_div(z, z_glob, reduction="none", log_target=True).sum(-1)
+
+    for e in (fixed, adaptive):
+        assert (divergence(e) > divergence(0 * e)).all()
+    for t in info(f).tensors:
+        moved = t.view(away)
+        expected = torch.stack(
+            [
+                torch.nn.functional.normalize(m.abs(), dim=0) if t.shape else m.sign().abs()
+                for m in moved
+            ]
+        )
+        torch.testing.assert_close(t.view(adaptive), expected * t.view(fixed))
 
 
 LARGE_TAU = {
