@@ -1,5 +1,6 @@
 """The registry of algorithms: name in a config -> class. Adding a method is a file and a line here."""
 
+from rayfl.algorithms.asyncsam import AsyncSAM
 from rayfl.algorithms.base import Algorithm
 from rayfl.algorithms.fedacg import FedACG
 from rayfl.algorithms.fedadamw import FedAdamW
@@ -30,6 +31,7 @@ from rayfl.algorithms.moon import Moon
 from rayfl.algorithms.scaffold import Scaffold
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
+    "asyncsam": AsyncSAM,
     "fedacg": FedACG,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

@@ -4,7 +4,8 @@ Written from the papers' formulas, client by client and step by step, in float64
 rayfl, so that `test_golden.py` can hold the two against each other.
 
 Client i minimises f_i(y) = 1/2 (y - b)^T A_i (y - b) where its minibatch moves b: b = b[r, i, k] in
-local step k of round r. Both passes of a SAM step see the same minibatch.
+local step k of round r, and the minibatch's first half by apart[r, i, k] more. Both passes of a SAM step see
+the same minibatch.
 
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
@@ -37,6 +38,8 @@ class Federation(NamedTuple):
     A: Array
     """`[N, P, P]`, symmetric and positive definite."""
     b: Array
+    """`[R, N, K, P]`."""
+    apart: Array
     """`[R, N, K, P]`."""
     x0: Array
     """`[P]`."""
@@ -81,8 +84,9 @@ class Federation(NamedTuple):
         """Where as many entries are as there are tensors, the first ones in torch's order."""
         return np.concatenate([place.ravel() for place in self.places])[: len(self.shapes)]
 
-    def gradient(self, r: int, i: int, k: int, y: Array) -> Array:
-        return self.A[i] @ (y - self.b[r, i, k])
+    def gradient(self, r: int, i: int, k: int, y: Array, half: bool = False) -> Array:
+        """Of the whole minibatch, or of its first half."""
+        return self.A[i] @ (y - self.b[r, i, k] - half * self.apart[r, i, k])
 
     def step(self, r: int, y: Array, d: Array) -> Array:
         """y - eta (clip_C(d) + wd y), with clip_C(d) = d min(1, C / (||d|| + 1e-6))."""
@@ -171,6 +175,29 @@ def fedsam(f: Federation, *, rho: float, server_lr: float = 1.0) -> Iterator[Out
                 g = f.gradient(r, i, k, y)
                 e = rho * g / (norm(g) + 1e-12)
                 y = f.step(r, y, f.gradient(r, i, k, y + e))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
+
+
+def asyncsam(
+    f: Federation,
+    *,
+    rho: float,
+    tau: int = 1,
+    ascent_samples: int | str = "all",
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """Minibatches have two samples."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y, ascents = x, []
+            for k in range(f.K[i]):
+                ascents.append(f.gradient(r, i, k, y, half=ascent_samples == 1))
+                g = ascents[max(k - tau, 0)]
+                y = f.step(r, y, f.gradient(r, i, k, y + rho * g / norm(g)))
             D = D + (y - x) / len(S)
         x = x + server_lr * D
         yield Outcome(x, {}, {})
@@ -819,6 +846,7 @@ def fedsol(
 
 
 METHODS = {
+    "asyncsam": asyncsam,
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,

@@ -47,6 +47,7 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedlesam_d-last_update": ALGORITHMS["fedlesam_d"](estimate="last_update"),
     "fedsmoo-rho_0": ALGORITHMS["fedsmoo"](rho=0.0),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
+    "asyncsam-tau_3": ALGORITHMS["asyncsam"](tau=3, ascent_samples=1),
     "fedsol-fixed": ALGORITHMS["fedsol"](strength="fixed"),
     "fedmuon-nesterov": ALGORITHMS["fedmuon"](momentum="nesterov", tall=True),
 }
@@ -74,6 +75,8 @@ OTHERS = {
     ("fednsam", "released_server"): True,
     ("fedmuon", "momentum"): "nesterov",
     ("fedmuon", "tall"): True,
+    ("asyncsam", "tau"): 2,
+    ("asyncsam", "ascent_samples"): 1,
     ("fedsol", "strength"): "fixed",
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
@@ -151,7 +154,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
         kept.append(copied(vectors))
         return vectors
 
-    batch = Minibatch(torch.tensor(f.A), torch.tensor(f.b[r, :, 0]))
+    batch = Minibatch(*map(torch.tensor, (f.A, f.b[r, :, 0], f.apart[r, :, 0])))
 
     def grad(at: torch.Tensor, *penalty, **options) -> torch.Tensor:
         watch({"at": at})

@@ -23,6 +23,7 @@ ADAPTIVE = {"server_lr": 0.2, "beta1": 0.6, "tau": 0.05}
 ADAM = {"beta1": 0.6, "beta2": 0.8, "epsilon": 1e-3}
 MUON = ADAM | {"gamma": 0.3, "beta": 0.7}
 TWO_PASSES = {
+    "asyncsam",
     "fedasam",
     "fedgamma",
     "fednsam",
@@ -44,6 +45,11 @@ CASES = {
     "scaffold-server_lr": ("scaffold", {"server_lr": 0.7}),
     "fedsam": ("fedsam", {"rho": 0.2}),
     "fedsam-server_lr": ("fedsam", {"rho": 0.2, "server_lr": 0.7}),
+    "asyncsam": ("asyncsam", {"rho": 0.4}),
+    "asyncsam-tau_0": ("asyncsam", {"rho": 0.4, "tau": 0}),
+    "asyncsam-tau_2": ("asyncsam", {"rho": 0.4, "tau": 2}),
+    "asyncsam-ascent_samples": ("asyncsam", {"rho": 0.4, "ascent_samples": 1}),
+    "asyncsam-server_lr": ("asyncsam", {"rho": 0.4, "server_lr": 0.7}),
     "fednsam": ("fednsam", {"gamma": 0.8, "rho": 0.2}),
     "fednsam-server_lr": ("fednsam", {"gamma": 0.8, "rho": 0.2, "server_lr": 0.7}),
     "fednsam_momentum": ("fednsam_momentum", {"gamma": 0.8, "rho": 0.2}),
@@ -231,6 +237,7 @@ def test_the_reference_itself_equals_a_closed_form():
     f = Federation(
         A=np.full((1, 1, 1), a),
         b=np.full((4, 1, K, 1), b),
+        apart=np.zeros((4, 1, K, 1)),
         x0=np.array([x]),
         cohorts=((0,),) * 4,
         K=(K,),

@@ -52,6 +52,13 @@ EXACT = {
     "fedavgm gamma=0 is fedavg": Identity(method("fedavgm", gamma=0.0), method("fedavg")),
     "fedcm alpha=1 is fedavg": Identity(method("fedcm", alpha=1.0), method("fedavg")),
     "fedsam rho=0 is fedavg": Identity(method("fedsam", rho=0.0), method("fedavg")),
+    "asyncsam tau=0 is fedsam": Identity(
+        method("asyncsam", tau=0, rho=0.1), method("fedsam", rho=0.1)
+    ),
+    "asyncsam rho=0 is fedavg": Identity(method("asyncsam", rho=0.0, tau=2), method("fedavg")),
+    "asyncsam of more samples than there are": Identity(
+        method("asyncsam", rho=0.1, ascent_samples=1000), method("asyncsam", rho=0.1)
+    ),
     "fednsam gamma=0 is fedsam": Identity(
         method("fednsam", gamma=0.0, rho=0.1), method("fedsam", rho=0.1)
     ),
@@ -333,6 +340,32 @@ def test_moon_leaves_a_client_in_its_first_cohort_alone():
     assert torch.equal(last(method("moon", mu=5.0), f).w, last(method("fedavg"), f).w)
 
 
+def test_asyncsam_takes_a_step_of_sam_first():
+    f = federation(K=(1, 1, 1), wd=0.01, C=5.0)
+    old = method("asyncsam", rho=0.5, tau=3)
+    assert torch.equal(last(old, f).w, last(method("fedsam", rho=0.5), f).w)
+
+
+def test_asyncsam_perturbs_along_the_gradient_of_tau_steps_before():
+    """Gradients at the iterates are the number of the step; each call tells where it is."""
+    x, points = torch.zeros(1, 3), []
+    ctx = ClientContext(x, {}, 0.1, torch.tensor([[6.0]]), step=0, round=1, experiment=INFO)
+    memory = {}
+    for k in range(6):
+
+        def grad(at: Tensor, samples: int | None = None, k: int = k) -> Tensor:
+            points.append((k, samples, at))
+            return torch.nn.functional.one_hot(torch.tensor([k % 3]), 3).float()
+
+        _, memory = method("asyncsam", rho=2.0, tau=2, ascent_samples=7).local_step(
+            x, memory, grad, ctx._replace(step=k)
+        )
+    assert [samples for _, samples, _ in points] == [7, None] * 6
+    perturbed = torch.cat([at for _, samples, at in points if samples is None])
+    assert perturbed.argmax(-1).tolist() == [0, 0, 0, 1, 2, 0]
+    assert perturbed.norm(dim=-1).tolist() == [2.0] * 6
+
+
 def test_fedsol_perturbs_nothing_in_the_first_local_step():
     f = federation(K=(1, 1, 1))
     for strength in ("adaptive", "fixed"):
@@ -509,7 +542,7 @@ def test_the_second_moment_of_fedlada_never_falls():
         v = state.server["v"]
 
 
-@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada", "fedmuon"])
+@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada", "fedmuon", "asyncsam"])
 def test_moments_of_a_round_are_nobodys_memory(name):
     for state in states(method(name), federation(rounds=2)):
         assert not any(state.memories)
