@@ -55,6 +55,7 @@ class TrialRun:
     answered: int
     """Time of its start, or when a sweep last answered with it, in milliseconds since 1970."""
     summary: dict[str, float]
+    """Numbers of the whole run, and the last accuracies of its domains."""
 
     @classmethod
     def of(cls, run: "Run", metric: str) -> Self:
@@ -69,7 +70,9 @@ class TrialRun:
             rules=tags.get("rayfl.rules", ""),
             identity=(tags["rayfl.config_hash"], tags.get(DATA_TAG, ""), tags.get(CODE_TAG, "")),
             answered=max(run.info.start_time, int(tags.get(ANSWERED_TAG, 0))),
-            summary={k: v for k, v in metrics.items() if "/" not in k},
+            summary={
+                k: v for k, v in metrics.items() if "/" not in k or k.startswith("test/domain")
+            },
         )
 
 

@@ -1,5 +1,6 @@
 """The registry of algorithms: name in a config -> class. Adding a method is a file and a line here."""
 
+from rayfl.algorithms.asyncsam import AsyncSAM
 from rayfl.algorithms.base import Algorithm
 from rayfl.algorithms.fedacg import FedACG
 from rayfl.algorithms.fedadamw import FedAdamW
@@ -23,6 +24,7 @@ from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from rayfl.algorithms.fedprox import FedProx
 from rayfl.algorithms.fedsam import FedSAM
 from rayfl.algorithms.fedsmoo import FedSMOO
+from rayfl.algorithms.fedsol import FedSOL
 from rayfl.algorithms.fedspeed import FedSpeed
 from rayfl.algorithms.fedswa import FedMoSWA, FedSWA
 from rayfl.algorithms.fedwmsam import FedWMSAM
@@ -35,6 +37,7 @@ from rayfl.algorithms.moon import Moon
 from rayfl.algorithms.scaffold import Scaffold
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
+    "asyncsam": AsyncSAM,
     "fedacg": FedACG,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
@@ -63,6 +66,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedprox": FedProx,
     "fedsam": FedSAM,
     "fedsmoo": FedSMOO,
+    "fedsol": FedSOL,
     "fedspeed": FedSpeed,
     "fedswa": FedSWA,
     "fedwmsam": FedWMSAM,

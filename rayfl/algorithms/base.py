@@ -126,6 +126,15 @@ class TensorInfo(NamedTuple):
             return part.view(*stack, out, height, width, into).movedim(-1, -3)
         return part.view((*stack, *self.shape))
 
+    def matrix(self, flat: Tensor) -> Tensor:
+        """As a view of `flat`, its first dimension by all others, `[..., P] -> [..., rows, columns]`.
+
+        The columns of a kernel come as they lie in memory, channels last, and not in PyTorch's order. A
+        vector has one column, a scalar one entry.
+        """
+        rows = self.shape[0] if self.shape else 1
+        return flat[..., self.offset : self.offset + self.size].unflatten(-1, (rows, -1))
+
 
 class ExperimentInfo(NamedTuple):
     """Facts that are the same for all clients and rounds of an experiment."""

@@ -16,6 +16,7 @@ Server:  w <- w + server_lr D;  M <- mean of the clients' last M over the cohort
 O is approximate, by Newton and Schulz: X = M / ||M||, then five times X <- a X + (b X X^T + c (X X^T)^2) X
 with (a, b, c) = (3.4445, -4.775, 2.0315), which takes X's singular values from 0.002 to 1 to between 0.68
 and 1.21.
+A kernel's columns lie channels last, and so do those of its O: the order of a matrix's columns is no matter.
 The formulas are of matrices. Tensors of one dimension take AdamW's steps, from new in every round, as in the
 released code: their O is the direction of `local_adamw.py`, with beta1, beta2 and epsilon.
 
@@ -92,7 +93,7 @@ class FedMuon(LocalAdamW):
         direction = torch.empty_like(ahead)
         for t in matrices:
             factor = self.matrix_lr * (stretch(t) if self.tall else 1.0)
-            as_matrix(t, direction).copy_(factor * orthogonal(as_matrix(t, ahead)))
+            t.matrix(direction).copy_(factor * orthogonal(t.matrix(ahead)))
         for t, value in zip(others, adam.split([t.size for t in others], dim=-1), strict=True):
             part(t, direction).copy_(value)
         momentum = self.gamma * ctx.shared["Delta"]
@@ -116,16 +117,6 @@ class FedMuon(LocalAdamW):
 def part(t: TensorInfo, flat: Tensor) -> Tensor:
     """The tensor's entries in the flat vector, `[..., P] -> [..., size]`."""
     return flat[..., t.offset : t.offset + t.size]
-
-
-def as_matrix(t: TensorInfo, flat: Tensor) -> Tensor:
-    """The tensor as a view of `flat`, its first dimension by all others, `[..., P] -> [..., rows, columns]`.
-
-    The columns of a 2-d convolution's kernel come channels last, as they lie in memory, and not in PyTorch's
-    order: the orthogonal factor of a matrix with its columns in another order is that factor, its columns
-    in this order.
-    """
-    return part(t, flat).unflatten(-1, (t.shape[0], -1))
 
 
 def stretch(t: TensorInfo) -> float:

@@ -36,6 +36,11 @@ def scaled_to(v: Tensor, radius: float) -> Tensor:
     return v * _inverse_norm(v, radius)
 
 
+def perturbed(v: Tensor, x: Tensor, radius: float) -> Tensor:
+    """`x + scaled_to(v, radius)`, a new vector with the bits of `perturb_`; `[..., P]`."""
+    return torch.addcmul(x, v, _inverse_norm(v, radius))
+
+
 def perturb_(v: Tensor, x: Tensor, radius: float) -> Tensor:
     """`v <- x + scaled_to(v, radius)` in place; `[..., P]`."""
     return torch.addcmul(x, v, _inverse_norm(v, radius), out=v)

@@ -37,6 +37,8 @@ COSTS = {
 _SPREADS = ("accuracy_oscillation", "accuracy_overshoot")
 _SUMMARIES = ("accuracy_final", "accuracy_best", "accuracy_last10", "loss_final", *_SPREADS)
 _TESTED = ("test/accuracy", "test/loss")
+_PARTS = ("test/class/", "test/domain")
+"""Beginnings of the names of accuracies on a part of the test set."""
 _ALIGNED = ("update/agreement", "update/cos_previous", "update/cos_momentum")
 _TARGET = re.compile(r"(rounds|bytes|seconds)_to_(0?\.\d+|1(?:\.0*)?|0)")
 
@@ -73,7 +75,7 @@ class Metric:
     @property
     def is_accuracy(self) -> bool:
         """True for a share of samples, which tables for papers have in percent."""
-        return "accuracy" in self.column
+        return "accuracy" in self.column or self.column.startswith(_PARTS)
 
     @property
     def validation(self) -> str:
@@ -169,7 +171,7 @@ def higher_is_better(name: str) -> bool:
     """Return True for a metric of MLflow's that is better where it is higher; lower is, of the others."""
     if name in _ALIGNED or name.startswith("flatness/alignment/"):
         return True
-    return "accuracy" in name and not name.endswith(_SPREADS)
+    return name.startswith(_PARTS) or ("accuracy" in name and not name.endswith(_SPREADS))
 
 
 def numbers(runs: pd.DataFrame, column: str) -> pd.Series:

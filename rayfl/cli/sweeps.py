@@ -62,8 +62,11 @@ def reproduce(
     ] = None,
     overrides: SweepOverrides = None,
     scale: Annotated[
-        Literal["small", "full"],
-        typer.Option(help="full: the paper's setting; small: minutes on a laptop."),
+        Literal["small", "full", "released"],
+        typer.Option(
+            help="full: the setting of the paper's text; released: that of its scripts; small: minutes on "
+            "a laptop."
+        ),
     ] = "small",
     only: Annotated[
         str | None,
@@ -85,6 +88,7 @@ def reproduce(
     preset = presets.load(name, scale, overrides or [], only)
     listen_locally_for_sweep(preset.sweep)
     if show_plan:
+        say(*(f"note: {fact}" for fact in compare.setting(preset, overrides or [])))
         _show_plan(preset.sweep)
         return
     _, result, _ = _run_sweep(lambda: preset.sweep)

@@ -4,12 +4,13 @@ Written from the papers' formulas, client by client and step by step, in float64
 rayfl, so that `test_golden.py` can hold the two against each other.
 
 Client i minimises f_i(y) = 1/2 (y - b)^T A_i (y - b) where its minibatch moves b: b = b[r, i, k] in
-local step k of round r. Both passes of a SAM step see the same minibatch.
+local step k of round r, and the minibatch's first half by apart[r, i, k] more. Both passes of a SAM step see
+the same minibatch.
 
 Notation: N clients, round r, cohort S, K_i local steps of client i, eta the learning rate of the round,
 eta_g the server's, x server parameters, y local parameters, D_i = y_K - start, D its mean over the
 cohort, g_i = -D_i / (K_i eta). Momenta and control variates point uphill, but these are displacements:
-m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon and FedGMT need a model's outputs:
+m of FedAvgM, FedNSAM, FedACG and FedAdam, h of FedDyn. Moon, FedGMT and FedSOL need a model's outputs:
 they are y - b, of one sample. Each generator yields what there is to compare after every round.
 """
 
@@ -37,6 +38,8 @@ class Federation(NamedTuple):
     A: Array
     """`[N, P, P]`, symmetric and positive definite."""
     b: Array
+    """`[R, N, K, P]`."""
+    apart: Array
     """`[R, N, K, P]`."""
     x0: Array
     """`[P]`."""
@@ -81,8 +84,9 @@ class Federation(NamedTuple):
         """Where as many entries are as there are tensors, the first ones in torch's order."""
         return np.concatenate([place.ravel() for place in self.places])[: len(self.shapes)]
 
-    def gradient(self, r: int, i: int, k: int, y: Array) -> Array:
-        return self.A[i] @ (y - self.b[r, i, k])
+    def gradient(self, r: int, i: int, k: int, y: Array, half: bool = False) -> Array:
+        """Of the whole minibatch, or of its first half."""
+        return self.A[i] @ (y - self.b[r, i, k] - half * self.apart[r, i, k])
 
     def step(self, r: int, y: Array, d: Array) -> Array:
         """y - eta (clip_C(d) + wd y), with clip_C(d) = d min(1, C / (||d|| + 1e-6))."""
@@ -236,6 +240,29 @@ def fedgf(
         x_p = x + rho_global * G / norm(G)
         newest_first = np.array([*far[::-1], *[0.0] * window][:window])
         yield Outcome(x, {"G": G, "c": c, "far": newest_first}, {})
+
+
+def asyncsam(
+    f: Federation,
+    *,
+    rho: float,
+    tau: int = 1,
+    ascent_samples: int | str = "all",
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """Minibatches have two samples."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y, ascents = x, []
+            for k in range(f.K[i]):
+                ascents.append(f.gradient(r, i, k, y, half=ascent_samples == 1))
+                g = ascents[max(k - tau, 0)]
+                y = f.step(r, y, f.gradient(r, i, k, y + rho * g / norm(g)))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
 
 
 def fednsam(
@@ -903,8 +930,9 @@ def moon(f: Federation, *, mu: float, tau: float, server_lr: float = 1.0) -> Ite
         yield Outcome(x, {}, {"w_prev": x_prev, "seen": seen})
 
 
-def softmax(z: Array) -> Array:
-    return np.exp(z) / np.exp(z).sum()
+def softmax(v: Array) -> Array:
+    powers = np.exp(v - v.max())
+    return powers / powers.sum()
 
 
 def fedgmt(
@@ -938,7 +966,36 @@ def fedgmt(
         yield Outcome(x, {"e": e} | h, {"h_i": -beta * u})
 
 
+def fedsol(
+    f: Federation,
+    *,
+    rho: float,
+    strength: str = "adaptive",
+    temperature: float = 3.0,
+    server_lr: float = 1.0,
+) -> Iterator[Outcome]:
+    """The gradient in z of KL(p || softmax(z / T)) is (softmax(z / T) - p) / T, and dz / dy is 1."""
+    x = f.x0
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = x
+            for k in range(f.K[i]):
+                q, p = (softmax((v - f.b[r, i, k]) / temperature) for v in (y, x))
+                g_p, e = (q - p) / temperature, np.zeros_like(x)
+                if k > 0:
+                    e = rho * g_p / norm(g_p)
+                    for place in f.places if strength == "adaptive" else []:
+                        away = np.abs(y - x)[place]
+                        e[place] *= away / np.sqrt((away**2).sum(axis=0, keepdims=True))
+                y = f.step(r, y, f.gradient(r, i, k, y + e))
+            D = D + (y - x) / len(S)
+        x = x + server_lr * D
+        yield Outcome(x, {}, {})
+
+
 METHODS = {
+    "asyncsam": asyncsam,
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
@@ -967,6 +1024,7 @@ METHODS = {
     "fedprox": fedprox,
     "fedsam": fedsam,
     "fedsmoo": fedsmoo,
+    "fedsol": fedsol,
     "fedspeed": fedspeed,
     "fedswa": fedswa,
     "fedwmsam": fedwmsam,

@@ -18,7 +18,7 @@ from rayfl.training.gradients.oracle import CROSS_ENTROPY
 from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 # For methods that treat matrices otherwise than vectors: a wide one, a tall one and a vector.
-SHAPES = {"fedmuon": ((2, 2, 1, 2), (3, 2), (2,))}
+SHAPES = dict.fromkeys(("fedmuon", "fedsol"), ((2, 2, 1, 2), (3, 2), (2,)))
 
 
 class Minibatch(NamedTuple):
@@ -28,6 +28,8 @@ class Minibatch(NamedTuple):
     """`[C, P, P]`."""
     b: Tensor
     """`[C, P]`."""
+    apart: Tensor
+    """`[C, P]`, from b to where the first of the minibatch's two samples has it."""
 
 
 class Quadratic:
@@ -39,6 +41,8 @@ class Quadratic:
         self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
         offset = x - batch.b
+        if loss.samples == 1:
+            offset = offset - batch.apart
         # Not matmul, whose rounding depends on where a row lies in memory.
         gradient = (batch.A * offset.unsqueeze(-2)).sum(-1)
         losses = (offset * gradient).sum(-1) / 2
@@ -80,10 +84,12 @@ def federation(
     A = axes @ (curvatures * axes.transpose(0, 2, 1))
     b = rng.normal(size=(clients, 1, size)) * 3
     b -= b.mean(0)  # the clients pull a start near 0 apart
+    steps = rounds, clients, max(K), size
     return Federation(
         A=A,
-        b=b + noise * rng.normal(size=(rounds, clients, max(K), size)),
+        b=b + noise * rng.normal(size=steps),
         x0=rng.normal(size=size),
+        apart=noise * rng.normal(size=steps),
         cohorts=tuple(tuple(cohorts[r % len(cohorts)]) for r in range(rounds)),
         K=tuple(K),
         eta=tuple(0.1 * 0.9**r for r in range(rounds)),
@@ -111,12 +117,12 @@ def train(
     """Train these clients of round r as one stack."""
     start, shared = algorithm.broadcast(state.w, state.server)
     ids, dtype = list(clients), start.dtype
-    A, b = torch.tensor(f.A[ids], dtype=dtype), torch.tensor(f.b[r, ids], dtype=dtype)
+    A, b, apart = (torch.tensor(v, dtype=dtype) for v in (f.A[ids], f.b[r, ids], f.apart[r, ids]))
     names = state.memories[ids[0]]
     sgd = SGD(lr=f.eta[r], weight_decay=f.wd, clip_norm=f.C)
     return Training(
         LocalStep(algorithm, Quadratic(), sgd, info(f)),
-        lambda k: Minibatch(A, b[:, k]),
+        lambda k: Minibatch(A, b[:, k], apart[:, k]),
         start,
         shared,
         {name: torch.stack([state.memories[i][name] for i in ids]) for name in names},

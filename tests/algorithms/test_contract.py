@@ -53,6 +53,8 @@ INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedwsam-momentum": ALGORITHMS["fedwsam"](alpha=0.5),
     "fedwsam-coupled": ALGORITHMS["fedwsam"](alpha=0.1, decoupled=False),
     "fedasam-eta_0": ALGORITHMS["fedasam"](eta=0.0),
+    "asyncsam-tau_3": ALGORITHMS["asyncsam"](tau=3, ascent_samples=1),
+    "fedsol-fixed": ALGORITHMS["fedsol"](strength="fixed"),
     "fedmuon-nesterov": ALGORITHMS["fedmuon"](momentum="nesterov", tall=True),
 }
 HYPER_PARAMETERS = {
@@ -83,6 +85,9 @@ OTHERS = {
     ("fedgf", "window"): 2,
     ("fedgmt", "duals"): "active",
     ("fedwsam", "decoupled"): False,
+    ("asyncsam", "tau"): 2,
+    ("asyncsam", "ascent_samples"): 1,
+    ("fedsol", "strength"): "fixed",
     ("fedlesam", "estimate"): "last_update",
     ("fedlesam_s", "estimate"): "last_update",
     ("fedlesam_d", "estimate"): "last_update",
@@ -163,7 +168,7 @@ def test_no_method_changes_an_input_in_place(algorithm):
         kept.append(copied(vectors))
         return vectors
 
-    batch = Minibatch(torch.tensor(f.A), torch.tensor(f.b[r, :, 0]))
+    batch = Minibatch(*map(torch.tensor, (f.A, f.b[r, :, 0], f.apart[r, :, 0])))
 
     def grad(at: torch.Tensor, *penalty, **options) -> torch.Tensor:
         watch({"at": at})

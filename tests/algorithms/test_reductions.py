@@ -16,6 +16,7 @@ from torch import Tensor
 from rayfl import models
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import (
+    Batch,
     ClientContext,
     ExperimentInfo,
     Loss,
@@ -55,8 +56,15 @@ EXACT = {
     ),
     "fedcm alpha=1 is fedavg": Identity(method("fedcm", alpha=1.0), method("fedavg")),
     "fedsam rho=0 is fedavg": Identity(method("fedsam", rho=0.0), method("fedavg")),
+    "asyncsam tau=0 is fedsam": Identity(
+        method("asyncsam", tau=0, rho=0.1), method("fedsam", rho=0.1)
+    ),
+    "asyncsam rho=0 is fedavg": Identity(method("asyncsam", rho=0.0, tau=2), method("fedavg")),
     "fedgf with a large threshold is fedsam": Identity(
         method("fedgf", rho=0.1, threshold=1e9), method("fedsam", rho=0.1)
+    ),
+    "asyncsam of more samples than there are": Identity(
+        method("asyncsam", rho=0.1, ascent_samples=1000), method("asyncsam", rho=0.1)
     ),
     "fednsam gamma=0 is fedsam": Identity(
         method("fednsam", gamma=0.0, rho=0.1), method("fedsam", rho=0.1)
@@ -104,6 +112,7 @@ EXACT = {
     "fedgamma rho=0 is scaffold": Identity(method("fedgamma", rho=0.0), method("scaffold")),
     "fedinit beta=0 is fedavg": Identity(method("fedinit", beta=0.0), method("fedavg")),
     "fedprox mu=0 is fedavg": Identity(method("fedprox", mu=0.0), method("fedavg")),
+    "fedsol rho=0 is fedavg": Identity(method("fedsol", rho=0.0), method("fedavg")),
     "fedspeed rho=0 is feddyn": Identity(method("fedspeed", rho=0.0), method("feddyn")),
     "fedgloss rho=rho_local=0 is feddyn": Identity(
         method("fedgloss", rho=0.0, rho_local=0.0), method("feddyn")
@@ -491,6 +500,85 @@ def test_moon_leaves_a_client_in_its_first_cohort_alone():
     assert torch.equal(last(method("moon", mu=5.0), f).w, last(method("fedavg"), f).w)
 
 
+def test_asyncsam_takes_a_step_of_sam_first():
+    f = federation(K=(1, 1, 1), wd=0.01, C=5.0)
+    old = method("asyncsam", rho=0.5, tau=3)
+    assert torch.equal(last(old, f).w, last(method("fedsam", rho=0.5), f).w)
+
+
+def test_asyncsam_perturbs_along_the_gradient_of_tau_steps_before():
+    """Gradients at the iterates are the number of the step; each call tells where it is."""
+    x, points = torch.zeros(1, 3), []
+    ctx = ClientContext(x, {}, 0.1, torch.tensor([[6.0]]), step=0, round=1, experiment=INFO)
+    memory = {}
+    for k in range(6):
+
+        def grad(at: Tensor, samples: int | None = None, k: int = k) -> Tensor:
+            points.append((k, samples, at))
+            return torch.nn.functional.one_hot(torch.tensor([k % 3]), 3).float()
+
+        _, memory = method("asyncsam", rho=2.0, tau=2, ascent_samples=7).local_step(
+            x, memory, grad, ctx._replace(step=k)
+        )
+    assert [samples for _, samples, _ in points] == [7, None] * 6
+    perturbed = torch.cat([at for _, samples, at in points if samples is None])
+    assert perturbed.argmax(-1).tolist() == [0, 0, 0, 1, 2, 0]
+    assert perturbed.norm(dim=-1).tolist() == [2.0] * 6
+
+
+def test_fedsol_perturbs_nothing_in_the_first_local_step():
+    f = federation(K=(1, 1, 1))
+    for strength in ("adaptive", "fixed"):
+        one = method("fedsol", rho=5.0, strength=strength)
+        assert torch.equal(last(one, f).w, last(method("fedavg"), f).w)
+
+
+def perturbation(algorithm: Algorithm, x: Tensor, ctx: ClientContext) -> Tensor:
+    """How far from x the last gradient of a local step is taken; the outputs are the parameters."""
+    points = []
+
+    def grad(at: Tensor, penalty=None, **options) -> Tensor:
+        points.append(at)
+        if penalty is None:
+            return torch.zeros_like(at)
+        z = at.detach().unsqueeze(-2).requires_grad_()
+        batch = Batch(torch.zeros(len(at), 1, dtype=torch.int64), lambda y: y.unsqueeze(-2))
+        return torch.autograd.grad(penalty(z, batch).sum(), z)[0].squeeze(-2)
+
+    algorithm.local_step(x, {}, grad, ctx)
+    return points[-1] - x
+
+
+def test_fedsol_perturbs_away_from_the_start_points_outputs():
+    """By rho in the fixed form, and by rho times what each parameter has moved in the adaptive one."""
+    f = federation(shapes=((3, 2, 1, 2), (2, 2), (2,), ()))
+    start = torch.randn(2, 19, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    away = torch.linspace(-1, 2, 38, dtype=torch.float64).view(2, 19)
+    away[:, 3] = away[:, 12] = away[:, 14] = 0  # a parameter; a column
+    ctx = ClientContext(
+        start, {}, 0.1, torch.full((2, 1), 2.0), step=1, round=1, experiment=info(f)
+    )
+    fixed = perturbation(method("fedsol", rho=0.3, strength="fixed"), start + away, ctx)
+    torch.testing.assert_close(fixed.norm(dim=-1), torch.full((2,), 0.3, dtype=torch.float64))
+    adaptive = perturbation(method("fedsol", rho=0.3), start + away, ctx)
+
+    def divergence(e: Tensor) -> Tensor:
+        z, z_glob = ((v / 3).log_softmax(-1) for v in (start + away + e, start))
+        return torch.nn.functional.kl_div(z, z_glob, reduction="none", log_target=True).sum(-1)
+
+    for e in (fixed, adaptive):
+        assert (divergence(e) > divergence(0 * e)).all()
+    for t in info(f).tensors:
+        moved = t.view(away)
+        expected = torch.stack(
+            [
+                torch.nn.functional.normalize(m.abs(), dim=0) if t.shape else m.sign().abs()
+                for m in moved
+            ]
+        )
+        torch.testing.assert_close(t.view(adaptive), expected * t.view(fixed))
+
+
 LARGE_TAU = {
     # sqrt(v) + tau is about tau where v forgets tau^2 at once, and 2 tau where it does not.
     "fedadam": method("fedadam", server_lr=1e7, tau=1e7, beta1=0.0, beta2=0.0),
@@ -666,7 +754,7 @@ def test_the_second_moment_of_fedlada_never_falls():
         v = state.server["v"]
 
 
-@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada", "fedmuon"])
+@pytest.mark.parametrize("name", ["local_adamw", "fedadamw", "fedlada", "fedmuon", "asyncsam"])
 def test_moments_of_a_round_are_nobodys_memory(name):
     for state in states(method(name), federation(rounds=2)):
         assert not any(state.memories)

@@ -164,7 +164,9 @@ def test_models_are_any_function(own):
 
 @pytest.mark.parametrize("value", [None, "fedavg", ["fedavg"], 3])
 def test_a_section_must_be_one(value):
-    assert "must be a section; set algorithm.name to one of fedacg, " in refusal(ALGORITHM, value)
+    assert "must be a section; set algorithm.name to one of asyncsam, fedacg, " in refusal(
+        ALGORITHM, value
+    )
 
 
 def test_words_for_what_is_required():

@@ -370,6 +370,7 @@ def test_eval_every_and_the_last_round(small):
         ("fedlada", 3, 2, 1),
         ("fedmuon", 3, 2, 1),
         ("moon", 1, 1, 1),
+        ("asyncsam", 1, 1, 2),
     ],
 )
 def test_costs_are_counted(name, vectors_down, vectors_up, passes, small):

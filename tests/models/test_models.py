@@ -46,6 +46,8 @@ def state(model: nn.Module) -> list[torch.Tensor]:
         (ResNet18(stem="cifar"), CIFAR, 100, 11_220_132),
         (ResNet18(stem="cifar"), (3, 64, 64), 200, 11_271_432),
         (ResNet18(norm="batch"), CIFAR, 10, 11_181_642),
+        (ResNet34(), CIFAR, 100, 21_335_972),
+        (ResNet50(), (3, 224, 224), 65, 23_641_217),
         (VGG11(), CIFAR, 10, 9_272_790),
         (VGG11(), CIFAR, 100, 9_377_508),
         (ViTTiny(), CIFAR, 10, 2_693_578),

@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from typer.testing import CliRunner
 
+from rayfl.algorithms import ALGORITHMS
 from rayfl.cli.main import app
 from rayfl.config import layers, shipped
+from rayfl.data.schemes import ByGroup
 from rayfl.errors import ConfigError
+from rayfl.models.mlp import MLP
+from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
 from tuning.config import load_sweep
 from tuning.papers import compare, presets
 from tuning.plan import PlannedTrial, trials
@@ -64,8 +69,9 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
     for value in preset.published.values:
         about = [repr(point) for point in everywhere if value.covers(point)]
         lists = [v for v in value.at.values() if isinstance(v, list)]
-        # The released code stands for its method where somebody runs it; the presets do not.
-        own = [v for v in lists[0] if v != "fedwmsam_released"] if lists else [None]
+        # FedWMSAM's method is one of two in each preset: its own, or the released code's.
+        other = "fedwmsam" if scale == "released" else "fedwmsam_released"
+        own = [v for v in lists[0] if v != other] if lists else [None]
         assert len(about) == len(own), value.at
         metric = value.metric or preset.published.metric
         assert not seen & {(point, metric) for point in about}, f"{value.at} twice"
@@ -91,10 +97,18 @@ def test_small_differs_from_full_in_name_and_base_alone():
             assert {"augment": "none"} | small.base["data"] == {"name": "digits", "augment": "none"}
 
 
+def test_released_differs_from_full_in_name_base_and_algorithms_alone():
+    for name in presets.names():
+        if "released" in presets.scales(name):
+            of_scale = [presets.load(name, scale).sweep for scale in ("full", "released")]
+            full, released = (s.model_dump_json(exclude={"name", "base"}) for s in of_scale)
+            assert full.replace('"fedwmsam"', '"fedwmsam_released"') == released
+
+
 def test_every_sweep_and_number_belongs_to_a_preset():
     files = {
         str(path.relative_to(shipped.folder() / folder).with_suffix(""))
-        for folder in ("paper", "small")
+        for folder in ("paper", "small", "released")
         for path in (shipped.folder() / folder).rglob("*.yaml")
         if not path.stem.startswith("base")
     }
@@ -150,6 +164,19 @@ def test_published_numbers_are_the_paper_s(name, at, value):
     assert [v.value for v in values if v.covers(at)][:1] == ([value] if value else [])
 
 
+def test_published_numbers_of_domains_and_of_what_was_not_reached():
+    values = presets.load("fedwmsam/table2", "full").published.values
+    scaffold = {v.metric: v.value for v in values if v.covers({"algorithm.name": "scaffold"})}
+    assert scaffold == {
+        "test/domain/Art": 0.9934,
+        "test/domain/Clipart": 0.9610,
+        "test/domain/Product": 0.9745,
+        "test/domain/Real World": 0.9749,
+    }
+    values = presets.load("fedwmsam/table9", "full").published.values
+    assert [v.value for v in values] == [None] * 4 + [356, 382]
+
+
 def test_the_paper_s_setting_is_the_paper_s():
     e = presets.load("fedwmsam/table6", "full").sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
     f = e.federation
@@ -162,6 +189,68 @@ def test_the_paper_s_setting_is_the_paper_s():
         10,
     )
     assert presets.load("fedwmsam/table6", "full").sweep.seeds == (20, 0, 10)
+
+
+TEXTS_RHO = {"mofedsam": 0.1, "fedsmoo": 0.1} | dict.fromkeys(
+    ["fedsam", "fedgamma", "fedlesam", "fedlesam_s", "fedlesam_d", "fedwmsam"], 0.01
+)
+
+
+@pytest.mark.parametrize(("name", "scale"), [e for e in EVERY if e[0].startswith("fedwmsam/")])
+def test_rho_is_that_of_the_text_or_of_the_released_scripts(name, scale):
+    sweep = presets.load(name, scale).sweep
+    for point in points(sweep.space, None, 0):
+        method = sweep.experiment(point, 0).algorithm
+        rho = getattr(method, "rho", None)
+        if rho is None or name in ("fedwmsam/table5", "fedwmsam/table6"):  # their own axis
+            continue
+        (given,) = (n for n, known in ALGORITHMS.items() if type(method) is known)
+        assert rho == (0.1 if scale == "released" else TEXTS_RHO[given])
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "released"),
+    [
+        ("table1_fmnist", MLP(), None),
+        ("table1_cifar10", ResNet18(), ResNet18()),
+        ("table1_cifar100", ResNet34(), ResNet18()),
+        ("table2", ResNet50(), None),
+    ],
+)
+def test_models_are_those_of_the_text_or_of_the_released_scripts(name, model, released):
+    for scale, expected in (("full", model), ("released", released)):
+        if expected is None:
+            assert scale not in presets.scales(f"fedwmsam/{name}")
+            continue
+        sweep = presets.load(f"fedwmsam/{name}", scale).sweep
+        found = {sweep.experiment(point, 0).model for point in points(sweep.space, None, 0)}
+        assert found == {expected}
+
+
+def test_a_domain_is_a_client_and_all_take_part():
+    sweep = presets.load("fedwmsam/table2", "full").sweep
+    e = sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
+    assert (e.federation.clients, e.federation.cohort_size, e.partition) == (4, 4, ByGroup())
+    assert (e.data.test_fraction, e.federation.rounds, e.federation.local_epochs) == (0.9, 500, 5)
+
+
+def test_what_a_preset_follows_is_said():
+    for scale, words in (("full", "Section 5.1"), ("released", "not the text"), ("small", "5.1")):
+        said = compare.setting(presets.load("fedwmsam/table3", scale), ["seeds=[1]"])
+        assert said[0].startswith("published: FedWMSAM")
+        assert any(s.startswith(f"scale {scale}: follows ") and words in s for s in said)
+        assert "with seeds=[1]: not the preset's own setting" in said
+        assert ("cannot be run" in " ".join(said)) == (scale != "released")
+    assert len(compare.setting(presets.load("fednsam/log", "full"))) == 1 + len(
+        presets.load("fednsam/log", "full").published.notes
+    )
+
+
+def test_a_plan_without_its_data_says_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["reproduce", "fedwmsam/table2", "--scale", "full", "--plan"])
+    assert "note: needs the images of OfficeHome" in done.output
+    assert "data/OfficeHomeDataset_10072016 is not a directory" in str(done.exception)
 
 
 def test_presets_keep_the_papers_protocol():
@@ -229,6 +318,25 @@ def test_rank_agreement_is_within_a_task_with_ties_as_in_tau_b():
     ]
     assert agreement[0].tau == pytest.approx(1 / 30**0.5)
     assert agreement[1].tau is None  # ours is constant
+
+
+def test_numbers_of_domains_have_tables_of_their_own():
+    """Ours .5 and .7 in one domain, .8 and .6 in the other: a best for each."""
+    names, domains = ["fedavg", "fedcm"], ["test/domain/Art", "test/domain/Real World"]
+    values = [
+        {"at": {"algorithm.name": name}, "value": 0.9, "metric": domain}
+        for name in names
+        for domain in domains
+    ]
+    space = {"algorithm.name": {"grid": names}}
+    rows = [
+        row({"algorithm.name": name}, 0, accuracy_best=0.1, **dict(zip(domains, ours, strict=True)))
+        for name, ours in zip(names, [(0.5, 0.8), (0.7, 0.6)], strict=True)
+    ]
+    found = compare.compare(preset_of(values, space, domains[0]), rows)
+    assert [line.ours.mean for line in found.lines] == [0.5, 0.8, 0.7, 0.6]
+    assert [line.metric for line in found.lines] == domains * 2
+    assert found.best == (1, 2)
 
 
 def test_the_best_of_several_and_what_was_not_reached():
@@ -356,6 +464,31 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
         assert line.ours.mean == pytest.approx(sum(best) / 2)
         assert (line.ours.n, line.seeds) == (2, 2)
     assert any("not comparable" in remark for remark in compare.remarks(comparison))
+
+
+@pytest.mark.slow
+def test_a_preset_on_domains_runs(ray_session, tmp_path, store_here):
+    """The domains of OfficeHome as published, with two classes of plain colours and a tiny network."""
+    for d, domain in enumerate(("Art", "Clipart", "Product", "Real World")):
+        for k, label in enumerate(("Bed", "Mug")):
+            (folder := tmp_path / "office" / domain / label).mkdir(parents=True)
+            for i in range(20):
+                colour = (60 * d, 200 * k, 10 * i)
+                Image.new("RGB", (8, 8), colour).save(folder / f"{i:05}.png")
+    overrides = [
+        "base.data.path=office",
+        "base.data.size=8",
+        "base.federation.rounds=2",
+        "seeds=[1]",
+    ]
+    overrides += ["base.model.name=mlp", "base.model.hidden=[4]"]
+    preset = presets.load("fedwmsam/table2", "full", overrides, "algorithm.name=fedsmoo")
+    found = compare.compare(preset, run(preset.sweep).rows)
+    domains = [f"test/domain/{domain}" for domain in ("Art", "Clipart", "Product", "Real World")]
+    assert [line.metric for line in found.lines] == domains
+    assert [line.published for line in found.lines] == [0.9868, 0.9563, 0.9753, 0.9629]
+    assert [line.ours.n for line in found.lines] == [1] * 4
+    assert found.lines[0].point == {"algorithm.name": "fedsmoo", "algorithm.rho": 0.1}
 
 
 @pytest.mark.slow

@@ -83,8 +83,8 @@ class Replication:
 
     @property
     def is_comparable(self) -> bool:
-        """True if levels, and not only orders, can be compared: the setting is the paper's."""
-        return self.preset.scale == "full"
+        """True if levels, and not only orders, can be compared: the setting is one of the paper's."""
+        return self.preset.scale != "small"
 
 
 def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
@@ -114,7 +114,7 @@ def compare(preset: Preset, rows: "Sequence[TrialResult]") -> Replication:
 
 
 def table(replication: Replication) -> Table:
-    """Format the lines for readers, with differences if the setting is the paper's."""
+    """Format the lines for readers, with differences if the setting is one of the paper's."""
     rows = []
     for line in replication.lines:
         m, point = metric(line.metric), line.point
@@ -151,18 +151,24 @@ def frame(replication: Replication) -> pd.DataFrame:
     )
 
 
-def remarks(replication: Replication, overrides: Sequence[str] = ()) -> list[str]:
-    """List the facts needed to read the numbers correctly."""
-    preset = replication.preset
-    said = [f"published: {preset.published.source}", *preset.published.notes]
+def setting(preset: Preset, overrides: Sequence[str] = ()) -> list[str]:
+    """List what is known of the published numbers, and what the preset does otherwise."""
+    published, scale = preset.published, preset.scale
+    said = [f"published: {published.source}", *published.notes]
+    said += [f"scale {scale}: {fact}" for fact in published.settings.get(scale, ())]
     if overrides:
         said.append(f"with {' '.join(overrides)}: not the preset's own setting")
-    if not replication.is_comparable:
+    if scale == "small":
         said.append(
             "scale small: other data, model and size than published, so levels are not comparable; compare "
             "the ordering, as far as it exceeds the spread over seeds"
         )
-    said += replication.notes
+    return said
+
+
+def remarks(replication: Replication, overrides: Sequence[str] = ()) -> list[str]:
+    """List the facts needed to read the numbers correctly."""
+    said = [*setting(replication.preset, overrides), *replication.notes]
     for of, tau, pairs in replication.agreement:
         value = NONE if tau is None else f"{tau:+.2f}"
         said.append(f"rank agreement, {of}: Kendall's tau {value} over {pairs} points")

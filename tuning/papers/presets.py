@@ -1,12 +1,13 @@
 """Presets: the settings behind papers' tables as sweeps, and the numbers that the papers report.
 
-    configs/paper/NAME.yaml        the sweep, in the paper's setting
+    configs/paper/NAME.yaml        the sweep, in the setting of the paper's text
+    configs/released/NAME.yaml     the sweep, in the setting of the scripts that were released with the paper
     configs/small/NAME.yaml        the same axes on a setting that a laptop finishes in minutes; it extends
                                    its namesake, and differs from it in `name` and `base` alone
     configs/published/NAME.yaml    a `Published`: the paper's numbers, and what is not known of them
 
-Sweeps stay plain files of `rayfl sweep`; both scales share the published numbers. A preset exists if its
-published file does.
+Sweeps stay plain files of `rayfl sweep`; all scales share the published numbers. A preset exists if its
+published file does. What several files have in common is in one whose name begins with base.
 """
 
 import json
@@ -27,9 +28,9 @@ from rayfl.text import nearest, shown
 from tuning.config import Sweep, load_sweep
 from tuning.space import Axis, Point, matches, points
 
-Scale = Literal["small", "full"]
+Scale = Literal["small", "full", "released"]
 
-_FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper"}
+_FOLDERS: dict[Scale, str] = {"small": "small", "full": "paper", "released": "released"}
 
 
 class PublishedValue(Section):
@@ -58,6 +59,8 @@ class Published(Section):
     """of the values, as in `rayfl results`"""
     notes: tuple[str, ...] = ()
     """what is not known of them"""
+    settings: dict[Scale, tuple[str, ...]] = {}  # noqa: RUF012 (a pydantic default, copied for each)
+    """what each scale follows, and where it cannot"""
     values: tuple[PublishedValue, ...] = ()
 
 
@@ -76,7 +79,8 @@ def names() -> list[str]:
     folder = shipped.folder() / "published"
     if not folder.is_dir():
         raise ConfigError(f"presets: there is no directory {folder}; install rayfl again")
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+    files = (p for p in folder.rglob("*.yaml") if not p.stem.startswith("base"))
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in files)
 
 
 def scales(name: str) -> list[Scale]:
