@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rayfl import models
+from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.schema import Experiment
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
@@ -161,13 +162,15 @@ def prepare(
         shortcuts=shortcuts,
     )
     if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check
-        contract.check(
-            config.algorithm.at(1),
-            config.algorithm_name,
-            experiment_info(Layout(model), partition, settings),
-            federation.cohort_size / federation.clients,
-            federation.lrs,
-        )
+        scheduled = config.algorithm
+        for round in scheduled.turns if isinstance(scheduled, Scheduled) else [1]:
+            contract.check(
+                scheduled.at(round),
+                config.algorithm_name,
+                experiment_info(Layout(model), partition, settings),
+                federation.cohort_size / federation.clients,
+                federation.lrs,
+            )
     return Prepared(config, data, partition, model, federation, settings)
 
 

@@ -26,7 +26,7 @@ from tuning.space import Point, text
 
 _UNKNOWN = Provenance("", {})
 # Metrics that only a round with an evaluation has.
-_EVALUATED = ("test/", "validation/", "client/")
+_EVALUATED = ("test/", "validation/", "client/", "average/")
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,22 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
 
 def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
     """Return what the metric, or the scheduler, needs and the experiment lacks, if there is something."""
-    if sweep.metric.startswith("validation/") and experiment.data.validation is None:
+    held_out = sweep.metric.startswith(("validation/", "average/validation_"))
+    if held_out and experiment.data.validation is None:
         return ConfigError(
             "is of samples that are held out, and data.validation holds out none",
             key="metric",
             value=sweep.metric,
             hint="set data.validation=0.1, or metric=test/accuracy",
             keys=("data.validation",),
+        )
+    if sweep.metric.startswith("average/") and experiment.evaluation.average is None:
+        return ConfigError(
+            "is of an average of the global models, and there is none",
+            key="metric",
+            value=sweep.metric,
+            hint="set evaluation.average.last=10, say",
+            keys=("evaluation.average",),
         )
     measured = experiment.diagnostics.every
     if sweep.metric.startswith("flatness/") and measured is None:

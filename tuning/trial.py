@@ -185,8 +185,8 @@ class Execution:
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
-                # A flatness may be due after later rounds.
-                if not self._sweep.metric.startswith("flatness/"):
+                # A flatness, or an average, may be due after later rounds.
+                if not self._sweep.metric.startswith(("flatness/", "average/")):
                     self._check_metric()
                 continue  # an evaluation, which may come later than its round
             round = metrics.round

@@ -55,9 +55,10 @@ class BareClient:
         """One local step, without augmentation."""
         x, at, algorithm = self.x, self.at, self.algorithm
         if isinstance(algorithm, FedWMSAM):
-            # The look-ahead times 1 - alpha, as only its direction counts.
+            # The way to the predicted position times 1 - alpha, as only its direction counts.
             torch.sub(self.start, x, out=at)
-            at.mul_(1 - self.shared["alpha"]).addcmul_(self.momentum, self.k.to(x.dtype))
+            ahead = self.k.to(x.dtype) * -float(self.sgd.lr)
+            at.mul_(1 - self.shared["alpha"]).addcmul_(self.momentum, ahead)
             radius = algorithm.rho / torch.linalg.vector_norm(at).clamp_min(1e-12)
             torch.addcmul(x, at, radius, out=at)
         else:

@@ -185,7 +185,7 @@ class ServerContext(NamedTuple):
     """S / N, with the S clients whose uploads are averaged.
 
     Where they are weighted, their share of all N clients' weight: with it `state + participation * mean` goes
-    on with a mean over all clients by their weights.
+    on with a mean over all clients by their weights, as long as a client weighs the same in each round.
     """
     round: int
     """Number of the round, from 1."""
@@ -204,10 +204,15 @@ class Algorithm:
 
     Set it where d is no sum of gradients: the norm of Adam's is about sqrt(P) whatever the gradient's.
     """
+    only_at_start: ClassVar[frozenset[str]] = frozenset()
+    """Hyper-parameters that are read before the first round alone, and cannot change over the rounds."""
     server_lr: ServerLR = 1.0
 
     def at(self, round: int) -> "Algorithm":
-        """The method in this round, from 1: itself, unless hyper-parameters change over the rounds."""
+        """The method in this round, from 1: itself, unless hyper-parameters change over the rounds.
+
+        The config says whether they do (`rayfl.algorithms.scheduled`): no method has to override it.
+        """
         return self
 
     def init_server(self, w: Tensor) -> Vectors:
@@ -223,7 +228,10 @@ class Algorithm:
         return w, {}
 
     def client_start(self, memory: Vectors, ctx: ClientContext) -> Tensor:
-        """A client's first iterate, `[..., P]`: the cohort's start point, unless the client has its own."""
+        """A client's first iterate, `[..., P]`: the cohort's start point, unless the client has its own.
+
+        There are no random numbers for it.
+        """
         return ctx.start
 
     def local_step(

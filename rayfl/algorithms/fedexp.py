@@ -12,9 +12,11 @@ For a cohort of one, and for clients that agree, eta_g = 1: FedAvg. It is the me
 epsilon is added to ||D||^2, so choose it anew for another model or learning rate: where it is small, the step
 overshoots once D is small. The released code has 0.001 for CIFAR-10, CIFAR-100 and CINIC-10, 0.1 for EMNIST.
 
-Deviations: here w itself is evaluated; the paper evaluates the mean of the last two, which may lie on either
-side of a valley. The mean over the cohort is uniform. The released code has S epsilon in place of epsilon,
-and lowers it in each round by 0.998^2, the square of its learning rate's decay: a schedule of epsilon.
+The paper evaluates the mean of the last two w, which may lie on either side of a valley: set
+`evaluation.average.last=2`.
+
+Deviations: the released code has S epsilon in place of epsilon, and multiplies it in each round by 0.998^2,
+the square of its learning rate's decay.
 """
 
 from dataclasses import dataclass

@@ -15,10 +15,12 @@ One backward pass a step, and one forward pass more. Down go w and e.
 
 The default is all, for partial participation: the mean over the cohort differs from round to round also where
 every client is stationary, so w never rests; the mean over all is 0 at a stationary point of the mean loss.
-The config quickstart with 150 rounds, mean of the last ten accuracies: 0.88 with active, 0.98 with all.
+The config quickstart, three seeds, mean of the last ten accuracies: 0.87 to 0.94 with active, 0.98 to 0.99
+with all.
 
-Deviations: there is no local momentum (the paper's runs have 0.9). With active clients two vectors go up, D_i
-and h_i, for the server to average; a server that keeps every h_i, as the released code's, needs D_i alone.
+Deviations: local momentum, 0.9 in the paper's runs, is `federation.momentum`. With active clients two vectors
+go up, D_i and h_i, for the server to average; a server that keeps every h_i, as the released code's, needs
+D_i alone.
 """
 
 from dataclasses import dataclass

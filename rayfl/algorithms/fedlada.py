@@ -34,6 +34,7 @@ from rayfl.algorithms.vectors import scale_add_
 class FedLADA(Algorithm):
     paper: ClassVar[str] = "Sun et al., TPAMI 2023, arXiv:2308.00522 (needs a small lr)"
     clips_gradients: ClassVar[bool] = True
+    only_at_start: ClassVar[frozenset[str]] = frozenset({"epsilon"})
 
     alpha: Annotated[float, Field(gt=0, le=1, description="weight of the adaptive direction")] = 0.1
     beta1: Decay1 = 0.9

@@ -13,8 +13,8 @@ Where all take the same number of steps this is FedAvg.
 The server needs the mean of D_i / K_i, so that is what travels: one vector, and one number. In the unit K it
 has the length of an update, and train/drift and update/norm are those of clients with K steps.
 
-Deviations: the mean over the cohort is uniform. The momentum and the proximal term of the paper's clients,
-which have other a_i, and the released code's server momentum are left out.
+Deviations: the momentum and the proximal term of the paper's clients, which have other a_i, and the released
+code's server momentum are left out. With `federation.momentum` K_i is not ||a_i||_1: leave it at 0.
 """
 
 from dataclasses import dataclass

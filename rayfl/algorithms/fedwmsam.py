@@ -21,7 +21,8 @@ Server:
 
 The paper's C1 has start + b Delta_i, with a Delta that its algorithm lets point downhill and its server step
 uphill, and no learning rate in it. `perturb_towards` names three readings; docs/fidelity.md compares them:
-    predicted   as above: what its text says; s = lr, which makes it the position after b global steps
+    predicted   as above, the default: what its text says; s = lr, which makes it the position after b global
+                steps
     uphill      delta_b = (start + b s Delta_i) - x, the formula's letters with Delta uphill; s = 1
     released    minus uphill's delta_b, the sign of the released code; s = 1
 
@@ -47,6 +48,7 @@ from rayfl.algorithms.vectors import cosine, difference_plus, norm, perturb_, sc
 @dataclass(frozen=True, kw_only=True)
 class FedWMSAM(Algorithm):
     paper: ClassVar[str] = "FedWMSAM, NeurIPS 2025, arXiv:2511.22080"
+    only_at_start: ClassVar[frozenset[str]] = frozenset({"alpha"})
 
     rho: Rho = 0.1
     alpha: LocalWeight = 0.1
@@ -57,7 +59,7 @@ class FedWMSAM(Algorithm):
     control_variates: Annotated[bool, Field(description="personalise the momentum (C2)")] = True
     perturb_towards: Annotated[
         Literal["predicted", "uphill", "released"], Field(description="reading of C1")
-    ] = "uphill"
+    ] = "predicted"
     lookahead_scale: Annotated[
         Annotated[float, Field(ge=0)] | Literal["lr", "auto"],
         Field(description="s of the look-ahead b s Delta_i; auto: the reading's own"),

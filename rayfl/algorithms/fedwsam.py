@@ -20,8 +20,8 @@ Delta is the mean of the d of the last round, the sharpness in them included. In
 sharpness weighs kappa against the gradient where it is coupled, but kappa / alpha where it is decoupled.
 
 The defaults of rho and gamma are those of the paper's optimiser: d = 9 g~ - 8 g, to first order SAM's
-gradient with the radius 9 rho. For a small network that is much: the config quickstart does not learn with
-it, with rho = 0.01 it does. The paper finds gamma between 0.8 and 0.95 best.
+gradient with the radius 9 rho. That is much: the config quickstart learns with it, and does not with rho =
+0.1, which that config has for every method. The paper finds gamma between 0.8 and 0.95 best.
 
 Deviation: `federation.clip_norm` clips d (code that follows the paper clips g~ alone, before it is mixed).
 """

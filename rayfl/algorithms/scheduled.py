@@ -25,6 +25,8 @@ class Ramp(NamedTuple):
         """The value in a round, from 1."""
         if round > self.rounds:
             return self.then
+        if round == self.rounds > 1:
+            return self.last
         share = (round - 1) / max(1, self.rounds - 1)
         return self.first + share * (self.last - self.first)
 
@@ -37,6 +39,11 @@ class Scheduled(Algorithm):
     """With the values of the first round."""
     ramps: Mapping[str, Ramp] = field(hash=False)
     """By the name of the hyper-parameter."""
+
+    @property
+    def turns(self) -> list[int]:
+        """Rounds between which all values lie: the first, each ramp's last, and the one after it."""
+        return sorted({1, *(ramp.rounds + i for ramp in self.ramps.values() for i in (0, 1))})
 
     def at(self, round: int) -> Algorithm:
         values = {name: ramp.at(round) for name, ramp in self.ramps.items()}

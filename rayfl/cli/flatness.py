@@ -88,7 +88,8 @@ def flatness(
         bool | None,
         typer.Option(
             "--local/--ray",
-            help="In this process, or on Ray's actors; left open: here if Ray's start would take longer.",
+            help="In this process, or on Ray's actors; left open, a run is measured here if Ray's start "
+            "would take longer, and all else on Ray.",
         ),
     ] = None,
     form: Format = "table",

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from tuning.plan import PlannedTrial, SweepPlan
 
 _MOST_LISTED = 10  # trials with the same problem
-_OF_TEST_SET = ("test/", "client/")  # metrics
+_OF_TEST_SET = ("test/", "client/", "average/accuracy", "average/loss")  # metrics
 
 
 def describe(plan: "SweepPlan") -> str:

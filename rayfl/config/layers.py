@@ -8,6 +8,7 @@ other.
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ Named = Mapping[str, Has]
 """The `Has` of each section with a `name`, by its dotted key."""
 
 ALTERNATIVES = (("local_epochs", "local_steps"),)
+_AVERAGES = (*combinations(("last", "ema", "swa"), 2), ("last", "every"), ("ema", "every"))
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ def merge(base: Layer, layer: Layer, named: Named, path: str = "") -> Layer:
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        is_ramp = isinstance(value, dict) and "from" in value  # a whole one, which replaces another
+        if isinstance(old, dict) and isinstance(value, dict) and not is_ramp:
             inner = f"{path}.{key}".lstrip(".")
             value = merge(_kept(old, value, named, inner), value, named, inner)
         merged[key] = value
@@ -111,7 +114,7 @@ def _kept(old: Layer, new: Layer, named: Named, path: str) -> Layer:
     """Return the keys of an old section that stay under a new one."""
     replaced = {
         key
-        for pair in ALTERNATIVES
+        for pair in (*ALTERNATIVES, *_AVERAGES)
         for key, other in (pair, pair[::-1])
         if key not in new and new.get(other) is not None
     }

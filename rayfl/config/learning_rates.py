@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import islice
 
 from rayfl.config.choice import import_path
 from rayfl.errors import ConfigError
@@ -32,13 +33,14 @@ def factors(schedule: str, rounds: int, decay: float) -> list[float]:
         )
     made = import_path(schedule, KEY)
     try:
-        found = [float(factor) for factor in made(rounds)]
-    except Exception as error:  # whatever the factory raises
+        found = [float(factor) for factor in islice(made(rounds), rounds + 1)]
+    except (Exception, SystemExit) as error:  # whatever the factory raises
         words = f"fails when it is called with {rounds} rounds ({type(error).__name__}: {one_line(error)})"
         raise ConfigError(words, KEY, schedule) from error
     wrong = [value for value in found if not 0 < value < math.inf]
     if wrong or len(found) != rounds:
-        what = f"the factor {shown(wrong[0])}" if wrong else f"{len(found)} factors"
+        count = f"{len(found)} factors" if len(found) <= rounds else "more factors"
+        what = f"the factor {shown(wrong[0])}" if wrong else count
         raise ConfigError(
             f"returns {what} for {rounds} rounds",
             KEY,

@@ -75,14 +75,21 @@ class AlgorithmChoice(Choice):
             for key, option in options.items()
             if isinstance(option, Mapping) and {"from", "to"} & option.keys()
         }
-        # All values lie between these, which must be allowed.
-        ends = [
-            super(AlgorithmChoice, self).parse(
-                {"name": name, **options, **{k: ramp.at(round) for k, ramp in ramps.items()}}
-            )
-            for round in sorted({1, *(ramp.rounds + i for ramp in ramps.values() for i in (0, 1))})
-        ]
-        return Scheduled(method=ends[0], ramps=ramps) if ramps else ends[0]
+        first = {key: ramp.first for key, ramp in ramps.items()}
+        method = super().parse({"name": name, **options, **first})
+        for key in ramps:
+            if key in method.only_at_start:
+                raise ConfigError(
+                    "is read before the first round alone, and cannot change over the rounds",
+                    key=f"{self.section}.{key}",
+                    value=options[key],
+                    hint="give one number",
+                )
+        scheduled = Scheduled(method=method, ramps=ramps)
+        for round in scheduled.turns:
+            now = {key: ramp.at(round) for key, ramp in ramps.items()}
+            super().parse({"name": name, **options, **now})
+        return scheduled if ramps else method
 
     def dump(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, Scheduled):

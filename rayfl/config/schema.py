@@ -74,10 +74,23 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _averages_something(self) -> Self:
+        average, rounds = self.evaluation.average, self.federation.rounds
+        if average is not None and average.rule(rounds).first > rounds:
+            raise ConfigError(
+                key="evaluation.average.swa",
+                value=average.swa,
+                allowed=f"at most federation.rounds = {rounds}",
+                keys=("federation.rounds",),
+            )
+        return self
+
+    @model_validator(mode="after")
     def _holds_in_float32(self) -> Self:
         """Parameters are float32: a number that none can hold becomes infinity, or 0."""
         federation = {key: getattr(self.federation, key) for key in _COMPUTED_WITH}
-        options = {f"algorithm.{key}": v for key, v in ALGORITHM.dump(self.algorithm).items()}
+        options = _flatten({"algorithm": ALGORITHM.dump(self.algorithm)})
+        federation["lr"] = max(self.federation.lrs)
         for key, value in ({f"federation.{k}": v for k, v in federation.items()} | options).items():
             if isinstance(value, float) and not 1e-45 < abs(value) < 3.4e38 and value != 0:
                 raise ConfigError(

@@ -149,18 +149,18 @@ class Averaging(Section):
     """An average of the global model over the rounds: one of last, ema and swa."""
 
     last: Positive | None = None
-    """W: the mean of the last W global models, which the server keeps"""
+    """W: the mean of the last W global models, which the server and each checkpoint keep"""
     ema: float | None = Field(default=None, ge=0, lt=1)
     """decay of a moving average"""
     swa: Positive | Annotated[float, Field(gt=0, lt=1)] | None = None
     """stochastic weight averaging from this round, or from this share of all rounds"""
-    every: Positive = 1
-    """rounds between two models of swa"""
+    every: Positive | None = None
+    """rounds between two models of swa; null: 1"""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         given = [k for k in ("last", "ema", "swa") if getattr(self, k) is not None]
-        if len(given) != 1:
+        if len(given) != 1 or (self.every and self.swa is None):
             raise ConfigError(
                 key="evaluation.average",
                 value=self.model_dump(exclude_none=True),
@@ -177,7 +177,7 @@ class Averaging(Section):
             return Rule("ema", decay=self.ema)
         assert self.swa is not None
         first = max(1, round(self.swa * rounds)) if isinstance(self.swa, float) else self.swa
-        return Rule("swa", first=first, every=self.every)
+        return Rule("swa", first=first, every=self.every or 1)
 
 
 class Evaluation(Section):

@@ -188,6 +188,7 @@ def _seconds(prepared: Prepared, cost: float) -> float:
     samples = torch.arange(min(TIMED_SAMPLES, len(x)))
     inputs = channels_first(x.preprocess(samples, None, None))
     with restored(prepared.model), torch.no_grad():
+        torch.set_num_threads(1)  # as `in_this_process`; `restored` puts it back
         prepared.model.eval()
         prepared.model(inputs)  # the first pass takes longer
         began = time.perf_counter()

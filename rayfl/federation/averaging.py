@@ -85,22 +85,30 @@ class Average:
     def arrays(self) -> Arrays:
         """What a checkpoint keeps of it."""
         held = {f"{self.rule.kind}/{round}": v.numpy() for round, v in self._held.items()}
-        return held | {"count": np.array([self._count], np.float32)}
+        return held | {"count": np.array([self._count], np.float32), "rule": self._numbers}
 
     def restore(self, arrays: Arrays, round: int) -> None:
         """Go on from what a checkpoint of this round kept; CheckpointError if it kept another average."""
-        kind, needed = self.rule.kind, any(self.rule.takes(r) for r in range(1, round + 1))
+        if not any(self.rule.takes(r) for r in range(1, round + 1)):
+            return
+        kind = self.rule.kind
         kept = {name: v for name, v in arrays.items() if name.startswith(f"{kind}/")}
         window = range(max(1, round - self.rule.window + 1), round + 1)
-        complete = kind != "last" or all(f"last/{r}" in kept for r in window)
-        if needed and not (kept and complete):
+        same = np.array_equal(arrays.get("rule", ()), self._numbers)
+        complete = all(f"last/{r}" in kept for r in window) if kind == "last" else same
+        if not (kept and complete):
             raise CheckpointError(
                 "evaluation.average: the checkpoint was written without it, or with another one, and what it "
-                "averages is gone; leave it as it was, or begin anew without --resume"
+                "averages is gone; leave it as it was, or begin the run anew"
             )
         self._held = {
             int(name.partition("/")[2]): torch.tensor(value)
             for name, value in kept.items()
             if kind != "last" or int(name.partition("/")[2]) in window
-        } or self._held
-        self._count = int(arrays["count"][0]) if kept else 0
+        }
+        self._count = int(arrays["count"][0])
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        """What the averages of two rules of one kind differ by, but for the window."""
+        return np.array([self.rule.first, self.rule.every, self.rule.decay])

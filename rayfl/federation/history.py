@@ -38,7 +38,8 @@ class History:
     def summary(self, targets: Sequence[float] = ()) -> dict[str, float]:
         """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`; the echo.
 
-        Accuracies are the test set's, and as `validation_accuracy_...` those of what is held out. A target
+        Accuracies are the test set's, and as `validation_accuracy_...` those of what is held out;
+        `average_accuracy_final` is that of `evaluation.average`. A target
         that was never reached has no entry, and nothing has before the first round.
         The echo (`rayfl.federation.echo`) is `accuracy_oscillation`, from 10 evaluations on,
         `accuracy_overshoot`, and, from two rounds on, `echo_reversals`.
@@ -60,6 +61,8 @@ class History:
                 }
                 if (oscillation := echo.oscillation(evaluated)) is not None:
                     summary[f"{prefix}accuracy_oscillation"] = oscillation
+        if averaged := list(self._values("average/accuracy").values()):
+            summary["average_accuracy_final"] = averaged[-1]
         if cosines := list(self._values("update/cos_previous").values()):
             summary["echo_reversals"] = echo.reversals(cosines)
         accuracy = self._values("test/accuracy")

@@ -292,6 +292,8 @@ class Server:
                 correct = np.concatenate([part.correct for part in parts])
                 loss = sum(part.loss for part in parts) / len(correct)
                 if not math.isfinite(loss):
+                    if model:  # an average changes nothing, so it ends nothing either
+                        continue
                     raise self._diverged(round, f"the {split} loss")
                 prefix = f"{split}/" if not model else AVERAGED[split]
                 metrics[f"{prefix}loss"] = loss

@@ -25,6 +25,7 @@ from rayfl.algorithms.base import (
     ServerContext,
     TensorInfo,
     Vectors,
+    unseeded,
 )
 from rayfl.algorithms.noise import ClientNoise, server_noise
 from rayfl.errors import ConfigError
@@ -156,10 +157,12 @@ class Watched(Algorithm):
         given: Given = {"memory": memory} | _given(ctx)
 
         def call() -> Tensor:
-            return self.method.client_start(memory, _seeded(ctx))
+            return self.method.client_start(memory, ctx)
 
         def alone(i: int) -> Tensor:
-            return self.method.client_start(_rows(memory, i), _alone(ctx, i))
+            return self.method.client_start(
+                _rows(memory, i), _alone(ctx, i)._replace(random=unseeded)
+            )
 
         first = self.watch("client_start", given, call)
         self.watch.must_be("client_start", "first", first, "ctx.start", ctx.start)

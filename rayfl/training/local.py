@@ -86,7 +86,7 @@ class Stack:
 
     def begin(self, step: "LocalStep") -> None:
         """Put each client where the algorithm lets it begin."""
-        ctx = self.context(0, step.experiment)
+        ctx = self.context(0, step.experiment)._replace(random=unseeded)
         self.x = step.algorithm.client_start(self.memory, ctx).clone()
         self.velocity = torch.zeros_like(self.x) if step.sgd.momentum else None
 
@@ -159,6 +159,10 @@ class LocalStep:
             cross_entropy: bool = True,
             samples: int | None = None,
         ) -> Tensor:
+            if penalty is None and not cross_entropy:
+                raise ValueError("grad(x, cross_entropy=False) needs a penalty: there is no loss")
+            if samples is not None and samples < 1:
+                raise ValueError(f"grad(x, samples={samples}) needs one sample at least")
             gradient, losses = self.oracle(at, batch, Loss(penalty, cross_entropy, samples))
             calls.append(losses)
             if max_gradient is not None:

@@ -25,7 +25,7 @@ from numpy.linalg import norm
 # The released code without what it does otherwise than the paper.
 PAPER = {
     "perturbation": "vector",
-    "perturb_towards": "uphill",
+    "perturb_towards": "predicted",
     "momentum_factor": 1.0,
     "nominal_steps": False,
     "adapt_at_zero": False,

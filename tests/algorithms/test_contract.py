@@ -31,6 +31,7 @@ from quadratics import (
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.base import ClientContext, Loss, ServerContext, Vectors
+from rayfl.algorithms.scheduled import Ramp, Scheduled
 
 INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
     "fedwmsam-no_control_variates": ALGORITHMS["fedwmsam"](control_variates=False),
@@ -360,3 +361,32 @@ def test_every_hyper_parameter_counts(which):
     assert other != defaults[parameter]
     one, two = (last(m, f).w for m in (method(**defaults), method(**defaults | {parameter: other})))
     assert (one - two).abs().max() > 1e-7
+
+
+FLOATS = {
+    f"{name}.{field.name}": (name, field.name)
+    for name, method in ALGORITHMS.items()
+    for field in dataclasses.fields(method)
+    if type(field.default) is float and field.name not in method.only_at_start
+}
+
+# Every round is far with the defaults.
+BESIDE_A_RAMP = {("fedgf", "rho"): {"threshold": 1e9}}
+ENDS = {("fedgf", "threshold"): 1e9}
+
+
+@each(case=FLOATS)
+def test_every_ramp_shows(case):
+    """Each number by itself: none is read before the first round alone, but for those that say so."""
+    name, parameter = case
+    f, method = problem(name), ALGORITHMS[name](**BESIDE_A_RAMP.get(case, {}))
+    value, ends = getattr(method, parameter), []
+    end = ENDS.get(case, 0.6 * value if value > 1e-3 else 0.3)
+    for to in (value, end):
+        scheduled = Scheduled(method=method, ramps={parameter: Ramp(value, to, 3, to)})
+        state = begin(method, f, torch.float64)
+        for r, cohort in enumerate(f.cohorts):
+            now = scheduled.at(r + 1)
+            state = aggregate(now, f, r, state, train(now, f, r, state, cohort))
+        ends.append(state.w)
+    assert (ends[0] - ends[1]).abs().max() > 1e-9

@@ -62,17 +62,17 @@ CASES = {
     "fedwmsam": ("fedwmsam", WMSAM),
     "fedwmsam-no_control_variates": ("fedwmsam", WMSAM | {"control_variates": False}),
     "fedwmsam-fixed_alpha": ("fedwmsam", WMSAM | {"adaptive": False}),
-    "fedwmsam-predicted": ("fedwmsam", WMSAM | {"perturb_towards": "predicted"}),
-    "fedwmsam-predicted-scale_1": (
-        "fedwmsam",
-        WMSAM | {"perturb_towards": "predicted", "lookahead_scale": 1.0},
-    ),
+    "fedwmsam-uphill": ("fedwmsam", WMSAM | {"perturb_towards": "uphill"}),
+    "fedwmsam-scale_1": ("fedwmsam", WMSAM | {"lookahead_scale": 1.0}),
     "fedwmsam-released_sign": ("fedwmsam", WMSAM | {"perturb_towards": "released"}),
     "fedwmsam_released-predicted": (
         "fedwmsam_released",
         WMSAM | {"perturb_towards": "predicted"},
     ),
-    "fedwmsam-lr_scale": ("fedwmsam", WMSAM | {"lookahead_scale": "lr"}),
+    "fedwmsam-uphill-lr_scale": (
+        "fedwmsam",
+        WMSAM | {"perturb_towards": "uphill", "lookahead_scale": "lr"},
+    ),
     "fedwmsam-half_scale": ("fedwmsam", WMSAM | {"lookahead_scale": 0.5}),
     "fedwmsam-tight_alpha": ("fedwmsam", WMSAM | {"alpha_min": 0.4, "alpha_max": 0.5}),
     "fedwmsam-server_lr": ("fedwmsam", WMSAM | {"server_lr": 0.7}),

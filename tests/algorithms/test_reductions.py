@@ -363,7 +363,8 @@ def test_the_pull_of_fedgmt_is_the_slope_of_its_divergence():
     steps = 1e-5 * np.eye(5)
     slope = [(divergence(y + s) - divergence(y - s)) / 2e-5 for s in steps]
     f = federation(clients=1, K=(1,), cohorts=((0,),))
-    batch = Minibatch(torch.zeros(1, 5, 5, dtype=torch.float64), torch.tensor(b[None]))
+    A = torch.zeros(1, 5, 5, dtype=torch.float64)
+    batch = Minibatch(A, torch.tensor(b[None]), torch.zeros(1, 5, dtype=torch.float64))
     x, shared = torch.tensor(y[None]), {"e": torch.tensor(e)}
     ctx = ClientContext(x, shared, 0.1, torch.tensor([[1.0]]), 0, 1, info(f))
     pull, _ = method("fedgmt", gamma=gamma, tau=tau).local_step(

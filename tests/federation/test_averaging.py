@@ -76,8 +76,10 @@ def test_an_average_goes_on_from_what_was_kept(kind, stop):
         ({}, RULES["ema"]),
         (after(RULES["ema"], 3).arrays(), RULES["swa"]),
         (after(Rule("last", window=2), 3).arrays(), RULES["last"]),
+        (after(RULES["ema"], 3).arrays(), Rule("ema", decay=0.9)),
+        (after(RULES["swa"], 3).arrays(), Rule("swa", first=2, every=1)),
     ],
-    ids=["none", "another", "a smaller window"],
+    ids=["none", "another", "a smaller window", "another decay", "other rounds"],
 )
 def test_an_average_of_rounds_that_are_gone_is_refused(written, rule):
     with pytest.raises(
@@ -88,6 +90,10 @@ def test_an_average_of_rounds_that_are_gone_is_refused(written, rule):
 
 def test_an_average_that_has_not_begun_needs_nothing():
     after(Rule("swa", first=4), 0).restore({}, 3)
+    early, late = after(RULES["swa"], 3).arrays(), after(Rule("swa", first=4), 0)
+    late.restore(early, 3)
+    late.add(4, *MODELS[3].split(1))
+    assert value(late) == MODELS[3].tolist()
     larger = after(RULES["last"], 3).arrays()
     smaller = after(Rule("last", window=1), 0)
     smaller.restore(larger, 3)
@@ -162,11 +168,27 @@ def test_a_resumed_run_has_the_averages_of_one_that_never_stopped(small, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "given", ["{}", "{last: 2, ema: 0.5}", "{last: 0}", "{ema: 1}", "{swa: 1.0}", "{every: 2}"]
+    "given",
+    [
+        "{}",
+        "{last: 2, ema: 0.5}",
+        "{last: 0}",
+        "{ema: 1}",
+        "{swa: 1.0}",
+        "{every: 2}",
+        "{ema: 0.9, every: 5}",
+        "{swa: 4}",
+    ],
 )
 def test_what_is_no_average_is_one_line(given, small):
     with pytest.raises(ConfigError, match=r"^evaluation\.average[^\n]*$"):
         load_config(small, [f"evaluation.average={given}"])
+
+
+def test_one_average_takes_the_place_of_another(small):
+    config = load_config(small | {"evaluation": {"average": {"swa": 2, "every": 2}}})
+    other = load_config(config.model_dump(mode="json"), ["evaluation.average.last=10"])
+    assert other.evaluation.average.rule(3) == Rule("last", window=10)
 
 
 def test_a_share_of_the_rounds_is_a_round(small):

@@ -1,6 +1,7 @@
 """Hyper-parameters that change over the rounds: a run is that of another method in every round."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import each, small_config
 from local_pool import a_server
 
 import rayfl
-from rayfl.algorithms import ALGORITHMS
+from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.algorithms.scheduled import Ramp, Scheduled
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
@@ -92,6 +93,46 @@ def test_what_is_no_schedule_is_one_line(given, message, small):
     with pytest.raises(ConfigError) as caught:
         load_config(small, [f"algorithm.{given}"])
     assert str(caught.value) == message
+
+
+def test_a_number_that_is_read_at_the_start_alone_cannot_change(small):
+    with pytest.raises(
+        ConfigError, match=r"^algorithm\.alpha = .*: is read before the first round"
+    ):
+        load_config(small, ["algorithm.alpha={from: 0.1, to: 0.9, rounds: 3}"])
+
+
+def test_a_whole_ramp_takes_the_place_of_another(small):
+    base = load_config(small, ["algorithm.rho={from: 0.1, to: 0.2, rounds: 5, then: 0}"])
+    other = load_config(
+        base.model_dump(mode="json"), ["algorithm.rho={from: 0.3, to: 0.4, rounds: 7}"]
+    )
+    assert other.algorithm.ramps == {"rho": Ramp(0.3, 0.4, 7, 0.4)}
+
+
+def test_a_ramp_of_numbers_that_float32_does_not_hold_is_one_line(small):
+    with pytest.raises(ConfigError, match=r"^algorithm\.rho\.to = 1e\+300: must be 0, or from"):
+        load_config(small, ["algorithm.rho={from: 0.1, to: 1e300, rounds: 3}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixesLater(Algorithm):
+    """Breaks a rule where rho > 0."""
+
+    rho: float = 0.0
+
+    def local_step(self, x, memory, grad, ctx):
+        g = grad(x)
+        return (g - self.rho * g.mean(0) if self.rho > 0 else g), memory
+
+
+def test_a_method_of_ones_own_is_checked_at_the_turns_of_its_ramps(small):
+    small["algorithm"] = {
+        "name": "test_scheduled:MixesLater",
+        "rho": {"from": 0.0, "to": 0.1, "rounds": 3},
+    }
+    with pytest.raises(ConfigError, match="mixes clients"):
+        prepare(load_config(small))
 
 
 def test_nobody_trains_by_the_schedule_itself():

@@ -100,7 +100,7 @@ def check_any_number_of_actors(name, engine, small, actors):
 
 # Adam moves every parameter by about the learning rate, FedMuon every matrix.
 LEARNING_RATES = {"local_adamw": 0.005, "fedadamw": 0.005, "fedlada": 0.03, "fedmuon": 0.02}
-# Weight 9 of the sharpness: with the radius 0.05 no network of this size learns.
+# Weight 9 of the sharpness: with the radius 0.05 so small a network, at this learning rate, does not learn.
 OPTIONS = {"fedwsam": {"rho": 0.01}}
 
 

@@ -136,12 +136,32 @@ def test_momentum_is_that_of_torchs_sgd(nesterov, clip_norm):
     torch.testing.assert_close(x, torch.stack([p.data for p in theirs]), rtol=1e-12, atol=1e-12)
 
 
-def test_momentum_begins_anew_in_each_round():
-    heavy = SGD(lr=0.1, weight_decay=0.0, clip_norm=None, momentum=0.9)
-    first, again = (train(Algorithm(), [3, 3], heavy) for _ in range(2))
-    without = train(Algorithm(), [3, 3])
-    assert torch.equal(first.uploads["delta"], again.uploads["delta"])
-    assert not torch.equal(first.uploads["delta"], without.uploads["delta"])
+def test_a_start_of_a_clients_own_draws_no_random_numbers():
+    """They would be those of its first step."""
+
+    class Anywhere(Algorithm):
+        def client_start(self, memory, ctx):
+            return ctx.start + ctx.random(ctx.start)
+
+    with pytest.raises(RuntimeError, match="no random numbers"):
+        train(Anywhere(), [1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, r"samples=0\) needs one sample"),
+        ({"samples": -1}, r"samples=-1\) needs one sample"),
+        ({"cross_entropy": False}, "needs a penalty"),
+    ],
+)
+def test_a_gradient_of_nothing_is_refused(options, message):
+    class Asks(Algorithm):
+        def local_step(self, x, memory, grad, ctx):
+            return grad(x, **options), memory
+
+    with pytest.raises(ValueError, match=message):
+        train(Asks(), [1])
 
 
 def test_each_client_is_clipped_by_its_own_norm():
