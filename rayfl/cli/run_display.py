@@ -54,7 +54,7 @@ class RunDisplay(Display):
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
             f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
-            f"{MEANS[prepared.settings.weighting]} ({describe_sizes(f.sizes)})\n"
+            f"{MEANS[prepared.config.federation.weighting]} ({describe_sizes(f.sizes)})\n"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
             markup=False,

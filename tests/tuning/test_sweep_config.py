@@ -195,6 +195,19 @@ def test_overrides_of_a_sweep_s_own_names_keep_what_they_share(tmp_path, caplog)
     assert caplog.messages == [kept, dropped]
 
 
+def test_an_average_that_there_is_not_is_one_line(load):
+    sweep = load("metric=average/accuracy", "base.data.name=digits")
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
+        "metric = 'average/accuracy': is of an average of the global models, and there is none; set "
+        "base.evaluation.average.last=10, say"
+    )
+    sweep = load(
+        "metric=average/accuracy", "base.data.name=digits", "base.evaluation.average.last=2"
+    )
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem is None
+    assert sweep.mode == "max"
+
+
 def test_a_flatness_that_nobody_measures_is_one_line(load):
     sweep = load("metric=flatness/lambda1", "base.data.name=digits")
     assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
