@@ -1,6 +1,7 @@
 """Experiment configs: YAML and dotted overrides -> a frozen, fully resolved `Experiment`.
 
-`layers` puts files and overrides on top of each other; the keys, types and defaults are in `sections`.
+`layers` puts files and overrides on top of each other; keys, types and defaults are in `sections`, and in
+`measurements` those that change no result.
 The sections data, partition, model and algorithm have a `name`, and take the options of that name.
 """
 
@@ -15,12 +16,11 @@ from pydantic import Field, ValidationError, model_validator
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config import layers, shipped
 from rayfl.config.identity import config_hash, identity
+from rayfl.config.measurements import Diagnostics, Evaluation
 from rayfl.config.messages import config_error
 from rayfl.config.named import ALGORITHM, DATA, MODEL, NAMED, PARTITION
 from rayfl.config.sections import (
     Checkpoint,
-    Diagnostics,
-    Evaluation,
     Federation,
     Ray,
     Resources,

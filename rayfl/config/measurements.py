@@ -1,0 +1,100 @@
+"""The sections of a config about what is measured of the global models; none of them changes a result."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rayfl.config.sections import Positive, Section
+from rayfl.errors import ConfigError
+from rayfl.federation.averaging import Rule
+from rayfl.flatness.measures import Effort
+from rayfl.flatness.question import Question
+
+Distance = Annotated[float, Field(gt=0)]
+_ASKED = Question()  # has the defaults of what is measured
+
+
+class Averaging(Section):
+    """An average of the global model over the rounds: one of last, ema and swa."""
+
+    last: Positive | None = None
+    """W: the mean of the last W global models, which the server and each checkpoint keep"""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """decay of a moving average"""
+    swa: Positive | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """stochastic weight averaging from this round, or from this share of all rounds"""
+    every: Positive | None = None
+    """rounds between two models of swa; null: 1"""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [k for k in ("last", "ema", "swa") if getattr(self, k) is not None]
+        if len(given) != 1 or (self.every and self.swa is None):
+            raise ConfigError(
+                key="evaluation.average",
+                value=self.model_dump(exclude_none=True),
+                allowed="one of {last: W}, {ema: decay} and {swa: round, every: rounds}",
+                hint="give one of the three, or null",
+            )
+        return self
+
+    def rule(self, rounds: int) -> Rule:
+        """The rule for a run of so many rounds."""
+        if self.last is not None:
+            return Rule("last", window=self.last)
+        if self.ema is not None:
+            return Rule("ema", decay=self.ema)
+        assert self.swa is not None
+        first = max(1, round(self.swa * rounds)) if isinstance(self.swa, float) else self.swa
+        return Rule("swa", first=first, every=self.every or 1)
+
+
+class Evaluation(Section):
+    """Metrics beside the global model's loss and accuracy on the test set."""
+
+    per_class: bool = False
+    """accuracy of each class"""
+    per_client: bool = True
+    """accuracy on the clients' own distributions: mean, quantiles, worst"""
+    average: Averaging | None = None
+    """an average of the global models, whose metrics are average/accuracy and average/loss; null: none"""
+
+
+class Diagnostics(Section):
+    """The flatness of the global model while it is trained, as `rayfl flatness` measures it. It changes no
+    result."""
+
+    every: Positive | None = None
+    """rounds between two measurements; the last round's too; null: none"""
+    measures: tuple[Literal["gap", "hessian", "alignment", "variance"], ...] = ("gap",)
+    """what is measured"""
+    splits: tuple[Literal["train", "test"], ...] = ("train",)
+    """samples that gap and hessian are of"""
+    samples: int = Field(default=_ASKED.samples, gt=0)
+    """of each split and of each client, at most"""
+    clients: int = Field(default=_ASKED.clients, gt=0)
+    """of the next round, trained again for alignment and variance, at most"""
+    rho: tuple[Distance, ...] = _ASKED.effort.rhos
+    """distances of the gaps"""
+    scale_free_rho: tuple[Distance, ...] = _ASKED.effort.scale_free_rhos
+    """those in parts of |w|"""
+    draws: int = Field(default=_ASKED.effort.draws, ge=2)
+    """of noise, and vectors for the trace"""
+    lanczos: int = Field(default=_ASKED.effort.lanczos_steps, gt=0)
+    """steps for the eigenvalues, at most"""
+
+    @property
+    def question(self) -> Question:
+        effort = Effort(
+            rhos=self.rho,
+            scale_free_rhos=self.scale_free_rho,
+            draws=self.draws,
+            lanczos_steps=self.lanczos,
+        )
+        return Question(
+            measures=self.measures,
+            splits=self.splits,
+            samples=self.samples,
+            clients=self.clients,
+            effort=effort,
+        )
