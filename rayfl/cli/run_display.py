@@ -112,6 +112,7 @@ class RunDisplay(Display):
         last = result.history.iloc[-1]
         rows = {
             "accuracy": _accuracies(s, "accuracy"),
+            **_average(s),
             **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
             "test loss": f"{s['loss_final']:.4f}",
             **_validation(s),
@@ -130,6 +131,12 @@ class RunDisplay(Display):
 def _accuracies(summary: dict[str, float], name: str) -> str:
     final, last10, best = (summary[f"{name}_{kind}"] for kind in ("final", "last10", "best"))
     return f"final {final:.4f}, mean of last 10 evaluations {last10:.4f}, best {best:.4f}"
+
+
+def _average(summary: dict[str, float]) -> dict[str, str]:
+    """Return the row of the average of the global models, if there is one."""
+    final = summary.get("average_accuracy_final")
+    return {} if final is None else {"of the average": f"final {final:.4f}"}
 
 
 def _validation(summary: dict[str, float]) -> dict[str, str]:

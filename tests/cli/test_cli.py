@@ -503,3 +503,11 @@ def test_the_live_display_fits_the_terminal(width):
     assert re.match(r"round  1234/10000 ━.* left$", bar.strip())
     assert text == "loss 12.3456  accuracy 1.0000  alpha 0.123  s/round 12.345"
     assert len(bar.strip()) == width
+
+
+def test_a_run_says_how_accurate_the_average_of_its_models_is(rayfl):
+    short = ("federation.rounds=3", "tracking.enabled=false", "checkpoint.every=null", "--local")
+    code, out, _ = rayfl("run", QUICKSTART, "evaluation.average.last=2", *short)
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("of the average"))
+    assert re.fullmatch(r"of the average  final [01]\.\d{4}", line)
