@@ -225,7 +225,7 @@ def test_few_seconds_of_work_start_no_ray(finished, monkeypatch, ray_session, gi
     flatness(
         str(place),
         ["tracking.enabled=false", *given],
-        question=QUICK,
+        question=Question(samples=50, measures=("gap",), splits=("train",), effort=QUICK.effort),
         on_start=lambda subject, placement: placements.append(str(placement)),
     )
     assert ("without Ray" in placements[0]) == here

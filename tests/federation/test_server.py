@@ -363,7 +363,7 @@ def test_eval_every_and_the_last_round(small):
         ("scaffold", 2, 2, 1),
         ("fednsam", 1, 1, 2),
         ("fedgloss", 1, 1, 2),
-        ("fedgmt", 2, 2, 1),
+        ("fedgmt", 2, 1, 1),
         ("fedwsam", 1, 1, 2),
         ("igfl", 2, 2, 1),
         ("local_adamw", 1, 1, 1),
