@@ -20,7 +20,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
-from rayfl.federation.averaging import Average, Rule
+from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
@@ -219,12 +219,11 @@ def _samples(config: Experiment, partition: Partition) -> float:
 
 def _total_weight(config: Experiment, partition: Partition) -> float:
     """Weight of all clients together, were they in one cohort and none of them a straggler."""
-    fed = config.federation
-    steps = [
-        steps_per_round(n, fed.batch_size, fed.local_epochs, fed.local_steps)
-        for n in partition.sizes.tolist()
-    ]
-    return float(weights(fed.weighting, partition.sizes, np.array(steps)).sum())
+    fed, sizes = config.federation, partition.sizes
+    if fed.weighting != "steps":
+        return float(weights(fed.weighting, sizes, steps=sizes).sum())
+    given = fed.batch_size, fed.local_epochs, fed.local_steps
+    return float(sum(steps_per_round(n, *given) for n in sizes.tolist()))
 
 
 def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
@@ -256,11 +255,9 @@ def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
     with before_the_run():
         saved = checkpoint.find(storage(config), config.hash, resume)
         saved.check_config(config.hash, config.flat_identity())
-        saved.check()
+        state = saved.check()
         if rule := averaging(config):
-            Average(rule, torch.zeros(0), torch.zeros(0)).restore(
-                saved.snapshot().average, saved.round
-            )
+            rule.check(state.average, state.round)
     return saved
 
 

@@ -115,12 +115,16 @@ class TensorInfo(NamedTuple):
         """Number of entries."""
         return self.shape.numel()
 
+    def part(self, flat: Tensor) -> Tensor:
+        """Its entries in `flat`, `[..., P] -> [..., size]`."""
+        return flat[..., self.offset : self.offset + self.size]
+
     def view(self, flat: Tensor) -> Tensor:
         """The tensor as a view of `flat`, `[..., P] -> [..., *shape]`.
 
         Kernels of 2-d convolutions lie in memory channels last; their views have PyTorch's order.
         """
-        part, stack = flat[..., self.offset : self.offset + self.size], flat.shape[:-1]
+        part, stack = self.part(flat), flat.shape[:-1]
         if len(self.shape) == 4:
             out, into, height, width = self.shape
             return part.view(*stack, out, height, width, into).movedim(-1, -3)
@@ -133,7 +137,7 @@ class TensorInfo(NamedTuple):
         vector has one column, a scalar one entry.
         """
         rows = self.shape[0] if self.shape else 1
-        return flat[..., self.offset : self.offset + self.size].unflatten(-1, (rows, -1))
+        return self.part(flat).unflatten(-1, (rows, -1))
 
 
 class ExperimentInfo(NamedTuple):

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch.nn import functional as F
 
 from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.divergence import divergence
 from rayfl.algorithms.feddyn import FedDyn
 
 
@@ -53,13 +53,11 @@ class FedGMT(FedDyn):
         return w, {"e": server["e"]}
 
     def local_step(self, x, memory, grad, ctx):
-        def divergence(z, batch):
-            target = F.log_softmax(batch.forward(ctx.shared["e"].expand_as(x)) / self.tau, dim=-1)
-            outputs = F.log_softmax(z / self.tau, dim=-1)
-            apart = F.kl_div(outputs, target, reduction="none", log_target=True)
-            return self.gamma * self.tau**2 * apart.sum(-1)  # [..., B]
+        def pull(z, batch):
+            z_e = batch.forward(ctx.shared["e"].expand_as(x))
+            return self.gamma * self.tau**2 * divergence(z_e, z, self.tau)
 
-        return grad(x, divergence) + self.lam * memory["h_i"], memory
+        return grad(x, pull) + self.lam * memory["h_i"], memory
 
     def upload(self, delta, memory, ctx):
         uploads, kept = super().upload(delta, memory, ctx)

@@ -80,7 +80,7 @@ class FedMuon(LocalAdamW):
         matrices = [t for t in ctx.experiment.tensors if len(t.shape) > 1]
         others = [t for t in ctx.experiment.tensors if len(t.shape) < 2]
         g = grad(x)
-        g_others = torch.cat([g[..., :0], *(part(t, g) for t in others)], dim=-1)
+        g_others = torch.cat([g[..., :0], *(t.part(g) for t in others)], dim=-1)
         if ctx.step == 0:
             zeros = torch.zeros_like(g_others)
             memory = {"M": ctx.shared["M"].expand_as(x), "m": zeros, "v": zeros}
@@ -95,7 +95,7 @@ class FedMuon(LocalAdamW):
             factor = self.matrix_lr * (stretch(t) if self.tall else 1.0)
             t.matrix(direction).copy_(factor * orthogonal(t.matrix(ahead)))
         for t, value in zip(others, adam.split([t.size for t in others], dim=-1), strict=True):
-            part(t, direction).copy_(value)
+            t.part(direction).copy_(value)
         momentum = self.gamma * ctx.shared["Delta"]
         return scale_add_(direction, 1 - self.gamma, momentum), memory_adam | {"M": M}
 
@@ -103,7 +103,7 @@ class FedMuon(LocalAdamW):
         M = memory["M"].clone()
         for t in ctx.experiment.tensors:
             if len(t.shape) < 2:  # it was carried along for nothing
-                part(t, M).zero_()
+                t.part(M).zero_()
         return {"delta": delta, "M": M}, {}
 
     def server_step(self, w, server, mean, ctx):
@@ -112,11 +112,6 @@ class FedMuon(LocalAdamW):
 
     def global_momentum(self, server):
         return -self.gamma * server["Delta"]
-
-
-def part(t: TensorInfo, flat: Tensor) -> Tensor:
-    """The tensor's entries in the flat vector, `[..., P] -> [..., size]`."""
-    return flat[..., t.offset : t.offset + t.size]
 
 
 def stretch(t: TensorInfo) -> float:

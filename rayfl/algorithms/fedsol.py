@@ -26,9 +26,9 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from rayfl.algorithms.base import Algorithm, Batch, ClientContext
+from rayfl.algorithms.base import Algorithm, ClientContext
+from rayfl.algorithms.divergence import divergence
 from rayfl.algorithms.fields import Rho
 from rayfl.algorithms.vectors import TINY, scaled_to
 
@@ -48,11 +48,8 @@ class FedSOL(Algorithm):
         if ctx.step == 0:  # rounding alone tells the outputs from the start's
             return grad(x), memory
 
-        def proximal(z: Tensor, batch: Batch) -> Tensor:
-            near, own = (
-                F.log_softmax(v / self.temperature, dim=-1) for v in (batch.forward(ctx.start), z)
-            )
-            return F.kl_div(own, near, reduction="none", log_target=True).sum(-1)
+        def proximal(z, batch):
+            return divergence(batch.forward(ctx.start), z, self.temperature)
 
         e = scaled_to(grad(x, proximal, cross_entropy=False), self.rho)
         if self.strength == "adaptive":

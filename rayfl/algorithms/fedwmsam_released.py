@@ -47,7 +47,7 @@ class FedWMSAMReleased(FedWMSAM):
         if self.perturbation == "vector":
             return perturb_(delta, x, radius)
         if self.perturbation == "sum_of_norms":
-            norms = torch.cat([norm(delta[..., t.offset :][..., : t.size]) for t in tensors], -1)
+            norms = torch.cat([norm(t.part(delta)) for t in tensors], -1)
             total = norms.sum(-1, keepdim=True)
             return x + torch.where(total < TINY, 0.0, delta * (radius / total.clamp_min(TINY)))
         entries = first_entries(delta, tensors)  # [..., T]

@@ -34,7 +34,7 @@ from pydantic import Field
 
 from rayfl.algorithms.fedcm import FedCM
 from rayfl.algorithms.fields import LocalWeight, Rho
-from rayfl.algorithms.vectors import perturb_, scale_add_
+from rayfl.algorithms.vectors import perturbed, scale_add_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class FedWSAM(FedCM):
         kappa = self.gamma / (1 - self.gamma)
         factor = 1.0 if self.decoupled else self.alpha
         g = grad(x)
-        perturbed = grad(perturb_(g.clone(), x, self.rho))
+        sharp = grad(perturbed(g, x, self.rho))
         momentum = torch.zeros_like(x)
         if self.alpha < 1:
             momentum = (1 - self.alpha) * ctx.shared["Delta"]
         # Rounds as FedCM and as SAM where one of the two weights is 0.
         plain = scale_add_(g, self.alpha - factor * kappa, momentum)
-        return scale_add_(perturbed, factor * kappa, plain), memory
+        return scale_add_(sharp, factor * kappa, plain), memory

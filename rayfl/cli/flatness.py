@@ -129,30 +129,21 @@ def flatness(
     with showing(progress, redirect=not local) as on_start:
         places: Any = {
             "uri": uri,
+            # What is asked of several runs is left to Ray, unless told otherwise.
+            "local": local if sweep is None and towards is None else bool(local),
             "on_start": lambda start, placement: on_start((start, placement)),
             "on_work": progress.work,
         }
         given, chosen = overrides or (), _named("--rounds", rounds)
         if towards is not None:
             answer = diagnostics.interpolate(
-                *(what, towards, given),
-                splits=question.splits,
-                samples=samples,
-                local=bool(local),
-                **places,
+                what, towards, given, splits=question.splits, samples=samples, **places
             )
         elif sweep is None:
-            answer = diagnostics.flatness(
-                what, given, rounds=chosen, question=question, local=local, **places
-            )
+            answer = diagnostics.flatness(what, given, rounds=chosen, question=question, **places)
         else:
             answer = diagnostics.flatness_of_sweep(
-                *(sweep, given),
-                rounds=chosen,
-                question=question,
-                against=against,
-                local=bool(local),
-                **places,
+                sweep, given, rounds=chosen, question=question, against=against, **places
             )
     if isinstance(answer, diagnostics.SweepReport):
         _show_sweep(answer, columns, against, form)

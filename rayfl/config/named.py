@@ -75,6 +75,8 @@ class AlgorithmChoice(Choice):
             for key, option in options.items()
             if isinstance(option, Mapping) and {"from", "to"} & option.keys()
         }
+        if not ramps:
+            return super().parse(value)
         first = {key: ramp.first for key, ramp in ramps.items()}
         method = super().parse({"name": name, **options, **first})
         for key in ramps:
@@ -86,10 +88,10 @@ class AlgorithmChoice(Choice):
                     hint="give one number",
                 )
         scheduled = Scheduled(method=method, ramps=ramps)
-        for round in scheduled.turns:
+        for round in scheduled.turns[1:]:
             now = {key: ramp.at(round) for key, ramp in ramps.items()}
             super().parse({"name": name, **options, **now})
-        return scheduled if ramps else method
+        return scheduled
 
     def dump(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, Scheduled):

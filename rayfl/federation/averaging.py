@@ -37,9 +37,29 @@ class Rule:
 
     def takes(self, round: int) -> bool:
         """True if the model after this round is one of those that are averaged."""
-        return self.kind != "swa" or (
-            round >= self.first and (round - self.first) % self.every == 0
-        )
+        return round >= self.first and (round - self.first) % self.every == 0
+
+    def holds(self, round: int) -> list[int]:
+        """Names of what is kept after this round: the rounds of a window, or 0 for one running mean."""
+        if self.kind == "last":
+            return list(range(max(1, round - self.window + 1), round + 1))
+        return [0] if round >= self.first else []
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """What two running means of one kind differ by."""
+        return np.array([self.first, self.every, self.decay])
+
+    def check(self, kept: Arrays, round: int) -> None:
+        """Raise CheckpointError if a checkpoint of this round lacks what this average goes on from."""
+        there = all(f"{self.kind}/{name}" in kept for name in self.holds(round))
+        if there and self.kind != "last" and round >= self.first:
+            there = np.array_equal(kept["rule"], self.numbers)
+        if not there:
+            raise CheckpointError(
+                "evaluation.average: the checkpoint was written without it, or with another one, and what it "
+                "averages is gone; leave it as it was, or begin the run anew"
+            )
 
 
 class Average:
@@ -48,67 +68,44 @@ class Average:
     def __init__(self, rule: Rule, w: Tensor, buffers: Tensor):
         """`w [P]` and `buffers [Q]` before the first round."""
         self.rule, self._size = rule, len(w)
-        # Parameters and buffers in one vector `[P + Q]`: by round for `last`, else one.
-        self._held: dict[int, Tensor] = {}
-        if rule.kind == "ema":
-            self._held[0] = torch.cat([w, buffers])
-        self._count = 0  # models that have gone into it
+        # Parameters and buffers in one vector `[P + Q]`, by the names of `Rule.holds`.
+        self._held = {0: torch.cat([w, buffers])} if rule.kind == "ema" else {}
 
     def add(self, round: int, w: Tensor, buffers: Tensor) -> None:
         """Take in the model after a round."""
         if not self.rule.takes(round):
             return
         model = torch.cat([w, buffers])
-        self._count += 1
         match self.rule.kind:
             case "last":
                 self._held[round] = model
-                for old in [r for r in self._held if r <= round - self.rule.window]:
-                    del self._held[old]
+                self._held = {name: self._held[name] for name in self.rule.holds(round)}
             case "swa":
                 mean = self._held.setdefault(0, torch.zeros_like(model))
-                mean.add_(model.sub_(mean), alpha=1 / self._count)
+                count = (round - self.rule.first) // self.rule.every + 1
+                mean.add_(model.sub_(mean), alpha=1 / count)
             case "ema":
                 self._held[0].mul_(self.rule.decay).add_(model, alpha=1 - self.rule.decay)
 
     def model(self) -> tuple[Tensor, Tensor] | None:
         """Parameters `[P]` and buffers `[Q]`; None before the first model."""
-        if not self._count:
+        if not self._held:
             return None
-        models = [self._held[round] for round in sorted(self._held)]
-        total = models[0].clone()
-        for model in models[1:]:
+        first, *others = (self._held[name] for name in sorted(self._held))
+        total = first.clone()
+        for model in others:
             total += model
-        mean = total.div_(len(models))
+        mean = total.div_(1 + len(others))
         return mean[: self._size], mean[self._size :]
 
     def arrays(self) -> Arrays:
         """What a checkpoint keeps of it."""
-        held = {f"{self.rule.kind}/{round}": v.numpy() for round, v in self._held.items()}
-        return held | {"count": np.array([self._count], np.float32), "rule": self._numbers}
+        held = {f"{self.rule.kind}/{name}": v.numpy() for name, v in self._held.items()}
+        return held | {"rule": self.rule.numbers}
 
-    def restore(self, arrays: Arrays, round: int) -> None:
-        """Go on from what a checkpoint of this round kept; CheckpointError if it kept another average."""
-        if not any(self.rule.takes(r) for r in range(1, round + 1)):
-            return
-        kind = self.rule.kind
-        kept = {name: v for name, v in arrays.items() if name.startswith(f"{kind}/")}
-        window = range(max(1, round - self.rule.window + 1), round + 1)
-        same = np.array_equal(arrays.get("rule", ()), self._numbers)
-        complete = all(f"last/{r}" in kept for r in window) if kind == "last" else same
-        if not (kept and complete):
-            raise CheckpointError(
-                "evaluation.average: the checkpoint was written without it, or with another one, and what it "
-                "averages is gone; leave it as it was, or begin the run anew"
-            )
-        self._held = {
-            int(name.partition("/")[2]): torch.tensor(value)
-            for name, value in kept.items()
-            if kind != "last" or int(name.partition("/")[2]) in window
+    def restore(self, kept: Arrays, round: int) -> None:
+        """Go on from what a checkpoint of this round kept; CheckpointError if that was another average."""
+        self.rule.check(kept, round)
+        self._held |= {
+            name: torch.tensor(kept[f"{self.rule.kind}/{name}"]) for name in self.rule.holds(round)
         }
-        self._count = int(arrays["count"][0])
-
-    @property
-    def _numbers(self) -> np.ndarray:
-        """What the averages of two rules of one kind differ by, but for the window."""
-        return np.array([self.rule.first, self.rule.every, self.rule.decay])

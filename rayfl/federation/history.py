@@ -39,8 +39,8 @@ class History:
         """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`; the echo.
 
         Accuracies are the test set's, and as `validation_accuracy_...` those of what is held out;
-        `average_accuracy_final` is that of `evaluation.average`. A target
-        that was never reached has no entry, and nothing has before the first round.
+        `average_accuracy_final` is that of `evaluation.average`. A target that was never reached has no
+        entry, and nothing has before the first round.
         The echo (`rayfl.federation.echo`) is `accuracy_oscillation`, from 10 evaluations on,
         `accuracy_overshoot`, and, from two rounds on, `echo_reversals`.
         """

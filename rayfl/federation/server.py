@@ -30,10 +30,9 @@ from rayfl.training.units import Broadcast, EvaluationResult, Split, UnitResult,
 
 # Samples that one evaluation unit covers: fixed, so that no sum depends on the number of actors.
 EVALUATION_UNIT = 1000
-# What is evaluated: the global model "" or the average of global models, on a split.
-AVERAGE = "average"
-Evaluated = tuple[str, Split]
-AVERAGED: dict[Split, str] = {"test": "average/", "validation": "average/validation_"}
+# Beginnings of the names of metrics: of the global model, and of the average of global models.
+OF_MODEL: dict[Split, str] = {"test": "test/", "validation": "validation/"}
+OF_AVERAGE: dict[Split, str] = {"test": "average/", "validation": "average/validation_"}
 
 
 class MemoryRef(NamedTuple):
@@ -42,6 +41,16 @@ class MemoryRef(NamedTuple):
     round: int  # the client's last round
     handle: Any  # handle of the pool
     name: bytes | None = None  # the client's last unit's; None: it comes from a checkpoint
+
+
+class Final(NamedTuple):
+    """What a run has made."""
+
+    w: np.ndarray  # `[P]`
+    buffers: np.ndarray  # `[Q]`
+    # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before the first one.
+    correct: np.ndarray | None
+    average: tuple[np.ndarray, np.ndarray] | None  # w and buffers averaged over the rounds
 
 
 class Server:
@@ -62,7 +71,8 @@ class Server:
         self._remembers = bool(algorithm.init_client(self.w))
         # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before.
         self.correct: np.ndarray | None = None
-        self._evaluations: deque[tuple[int, dict[Evaluated, list[Future]]]] = deque()
+        # Round, and futures by the beginning of their metrics' names.
+        self._evaluations: deque[tuple[int, dict[str, list[Future]]]] = deque()
         # Round that `self.w` is to be evaluated after, once the next round's units are on their way.
         self._due: int | None = None
 
@@ -262,16 +272,16 @@ class Server:
         samples: dict[Split, int] = {"test": self.federation.test_samples}
         if self.federation.validation_samples:
             samples["validation"] = self.federation.validation_samples
-        models = {"": handle}
+        models = [(handle, OF_MODEL)]
         if self.average and (averaged := self.average.model()):
             w, buffers = averaged
-            models[AVERAGE] = self.pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
-        futures: dict[Evaluated, list[Future]] = {
-            (model, split): [
+            models.append((self.pool.put(Broadcast(w.numpy(), {}, buffers.numpy())), OF_AVERAGE))
+        futures = {
+            prefixes[split]: [
                 self.pool.evaluate(round, handle, split, first, min(first + EVALUATION_UNIT, n))
                 for first in range(0, n, EVALUATION_UNIT)
             ]
-            for model, handle in models.items()
+            for handle, prefixes in models
             for split, n in samples.items()
         }
         self._evaluations.append((round, futures))
@@ -282,28 +292,28 @@ class Server:
             round, futures = self._evaluations[0]
             if not wait and not all(f.done for of_split in futures.values() for f in of_split):
                 return
-            results: dict[Evaluated, list[EvaluationResult]] = {
-                which: [self.pool.wait(future) for future in of_split]
-                for which, of_split in futures.items()
+            results: dict[str, list[EvaluationResult]] = {
+                prefix: [self.pool.wait(future) for future in of_split]
+                for prefix, of_split in futures.items()
             }
             self._evaluations.popleft()
             metrics: dict[str, float] = {}
-            for (model, split), parts in results.items():
+            for prefix, parts in results.items():
                 correct = np.concatenate([part.correct for part in parts])
                 loss = sum(part.loss for part in parts) / len(correct)
                 if not math.isfinite(loss):
-                    if model:  # an average changes nothing, so it ends nothing either
+                    # An average changes nothing, so it ends nothing either.
+                    if prefix in OF_AVERAGE.values():
                         continue
-                    raise self._diverged(round, f"the {split} loss")
-                prefix = f"{split}/" if not model else AVERAGED[split]
+                    raise self._diverged(round, f"the {prefix.removesuffix('/')} loss")
                 metrics[f"{prefix}loss"] = loss
                 metrics[f"{prefix}accuracy"] = int(correct.sum()) / len(correct)
-                if split == "test" and not model:
+                if prefix == OF_MODEL["test"]:
                     self.correct = correct
                     metrics |= self.federation.breakdown.metrics(correct)
             yield EvaluationMetrics(round, metrics)
 
-    def final(self) -> "Final":
+    def final(self) -> Final:
         """What the rounds so far have made."""
         averaged = self.average.model() if self.average else None
         return Final(
@@ -312,17 +322,6 @@ class Server:
             self.correct,
             None if averaged is None else (averaged[0].numpy(), averaged[1].numpy()),
         )
-
-
-class Final(NamedTuple):
-    """What a run has made."""
-
-    w: np.ndarray  # `[P]`
-    buffers: np.ndarray  # `[Q]`
-    correct: (
-        np.ndarray | None
-    )  # which test samples the last evaluated w predicts correctly; None before
-    average: tuple[np.ndarray, np.ndarray] | None  # w and buffers averaged over the rounds
 
 
 def _is_finite(vector: torch.Tensor) -> bool:

@@ -100,18 +100,19 @@ class SavedCheckpoint:
         rows = json.loads(self._read(self.manifest.history))
         return {int(round): metrics for round, metrics in rows.items()}
 
-    def check(self) -> None:
-        """Raise CheckpointError if a file is missing, or not what was written.
+    def check(self) -> Snapshot:
+        """Return the state; CheckpointError if a file is missing, or not what was written.
 
-        Of the memories only the sizes are compared; `snapshot` verifies each when it is read.
+        Of the memories only the sizes are compared; each is verified when it is read.
         """
-        self.snapshot()
+        state = self.snapshot()
         self.history()
         sizes = self.storage.sizes("memories") if self.manifest.memories else {}
         for name in self.manifest.memories.values():
             expected = self.manifest.files[name].bytes
             if sizes.get(name) != expected:
                 raise self._damaged(name, f"it has {sizes.get(name, 0)} of {expected} bytes")
+        return state
 
     def make_newest(self) -> None:
         """Delete the later checkpoints of the same run, which then resumes from this one."""

@@ -42,11 +42,6 @@ def views(infos: list[TensorInfo], flat: Tensor) -> dict[str, Tensor]:
     return {info.name: info.view(flat) for info in infos}
 
 
-def part(info: TensorInfo, flat: Tensor) -> Tensor:
-    """The tensor's entries in `flat`, `[..., P] -> [..., size]`."""
-    return flat[..., info.offset : info.offset + info.size]
-
-
 def as_part(info: TensorInfo, value: Tensor) -> Tensor:
     """A tensor `[..., *shape]` in the order of its entries in the flat vector, `[..., size]`."""
     stack = value.shape[: value.dim() - len(info.shape)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayfl.algorithms.base import Loss
 from rayfl.training.batches import Minibatch
-from rayfl.training.flat import as_part, part
+from rayfl.training.flat import as_part
 from rayfl.training.function import Function
 from rayfl.training.precision import Precision
 
@@ -56,7 +56,7 @@ class Autograd:
             if slot.name in crops:
                 places[slot.name].copy_(value)
             else:
-                rows.append((part(slot, gradient), as_part(slot, value)))
+                rows.append((slot.part(gradient), as_part(slot, value)))
         # In as few kernels as can be: on a GPU sixty copies of a convnet take longer than the copying.
         torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
             [place for place, _ in rows], [value for _, value in rows]
