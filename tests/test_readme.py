@@ -1,18 +1,15 @@
 """Every command and every program in the README is run here (the two of its start, by CI)."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, head
+from pages import blocks, commands_of, shell
 
 README = (ROOT / "README.md").read_text()
-BIN = Path(sys.executable).parent
 
 RUN_BY_CI = {
     "pip install . && rayfl run quickstart",
@@ -33,17 +30,12 @@ FLATNESS_OF_SWEEP = "rayfl flatness flatness_digits "
 OWN_METHOD = "rayfl run quickstart algorithm.name=mymethod:MySAM algorithm.rho=0.1"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
 def commands():
-    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
-    return [re.sub(r"\s+#.*", "", line) for line in lines]
+    return commands_of(README)
 
 
 def python_block(marker):
-    (found,) = (block for block in blocks("python") if marker in block)
+    (found,) = (block for block in blocks(README, "python") if marker in block)
     return found
 
 
@@ -53,21 +45,6 @@ def folder(tmp_path):
     shutil.copy(ROOT / "configs/quickstart.yaml", tmp_path / "mine.yaml")
     (tmp_path / "mymethod.py").write_text(python_block("class MySAM"))
     return tmp_path
-
-
-def shell(command, folder, timeout=600):
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command,
-        shell=True,
-        cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_every_command_is_accounted_for():

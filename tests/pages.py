@@ -1,0 +1,36 @@
+"""The commands and programs of a page, and how a test runs them as a user does."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+
+
+def blocks(page, language):
+    """The code blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def commands_of(page):
+    """The lines of a page's bash blocks, without comments."""
+    lines = [line for block in blocks(page, "bash") for line in block.strip().splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines]
+
+
+def shell(command, folder, timeout=600):
+    """Run a command in a folder with the installed package; what it wrote to stdout."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
