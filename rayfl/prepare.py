@@ -15,6 +15,7 @@ from torch import nn
 
 from rayfl import models
 from rayfl.algorithms.scheduled import Scheduled
+from rayfl.config.choice import import_path
 from rayfl.config.schema import Experiment
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
@@ -23,6 +24,7 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
+from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
@@ -37,6 +39,7 @@ from rayfl.training.flat import Layout
 from rayfl.training.lanes import MOST_LANES
 from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.shortcuts import Mode, Samples, choose
+from rayfl.training.task import Task
 from rayfl.training.travel import packed
 from rayfl.training.weighting import weights
 
@@ -103,12 +106,19 @@ def prepare(
             config.seed,
             config.data.validation,
         )
-    trial = torch.from_numpy(data.trial())
-    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)
+    task = task_of(config, data)
+    model = models.build(
+        config.model,
+        data.sample_shape,
+        data.num_classes,
+        config.seed,
+        torch.from_numpy(data.trial()),
+        _tokens(data),
+    )
     shortcuts = choose(
         model,
         models.name_of(config.model),
-        data.num_classes,
+        task,
         _two_minibatches(data),
         single_samples=_single_samples(config, data, partition),
         stack=fed.stack,
@@ -139,6 +149,7 @@ def prepare(
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
         total_weight=_total_weight(config, partition),
+        scoring=Scoring.of(data, partition, own_loss=task.loss is not None),
         breakdown=Breakdown.of(
             data, partition, config.evaluation.per_class, config.evaluation.per_client
         ),
@@ -159,6 +170,7 @@ def prepare(
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
         lanes=None if config.resources.lanes == "auto" else config.resources.lanes,
+        task=task,
         shortcuts=shortcuts,
     )
     if ":" in config.algorithm_name:  # not of the registry, whose methods the tests check
@@ -172,6 +184,22 @@ def prepare(
                 federation.lrs,
             )
     return Prepared(config, data, partition, model, federation, settings)
+
+
+def task_of(config: Experiment, data: Dataset) -> Task:
+    """The task that the data and `federation.loss` set; ConfigError if they do not fit the algorithm."""
+    if data.kind == "numbers" and config.algorithm.at(1).compares_outputs:
+        raise ConfigError(
+            f"compares logits of classes, and the samples of {data.name!r} have numbers to predict; take "
+            "another method",
+            key="algorithm.name",
+            value=config.algorithm_name,
+        )
+    name = config.federation.loss
+    loss = None if name is None else import_path(name, "federation.loss")
+    task = Task(kind=data.kind, shape=data.output_shape, loss=loss)
+    task.check(name or "")
+    return task
 
 
 def clients_per_unit(
@@ -200,12 +228,12 @@ def clients_per_unit(
     return -(-cohort_size // units)
 
 
-def client_accuracies(prepared: Prepared, correct: np.ndarray | None) -> pd.DataFrame | None:
-    """Each client's samples and accuracy, from what the server predicts correctly, if that is wanted."""
+def client_accuracies(prepared: Prepared, scores: np.ndarray | None) -> pd.DataFrame | None:
+    """Each client's samples and accuracy, from the scores of the test samples, if that is wanted."""
     breakdown = prepared.federation.breakdown
-    if correct is None or breakdown.holdings is None:
+    if scores is None or breakdown.holdings is None:
         return None
-    columns = {"samples": prepared.partition.sizes, "accuracy": breakdown.clients(correct)}
+    columns = {"samples": prepared.partition.sizes, "accuracy": breakdown.clients(scores)}
     return pd.DataFrame(columns).rename_axis("client")
 
 
@@ -224,6 +252,12 @@ def _total_weight(config: Experiment, partition: Partition) -> float:
         return float(weights(fed.weighting, sizes, steps=sizes).sum())
     given = fed.batch_size, fed.local_epochs, fed.local_steps
     return float(sum(steps_per_round(n, *given) for n in sizes.tolist()))
+
+
+def _tokens(data: Dataset) -> models.Tokens | None:
+    if not data.has_tokens:
+        return None
+    return models.Tokens(data.vocabulary, data.sample_shape[0], each=data.kind == "tokens")
 
 
 def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:

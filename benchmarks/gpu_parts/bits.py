@@ -152,8 +152,8 @@ def digest(server: Server) -> str:
     arrays = dict(snapshot.tensors)
     for client, memory in snapshot.memories.items():
         arrays |= {f"{client}/{name}": value for name, value in memory.fetch().items()}
-    if server.correct is not None:
-        arrays["correct"] = server.correct
+    if server.scores is not None:
+        arrays["scores"] = server.scores
     for name in sorted(arrays):
         whole.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return whole.hexdigest()

@@ -49,7 +49,8 @@ Penalty = Callable[[Tensor, Batch], Tensor]
 """`(outputs, batch) -> [..., B]`: a term that is added to the loss of each sample.
 
 `outputs [..., B, classes]` are the model's where the gradient is taken, and the term is differentiated
-through them.
+through them. Where a token is predicted at each position, each counts as a sample of its own. Targets are
+float `[..., B, D]` where D numbers are.
 """
 
 
@@ -210,6 +211,8 @@ class Algorithm:
     """
     only_at_start: ClassVar[frozenset[str]] = frozenset()
     """Hyper-parameters that are read before the first round alone, and cannot change over the rounds."""
+    compares_outputs: ClassVar[bool] = False
+    """True if it compares a model's outputs with another's, as logits of classes or tokens."""
     server_lr: ServerLR = 1.0
 
     def at(self, round: int) -> "Algorithm":

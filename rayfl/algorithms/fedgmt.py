@@ -36,6 +36,7 @@ from rayfl.algorithms.feddyn import FedDyn
 @dataclass(frozen=True, kw_only=True)
 class FedGMT(FedDyn):
     paper: ClassVar[str] = "Li et al., ICML 2025, OpenReview 80mK2Mqaph"
+    compares_outputs: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(ge=0, lt=1, description="decay of the average of w")] = 0.95
     gamma: Annotated[float, Field(ge=0, description="weight of the divergence from e")] = 1.0

@@ -36,6 +36,7 @@ from rayfl.algorithms.vectors import TINY, scaled_to
 @dataclass(frozen=True, kw_only=True)
 class FedSOL(Algorithm):
     paper: ClassVar[str] = "Lee et al., CVPR 2024, arXiv:2308.12532"
+    compares_outputs: ClassVar[bool] = True
 
     rho: Rho = 1.0
     strength: Annotated[

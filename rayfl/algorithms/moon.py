@@ -27,6 +27,7 @@ from rayfl.algorithms.base import Algorithm
 @dataclass(frozen=True, kw_only=True)
 class Moon(Algorithm):
     paper: ClassVar[str] = "Li, He and Song, CVPR 2021, arXiv:2103.16257"
+    compares_outputs: ClassVar[bool] = True
 
     mu: Annotated[float, Field(ge=0, description="weight of the contrastive term")] = 1.0
     tau: Annotated[float, Field(gt=0, description="temperature of the contrastive term")] = 0.5

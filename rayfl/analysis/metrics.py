@@ -35,8 +35,9 @@ COSTS = {
     "seconds": Cost(("time/round_s",), "seconds", 1.0, 1),
 }
 _SPREADS = ("accuracy_oscillation", "accuracy_overshoot")
-_SUMMARIES = ("accuracy_final", "accuracy_best", "accuracy_last10", "loss_final", *_SPREADS)
-_TESTED = ("test/accuracy", "test/loss")
+_LASTS = {"loss_final": "test/loss", "r2_final": "test/r2", "perplexity_final": "test/perplexity"}
+_SUMMARIES = ("accuracy_final", "accuracy_best", "accuracy_last10", *_LASTS, *_SPREADS)
+_TESTED = ("test/accuracy", *_LASTS.values())
 _PARTS = ("test/class/", "test/domain")
 """Beginnings of the names of accuracies on a part of the test set."""
 _ALIGNED = ("update/agreement", "update/cos_previous", "update/cos_momentum")
@@ -89,7 +90,7 @@ class Metric:
         """The per-round metric whose curve shows this number; test accuracy for costs."""
         if "/" in self.column:
             return self.column
-        shown = {"loss_final": "test/loss", "echo_reversals": "update/cos_previous"}
+        shown = {**_LASTS, "echo_reversals": "update/cos_previous"}
         return shown.get(self.column, "test/accuracy")
 
     @property
@@ -139,6 +140,8 @@ _FIXED = {
         Metric("best", "best test accuracy", True, "accuracy_best"),
         Metric("last10", "test accuracy, mean of last 10", True, "accuracy_last10"),
         Metric("loss", "final test loss", False, "loss_final"),
+        Metric("r2", "final R squared", True, "r2_final"),
+        Metric("perplexity", "final perplexity", False, "perplexity_final", digits=2),
         Metric("seconds", "time (s)", cost="seconds", digits=1),
         Metric("bytes", "traffic up and down (MB)", cost="bytes", scale=1e-6, digits=2),
         Metric("echo_reversals", "share of rounds against the last", column="echo_reversals"),
@@ -169,7 +172,7 @@ def metric(name: str) -> Metric:
 
 def higher_is_better(name: str) -> bool:
     """Return True for a metric of MLflow's that is better where it is higher; lower is, of the others."""
-    if name in _ALIGNED or name.startswith("flatness/alignment/"):
+    if name in _ALIGNED or name.startswith("flatness/alignment/") or name.endswith("/r2"):
         return True
     return name.startswith(_PARTS) or ("accuracy" in name and not name.endswith(_SPREADS))
 

@@ -69,7 +69,8 @@ def partition(
         c.seed,
         c.data.validation,
     )
-    histogram = parts.histogram(data.y_train, data.num_classes)
+    of_sample, categories = data.categories()
+    histogram = parts.histogram(of_sample, len(categories))
     table_console().print(_partition_table(data, parts, histogram))
     sizes = histogram.sum(1)
     lines = [
@@ -83,7 +84,7 @@ def partition(
         from rayfl.data.picture import heatmap
 
         with writing("--plot", plot):
-            heatmap(histogram, data.classes, plot)
+            heatmap(histogram, categories, plot)
         lines.append(f"wrote {plot}")
     say(*lines)
 
@@ -111,7 +112,7 @@ def _partition_table(data: "Dataset", parts: "Partition", histogram: "NDArray[An
     from rayfl.text import brief
 
     groups = _groups_held(data, parts)
-    names = (brief(name) for name in data.classes)
+    names = (brief(name) for name in data.categories()[1])
     table = Table(header_style="bold")
     for column in ("client", *(["group"] if groups else []), "samples", "classes", *names):
         table.add_column(Text(column), justify="right")  # no string: rich reads [these] as styles

@@ -80,7 +80,8 @@ class RunDisplay(Display):
         self._round = max(self._round, metrics.round)
         self._bar.update(self._task, completed=self._round)
         self._text = self._metrics()
-        last = metrics.round == self._rounds and "test/accuracy" in metrics.values
+        evaluated = any(name.startswith("test/") for name in metrics.values)
+        last = metrics.round == self._rounds and evaluated
         if not self._is_live and (self._is_due(_PLAIN_SECONDS) or last):
             self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
 
@@ -88,6 +89,8 @@ class RunDisplay(Display):
         shown = {
             "loss": ("train/loss", ".4f"),
             "accuracy": ("test/accuracy", ".4f"),
+            "perplexity": ("test/perplexity", ".2f"),
+            "R squared": ("test/r2", ".4f"),
             "validation": ("validation/accuracy", ".4f"),
             "alpha": ("server/alpha", ".3f"),
             "s/round": ("time/round_s", ".3f"),
@@ -111,11 +114,11 @@ class RunDisplay(Display):
         s = result.summary
         last = result.history.iloc[-1]
         rows = {
-            "accuracy": _accuracies(s, "accuracy"),
+            **_evaluated(s, ""),
             **_average(s),
             **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
             "test loss": f"{s['loss_final']:.4f}",
-            **_validation(s),
+            **_evaluated(s, "validation "),
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
             "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
             "backward passes": f"{s['backward_passes']:,.0f}",
@@ -139,14 +142,17 @@ def _average(summary: dict[str, float]) -> dict[str, str]:
     return {} if final is None else {"of the average": f"final {final:.4f}"}
 
 
-def _validation(summary: dict[str, float]) -> dict[str, str]:
-    """Return the rows of what was held out, if anything was."""
-    if "validation_accuracy_final" not in summary:
-        return {}
-    return {
-        "validation": _accuracies(summary, "validation_accuracy"),
-        "validation loss": f"{summary['validation_loss_final']:.4f}",
-    }
+def _evaluated(summary: dict[str, float], of: str) -> dict[str, str]:
+    """Return the rows of the test set, or, if `of` is "validation ", of what was held out, if anything."""
+    prefix, rows = of.replace(" ", "_"), {}
+    if f"{prefix}accuracy_final" in summary:
+        rows["validation" if of else "accuracy"] = _accuracies(summary, f"{prefix}accuracy")
+    for name, label, form in (("perplexity", "perplexity", ".2f"), ("r2", "R squared", ".4f")):
+        if (final := summary.get(f"{prefix}{name}_final")) is not None:
+            rows[f"{of}{label}"] = f"{final:{form}}"
+    if of and f"{prefix}loss_final" in summary:
+        rows["validation loss"] = f"{summary[f'{prefix}loss_final']:.4f}"
+    return rows
 
 
 def describe_sizes(sizes: np.ndarray) -> str:

@@ -69,11 +69,11 @@ def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
 
 
 def _evaluated(summary: dict[str, float], prefix: str) -> dict[str, Any]:
-    """Accuracy and loss of the test set, or of what was held out; nothing if nothing was."""
+    """Accuracy, loss and the like of the test set, or of what was held out; nothing if nothing was."""
     if f"{prefix}loss_final" not in summary:
         return {}
     kinds = ("final", "best", "last10")
-    return {
-        "accuracy": {kind: summary[f"{prefix}accuracy_{kind}"] for kind in kinds},
-        "loss": summary[f"{prefix}loss_final"],
-    }
+    accuracy = {kind: summary.get(f"{prefix}accuracy_{kind}") for kind in kinds}
+    found = {name: summary.get(f"{prefix}{name}_final") for name in ("loss", "perplexity", "r2")}
+    kept = {name: value for name, value in found.items() if value is not None}
+    return kept if accuracy["final"] is None else {"accuracy": accuracy, **kept}

@@ -21,6 +21,7 @@ TASK = ("data.", "partition.", "heterogeneity.", "federation.clients.")
 _CAME_LATER: Mapping[str, Any] = {
     "data.layout": None,
     "data.validation": None,
+    "federation.loss": None,
     "federation.lr_warmup": 0,
     "federation.momentum": 0.0,
     "federation.nesterov": False,

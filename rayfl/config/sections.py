@@ -49,6 +49,9 @@ class Federation(Section):
     """probability that a client stops early, after any of its steps"""
     batch_size: int = Field(default=50, gt=0)
     """B"""
+    loss: str | None = None
+    """null: cross-entropy, of numbers their squared error; or package.module:function, which is called with
+    outputs [n, classes] and targets [n] and returns the loss of each"""
     lr: float = Field(default=0.1, gt=0)
     """local learning rate of the first round"""
     lr_schedule: str = "constant"

@@ -60,6 +60,10 @@ def check(dataset: "Dataset") -> None:
             f"train and test samples of {dataset.name!r} differ: {shapes[0]} "
             f"{dataset.x_train.dtype} and {shapes[1]} {dataset.x_test.dtype}; make them alike"
         )
+    if dataset.kind != "classes":
+        _check_targets(dataset)
+        _check_normalisation(dataset)
+        return
     absent = np.flatnonzero(np.bincount(dataset.y_train, minlength=dataset.num_classes) == 0)
     if len(absent) or dataset.num_classes < 2:
         raise refuse(
@@ -70,6 +74,18 @@ def check(dataset: "Dataset") -> None:
     _check_normalisation(dataset)
 
 
+def _check_targets(dataset: "Dataset") -> None:
+    """Tokens may be absent among the train samples; numbers must be of one width."""
+    train, test = dataset.y_train, dataset.y_test
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise refuse(
+            f"train and test targets of {dataset.name!r} differ: {train.shape[1:]} {train.dtype} and "
+            f"{test.shape[1:]} {test.dtype}; make them alike"
+        )
+    if dataset.kind == "tokens" and dataset.num_classes < 2:
+        raise refuse(f"{dataset.name!r} needs 2 or more tokens to predict")
+
+
 def account(dataset: "Dataset") -> tuple[str, ...]:
     """Summary for users of what was read and what was left out, in lines."""
     train, test = dataset.x_train, dataset.x_test
@@ -77,13 +93,18 @@ def account(dataset: "Dataset") -> tuple[str, ...]:
     files = "" if n is None else f" from {n:,} file{'s' if n != 1 else ''}"
     names = ", ".join(brief(name) for name in dataset.classes[:_NAMED])
     more = ", ..." if dataset.num_classes > _NAMED else ""
+    targets = {
+        "classes": f"{dataset.num_classes} classes ({names}{more})",
+        "tokens": f"a token of {dataset.num_classes} ({names}{more}) to predict at each position",
+        "numbers": f"{dataset.num_classes} number{'s' if dataset.num_classes > 1 else ''} to predict",
+    }
     ranges = dict.fromkeys(f"{x.min():.6g} to {x.max():.6g}" for x in (train, test))
     size = " x ".join(map(str, dataset.sample_shape))
     kind = {1: "features", 3: "C x H x W"}[len(dataset.sample_shape)]
     kind = "integer tokens" if dataset.has_tokens else kind
     read = (
         f"read {len(train):,} train and {len(test):,} test samples{files}: "
-        f"{dataset.num_classes} classes ({names}{more}), {train.dtype} {size} ({kind}), "
+        f"{targets[dataset.kind]}, {train.dtype} {size} ({kind}), "
         f"values {', test '.join(ranges)}"
     )
     if not dataset.left_out:
@@ -101,10 +122,13 @@ def _problem_of_arrays(x: np.ndarray, y: np.ndarray) -> str | None:
             f"are {brief(str(x.dtype))} {list(x.shape)}; must be uint8 or float, "
             "[n, F], [n, H, W] or [n, H, W, C], or integer tokens, [n, L]"
         )
-    if y.dtype != np.int64 or y.shape != (len(x),):
+    is_token = x.dtype == np.int64 and y.dtype == np.int64 and y.shape == x.shape
+    is_number = y.dtype == np.float32 and y.ndim == 2 and len(y) == len(x) and y.size
+    if not (is_token or is_number) and (y.dtype != np.int64 or y.shape != (len(x),)):
         return (
             f"have labels {brief(str(y.dtype))} {list(y.shape)}; must be integers [{len(x)}], "
-            "one per sample"
+            f"one per sample; or integers [{len(x)}, L] for samples of L tokens, one to predict at each; or "
+            f"floats [{len(x)}, D], numbers to predict"
         )
     if x.size == 0:
         return f"are empty: {list(x.shape)}"
@@ -112,7 +136,10 @@ def _problem_of_arrays(x: np.ndarray, y: np.ndarray) -> str | None:
 
 
 def _problem(dataset: "Dataset", x: np.ndarray, y: np.ndarray) -> str | None:
-    if not 0 <= y.min() <= y.max() < dataset.num_classes:
+    if y.dtype == np.float32:
+        if not np.isfinite(y).all():
+            return "have targets that are not finite in float32; remove or scale them"
+    elif not 0 <= y.min() <= y.max() < dataset.num_classes:
         return (
             f"have labels from {y.min()} to {y.max()}; must be from 0 to {dataset.num_classes - 1}"
         )

@@ -3,7 +3,7 @@
 A source (rayfl/data/sources/) reads arrays from disk; `Source.load` checks them, so all that follows can
 rely on what `Dataset` promises. A new source is a subclass with a `read` method that ends in `from_arrays`.
 
-Shapes: n samples, H x W pixels, C channels, F features, L tokens.
+Shapes: n samples, H x W pixels, C channels, F features, L tokens, D numbers.
 """
 
 import ctypes
@@ -23,6 +23,8 @@ from rayfl.provenance import data_digest
 from rayfl.text import printable
 
 Samples = tuple[np.ndarray, np.ndarray]  # x, y
+# Targets: a class of each sample, a token at each of its positions, or numbers.
+Kind = Literal["classes", "tokens", "numbers"]
 
 _COUNTED = 1 << 20  # pixels at once
 
@@ -37,12 +39,14 @@ class Dataset:
     name: str
     # [n, H, W, C] uint8 or float32 for images, [n, F] float32 for features, [n, L] int64 for tokens
     x_train: np.ndarray
-    y_train: np.ndarray  # [n] int64, 0..num_classes-1
+    # [n] int64, 0..num_classes-1; for tokens to predict [n, L] int64, of as many tokens; or numbers,
+    # [n, D] float32
+    y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
     mean: np.ndarray  # [C] or [F] float32; for tokens, [L], 0 and 1
     std: np.ndarray
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # or all tokens that there are to predict; () for numbers
     groups: tuple[str, ...] = ()  # names of the domains or writers; () where there are none
     group_train: np.ndarray | None = None  # [n] int64, 0..len(groups)-1
     group_test: np.ndarray | None = None
@@ -53,8 +57,30 @@ class Dataset:
     digest: str = ""  # of all of the above that a result depends on; `Source.load` fills it
 
     @property
+    def kind(self) -> Kind:
+        """Kind of the targets."""
+        if self.y_train.dtype == np.float32:
+            return "numbers"
+        return "classes" if self.y_train.ndim == 1 else "tokens"
+
+    @property
     def num_classes(self) -> int:
-        return len(self.classes)
+        """Classes, or tokens that there are to predict; of numbers D."""
+        return self.y_train.shape[1] if self.kind == "numbers" else len(self.classes)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what a model gives for one sample: (classes,), (L, tokens) or (D,)."""
+        length = self.y_train.shape[1:] if self.kind == "tokens" else ()
+        return (*length, self.num_classes)
+
+    def categories(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """A category of each train sample, int64 `[n]`, and their names: its class, else its group."""
+        if self.kind == "classes":
+            return self.y_train, self.classes
+        if self.group_train is not None:
+            return self.group_train, self.groups
+        return np.zeros(len(self.y_train), np.int64), ("samples",)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -66,6 +92,12 @@ class Dataset:
     def has_tokens(self) -> bool:
         """True if the samples are integers that are no images, such as the words of a text."""
         return self.x_train.dtype == np.int64
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that samples may have, if they are tokens."""
+        largest = max(x.max() for x in (self.x_train, self.x_test))
+        return max(int(largest) + 1, self.num_classes if self.kind == "tokens" else 0)
 
     def trial(self) -> np.ndarray:
         """Two samples as a model may see them, to try it with: zeros; the smallest and largest token."""
@@ -88,7 +120,8 @@ def from_arrays(
 ) -> Dataset:
     """A Dataset of these arrays, in the types and the memory layout that it promises.
 
-    Class names default to the class numbers, `normalise` = (mean, std) to those of the train set.
+    Targets are integers [n], or [n, L] for samples of L tokens, or floats [n, D]. Class names default to the
+    class numbers, `normalise` = (mean, std) to those of the train set.
     `groups`: the domain or writer, by name or number, of each train and (if known) test sample.
     `files`, `left_out`: what was read, and the names of what was not.
     """
@@ -97,7 +130,9 @@ def from_arrays(
     (x_train, y_train), (x_test, y_test) = _convert(train), _convert(test)
     check_arrays(name, "train", x_train, y_train)
     check_arrays(name, "test", x_test, y_test)
-    if classes is None:
+    if y_train.dtype == np.float32:
+        classes = ()
+    elif classes is None:
         classes = _numbers(name, y_train)
     mean, std = normalise if normalise else _mean_and_std(x_train)
     return Dataset(
@@ -170,6 +205,9 @@ def _give_back_memory() -> None:
 def _convert(samples: Samples) -> Samples:
     """Contiguous arrays, in Dataset's types where that loses nothing; `check_arrays` refuses the rest."""
     x, y = samples
+    if y.ndim == 2 and y.dtype.kind == "f":  # [n] may be class numbers that were written as floats
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = y.astype(np.float32, copy=False)
     if x.ndim == 3:
         x = x[..., None]  # grey images
     if x.dtype.kind in "bf" or (x.ndim == 2 and x.dtype == np.uint8):
@@ -191,9 +229,9 @@ def _int64(x: np.ndarray) -> np.ndarray:
 def _numbers(name: str, labels: np.ndarray) -> list[str]:
     """The names of classes that have none."""
     last = int(labels.max())
-    if last >= len(labels):  # before a list is made of them: a stray label may be in the billions
+    if last >= labels.size:  # before a list is made of them: a stray label may be in the billions
         raise refuse(
-            f"the train data of {name!r} have labels up to {last}, but {len(labels)} samples; "
+            f"the train data of {name!r} have labels up to {last}, but {labels.size} samples; "
             "number the labels 0, 1, 2, ... without gaps"
         )
     return [str(label) for label in range(last + 1)]

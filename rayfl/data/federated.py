@@ -3,6 +3,7 @@
 from rayfl.data.datasets import Dataset
 from rayfl.data.heterogeneity import Heterogeneity, long_tail, shift
 from rayfl.data.partition import Partition, Scheme, hold_out, split
+from rayfl.errors import ConfigError
 
 
 def federate(
@@ -20,7 +21,13 @@ def federate(
     Raises ConfigError if that cannot be.
     """
     data = long_tail(data, heterogeneity.imbalance_factor, seed)
-    partition = split(scheme, data.y_train, clients, seed, data.group_train)
+    if scheme.by_class and data.kind != "classes":
+        raise ConfigError(
+            f"goes by classes, and the samples of {data.name!r} have {data.kind} to predict; take iid, "
+            "quantity or by_group (inner=iid)",
+            key="partition.name",
+        )
+    partition = split(scheme, data.categories()[0], clients, seed, data.group_train)
     if validation is not None:
         partition = hold_out(partition, validation, seed)
     return shift(data, partition, heterogeneity, seed), partition

@@ -63,6 +63,7 @@ def long_tail(data: Dataset, imbalance_factor: float, seed: int) -> Dataset:
     """
     if imbalance_factor == 1:
         return data
+    _check_classes(data, "imbalance_factor", imbalance_factor)
     sizes = np.bincount(data.y_train, minlength=data.num_classes)
     profile = imbalance_factor ** (-np.arange(data.num_classes) / (data.num_classes - 1))
     wanted = np.floor(sizes.max() * profile + 1e-9).astype(np.int64)  # 50 must not become 49.999...
@@ -82,8 +83,18 @@ def shift(data: Dataset, partition: Partition, options: Heterogeneity, seed: int
     if options.shifts_features:
         data = replace(data, x_train=_shifted_features(data, partition, options, seed))
     if options.label_noise:
+        _check_classes(data, "label_noise", options.label_noise)
         data = replace(data, y_train=_noisy_labels(data, partition, options, seed))
     return data
+
+
+def _check_classes(data: Dataset, key: str, value: float) -> None:
+    if data.kind != "classes":
+        raise ConfigError(
+            f"works on classes, and the samples of {data.name!r} have {data.kind} to predict; leave it out",
+            key=f"heterogeneity.{key}",
+            value=value,
+        )
 
 
 def _shifted_features(

@@ -61,6 +61,11 @@ class Partition:
 class Scheme(ABC):
     """A rule that gives every sample an owner."""
 
+    @property
+    def by_class(self) -> bool:
+        """True if it looks at labels, and so needs data whose targets are classes."""
+        return False
+
     @abstractmethod
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         """The owner, 0..clients-1, of each sample, int64 [n]; each of 0..C-1 is in `labels`."""

@@ -125,7 +125,7 @@ class Client:
         """The model as PyTorch computes it: the engine's faster ways have no second derivative."""
         model, ways = unpacked(self._model).to(self.engine.device), self.engine.settings.shortcuts
         plain = Shortcuts(channels_last=ways.channels_last, shares_inputs=ways.shares_inputs)
-        return plain.function(model)
+        return plain.function(model, self.engine.settings.task)
 
     def _error(self, round: int, clients: tuple[int, ...]) -> ClientError:
         return ClientError(round, clients, self.name, traceback.format_exc())

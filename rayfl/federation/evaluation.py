@@ -13,6 +13,9 @@ have a cell (label and domain skew), but not in what the samples of one cell loo
 test samples nothing is known: p_i is renormalised over the others, and a client that has no others has no
 accuracy and counts in no statistic.
 
+Tokens that are predicted have no classes: their cells are the groups, and the accuracy of a sample is the
+share of its tokens that are right. Without groups nothing is known of clients. Numbers have no accuracy.
+
 Clients with equal samples of every cell have the same accuracy, which is computed once: of a hundred thousand
 clients with a few samples each there are few that differ.
 
@@ -29,6 +32,7 @@ import numpy as np
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.errors import ConfigError
 
 # Of more domains than this (the writers of handwriting, say) no curves by name are kept.
 NAMED_DOMAINS = 20
@@ -56,19 +60,32 @@ class Breakdown:
 
     @classmethod
     def of(cls, data: Dataset, partition: Partition, per_class: bool, per_client: bool) -> Self:
-        known = data.group_train is not None and data.group_test is not None
+        has_groups = data.group_train is not None and data.group_test is not None
+        known = has_groups and data.kind != "numbers"
         group_train, group_test = (data.group_train, data.group_test) if known else (None, None)
-        train = _cells(data.y_train, group_train, data.num_classes)
+        if data.kind == "classes":
+            classes, y_train, y_test = data.classes, data.y_train, data.y_test
+        elif per_class:
+            raise ConfigError(
+                key="evaluation.per_class",
+                value=True,
+                allowed=f"false: the samples of {data.name!r} have {data.kind} to predict, no classes",
+            )
+        else:
+            classes = ("",)
+            y_train, y_test = (np.zeros(len(y), np.int64) for y in (data.y_train, data.y_test))
+            per_client = per_client and known
+        train = _cells(y_train, group_train, len(classes))
         return cls(
-            cells=_cells(data.y_test, group_test, data.num_classes),
-            classes=data.classes,
+            cells=_cells(y_test, group_test, len(classes)),
+            classes=classes,
             groups=data.groups if known else (),
             per_class=per_class,
             holdings=_holdings(train, partition) if per_client else None,
         )
 
     def metrics(self, correct: np.ndarray) -> dict[str, float]:
-        """Metrics of one evaluation; `correct`, bool `[n]`: which predictions were right."""
+        """Metrics of one evaluation; `correct [n]`: which predictions were right, or their share."""
         right, total = self._counts(correct)
         metrics: dict[str, float] = {}
         if self.per_class:
@@ -105,10 +122,11 @@ class Breakdown:
             return known / np.bincount(row, known)[row]
 
     def _counts(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Correct predictions and test samples of each cell, int64 `[G, C]`."""
+        """Correct predictions and test samples of each cell, `[G, C]`."""
         shape = max(1, len(self.groups)), len(self.classes)
         size = shape[0] * shape[1]
-        right, total = (np.bincount(c, minlength=size) for c in (self.cells[correct], self.cells))
+        right = np.bincount(self.cells, correct, size)
+        total = np.bincount(self.cells, minlength=size)
         return right.reshape(shape), total.reshape(shape)
 
 

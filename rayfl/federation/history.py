@@ -38,9 +38,9 @@ class History:
     def summary(self, targets: Sequence[float] = ()) -> dict[str, float]:
         """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`; the echo.
 
-        Accuracies are the test set's, and as `validation_accuracy_...` those of what is held out;
-        `average_accuracy_final` is that of `evaluation.average`. A target that was never reached has no
-        entry, and nothing has before the first round.
+        Accuracies, `loss_final`, `r2_final` and `perplexity_final` are the test set's, and as
+        `validation_...` those of what is held out; `average_accuracy_final` is that of `evaluation.average`.
+        A target that was never reached has no entry, and nothing has before the first round.
         The echo (`rayfl.federation.echo`) is `accuracy_oscillation`, from 10 evaluations on,
         `accuracy_overshoot`, and, from two rounds on, `echo_reversals`.
         """
@@ -51,13 +51,17 @@ class History:
         for cost in ("backward_passes", "bytes_up", "bytes_down"):
             summary[cost] = sum(self._values(f"cost/{cost}").values())
         for split, prefix in (("test", ""), ("validation", "validation_")):
+            if losses := list(self._values(f"{split}/loss").values()):
+                summary[f"{prefix}loss_final"] = losses[-1]
+            for metric in ("r2", "perplexity"):
+                if values := list(self._values(f"{split}/{metric}").values()):
+                    summary[f"{prefix}{metric}_final"] = values[-1]
             if evaluated := list(self._values(f"{split}/accuracy").values()):
                 summary |= {
                     f"{prefix}accuracy_final": evaluated[-1],
                     f"{prefix}accuracy_best": max(evaluated),
                     f"{prefix}accuracy_last10": fmean(evaluated[-10:]),
                     f"{prefix}accuracy_overshoot": echo.overshoot(evaluated),
-                    f"{prefix}loss_final": list(self._values(f"{split}/loss").values())[-1],
                 }
                 if (oscillation := echo.oscillation(evaluated)) is not None:
                     summary[f"{prefix}accuracy_oscillation"] = oscillation

@@ -48,8 +48,8 @@ class Final(NamedTuple):
 
     w: np.ndarray  # `[P]`
     buffers: np.ndarray  # `[Q]`
-    # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before the first one.
-    correct: np.ndarray | None
+    # Score of each test sample at the last evaluated w, `[n]`; None before the first one.
+    scores: np.ndarray | None
     average: tuple[np.ndarray, np.ndarray] | None  # w and buffers averaged over the rounds
 
 
@@ -69,8 +69,8 @@ class Server:
         # Each client's memory, by client id; clients never sampled have none.
         self.memories: dict[int, MemoryRef] = {}
         self._remembers = bool(algorithm.init_client(self.w))
-        # Which test samples the last evaluated w predicts correctly, bool `[n]`; None before.
-        self.correct: np.ndarray | None = None
+        # Score of each test sample at the last evaluated w, `[n]`; None before.
+        self.scores: np.ndarray | None = None
         # Round, and futures by the beginning of their metrics' names.
         self._evaluations: deque[tuple[int, dict[str, list[Future]]]] = deque()
         # Round that `self.w` is to be evaluated after, once the next round's units are on their way.
@@ -299,18 +299,19 @@ class Server:
             self._evaluations.popleft()
             metrics: dict[str, float] = {}
             for prefix, parts in results.items():
-                correct = np.concatenate([part.correct for part in parts])
-                loss = sum(part.loss for part in parts) / len(correct)
+                scores = np.concatenate([part.scores for part in parts])
+                loss = sum(part.loss for part in parts) / len(scores)
                 if not math.isfinite(loss):
                     # An average changes nothing, so it ends nothing either.
                     if prefix in OF_AVERAGE.values():
                         continue
                     raise self._diverged(round, f"the {prefix.removesuffix('/')} loss")
-                metrics[f"{prefix}loss"] = loss
-                metrics[f"{prefix}accuracy"] = int(correct.sum()) / len(correct)
+                split: Split = "validation" if "validation" in prefix else "test"
+                scored = self.federation.scoring.metrics(split, loss, scores)
+                metrics |= {prefix + name: value for name, value in scored.items()}
                 if prefix == OF_MODEL["test"]:
-                    self.correct = correct
-                    metrics |= self.federation.breakdown.metrics(correct)
+                    self.scores = scores
+                    metrics |= self.federation.breakdown.metrics(scores)
             yield EvaluationMetrics(round, metrics)
 
     def final(self) -> Final:
@@ -319,7 +320,7 @@ class Server:
         return Final(
             self.w.numpy(),
             self.buffers.numpy(),
-            self.correct,
+            self.scores,
             None if averaged is None else (averaged[0].numpy(), averaged[1].numpy()),
         )
 

@@ -11,6 +11,7 @@ from rayfl.data.partition import Partition
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
+from rayfl.federation.scores import Scoring
 from rayfl.training.settings import LocalSettings
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class FederationSpec:
     test_samples: int
     validation_samples: int  # 0: none are held out
     total_weight: float  # of all N clients in a cohort's mean
+    scoring: Scoring
     breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
 
     @property

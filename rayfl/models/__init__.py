@@ -1,8 +1,13 @@
-"""Model names -> `nn.Module`s that map samples [n, *sample_shape] to logits [n, num_classes]."""
+"""Model names -> `nn.Module`s that map samples [n, *sample_shape] to outputs.
 
+Outputs are logits [n, num_classes], those of a token at each position [n, L, num_classes], or numbers
+[n, num_classes].
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -16,7 +21,16 @@ from rayfl.models.transformer import SwinB, SwinS, SwinT, ViTB16, ViTTiny
 from rayfl.models.vgg import VGG11
 from rayfl.seeds import integer
 
-__all__ = ["MODELS", "Factory", "Model", "build", "name_of", "plain_state_dict"]
+__all__ = [
+    "MODELS",
+    "Factory",
+    "Model",
+    "TokenModel",
+    "Tokens",
+    "build",
+    "name_of",
+    "plain_state_dict",
+]
 
 
 @runtime_checkable
@@ -26,6 +40,29 @@ class Model(Protocol):
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """A freshly initialised model."""
         ...
+
+
+class Tokens(NamedTuple):
+    """Samples that are tokens, `[n, L]`."""
+
+    vocabulary: int  # they are from 0 to vocabulary - 1
+    length: int  # L
+    each: bool  # True: an output at each position; False: one for the sample
+
+
+class TokenModel(ABC):
+    """Base of the options of models whose samples are tokens."""
+
+    @abstractmethod
+    def build_on(self, tokens: Tokens, num_classes: int) -> nn.Module:
+        """A freshly initialised model: `[n, L] -> [n, num_classes]`, or `[n, L, num_classes]` for each."""
+
+    def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        raise ConfigError(
+            f"takes integer tokens, and the samples {list(sample_shape)} are none; take another model",
+            key="model.name",
+            value=name_of(self),
+        )
 
 
 MODELS: dict[str, type[Model]] = {
@@ -62,10 +99,12 @@ def build(
     num_classes: int,
     seed: int,
     trial: torch.Tensor | None = None,
+    tokens: Tokens | None = None,
 ) -> nn.Module:
     """Build the model on the CPU, with weights that depend on `seed` only, and try it.
 
-    `trial`: two samples to try it with; zeros if not given. Raises ConfigError if the model cannot be built
+    `trial`: two samples to try it with; zeros if not given. `tokens`: what is known of them, if samples are
+    tokens. Raises ConfigError if the model cannot be built
     or does not fit the data.
     """
     inputs = torch.zeros(2, *sample_shape) if trial is None else trial
@@ -73,7 +112,10 @@ def build(
         # Not torch.manual_seed: that would reseed the accelerators too, and no fork restores them.
         torch.default_generator.manual_seed(integer(seed, "init"))
         try:
-            model = spec.build(sample_shape, num_classes)
+            if tokens and isinstance(spec, TokenModel):
+                model = spec.build_on(tokens, num_classes)
+            else:
+                model = spec.build(sample_shape, num_classes)
             output = _try(model, inputs)
         except ConfigError:
             raise
@@ -85,11 +127,11 @@ def build(
                 key="model.name",
                 value=name_of(spec),
             ) from error
-    expected = (2, num_classes)
+    expected = (2, *sample_shape, num_classes) if tokens and tokens.each else (2, num_classes)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if got != expected:
         raise ConfigError(
-            f"2 samples {list(sample_shape)} must give logits of shape {expected}, it gives {got}",
+            f"2 samples {list(sample_shape)} must give outputs of shape {expected}, it gives {got}",
             key="model.name",
             value=name_of(spec),
         )

@@ -135,7 +135,8 @@ class RunTracker:
         """Record the dataset with the partition's digest, its histogram and its picture."""
         from rayfl.data.picture import heatmap  # imports matplotlib, while the actors start
 
-        histogram = partition.histogram(data.y_train, data.num_classes)
+        of_sample, categories = data.categories()
+        histogram = partition.histogram(of_sample, len(categories))
         profile = {"clients": len(histogram), "samples": len(partition.indices)}
         if len(partition.validation):
             profile["validation"] = len(partition.validation)
@@ -150,12 +151,12 @@ class RunTracker:
         )
         context = [InputTag("mlflow.data.context", "train")]
         self._write(self._client.log_inputs, [DatasetInput(entry, context)])
-        rows = {"classes": data.classes, "clients": histogram.tolist()}
+        rows = {"classes": categories, "clients": histogram.tolist()}
         self._write(self._client.log_dict, rows, "partition/histogram.json")
         pictures = self._store.pictures
         if entry.digest not in pictures:
             content = io.BytesIO()
-            heatmap(histogram, data.classes, content)
+            heatmap(histogram, categories, content)
             pictures[entry.digest] = content.getvalue()
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "histogram.png"

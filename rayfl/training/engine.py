@@ -78,7 +78,7 @@ class Engine:
         model = model.to(self.device)
         if on_gpu and self.unfused is None:
             model = kernels.with_group_norm(model)
-        self.function = settings.shortcuts.function(model)
+        self.function = settings.shortcuts.function(model, settings.task)
         self.model, self.layout = self.function.model, self.function.layout
         self.algorithm, self.partition, self.settings = algorithm, partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
@@ -155,7 +155,7 @@ class Engine:
     def evaluate(
         self, broadcast: Broadcast, split: Split, first: int, last: int
     ) -> EvaluationResult:
-        """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
+        """Loss of the split's samples `first` to `last` at `broadcast.start`, and each one's score."""
         self._broadcast.load(broadcast)
         return self._evaluation(self._broadcast, split, first, last)
 

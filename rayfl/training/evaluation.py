@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rayfl import seeds
 from rayfl.training.batches import DeviceData
@@ -20,7 +19,7 @@ EVALUATION_BATCH = {"cpu": 125, "cuda": 500}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and predictions of a model on samples of its splits."""
+    """Loss and scores of a model on samples of its splits."""
 
     function: Function
     splits: Mapping[Split, tuple[DeviceData, Tensor]]  # data, and the split's samples in them
@@ -30,20 +29,20 @@ class Evaluation:
     def __call__(
         self, broadcast: DeviceBroadcast, split: Split, first: int, last: int
     ) -> EvaluationResult:
-        """Loss of the split's samples `first` to `last` at `broadcast.start`, and which it gets right."""
+        """Loss of the split's samples `first` to `last` at `broadcast.start`, and each one's score."""
         self.function.model.eval()
         start, buffers = broadcast.own()
         # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
         seed_layers(seeds.integer(self.seed, "model", 0, first), start.device)
         tensors = self.function.parameters(start) | self.function.buffers(buffers)
-        losses, correct = [], []
+        losses, scores = [], []
         data, samples = self.splits[split]
         for indices in samples[first:last].split(EVALUATION_BATCH[start.device.type]):
             inputs = self.function.inputs(data.preprocess(indices, None, None))
             outputs = self.function(tensors, inputs).to(start.dtype)
             targets = data.y[indices]
-            losses.append(F.cross_entropy(outputs, targets, reduction="sum"))
-            correct.append(outputs.argmax(-1) == targets)
+            losses.append(self.function.task.summed(outputs, targets))
+            scores.append(self.function.task.scores(outputs, targets))
         # Read at the end: a GPU goes on meanwhile.
         loss = sum(torch.stack(losses).tolist())
-        return EvaluationResult(loss, torch.cat(correct).cpu().numpy())
+        return EvaluationResult(loss, torch.cat(scores).cpu().numpy())

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from rayfl.training.conv_crop import Crops, crop, cropped
 from rayfl.training.flat import Layout, views
+from rayfl.training.task import CLASSES, Task
 
 T = TypeVar("T")
 # Hooks on gradients (`Tensor.register_hook`), by name of the parameter.
@@ -34,9 +35,9 @@ class Shortcuts:
     hooks: GradientHooks = field(default_factory=dict)
     dropped: tuple[str, ...] = ()  # faster ways that are not taken, and why; for users
 
-    def function(self, model: nn.Module) -> "Function":
+    def function(self, model: nn.Module, task: Task = CLASSES) -> "Function":
         """The model as a function of flat vectors."""
-        return Function(cropped(model, self.crops), Layout(model), self)
+        return Function(cropped(model, self.crops), Layout(model), self, task)
 
 
 @dataclass(eq=False)
@@ -46,6 +47,7 @@ class Function:
     model: nn.Module
     layout: Layout
     ways: Shortcuts = field(default_factory=Shortcuts)
+    task: Task = CLASSES
 
     def __post_init__(self):
         self._frame = _Frame(self.model)
@@ -89,7 +91,7 @@ class Function:
         return functional_call(self._frame, named, (work,))
 
     def __call__(self, tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """Outputs `[B, classes]` with these parameters and buffers, by name."""
+        """Outputs `[B, *task.shape]` with these parameters and buffers, by name."""
         return self.within(tensors, lambda model: model(inputs))
 
 

@@ -1,7 +1,7 @@
 """The loss on fixed samples on one device: values, gradients and Hessian-vector products.
 
-The model is in evaluation mode, samples are not augmented, and the loss is the mean cross-entropy: weight
-decay and the terms that a method adds are no part of it.
+The model is in evaluation mode, samples are not augmented, and the loss is the task's mean (cross-entropy):
+weight decay and the terms that a method adds are no part of it.
 
 Shapes: P parameters, Q entries of float buffers, n samples, k points or vectors, j directions.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rayfl import seeds
@@ -105,7 +104,7 @@ class SampleObjective:
         if inputs.is_floating_point():
             inputs = inputs.to(self.w.dtype)
         outputs = self.function(tensors, inputs) if tensors else model(inputs)
-        return F.cross_entropy(outputs.to(self.w.dtype), self.data.y[batch], reduction="sum")
+        return self.function.task.summed(outputs.to(self.w.dtype), self.data.y[batch])
 
     def _batches(self) -> Iterator[Tensor]:
         self.function.model.eval()

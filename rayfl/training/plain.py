@@ -8,15 +8,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rayfl.errors import first_line, reason
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import channels_first
 from rayfl.training.outcome import Outcome, Tensors, changed_parameters
 from rayfl.training.process import generators
+from rayfl.training.task import Task
 
-# Inputs `[B, *sample_shape]` as the engine makes them, and labels `[B]`.
+# Inputs `[B, *sample_shape]` as the engine makes them, and targets `[B, ...]`.
 Samples = tuple[Tensor, Tensor]
 Mode = Literal["training", "evaluation"]
 
@@ -40,8 +40,8 @@ class Plain:
     Use it within `restored`. Raises Unfit if the model cannot be trained on the minibatches.
     """
 
-    def __init__(self, model: nn.Module, classes: int, batches: tuple[Samples, Samples]):
-        self.model, self.classes, self.layout = model, classes, Layout(model)
+    def __init__(self, model: nn.Module, task: Task, batches: tuple[Samples, Samples]):
+        self.model, self.task, self.layout = model, task, Layout(model)
         self.start, self.buffers = self.layout.flatten(model)
         # Not where the model starts: there, adapters are zero and what is computed from weights is fresh.
         self.w = _moved(self.start)
@@ -86,7 +86,8 @@ class Plain:
         drawn, frozen = generators()[:-1], self._frozen()
         outputs = self.model(inputs := channels_first(x))
         self._check_logits(outputs, len(y), "training")
-        loss = F.cross_entropy(outputs.to(self.w.dtype), y)
+        rows = self.task.rows(outputs.to(self.w.dtype))
+        loss = self.task.mean(rows, y.flatten() if self.task.kind == "tokens" else y)
         loss.backward()
         self.changes_inputs |= not torch.equal(inputs, x)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -164,10 +165,10 @@ class Plain:
 
     def _check_logits(self, outputs: object, samples: int, mode: Mode) -> None:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        if got != (samples, self.classes):
+        if got != (samples, *self.task.shape):
             raise Unfit(
-                f"in {mode} mode {samples} samples must give logits of shape {(samples, self.classes)}, it "
-                f"gives {got}"
+                f"in {mode} mode {samples} samples must give outputs of shape {(samples, *self.task.shape)}, "
+                f"it gives {got}"
             )
 
     def restore(self) -> None:

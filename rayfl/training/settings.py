@@ -7,6 +7,7 @@ from rayfl.data.partition import Partition
 from rayfl.training.flat import Layout
 from rayfl.training.function import Shortcuts
 from rayfl.training.precision import Precision
+from rayfl.training.task import CLASSES, Task
 from rayfl.training.weighting import Weighting
 
 
@@ -29,6 +30,7 @@ class LocalSettings:
     stack: int | None  # clients that train at once, at most; None: chosen by the engine
     cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result
     lanes: int | None = None  # clients that train beside each other on a GPU; None: as many as fit
+    task: Task = CLASSES
     shortcuts: Shortcuts  # faster ways to compute that change no result
 
 

@@ -20,13 +20,14 @@ from rayfl.training.function import Function, Shortcuts, channels_first, gradien
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient, mlp_layers
 from rayfl.training.outcome import Outcome, changed_parameters, difference
 from rayfl.training.plain import Mode, Plain, Samples, Unfit, check_tensors, numbers, restored, seed
+from rayfl.training.task import Task
 from rayfl.training.travel import packed, unpacked
 
 
 def choose(
     model: nn.Module,
     name: str,
-    classes: int,
+    task: Task,
     batches: tuple[Samples, Samples],
     single_samples: Set[Mode] = frozenset(),
     stack: int | None = None,
@@ -40,7 +41,7 @@ def choose(
     try:
         check_tensors(model)
         with restored(model):
-            comparison = Comparison(model, classes, batches)
+            comparison = Comparison(model, task, batches)
             for mode in single_samples:
                 comparison.plain.check_single_sample(mode)
             shortcuts = comparison.choose()
@@ -54,7 +55,7 @@ def choose(
 class Comparison:
     """A model as plain PyTorch computes it, and the ways of the engine that give the same."""
 
-    def __init__(self, model: nn.Module, classes: int, batches: tuple[Samples, Samples]):
+    def __init__(self, model: nn.Module, task: Task, batches: tuple[Samples, Samples]):
         self.model, self.layout, self.hooks = model, Layout(model), gradient_hooks(model)
         try:
             self.parcel = packed(model)
@@ -63,7 +64,7 @@ class Comparison:
             raise Unfit(
                 f"cannot be sent to other processes ({reason(error)}); all that it holds must pickle"
             ) from error
-        self.plain = Plain(model, classes, batches)
+        self.plain = Plain(model, task, batches)
         self.expected = self.plain.first
 
     def choose(self) -> Shortcuts:
@@ -80,7 +81,7 @@ class Comparison:
                 dropped.append(f"kernels are not cropped to what meets the maps: cropped, {why}")
             else:
                 taken = replace(taken, crops=crops)
-        if mlp_layers(self.model) is not None:
+        if mlp_layers(self.model) is not None and self.plain.task.usual:
             if why := self._why_no_rows(BatchedMLP(Function(self.model, self.layout))):
                 dropped.append(f"clients train one at a time: as a stack, {why}")
             else:
@@ -92,7 +93,7 @@ class Comparison:
         if self.layout.buffers:
             why = f"its buffers ({self.layout.buffers[0].name}, ...) change as it trains"
         else:
-            function = shortcuts.function(self._arrived())
+            function = shortcuts.function(self._arrived(), self.plain.task)
             function.model.train()
             why = self._why_no_rows(VmapGradient(function))
         if why:
@@ -121,7 +122,7 @@ class Comparison:
         `twice`: not even when the same process takes the same step again.
         """
         try:
-            function = shortcuts.function(self._arrived())
+            function = shortcuts.function(self._arrived(), self.plain.task)
             why = difference(self._as_function(function), self.expected)
             if why or not twice:
                 return why

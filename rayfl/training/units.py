@@ -99,7 +99,9 @@ class UnitResult(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """Loss and hits of the model on a piece of a split."""
+    """Loss and scores of the model on a piece of a split."""
 
     loss: float  # summed over the samples
-    correct: np.ndarray  # bool `[m]`, true where the prediction was right
+    # Of each sample `[m]`: bool, true where the class was right; or float32, the share of tokens that were,
+    # or the squared error of numbers.
+    scores: np.ndarray

@@ -206,7 +206,7 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
     with torch.no_grad():
         logits = prepared.model(torch.from_numpy(x.transpose(0, 3, 1, 2)).float()).numpy()
     right = logits.argmax(1) == data.y_test
-    np.testing.assert_array_equal(servers[0][0].correct, right)
+    np.testing.assert_array_equal(servers[0][0].scores, right)
 
     def accuracy(chosen):
         return right[chosen].mean()

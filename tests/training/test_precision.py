@@ -75,7 +75,7 @@ def test_evaluation_stays_float32(small):
         w, buffers = (v.numpy() for v in engine.layout.flatten(engine.model))
         results.append(engine.evaluate(Broadcast(w, {}, buffers), "test", 0, 50))
     assert results[0].loss == results[1].loss
-    assert (results[0].correct == results[1].correct).all()
+    assert (results[0].scores == results[1].scores).all()
 
 
 def test_tf32_is_float32_on_a_cpu_and_says_so(small):

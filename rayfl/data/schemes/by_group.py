@@ -32,6 +32,10 @@ class ByGroup(Scheme):
         bool, Field(description="if there are fewer clients than groups: several groups a client")
     ] = False
 
+    @property
+    def by_class(self) -> bool:
+        return self.inner == "dirichlet"
+
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         """Client ids ascend with the groups; a group has clients in proportion to its samples."""
         if groups is None:

@@ -34,6 +34,10 @@ class Dirichlet(Scheme):
 
     alpha: _Alpha = 0.1
 
+    @property
+    def by_class(self) -> bool:
+        return True
+
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         """Fill the clients in random order, so that none is left with the leftovers of the others.
 
@@ -67,6 +71,10 @@ class DirichletPerClass(Scheme):
     min_samples: Annotated[
         int, Field(ge=1, description="draw again until every client has this many samples")
     ] = 10
+
+    @property
+    def by_class(self) -> bool:
+        return True
 
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         key = "partition.min_samples"

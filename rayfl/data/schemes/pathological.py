@@ -27,6 +27,10 @@ class Pathological(Scheme):
         int, Field(ge=1, description="number of distinct classes c at every client")
     ] = 2
 
+    @property
+    def by_class(self) -> bool:
+        return True
+
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         class_sizes = np.bincount(labels)
         holders = self._holders(class_sizes, clients)
@@ -66,6 +70,10 @@ class Shards(Scheme):
     """The samples sorted by label, cut into equal shards; each client gets s of them."""
 
     shards_per_client: Annotated[int, Field(ge=1, description="number of shards s per client")] = 2
+
+    @property
+    def by_class(self) -> bool:
+        return True
 
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         shards = clients * self.shards_per_client

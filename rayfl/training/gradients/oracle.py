@@ -15,13 +15,13 @@ from rayfl.training.flat import as_part
 from rayfl.training.function import Function
 from rayfl.training.precision import Precision
 
-CROSS_ENTROPY = Loss()
+CROSS_ENTROPY = Loss()  # or what else the task's loss is
 
 
 class Oracle(Protocol):
     """Gradients of the mean loss at `x [C, P]` on `batch`: `([C, P], losses [C])`.
 
-    What it returns as losses is the mean cross-entropy alone, whatever `loss` has.
+    What it returns as losses is the task's mean loss alone (cross-entropy), whatever `loss` has.
     """
 
     @property
@@ -65,5 +65,5 @@ class Autograd:
 
 
 def client_mean(values: Tensor, batch: Minibatch) -> Tensor:
-    """Mean over each client's samples, `[C, B] -> [C]`."""
+    """Mean over each client's samples or rows, `[C, B] -> [C]`."""
     return values.mean(-1) if batch.weights is None else (values * batch.weights).sum(-1)

@@ -1,13 +1,12 @@
 """Autograd of any module, one client at a time: on CPUs the fastest way for convolutions.
 
-Shapes: C clients, B samples, P parameters.
+Shapes: C clients, B samples, n rows of W outputs (one a sample, but for tokens), P parameters.
 """
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rayfl.algorithms.base import Batch, Loss
 from rayfl.training.batches import Minibatch
@@ -50,13 +49,14 @@ class PerClientGradient(Autograd):
     ) -> tuple[Tensor, Tensor]:
         buffers = self._spare_buffers() if batch is self._seen else self.buffers
         self._seen = batch
-        batch = batch.first(loss.samples)
+        task = self.function.task
+        batch = task.batch(batch.first(loss.samples))
         leaves = self.function.leaves(x[0])
 
         def passes(model: nn.Module) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 outputs = self._outputs(model, x.dtype, batch)
-                mean = objective = F.cross_entropy(outputs, batch.targets[0])
+                mean = objective = task.mean(outputs, batch.targets[0])
                 if not loss.cross_entropy:
                     objective = outputs.new_zeros(())
                 if loss.penalty is not None:
@@ -68,16 +68,17 @@ class PerClientGradient(Autograd):
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
-        """Outputs `[1, B, classes]` at `x [1, P]`; buffers stay as they are."""
+        """Rows of outputs `[1, n, W]` at `x [1, P]`; buffers stay as they are."""
         tensors = self.function.parameters(x[0]) | self._spare_buffers()
         return self.function.within(
             tensors, lambda model: self._outputs(model, x.dtype, batch).unsqueeze(0)
         )
 
     def _outputs(self, model: nn.Module, dtype: torch.dtype, batch: Minibatch) -> Tensor:
-        """Outputs `[B, classes]` in the dtype of the parameters, whatever the precision of the pass."""
+        """Rows of outputs `[n, W]` in the dtype of the parameters, whatever the precision of the pass."""
         with forward_pass(self.precision, batch.inputs.device):
-            return model(self.function.inputs(batch.inputs[0])).to(dtype)
+            outputs = model(self.function.inputs(batch.inputs[0]))
+        return self.function.task.rows(outputs.to(dtype))
 
     def _spare_buffers(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.buffers.items()}

@@ -2,12 +2,11 @@
 
 A GPU idles under one client of a small model: launching its kernels takes longer than running them.
 
-Shapes: C clients, B samples, P parameters.
+Shapes: C clients, B samples, n rows of W outputs (one a sample, but for tokens), P parameters.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rayfl.algorithms.base import Batch, Loss
 from rayfl.training.batches import Minibatch
@@ -23,14 +22,13 @@ class VmapGradient(Autograd):
     def __call__(
         self, x: Tensor, batch: Minibatch, loss: Loss = CROSS_ENTROPY
     ) -> tuple[Tensor, Tensor]:
-        batch = batch.first(loss.samples)
+        task = self.function.task
+        batch = task.batch(batch.first(loss.samples))
         leaves = self.function.leaves(x)
         with torch.enable_grad():
             outputs = self._outputs(leaves, x.dtype, batch)
-            picked = F.cross_entropy(
-                outputs.flatten(0, 1), batch.targets.flatten(), reduction="none"
-            )
-            losses = client_mean(picked.view_as(batch.targets), batch)
+            of_rows = task.losses(outputs.flatten(0, 1), batch.targets.flatten(0, 1))
+            losses = client_mean(of_rows.view(outputs.shape[:2]), batch)
             objective = losses.sum() if loss.cross_entropy else losses.new_zeros(())
             if loss.penalty is not None:
                 samples = Batch(batch.targets, lambda y: self._forward(y, batch))
@@ -40,7 +38,7 @@ class VmapGradient(Autograd):
 
     @torch.no_grad()
     def _forward(self, x: Tensor, batch: Minibatch) -> Tensor:
-        """Outputs `[C, B, classes]` at `x [C, P]`."""
+        """Rows of outputs `[C, n, W]` at `x [C, P]`."""
         return self._outputs(self.function.parameters(x), x.dtype, batch)
 
     def _outputs(self, tensors: dict[str, Tensor], dtype: torch.dtype, batch: Minibatch) -> Tensor:
@@ -48,4 +46,4 @@ class VmapGradient(Autograd):
         with forward_pass(self.precision, inputs.device):
             # Randomness is an error: what a client draws must not depend on who is beside it.
             stacked = torch.func.vmap(self.function, randomness="error")(tensors, inputs)
-        return stacked.to(dtype)
+        return self.function.task.rows(stacked.to(dtype))
