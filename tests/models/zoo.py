@@ -650,7 +650,7 @@ def lazy_in_training(num_classes):
 
 REFUSED = {
     dictionary: r"must give outputs of shape \(2, 10\), it gives dict",
-    auxiliary_logits: r"in training mode 3 samples must give logits .*gives tuple",
+    auxiliary_logits: r"in training mode 3 samples must give outputs .*gives tuple",
     fails_in_training: "fails in training mode .*not today",
     float64_layer: "is float64; .* must be float32",
     float64_buffer: "'ones' is float64; .* must be float32",
