@@ -1,6 +1,6 @@
 """The interface of an algorithm: seven pure functions on flat vectors, whose defaults together are FedAvg.
 
-An eighth, `global_momentum`, changes no result: it is there for a metric.
+Two more, `upload_bytes` and `global_momentum`, change no result: they are there for metrics.
 
 FedAvg is McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, arXiv:1602.05629, Algorithm 1: local SGD, then the mean. Deviation: the mean over the cohort is
@@ -266,6 +266,15 @@ class Algorithm:
         It is weighted as `federation.weighting` says.
         """
         return w + self.server_lr * mean["delta"], server
+
+    def upload_bytes(self, uploads: Vectors) -> Tensor:
+        """Bytes that each client sends for these `uploads`, int64 `[C]`: here, all their numbers as they are.
+
+        A method overrides it whose uploads `[C, P]` stand for less: some entries with their positions, or numbers
+        of fewer bits. The metric cost/bytes_up adds them up, with the model's buffers.
+        """
+        dense = sum(v.element_size() * v.shape[-1] for v in uploads.values())
+        return torch.full((len(uploads["delta"]),), dense)
 
     def global_momentum(self, server: Vectors) -> Tensor | None:
         """What the momentum in `server` adds: downhill, with its weight, `[P]`. None: there is no momentum.

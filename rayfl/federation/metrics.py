@@ -37,12 +37,10 @@ class PendingRound(NamedTuple):
     units: list[WorkUnit]
     futures: list[Future]
 
-    def metrics(
-        self, results: list[UnitResult], weights: np.ndarray, bytes_up: int
-    ) -> dict[str, float]:
+    def metrics(self, results: list[UnitResult], weights: np.ndarray) -> dict[str, float]:
         """The round's metrics. Clients that were lost cost bytes down, nothing else.
 
-        `results`: the units'; `weights`: of their clients, `[S]`; `bytes_up`: of one client.
+        `results`: the units'; `weights`: of their clients, `[S]`.
         """
         losses = np.concatenate([result.losses for result in results])
         drifts = np.concatenate([result.drifts for result in results])
@@ -53,7 +51,7 @@ class PendingRound(NamedTuple):
             "cohort/size": float(self.clients),
             "cohort/dropped": float(self.sampled - self.clients),
             "cost/bytes_down": float(self.sampled * self.bytes_down),
-            "cost/bytes_up": float(self.clients * bytes_up),
+            "cost/bytes_up": float(sum(result.bytes_up for result in results)),
             "cost/backward_passes": float(sum(result.backward_passes for result in results)),
             "time/client_s": sum(result.seconds for result in results),
         }

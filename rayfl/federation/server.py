@@ -189,8 +189,7 @@ class Server:
         self.buffers = mean.pop("buffers")
         steps = float(np.concatenate([result.steps for result in results]) @ weights) / total
         participation = total / self.federation.total_weight
-        bytes_up = sum(v.nbytes for v in (*mean.values(), self.buffers))
-        metrics = pending.metrics(results, weights, bytes_up)
+        metrics = pending.metrics(results, weights)
         algorithm = self.algorithm.at(pending.round)
         momentum = algorithm.global_momentum(self.state)
         metrics |= self._movement.metrics(mean["delta"], momentum, metrics["train/drift"])

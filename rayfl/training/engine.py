@@ -121,14 +121,16 @@ class Engine:
         began = time.perf_counter()
         self.model.train()
         self._broadcast.load(broadcast)
-        size = self._stack_size(len(unit.clients))
+        algorithm, size = self.algorithm.at(unit.round), self._stack_size(len(unit.clients))
         firsts = range(0, len(unit.clients), size)
         sums: Vectors = {}
-        losses, drifts, kept, weighed, steps, passes = [], [], [], [], [], 0
+        losses, drifts, kept, weighed, steps, passes, sent = [], [], [], [], [], 0, 0
         for wave in range(0, len(firsts), self.lanes):
             stacks = [slice(first, first + size) for first in firsts[wave : wave + self.lanes]]
             for stack, trained, buffers, taken in self._train_wave(unit, stacks, memories):
                 uploads = trained.uploads | {"buffers": buffers.unsqueeze(0)}
+                sent += int(algorithm.upload_bytes(trained.uploads).sum())
+                sent += len(unit.clients[stack]) * buffers.nbytes
                 own = self._weights(unit.clients[stack], taken)
                 if self.settings.weighting != "uniform":
                     factor = as_tensor(own).to(buffers).unsqueeze(-1)
@@ -148,6 +150,7 @@ class Engine:
             weights=np.concatenate(weighed),
             steps=np.array(steps),
             backward_passes=passes,
+            bytes_up=sent,
             seconds=time.perf_counter() - began,
         )
         return result, kept

@@ -95,7 +95,9 @@ class UnitResult(NamedTuple):
     drifts: np.ndarray  # `[C]`, L2 norm of each client's delta, float64
     steps: np.ndarray  # K_i of each client, int64 `[C]`
     backward_passes: int
+    bytes_up: int  # of all clients' uploads, as they send them
     seconds: float
+    clipped: int = 0  # clients whose uploads were clipped
 
 
 class EvaluationResult(NamedTuple):

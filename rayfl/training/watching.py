@@ -27,15 +27,17 @@ RETURNS = {
     "client_start": ("first",),
     "local_step": ("direction", "memory"),
     "upload": ("uploads", "memory"),
+    "upload_bytes": ("bytes",),
     "server_step": ("w", "server"),
     "global_momentum": ("momentum",),
 }
-VECTORS = ("start", "first", "direction", "w", "momentum")
+VECTORS = ("start", "first", "direction", "bytes", "w", "momentum")
 # What they are given with a row for each client.
 ROWS = {
     "client_start": ("memory", "ctx.start", "ctx.steps"),
     "local_step": ("x", "memory", "ctx.start", "ctx.steps"),
     "upload": ("delta", "memory", "ctx.start", "ctx.steps"),
+    "upload_bytes": ("uploads",),
 }
 # A run stops where these are not finite, or lacks a metric.
 FINITE = (*VECTORS, "uploads", "server")

@@ -434,6 +434,18 @@ WRONG = {
         method(global_momentum=lambda self, server: server["m"]),
         r"global_momentum raises KeyError: 'm'",
     ),
+    "bytes_of_the_stack": (
+        method(upload_bytes=lambda self, uploads: torch.tensor(uploads["delta"].nbytes)),
+        r"upload_bytes .* returns bytes as int64 \[\], but it must be whole numbers from 0, int64 \[C\]",
+    ),
+    "bytes_of_another_client": (
+        method(
+            upload_bytes=lambda self, uploads: (
+                (uploads["delta"] != 0).sum(-1) * len(uploads) * len(uploads["delta"])
+            )
+        ),
+        r"upload_bytes .* mixes clients: a client's bytes depends",
+    ),
     "no_memory": (
         method(local_step=lambda self, x, memory, grad, ctx: grad(x)),
         r"returns Tensor, but must return direction \(a tensor\), memory \(a dict of tensors\)",
