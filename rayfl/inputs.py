@@ -29,10 +29,8 @@ class Inputs:
     def units(self, experiment: Experiment) -> UnitsPerRound:
         """Return the number of work units in a round. Raises ConfigError if the experiment is invalid."""
         # `prepare` is called once for all experiments that differ only in values that it does not use.
-        content = experiment.model_dump(
-            mode="json",
-            include={"data", "partition", "heterogeneity", "model", "federation", "seed"},
-        )
+        used = {"data", "partition", "heterogeneity", "model", "federation", "privacy", "seed"}
+        content = experiment.model_dump(mode="json", include=used)
         if ":" in experiment.algorithm_name:  # `prepare` checks a user's method
             content["algorithm"] = experiment.algorithm_name
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):

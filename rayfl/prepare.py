@@ -24,6 +24,7 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
+from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
@@ -115,6 +116,7 @@ def prepare(
         torch.from_numpy(data.trial()),
         _tokens(data),
     )
+    privacy = _private_rounds(config, partition, model)
     shortcuts = choose(
         model,
         models.name_of(config.model),
@@ -153,6 +155,7 @@ def prepare(
         breakdown=Breakdown.of(
             data, partition, config.evaluation.per_class, config.evaluation.per_client
         ),
+        privacy=privacy,
     )
     settings = LocalSettings(
         seed=config.seed,
@@ -166,6 +169,7 @@ def prepare(
         precision=fed.precision,
         augment=config.data.augment,
         weighting=fed.weighting,
+        privacy=None if privacy is None else privacy.mechanism,
         straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
@@ -250,8 +254,33 @@ def _total_weight(config: Experiment, partition: Partition) -> float:
     fed, sizes = config.federation, partition.sizes
     if fed.weighting != "steps":
         return float(weights(fed.weighting, sizes, steps=sizes).sum())
+    return float(_full_steps(config, partition).sum())
+
+
+def _full_steps(config: Experiment, partition: Partition) -> np.ndarray:
+    """Local steps a round of each client that is no straggler, `[N]`."""
+    fed, sizes = config.federation, partition.sizes.tolist()
     given = fed.batch_size, fed.local_epochs, fed.local_steps
-    return float(sum(steps_per_round(n, *given) for n in sizes.tolist()))
+    return np.array([steps_per_round(n, *given) for n in sizes])
+
+
+def _private_rounds(
+    config: Experiment, partition: Partition, model: nn.Module
+) -> PrivateRounds | None:
+    """Differential privacy of the rounds, None without; ConfigError if the model sends more than uploads."""
+    if config.privacy is None:
+        return None
+    if Layout(model).buffers:
+        raise ConfigError(
+            "has statistics of the clients' batches in buffers, which are averaged as they are",
+            key="model.name",
+            value=models.name_of(config.model),
+            hint="under privacy normalise without them, as with model.norm=group",
+            keys=("model.norm",),
+        )
+    full, late = _full_steps(config, partition), config.federation.straggler_prob
+    steps = (1 - late) * full + late * (full + 1) / 2
+    return config.privacy.rounds(config.seed, config.federation, float(steps.mean()))
 
 
 def _tokens(data: Dataset) -> models.Tokens | None:

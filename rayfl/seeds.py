@@ -10,6 +10,7 @@ import numpy as np
 Purpose = Literal[
     "partition", "cohort", "batches", "augment", "model", "init", "dropout", "stragglers",
     "long_tail", "feature_shift", "label_noise", "method", "server_method", "validation", "flatness",
+    "privacy", "server_privacy",
 ]  # fmt: skip
 _PURPOSES: dict[Purpose, int] = {
     # The numbers are part of every result: never renumber, only append.
@@ -17,6 +18,7 @@ _PURPOSES: dict[Purpose, int] = {
     "dropout": 6, "stragglers": 7,
     "long_tail": 10, "feature_shift": 11, "label_noise": 12,
     "method": 13, "server_method": 14, "validation": 15, "flatness": 16,
+    "privacy": 20, "server_privacy": 21,
 }  # fmt: skip
 
 # Without it (seed, 0, 0, 0) would be the stream of numpy's own default_rng(seed), with which users

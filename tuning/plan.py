@@ -215,6 +215,13 @@ def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:
             hint="set diagnostics.every, and what it belongs to in diagnostics.measures",
             keys=("diagnostics.every", "diagnostics.measures"),
         )
+    if isinstance(sweep.scheduler, PBT) and experiment.privacy is not None:
+        return ConfigError(
+            "a trial goes on with the model of another one, which no epsilon counts",
+            key="scheduler.name",
+            value="pbt",
+            hint="choose asha, median or none under privacy",
+        )
     scheduler, every = sweep.scheduler, experiment.federation.eval_every
     rounds = scheduler.rounds(sweep.rounds(experiment))
     missed = [round for round in rounds if round % every]

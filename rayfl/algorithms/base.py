@@ -270,8 +270,8 @@ class Algorithm:
     def upload_bytes(self, uploads: Vectors) -> Tensor:
         """Bytes that each client sends for these `uploads`, int64 `[C]`: here, all their numbers as they are.
 
-        A method overrides it whose uploads `[C, P]` stand for less: some entries with their positions, or numbers
-        of fewer bits. The metric cost/bytes_up adds them up, with the model's buffers.
+        A method overrides it whose uploads `[C, P]` stand for less: some entries with their positions,
+        or numbers of fewer bits. The metric cost/bytes_up adds them up, with the model's buffers.
         """
         dense = sum(v.element_size() * v.shape[-1] for v in uploads.values())
         return torch.full((len(uploads["delta"]),), dense)

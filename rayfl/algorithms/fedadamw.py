@@ -53,7 +53,8 @@ class FedAdamW(LocalAdamW):
     def server_step(self, w, server, mean, ctx):
         w, _ = super().server_step(w, server, mean, ctx)
         Delta = mean["delta"] / (-ctx.steps * ctx.lr)
-        return w, {"Delta": Delta, "v": mean["v"], "t": server["t"] + ctx.steps}
+        v = mean["v"].clamp(min=0)  # where noise is added for privacy it may be below
+        return w, {"Delta": Delta, "v": v, "t": server["t"] + ctx.steps}
 
     def global_momentum(self, server):
         return -self.gamma * server["Delta"]

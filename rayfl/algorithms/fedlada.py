@@ -63,7 +63,9 @@ class FedLADA(Algorithm):
 
     def server_step(self, w, server, mean, ctx):
         w, _ = super().server_step(w, server, mean, ctx)
-        return w, {"Delta": mean["delta"] / (-ctx.steps * ctx.lr), "v": mean["v"]}
+        # Where noise is added for privacy the mean may be below 0.
+        v = torch.where(mean["v"] > 0, mean["v"], server["v"])
+        return w, {"Delta": mean["delta"] / (-ctx.steps * ctx.lr), "v": v}
 
     def global_momentum(self, server):
         return (self.alpha - 1) * server["Delta"]

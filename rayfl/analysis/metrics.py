@@ -143,6 +143,7 @@ _FIXED = {
         Metric("r2", "final R squared", True, "r2_final"),
         Metric("perplexity", "final perplexity", False, "perplexity_final", digits=2),
         Metric("seconds", "time (s)", cost="seconds", digits=1),
+        Metric("epsilon", "epsilon of a client", column="epsilon", digits=3),
         Metric("bytes", "traffic up and down (MB)", cost="bytes", scale=1e-6, digits=2),
         Metric("echo_reversals", "share of rounds against the last", column="echo_reversals"),
         Metric("accuracy_oscillation", "spread around the trend", column="accuracy_oscillation"),

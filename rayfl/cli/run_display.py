@@ -14,6 +14,7 @@ from rayfl.cli.terminal import Display, console
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rayfl.config.schema import Experiment
     from rayfl.experiment import Result, Start
     from rayfl.federation.metrics import Metrics
 
@@ -55,6 +56,7 @@ class RunDisplay(Display):
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
             f"{'about ' if f.sampling == 'bernoulli' else ''}{f.cohort_size} a round, {f.rounds} rounds\n"
             f"{MEANS[prepared.config.federation.weighting]} ({describe_sizes(f.sizes)})\n"
+            f"{describe_privacy(prepared.config)}"
             f"{parameters:,} parameters; config {prepared.config.hash}\n"
             f"{start.placement}",
             markup=False,
@@ -122,6 +124,7 @@ class RunDisplay(Display):
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
             "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
             "backward passes": f"{s['backward_passes']:,.0f}",
+            **({"epsilon": f"{s['epsilon']:.3g}"} if "epsilon" in s else {}),
             "model sha256": result.model_sha256,
         }
         if result.run_id and self._start:
@@ -129,6 +132,22 @@ class RunDisplay(Display):
             rows["to look at it"] = self._start.ui_command or ""
         for label, value in rows.items():
             console().print(f"[bold]{label:<15}[/] {escape(value)}")
+
+
+def describe_privacy(config: "Experiment") -> str:
+    """Describe the noise, and the epsilon after all rounds, on a line; nothing without privacy."""
+    privacy, f = config.privacy, config.federation
+    if privacy is None:
+        return ""
+    clipped = f"uploads of a client are clipped to the norm {privacy.clip:g}, "
+    epsilons = privacy.epsilons(f)
+    if not epsilons:
+        return f"{clipped}without noise: that is no privacy\n"
+    neighbours = "more or less" if f.sampling == "bernoulli" else "in another's place"
+    return (
+        f"{clipped}noise {privacy.noise:g} at the {privacy.at}: epsilon {epsilons[-1]:.3g} after all rounds, "
+        f"at delta {privacy.delta_of(f):.3g}, for one client {neighbours}\n"
+    )
 
 
 def _accuracies(summary: dict[str, float], name: str) -> str:

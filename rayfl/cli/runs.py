@@ -62,6 +62,7 @@ def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
         "backward_passes": int(s["backward_passes"]),
         "bytes_up": int(s["bytes_up"]),
         "bytes_down": int(s["bytes_down"]),
+        **({"epsilon": s["epsilon"]} if "epsilon" in s else {}),
         "run_id": result.run_id,
         "config_hash": config.hash,
         "model_sha256": result.model_sha256,

@@ -23,6 +23,10 @@ def describe(plan: "SweepPlan") -> str:
         f"at once: {plan.at_once} now ({plan.room} client actors fit)"
         + (f", {plan.at_once_grown} once the cluster has grown" if plan.at_once_grown else ""),
     ]
+    configs = (trial.config for trial in plan.feasible)
+    if spent := [e for c in configs if c.privacy for e in c.privacy.epsilons(c.federation)[-1:]]:
+        ends = dict.fromkeys(f"{epsilon:.3g}" for epsilon in (min(spent), max(spent)))
+        lines.append(f"epsilon of a client after all rounds: {' to '.join(ends)}")
     if points > 1 and sweep.metric.startswith(_OF_TEST_SET):
         lines.append(_chosen_on_test(plan))
     if plan.unshared:

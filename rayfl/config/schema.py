@@ -19,6 +19,7 @@ from rayfl.config.identity import config_hash, identity
 from rayfl.config.measurements import Diagnostics, Evaluation
 from rayfl.config.messages import config_error
 from rayfl.config.named import ALGORITHM, DATA, MODEL, NAMED, PARTITION
+from rayfl.config.privacy import Privacy
 from rayfl.config.sections import (
     Checkpoint,
     Federation,
@@ -54,6 +55,7 @@ class Experiment(Section):
     model: Annotated[Model, MODEL] = MODELS["mlp"]()
     algorithm: Annotated[Algorithm, ALGORITHM] = ALGORITHMS["fedwmsam"]()
     federation: Federation
+    privacy: Privacy | None = None
     evaluation: Evaluation = Evaluation()
     diagnostics: Diagnostics = Diagnostics()
     resources: Resources = Resources()
@@ -86,10 +88,18 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _is_private(self) -> Self:
+        if self.privacy is not None:
+            self.privacy.check(self.federation)
+        return self
+
+    @model_validator(mode="after")
     def _holds_in_float32(self) -> Self:
         """Parameters are float32: a number that none can hold becomes infinity, or 0."""
         federation = {key: getattr(self.federation, key) for key in _COMPUTED_WITH}
         options = _flatten({"algorithm": ALGORITHM.dump(self.algorithm)})
+        if self.privacy is not None:
+            options |= {"privacy.clip": self.privacy.clip, "privacy.noise": self.privacy.noise}
         federation["lr"] = max(self.federation.lrs)
         for key, value in ({f"federation.{k}": v for k, v in federation.items()} | options).items():
             if isinstance(value, float) and not 1e-45 < abs(value) < 3.4e38 and value != 0:

@@ -39,7 +39,8 @@ class History:
         """Final, best and last-10 accuracy apart; costs summed over rounds; `rounds_to_<target>`; the echo.
 
         Accuracies, `loss_final`, `r2_final` and `perplexity_final` are the test set's, and as
-        `validation_...` those of what is held out; `average_accuracy_final` is that of `evaluation.average`.
+        `validation_...` those of what is held out; `average_accuracy_final` is that of `evaluation.average`;
+        `epsilon` is that of the last round.
         A target that was never reached has no entry, and nothing has before the first round.
         The echo (`rayfl.federation.echo`) is `accuracy_oscillation`, from 10 evaluations on,
         `accuracy_overshoot`, and, from two rounds on, `echo_reversals`.
@@ -67,6 +68,8 @@ class History:
                     summary[f"{prefix}accuracy_oscillation"] = oscillation
         if averaged := list(self._values("average/accuracy").values()):
             summary["average_accuracy_final"] = averaged[-1]
+        if epsilons := list(self._values("privacy/epsilon").values()):
+            summary["epsilon"] = epsilons[-1]
         if cosines := list(self._values("update/cos_previous").values()):
             summary["echo_reversals"] = echo.reversals(cosines)
         accuracy = self._values("test/accuracy")

@@ -40,6 +40,14 @@ def sample_cohort(
     return sorted(chosen.tolist())
 
 
+def nobody_drawn(
+    sampling: Sampling, participation: float, sizes: np.ndarray, seed: int, round: int
+) -> bool:
+    """True if `sample_cohort` had to draw again, for its first cohort was empty."""
+    first = seeds.generator(seed, "cohort", round)
+    return sampling == "bernoulli" and not (first.random(len(sizes)) < participation).any()
+
+
 def cohort_size(participation: float, clients: int) -> int:
     """S, the clients of a round, on average where that varies."""
     return max(1, round(participation * clients))

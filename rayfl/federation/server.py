@@ -185,11 +185,15 @@ class Server:
                 self.memories[client] = MemoryRef(pending.round, handle, unit.name)
         weights = np.concatenate([result.weights for result in results])
         total = float(weights.sum())
+        steps = float(np.concatenate([result.steps for result in results]) @ weights) / total
+        metrics = pending.metrics(results, weights)
+        if private := self.federation.privacy:
+            private.release_(sums, pending.round, self.federation.is_empty(pending.round))
+            total, steps = private.mechanism.cohort, private.steps
+            metrics |= private.metrics(pending.round, results)
         mean = {name: value.div_(total) for name, value in sums.items()}
         self.buffers = mean.pop("buffers")
-        steps = float(np.concatenate([result.steps for result in results]) @ weights) / total
         participation = total / self.federation.total_weight
-        metrics = pending.metrics(results, weights)
         algorithm = self.algorithm.at(pending.round)
         momentum = algorithm.global_momentum(self.state)
         metrics |= self._movement.metrics(mean["delta"], momentum, metrics["train/drift"])

@@ -10,7 +10,8 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
-from rayfl.federation.sampling import Sampling, cohort_size, sample_cohort
+from rayfl.federation.privacy import PrivateRounds
+from rayfl.federation.sampling import Sampling, cohort_size, nobody_drawn, sample_cohort
 from rayfl.federation.scores import Scoring
 from rayfl.training.settings import LocalSettings
 
@@ -45,6 +46,7 @@ class FederationSpec:
     total_weight: float  # of all N clients in a cohort's mean
     scoring: Scoring
     breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
+    privacy: PrivateRounds | None = None  # None: sums are released as they are
 
     @property
     def cohort_size(self) -> int:
@@ -63,6 +65,10 @@ class FederationSpec:
     def cohort(self, round: int) -> list[int]:
         """Client ids of this round, ascending, whether they will come back or not."""
         return sample_cohort(self.sampling, self.participation, self.sizes, self.seed, round)
+
+    def is_empty(self, round: int) -> bool:
+        """True if nobody was drawn, and a client of another draw stands in."""
+        return nobody_drawn(self.sampling, self.participation, self.sizes, self.seed, round)
 
 
 class Diagnosis(NamedTuple):

@@ -124,13 +124,21 @@ class Engine:
         algorithm, size = self.algorithm.at(unit.round), self._stack_size(len(unit.clients))
         firsts = range(0, len(unit.clients), size)
         sums: Vectors = {}
-        losses, drifts, kept, weighed, steps, passes, sent = [], [], [], [], [], 0, 0
+        losses, drifts, kept, weighed, steps = [], [], [], [], []
+        passes, sent, clipped, private = 0, 0, 0, self.settings.privacy
         for wave in range(0, len(firsts), self.lanes):
             stacks = [slice(first, first + size) for first in firsts[wave : wave + self.lanes]]
             for stack, trained, buffers, taken in self._train_wave(unit, stacks, memories):
-                uploads = trained.uploads | {"buffers": buffers.unsqueeze(0)}
-                sent += int(algorithm.upload_bytes(trained.uploads).sum())
+                uploads, method = trained.uploads, algorithm
+                if private is not None:
+                    uploads, outside = private.clipped(uploads)
+                    clipped += int(outside.sum())
+                    private.add_share_(uploads, unit.round, unit.clients[stack])
+                    if private.clients_add_noise:  # which leaves no entry 0
+                        method = Algorithm()
+                sent += int(method.upload_bytes(uploads).sum())
                 sent += len(unit.clients[stack]) * buffers.nbytes
+                uploads = uploads | {"buffers": buffers.unsqueeze(0)}
                 own = self._weights(unit.clients[stack], taken)
                 if self.settings.weighting != "uniform":
                     factor = as_tensor(own).to(buffers).unsqueeze(-1)
@@ -152,6 +160,7 @@ class Engine:
             backward_passes=passes,
             bytes_up=sent,
             seconds=time.perf_counter() - began,
+            clipped=clipped,
         )
         return result, kept
 

@@ -7,6 +7,7 @@ from rayfl.data.partition import Partition
 from rayfl.training.flat import Layout
 from rayfl.training.function import Shortcuts
 from rayfl.training.precision import Precision
+from rayfl.training.privacy import GaussianMechanism
 from rayfl.training.task import CLASSES, Task
 from rayfl.training.weighting import Weighting
 
@@ -26,6 +27,7 @@ class LocalSettings:
     precision: Precision
     augment: str
     weighting: Weighting = "uniform"  # of clients in the cohort's mean
+    privacy: GaussianMechanism | None = None  # bound and noise of the uploads
     straggler_prob: float  # probability that a client of a round takes fewer steps
     stack: int | None  # clients that train at once, at most; None: chosen by the engine
     cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result

@@ -210,7 +210,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         (
             "sed=1",
             "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, diagnostics, "
-            "evaluation, federation, heterogeneity, model, partition, ray, resources, seed, tracking",
+            "evaluation, federation, heterogeneity, model, partition, privacy, ray, resources, "
+            "seed, tracking",
         ),
         (
             "ray.adress=auto",

@@ -2,10 +2,13 @@
 
 import pytest
 
+from rayfl.cli.sweep_plan import describe
 from rayfl.config import layers
 from rayfl.errors import ConfigError
+from rayfl.inputs import Inputs
+from rayfl.runtime.placement import Placement
 from tuning.config import load_sweep
-from tuning.plan import resolve
+from tuning.plan import SweepPlan, resolve
 
 SWEEP = """
 base: base.yaml
@@ -113,6 +116,29 @@ def test_a_metric_of_samples_that_nobody_holds_out_is_one_line(load):
     assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
         "metric = 'validation/loss': is of samples that are held out, and base.data.validation holds out "
         "none; set base.data.validation=0.1, or metric=test/accuracy"
+    )
+
+
+def test_noise_is_an_axis_and_epsilon_in_the_plan(load):
+    private = "base.privacy={clip: 1.0, noise: 1.0}"
+    sweep = load(private, "space.privacy.noise.grid=[0.5,2]")
+    planned = [resolve(sweep, {"privacy.noise": z, "algorithm.rho": 0.1}, 0) for z in (0.5, 2.0)]
+    assert [t.config.privacy.noise for t in planned] == [0.5, 2.0]
+    assert planned[0].hash != planned[1].hash
+    less, more = (t.config.privacy.epsilons(t.config.federation)[-1] for t in planned)
+    plan = SweepPlan(
+        sweep, tuple(planned), 2, Inputs(), Placement(actors=1, cpus=1, gpus=0, nodes=1), 2, None
+    )
+    words = f"epsilon of a client after all rounds: {more:.3g} to {less:.3g}"
+    assert words in describe(plan).splitlines()
+
+
+def test_no_epsilon_counts_the_models_that_pbt_takes_over(load):
+    pbt = "scheduler={name: pbt, mutate: [algorithm.rho]}"
+    sweep = load(pbt, "base.privacy={clip: 1.0, noise: 1.0}")
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
+        "scheduler.name = 'pbt': a trial goes on with the model of another one, which no epsilon counts; "
+        "choose asha, median or none under privacy"
     )
 
 
