@@ -2,9 +2,10 @@
 
 import pytest
 from conftest import ROOT
-from pages import commands_of, shell
+from pages import blocks, commands_of, shell
 
-RUN, SWEEP, RESULTS = commands_of((ROOT / "docs/privacy.md").read_text())
+PAGE = (ROOT / "docs/privacy.md").read_text()
+RUN, PLAN, SWEEP, RESULTS = commands_of(PAGE)
 
 
 @pytest.mark.slow
@@ -17,7 +18,10 @@ def test_a_private_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_over_the_noise(tmp_path):
-    shell(f"{SWEEP} base.federation.rounds=2", tmp_path)
+    (file,) = blocks(PAGE, "yaml")
+    (tmp_path / "noise.yaml").write_text(file)
+    assert "epsilon of a client after all rounds: 4.04 to 73.3" in shell(PLAN, tmp_path)
+    shell(f"{SWEEP} 'seeds=[0]' base.federation.rounds=2", tmp_path)
     table = shell(RESULTS, tmp_path)
-    assert "epsilon" in table
     assert "privacy.noise" in table
+    assert "epsilon" in table
