@@ -24,7 +24,16 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
-from rayfl.training.units import Arrays, Broadcast, ClientProbe, Probe, Split, UnitResult, WorkUnit
+from rayfl.training.units import (
+    Arrays,
+    Broadcast,
+    ClientProbe,
+    Personal,
+    Probe,
+    Split,
+    UnitResult,
+    WorkUnit,
+)
 
 WARM_UP = 3
 
@@ -62,6 +71,9 @@ class CountingPool:
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         return self._pool.evaluate(round, broadcast, split, first, last)
+
+    def personal(self, asked: Personal, point: Any, memory: Any) -> Future:
+        return self._pool.personal(asked, point, memory)
 
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
         return self._pool.probe(round, probe, point, vectors)

@@ -120,7 +120,7 @@ def run(
                     if checkpoints is None or checkpoints.reached(noticed):
                         raise tracker.lost
             final = server.final()
-            clients = client_accuracies(prepared, final.scores)
+            clients = client_accuracies(prepared, final)
         digest = sha256(torch.tensor(final.w))
         if tracker:
             if clients is not None:

@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from rayfl import models
+from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.choice import import_path
+from rayfl.config.measurements import Personalised
 from rayfl.config.schema import Experiment
+from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
@@ -24,8 +26,10 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
+from rayfl.federation.personal import Personalisation
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.scores import Scoring
+from rayfl.federation.server import Final
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
@@ -63,6 +67,8 @@ class Prepared:
     model: nn.Module
     federation: FederationSpec
     settings: LocalSettings
+    holders: Partition
+    """Who holds which samples: `partition`, but for methods that train on all data in one place."""
 
     @functools.cached_property
     def provenance(self) -> Provenance:
@@ -76,10 +82,46 @@ class Prepared:
         diagnosis = asked.every and Diagnosis(asked.every, self.measurer(asked.question))
         arrays = w.numpy(), buffers.numpy()
         server = ServerSpec(
-            algorithm, name, *arrays, self.federation, diagnosis or None, averaging(self.config)
+            *(algorithm, name, *arrays, self.federation, diagnosis or None),
+            *(averaging(self.config), self.personalisation),
         )
         model = packed(self.model)
         return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
+
+    @functools.cached_property
+    def personalisation(self) -> Personalisation | None:
+        """Which of the clients' own models are evaluated, if any. Raises ConfigError if they cannot be."""
+        config, method = self.config, self.config.algorithm.at(1)
+        asked = config.evaluation.personalised
+        why = None
+        if self.federation.breakdown.holdings is None:
+            why = "the data say nothing of the clients' own distributions: they have no classes and no groups"
+        elif method.pools_data:
+            why = f"{config.algorithm_name} has no clients"
+        if asked is not None and why:
+            raise ConfigError(
+                key="evaluation.personalised",
+                value=asked.model_dump(),
+                allowed=f"null: {why}",
+            )
+        if method.keeps_models:
+            self._try_own_models(method)
+        if why or not (asked or method.keeps_models):
+            return None
+        given = (asked or Personalised(steps=0)).model_dump()
+        return Personalisation.of(config.seed, len(self.holders.sizes), **given)
+
+    def _try_own_models(self, method: Algorithm) -> None:
+        """ConfigError if the method cannot tell a client's own model on these tensors."""
+        w, _ = Layout(self.model).flatten(self.model)
+        memory = {name: value[None] for name, value in method.init_client(w).items()}
+        info = experiment_info(Layout(self.model), self.partition, self.settings)
+        try:
+            method.personal(memory, ClientContext(w[None], {}, 0.0, w[:1][None], 0, 1, info))
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}", key="algorithm.name", value=self.config.algorithm_name
+            ) from error
 
     def measurer(self, question: Question) -> Measurer:
         """What measures the flatness of its states."""
@@ -94,7 +136,6 @@ def prepare(
 
     `data`, `partition`: those of the config, where they have been made before.
     """
-    fed = config.federation
     if config.checkpoint.every is not None:
         with before_the_run():
             Storage(storage(config))
@@ -103,10 +144,13 @@ def prepare(
             config.data.load(),
             config.partition,
             config.heterogeneity,
-            fed.clients,
+            config.federation.clients,
             config.seed,
             config.data.validation,
         )
+    fed, holders = config.federation, partition
+    if config.algorithm.at(1).pools_data:
+        fed, partition = _in_one_place(fed, partition)
     task = task_of(config, data)
     model = models.build(
         config.model,
@@ -122,7 +166,7 @@ def prepare(
         models.name_of(config.model),
         task,
         _two_minibatches(data),
-        single_samples=_single_samples(config, data, partition),
+        single_samples=_single_samples(fed, data, partition),
         stack=fed.stack,
     )
     on_cpus = clients_per_unit(
@@ -130,7 +174,7 @@ def prepare(
         shortcuts.dense,
         fed.cohort_size,
         fed.batch_size,
-        _samples(config, partition),
+        _samples(fed, partition),
         fed.stack,
     )
     # A GPU trains many clients at once; no more than it has lanes, or stacks, for.
@@ -150,10 +194,10 @@ def prepare(
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
-        total_weight=_total_weight(config, partition),
+        total_weight=_total_weight(fed, partition),
         scoring=Scoring.of(data, partition, own_loss=task.loss is not None),
         breakdown=Breakdown.of(
-            data, partition, config.evaluation.per_class, config.evaluation.per_client
+            data, holders, config.evaluation.per_class, config.evaluation.per_client
         ),
         privacy=privacy,
     )
@@ -187,7 +231,9 @@ def prepare(
                 federation.cohort_size / federation.clients,
                 federation.lrs,
             )
-    return Prepared(config, data, partition, model, federation, settings)
+    prepared = Prepared(config, data, partition, model, federation, settings, holders)
+    _ = prepared.personalisation  # raises ConfigError
+    return prepared
 
 
 def task_of(config: Experiment, data: Dataset) -> Task:
@@ -232,36 +278,53 @@ def clients_per_unit(
     return -(-cohort_size // units)
 
 
-def client_accuracies(prepared: Prepared, scores: np.ndarray | None) -> pd.DataFrame | None:
-    """Each client's samples and accuracy, from the scores of the test samples, if that is wanted."""
+def client_accuracies(prepared: Prepared, final: Final) -> pd.DataFrame | None:
+    """Each client's samples, accuracy and, as far as that was evaluated, its own model's, if wanted."""
     breakdown = prepared.federation.breakdown
-    if scores is None or breakdown.holdings is None:
+    if final.scores is None or breakdown.holdings is None or not breakdown.per_client:
         return None
-    columns = {"samples": prepared.partition.sizes, "accuracy": breakdown.clients(scores)}
-    return pd.DataFrame(columns).rename_axis("client")
+    columns = {"samples": prepared.holders.sizes, "accuracy": breakdown.clients(final.scores)}
+    frame = pd.DataFrame(columns).rename_axis("client")
+    if final.personal:
+        own = {client: result._asdict() for client, result in final.personal.items()}
+        named = {"before": "personal_before", "after": "personal_accuracy"}
+        frame = frame.join(pd.DataFrame.from_dict(own, orient="index").rename(columns=named))
+    return frame
 
 
-def _samples(config: Experiment, partition: Partition) -> float:
+def _samples(fed: Federation, partition: Partition) -> float:
     """Samples that a client's gradients see in a round, on average."""
-    fed = config.federation
     if fed.local_steps is not None:
         return fed.local_steps * fed.batch_size
     return (fed.local_epochs or 1) * len(partition.indices) / fed.clients
 
 
-def _total_weight(config: Experiment, partition: Partition) -> float:
+def _total_weight(fed: Federation, partition: Partition) -> float:
     """Weight of all clients together, were they in one cohort and none of them a straggler."""
-    fed, sizes = config.federation, partition.sizes
+    sizes = partition.sizes
     if fed.weighting != "steps":
         return float(weights(fed.weighting, sizes, steps=sizes).sum())
-    return float(_full_steps(config, partition).sum())
+    return float(_full_steps(fed, partition).sum())
 
 
-def _full_steps(config: Experiment, partition: Partition) -> np.ndarray:
+def _full_steps(fed: Federation, partition: Partition) -> np.ndarray:
     """Local steps a round of each client that is no straggler, `[N]`."""
-    fed, sizes = config.federation, partition.sizes.tolist()
     given = fed.batch_size, fed.local_epochs, fed.local_steps
-    return np.array([steps_per_round(n, *given) for n in sizes])
+    return np.array([steps_per_round(n, *given) for n in partition.sizes.tolist()])
+
+
+def _in_one_place(fed: Federation, partition: Partition) -> tuple[Federation, Partition]:
+    """A federation of one client with all data, which takes a cohort's local steps, on average."""
+    alone = {
+        "clients": 1,
+        "cohort": 1,
+        "sampling": "uniform",
+        "client_dropout": 0.0,
+        "straggler_prob": 0.0,
+        "local_epochs": None,
+        "local_steps": max(1, round(fed.participation * _full_steps(fed, partition).sum())),
+    }
+    return fed.model_copy(update=alone), partition.pooled()
 
 
 def _private_rounds(
@@ -270,6 +333,12 @@ def _private_rounds(
     """Differential privacy of the rounds, None without; ConfigError if the model sends more than uploads."""
     if config.privacy is None:
         return None
+    if config.algorithm.at(1).pools_data:
+        raise ConfigError(
+            key="privacy",
+            value=config.privacy.model_dump(),
+            allowed=f"null: {config.algorithm_name} has no clients to protect",
+        )
     if Layout(model).buffers:
         raise ConfigError(
             "has statistics of the clients' batches in buffers, which are averaged as they are",
@@ -278,7 +347,7 @@ def _private_rounds(
             hint="under privacy normalise without them, as with model.norm=group",
             keys=("model.norm",),
         )
-    full, late = _full_steps(config, partition), config.federation.straggler_prob
+    full, late = _full_steps(config.federation, partition), config.federation.straggler_prob
     steps = (1 - late) * full + late * (full + 1) / 2
     return config.privacy.rounds(config.seed, config.federation, float(steps.mean()))
 
@@ -300,9 +369,9 @@ def _two_minibatches(data: Dataset) -> tuple[Samples, Samples]:
     return first, second
 
 
-def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> set[Mode]:
+def _single_samples(fed: Federation, data: Dataset, partition: Partition) -> set[Mode]:
     """In which modes the model meets a batch of one sample: the last of an epoch, or of a split."""
-    fed, sizes, modes = config.federation, partition.sizes, set[Mode]()
+    sizes, modes = partition.sizes, set[Mode]()
     ends_with_one = sizes % fed.batch_size == 1
     if fed.local_steps is not None:  # the end of an epoch may never come
         ends_with_one &= sizes <= fed.local_steps * fed.batch_size

@@ -10,14 +10,14 @@ import numpy as np
 Purpose = Literal[
     "partition", "cohort", "batches", "augment", "model", "init", "dropout", "stragglers",
     "long_tail", "feature_shift", "label_noise", "method", "server_method", "validation", "flatness",
-    "privacy", "server_privacy",
+    "personal", "privacy", "server_privacy",
 ]  # fmt: skip
 _PURPOSES: dict[Purpose, int] = {
     # The numbers are part of every result: never renumber, only append.
     "partition": 0, "cohort": 1, "batches": 2, "augment": 3, "model": 4, "init": 5,
     "dropout": 6, "stragglers": 7,
     "long_tail": 10, "feature_shift": 11, "label_noise": 12,
-    "method": 13, "server_method": 14, "validation": 15, "flatness": 16,
+    "method": 13, "server_method": 14, "validation": 15, "flatness": 16, "personal": 17,
     "privacy": 20, "server_privacy": 21,
 }  # fmt: skip
 

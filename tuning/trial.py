@@ -210,7 +210,7 @@ class Execution:
         if self._sweep.keep_checkpoints:
             session.save()
         final = session.final()
-        clients = client_accuracies(self._prepared, final.scores)
+        clients = client_accuracies(self._prepared, final)
         digest = sha256(torch.tensor(final.w))
         return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}
 

@@ -1,7 +1,9 @@
 """The registry of algorithms: name in a config -> class. Adding a method is a file and a line here."""
 
+from rayfl.algorithms.alone import Centralised, Local
 from rayfl.algorithms.asyncsam import AsyncSAM
 from rayfl.algorithms.base import Algorithm
+from rayfl.algorithms.ditto import Ditto
 from rayfl.algorithms.fedacg import FedACG
 from rayfl.algorithms.fedadamw import FedAdamW
 from rayfl.algorithms.fedasam import FedASAM
@@ -22,6 +24,7 @@ from rayfl.algorithms.fednova import FedNova
 from rayfl.algorithms.fednsam import FedNSAM, FedNSAMMomentum
 from rayfl.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from rayfl.algorithms.fedprox import FedProx
+from rayfl.algorithms.fedrep import FedPer, FedRep
 from rayfl.algorithms.fedsam import FedSAM
 from rayfl.algorithms.fedsmoo import FedSMOO
 from rayfl.algorithms.fedsol import FedSOL
@@ -38,6 +41,8 @@ from rayfl.algorithms.scaffold import Scaffold
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "asyncsam": AsyncSAM,
+    "centralised": Centralised,
+    "ditto": Ditto,
     "fedacg": FedACG,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
@@ -63,7 +68,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fednova": FedNova,
     "fednsam": FedNSAM,
     "fednsam_momentum": FedNSAMMomentum,
+    "fedper": FedPer,
     "fedprox": FedProx,
+    "fedrep": FedRep,
     "fedsam": FedSAM,
     "fedsmoo": FedSMOO,
     "fedsol": FedSOL,
@@ -74,6 +81,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedwsam": FedWSAM,
     "fedyogi": FedYogi,
     "igfl": IGFL,
+    "local": Local,
     "local_adamw": LocalAdamW,
     "mofedsam": MoFedSAM,
     "moon": Moon,

@@ -213,7 +213,14 @@ class Algorithm:
     """Hyper-parameters that are read before the first round alone, and cannot change over the rounds."""
     compares_outputs: ClassVar[bool] = False
     """True if it compares a model's outputs with another's, as logits of classes or tokens."""
+    pools_data: ClassVar[bool] = False
+    """True if one client has the data of all, and takes a round's local steps: no federation."""
     server_lr: ServerLR = 1.0
+
+    @property
+    def keeps_models(self) -> bool:
+        """True if clients keep models of their own, which are then evaluated on their own data."""
+        return type(self).personal is not Algorithm.personal
 
     def at(self, round: int) -> "Algorithm":
         """The method in this round, from 1: itself, unless hyper-parameters change over the rounds.
@@ -238,6 +245,13 @@ class Algorithm:
         """A client's first iterate, `[..., P]`: the cohort's start point, unless the client has its own.
 
         There are no random numbers for it.
+        """
+        return ctx.start
+
+    def personal(self, memory: Vectors, ctx: ClientContext) -> Tensor:
+        """A client's own model, `[..., P]`, beside the global one, `ctx.start`; evaluated, never averaged.
+
+        There are no random numbers for it, and no `ctx.shared`.
         """
         return ctx.start
 

@@ -60,5 +60,5 @@ class Scheduled(Algorithm):
             "this method differs from round to round: take that of a round, `at(round)`"
         )
 
-    broadcast = client_start = local_step = _of_a_round
+    broadcast = client_start = personal = local_step = _of_a_round
     upload = upload_bytes = server_step = global_momentum = _of_a_round

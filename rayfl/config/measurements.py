@@ -49,6 +49,19 @@ class Averaging(Section):
         return Rule("swa", first=first, every=self.every or 1)
 
 
+class Personalised(Section):
+    """Evaluation of clients' own models on their own distributions."""
+
+    steps: int = Field(default=5, ge=0)
+    """local steps from the global model, or from the one that the method keeps for the client"""
+    every: Positive | None = None
+    """rounds between two; null: after the last round alone"""
+    clients: Positive = 100
+    """at most so many of the clients, drawn once"""
+    samples: Positive = 500
+    """test samples of each, at most"""
+
+
 class Evaluation(Section):
     """Metrics beside the global model's loss and accuracy on the test set."""
 
@@ -56,6 +69,8 @@ class Evaluation(Section):
     """accuracy of each class"""
     per_client: bool = True
     """accuracy on the clients' own distributions: mean, quantiles, worst"""
+    personalised: Personalised | None = None
+    """accuracy of clients' own models (personal/...); null: none, but for methods that keep such models"""
     average: Averaging | None = None
     """an average of the global models, whose metrics are average/accuracy and average/loss; null: none"""
 

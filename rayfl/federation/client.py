@@ -14,6 +14,7 @@ from rayfl.training.client_measures import alignment, end_of, variance
 from rayfl.training.engine import Engine
 from rayfl.training.function import Function, Shortcuts
 from rayfl.training.objective import SampleObjective, answer, probe_samples
+from rayfl.training.personal import evaluate_personal
 from rayfl.training.precision import in_effect
 from rayfl.training.replay import replay
 from rayfl.training.travel import unpacked
@@ -23,6 +24,8 @@ from rayfl.training.units import (
     ClientProbe,
     ClientProbeResult,
     EvaluationResult,
+    Personal,
+    PersonalResult,
     Probe,
     ProbeResult,
     Split,
@@ -111,6 +114,13 @@ class Client:
             return variance(objective, again, probe, engine.settings.batch_size)
         except Exception as error:
             raise self._error(unit.round, unit.clients) from error
+
+    def personal(self, asked: Personal, point: Broadcast, memory: Arrays | None) -> PersonalResult:
+        """Evaluate a client's own model (see `evaluate_personal`). Raises ClientError."""
+        try:
+            return evaluate_personal(self.engine, asked, point, memory)
+        except Exception as error:
+            raise self._error(asked.round, (asked.client,)) from error
 
     def _probed(self, point: Broadcast, probe: Probe) -> SampleObjective:
         w, buffers, samples = map(as_tensor, (point.start, point.buffers, probe.samples))

@@ -56,7 +56,8 @@ class Breakdown:
     classes: tuple[str, ...]
     groups: tuple[str, ...]  # empty if the test samples have none that is known
     per_class: bool
-    holdings: Holdings | None  # None: no accuracy of clients
+    per_client: bool
+    holdings: Holdings | None  # None: nothing is known of the clients
 
     @classmethod
     def of(cls, data: Dataset, partition: Partition, per_class: bool, per_client: bool) -> Self:
@@ -74,14 +75,14 @@ class Breakdown:
         else:
             classes = ("",)
             y_train, y_test = (np.zeros(len(y), np.int64) for y in (data.y_train, data.y_test))
-            per_client = per_client and known
         train = _cells(y_train, group_train, len(classes))
         return cls(
             cells=_cells(y_test, group_test, len(classes)),
             classes=classes,
             groups=data.groups if known else (),
             per_class=per_class,
-            holdings=_holdings(train, partition) if per_client else None,
+            per_client=per_client,
+            holdings=_holdings(train, partition) if known or data.kind == "classes" else None,
         )
 
     def metrics(self, correct: np.ndarray) -> dict[str, float]:
@@ -95,14 +96,29 @@ class Breakdown:
             metrics |= domains if len(domains) <= NAMED_DOMAINS else {}
             metrics["test/domain_mean"] = float(np.mean(list(domains.values())))
             metrics["test/domain_worst"] = min(domains.values())
-        if self.holdings is not None:
-            metrics |= client_statistics(self._accuracies(correct), self.holdings.clients)
+        if self.holdings is not None and self.per_client:
+            found = client_statistics(self._accuracies(correct), self.holdings.clients)
+            metrics |= {f"client/accuracy_{name}": value for name, value in found.items()}
         return metrics
 
     def clients(self, correct: np.ndarray) -> np.ndarray:
         """Accuracy of each client, `[N]`; NaN where the test set has none of its cells."""
         assert self.holdings is not None
         return self._accuracies(correct)[self.holdings.of_client]
+
+    def of_client(self, client: int) -> tuple[np.ndarray, np.ndarray]:
+        """The test samples of the client's cells, ascending, and what each counts in acc_i, `[m]`.
+
+        They count 1 in all; there are none if the test set has none of the cells.
+        """
+        assert self.holdings is not None
+        rows = self.holdings.distribution == self.holdings.of_client[client]
+        share = np.zeros(self._counts(np.zeros(len(self.cells), bool))[1].size)
+        share[self.holdings.cell[rows]] = np.nan_to_num(self._shares[rows])
+        total = np.bincount(self.cells, minlength=len(share))
+        counts = (share / np.maximum(total, 1))[self.cells]
+        samples = np.flatnonzero(counts)
+        return samples, counts[samples]
 
     def _accuracies(self, correct: np.ndarray) -> np.ndarray:
         """Accuracy on each distribution, `[D]`; NaN where the test set has none of its cells."""
@@ -199,4 +215,4 @@ def client_statistics(accuracies: np.ndarray, clients: np.ndarray) -> dict[str, 
         "p90": quantile(0.9),
         "worst10": values @ of_worst / tenth,
     }
-    return {f"client/accuracy_{name}": float(value) for name, value in statistics.items()}
+    return {name: float(value) for name, value in statistics.items()}

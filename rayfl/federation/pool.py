@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayfl.federation.client import Client
-from rayfl.training.units import Arrays, Broadcast, ClientProbe, Probe, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, ClientProbe, Personal, Probe, Split, WorkUnit
 
 
 @dataclass(eq=False)
@@ -45,6 +45,10 @@ class Pool(Protocol):
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         """Queue the evaluation of the split's samples `first` to `last`."""
+        ...
+
+    def personal(self, asked: Personal, point: Any, memory: Any) -> Future:
+        """Queue the evaluation of a client's own model; `point`: the global one; `memory`: handle or None."""
         ...
 
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
@@ -93,6 +97,9 @@ class LocalPool:
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         result = self.client.evaluate(round, broadcast, split, first, last)
         return Future(result=result, done=True)
+
+    def personal(self, asked: Personal, point: Any, memory: Any) -> Future:
+        return Future(result=self.client.personal(asked, point, memory), done=True)
 
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> Future:
         return Future(result=self.client.probe(round, probe, point, vectors), done=True)

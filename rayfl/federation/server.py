@@ -18,6 +18,7 @@ import torch
 from rayfl.algorithms.base import ServerContext
 from rayfl.algorithms.noise import server_noise
 from rayfl.errors import DivergedError
+from rayfl.federation import personal
 from rayfl.federation.averaging import Average
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, PendingRound, RoundMetrics
 from rayfl.federation.movement import Movement
@@ -26,7 +27,14 @@ from rayfl.federation.sampling import survivors
 from rayfl.federation.specs import ServerSpec
 from rayfl.storage.checkpoint import Memory, Snapshot
 from rayfl.training.engine import as_tensor
-from rayfl.training.units import Broadcast, EvaluationResult, Split, UnitResult, WorkUnit
+from rayfl.training.units import (
+    Broadcast,
+    EvaluationResult,
+    PersonalResult,
+    Split,
+    UnitResult,
+    WorkUnit,
+)
 
 # Samples that one evaluation unit covers: fixed, so that no sum depends on the number of actors.
 EVALUATION_UNIT = 1000
@@ -51,13 +59,17 @@ class Final(NamedTuple):
     # Score of each test sample at the last evaluated w, `[n]`; None before the first one.
     scores: np.ndarray | None
     average: tuple[np.ndarray, np.ndarray] | None  # w and buffers averaged over the rounds
+    personal: dict[
+        int, PersonalResult
+    ]  # by client, of the last evaluation of the clients' own models
 
 
 class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
     def __init__(self, spec: ServerSpec, pool: Pool):
-        algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule = spec
+        algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule, own = spec
+        self._personalisation, self.personal = own, dict[int, PersonalResult]()
         self.algorithm, self.pool = algorithm, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
@@ -107,6 +119,17 @@ class Server:
         if due is None or (self.round % due.every and self.round != f.rounds):
             return None
         return EvaluationMetrics(self.round, due.measurer.metrics(self.pool, self.snapshot()))
+
+    def personalise(self) -> EvaluationMetrics | None:
+        """Evaluate clients' own models after the last round, if that is due after it."""
+        asked, f = self._personalisation, self.federation
+        if asked is None or not asked.is_due(self.round, f.rounds):
+            return None
+        point = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
+        memories = {client: kept.handle for client, kept in self.memories.items()}
+        lr = f.lrs[min(self.round, f.rounds - 1)]
+        self.personal = asked.measure(self.pool, f.breakdown, self.round, lr, point, memories)
+        return EvaluationMetrics(self.round, personal.metrics(self.personal))
 
     def snapshot(self) -> Snapshot:
         """The state after `self.round` rounds; memories are fetched when they are asked for."""
@@ -325,6 +348,7 @@ class Server:
             self.buffers.numpy(),
             self.scores,
             None if averaged is None else (averaged[0].numpy(), averaged[1].numpy()),
+            self.personal,
         )
 
 

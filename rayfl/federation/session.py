@@ -63,8 +63,8 @@ class Session:
             try:
                 if not isinstance(metrics, RoundMetrics):
                     continue
-                if diagnosed := self.server.diagnose():
-                    finished.append(self._noted(diagnosed))
+                for measured in (self.server.diagnose(), self.server.personalise()):
+                    finished += [self._noted(measured)] if measured else []
                 if self._is_due(metrics.round):
                     finished += self.settle()
                     self.save()

@@ -17,6 +17,7 @@ from rayfl.training.settings import LocalSettings
 
 if TYPE_CHECKING:
     from rayfl.federation.measurer import Measurer
+    from rayfl.federation.personal import Personalisation
 
 
 class UnitsPerRound(NamedTuple):
@@ -88,6 +89,7 @@ class ServerSpec(NamedTuple):
     federation: FederationSpec
     diagnosis: Diagnosis | None = None  # None: nothing
     average: Rule | None = None  # of the global models, evaluated beside them
+    personalisation: "Personalisation | None" = None
 
 
 class ClientSpec(NamedTuple):

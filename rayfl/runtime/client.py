@@ -18,6 +18,8 @@ from rayfl.training.units import (
     ClientProbe,
     ClientProbeResult,
     EvaluationResult,
+    Personal,
+    PersonalResult,
     Probe,
     ProbeResult,
     Split,
@@ -65,6 +67,11 @@ class ClientActor:
         """Evaluate the split's samples `first` to `last`."""
         with ended_if_broken(self.device):
             return self.client.evaluate(round, broadcast, split, first, last)
+
+    def personal(self, asked: Personal, point: Broadcast, memory: Arrays | None) -> PersonalResult:
+        """Evaluate a client's own model (see `Client.personal`)."""
+        with ended_if_broken(self.device):
+            return self.client.personal(asked, point, memory)
 
     def probe(self, round: int, probe: Probe, point: Broadcast, vectors: Arrays) -> ProbeResult:
         """Answer a probe (see `Client.probe`)."""

@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
 from rayfl.federation.pool import Future
-from rayfl.training.units import Arrays, Broadcast, ClientProbe, Probe, Split, WorkUnit
+from rayfl.training.units import Arrays, Broadcast, ClientProbe, Personal, Probe, Split, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
 # never waits for a message; longer units are worth giving to whoever is idle first.
@@ -125,6 +125,10 @@ class ActorPool:
         label = f"round {round}, evaluation of {split} samples {first} to {last}"
         call = ("evaluate", (round, broadcast, split, first, last), 0)
         return self._submit(ActorFuture(call=call, label=label))
+
+    def personal(self, asked: Personal, point: Any, memory: Any) -> ActorFuture:
+        label = f"round {asked.round}, the own model of client {asked.client}"
+        return self._submit(ActorFuture(call=("personal", (asked, point, memory), 0), label=label))
 
     def probe(self, round: int, probe: Probe, point: Any, vectors: Any) -> ActorFuture:
         label = f"round {round}, {probe.quantity} on {len(probe.samples)} {probe.split} samples"

@@ -92,6 +92,7 @@ class Engine:
         }
         self._evaluation = Evaluation(self.function, splits, settings.seed)
         self.experiment = experiment_info(self.layout, partition, settings)
+        self._private = settings.privacy
         self.refused: str | None = None  # why steps are not recorded; None: they are
         # A kernel of the model that may add up in any order; None: there is none.
         self.varies: str | None = None
@@ -115,20 +116,27 @@ class Engine:
 
     @torch.no_grad()
     def train(
-        self, unit: WorkUnit, broadcast: Broadcast, memories: list[Arrays | None]
+        self,
+        unit: WorkUnit,
+        broadcast: Broadcast,
+        memories: list[Arrays | None],
+        steps: int | None = None,
     ) -> tuple[UnitResult, list[Arrays]]:
-        """Train the unit's clients, given each client's memory (None: its first round)."""
+        """Train the unit's clients, given each client's memory (None: its first round).
+
+        `steps`: local steps of each; None: as many as it takes in a round.
+        """
         began = time.perf_counter()
         self.model.train()
         self._broadcast.load(broadcast)
         algorithm, size = self.algorithm.at(unit.round), self._stack_size(len(unit.clients))
         firsts = range(0, len(unit.clients), size)
         sums: Vectors = {}
-        losses, drifts, kept, weighed, steps = [], [], [], [], []
-        passes, sent, clipped, private = 0, 0, 0, self.settings.privacy
+        losses, drifts, kept, weighed, counts = [], [], [], [], []
+        passes, sent, clipped, private = 0, 0, 0, self._private
         for wave in range(0, len(firsts), self.lanes):
             stacks = [slice(first, first + size) for first in firsts[wave : wave + self.lanes]]
-            for stack, trained, buffers, taken in self._train_wave(unit, stacks, memories):
+            for stack, trained, buffers, taken in self._train_wave(unit, stacks, memories, steps):
                 uploads, method = trained.uploads, algorithm
                 if private is not None:
                     uploads, outside = private.clipped(uploads)
@@ -150,13 +158,13 @@ class Engine:
                 drifts.append(precise_norm(trained.uploads["delta"]))
                 kept += self._kept(unit, unit.clients[stack], trained.memory)
                 weighed.append(own)
-                steps += taken
+                counts += taken
                 passes += trained.backward_passes
         result = UnitResult(
             sums=to_host(sums, self._pinned),
             **to_host({"losses": torch.cat(losses), "drifts": torch.cat(drifts)}, pinned=False),
             weights=np.concatenate(weighed),
-            steps=np.array(steps),
+            steps=np.array(counts),
             backward_passes=passes,
             bytes_up=sent,
             seconds=time.perf_counter() - began,
@@ -171,15 +179,26 @@ class Engine:
         self._broadcast.load(broadcast)
         return self._evaluation(self._broadcast, split, first, last)
 
+    def scores(
+        self, start: np.ndarray, buffers: np.ndarray, samples: np.ndarray, key: int
+    ) -> np.ndarray:
+        """Score of these test samples at any parameters; `key` seeds random layers."""
+        w, own, indices = (as_tensor(v).to(self.device) for v in (start, buffers, samples))
+        return self._evaluation.on(w, own.clone(), "test", indices, key).scores
+
     @contextlib.contextmanager
     def following(self, algorithm: Algorithm) -> Iterator[None]:
-        """Context in which clients follow another algorithm, with the same memories, one by one."""
-        before = self.algorithm, self._lanes, self.lanes
-        self.algorithm, self._lanes, self.lanes = algorithm, [self._lane(recorded=False)], 1
+        """Context in which clients follow another algorithm, with the same memories, one by one.
+
+        What they send is not clipped, and has no noise: nobody but whoever measures gets it.
+        """
+        before = self.algorithm, self._private, self._lanes, self.lanes
+        lanes = [self._lane(recorded=False)]
+        self.algorithm, self._private, self._lanes, self.lanes = algorithm, None, lanes, 1
         try:
             yield
         finally:
-            self.algorithm, self._lanes, self.lanes = before
+            self.algorithm, self._private, self._lanes, self.lanes = before
 
     def _lane(self, recorded: bool) -> Lane:
         """Another lane, with an oracle and buffers of its own."""
@@ -249,7 +268,7 @@ class Engine:
             try:
                 self.model.train()
                 self._broadcast.load(broadcast)
-                list(self._train_wave(unit, [stack], memories, most_steps=TRIAL_STEPS))
+                list(self._train_wave(unit, [stack], memories, TRIAL_STEPS))
                 self.evaluate(broadcast, "test", 0, 1)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
@@ -288,10 +307,12 @@ class Engine:
         samples = self.partition.sizes[list(clients)]
         return weights(self.settings.weighting, samples, np.array(steps))
 
-    def schedule(self, round: int, client: int) -> BatchSchedule:
+    def schedule(self, round: int, client: int, steps: int | None = None) -> BatchSchedule:
+        """The client's minibatches; `steps`: as many, None: as many as it takes in this round."""
         samples, s = self.partition.client(client), self.settings
-        steps = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-        steps = client_steps(steps, s.straggler_prob, s.seed, round, client)
+        if steps is None:
+            whole = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
+            steps = client_steps(whole, s.straggler_prob, s.seed, round, client)
         padding = self.train_data.padding
         return batch_schedule(
             samples, s.batch_size, steps, s.seed, round, client, s.augment, padding
@@ -316,9 +337,12 @@ class Engine:
         unit: WorkUnit,
         stacks: list[slice],
         memories: list[Arrays | None],
-        most_steps: int | None = None,
+        exactly: int | None = None,
     ) -> Iterator[tuple[slice, Trained, Tensor, list[int]]]:
-        """Train stacks beside each other: each one's result, buffers `[Q]` and clients' steps, in order."""
+        """Train stacks beside each other: each one's result, buffers `[Q]` and clients' steps, in order.
+
+        `exactly`: so many steps; None: as many as each client takes in this round.
+        """
         s, here = self.settings, self._broadcast
         while len(self._lanes) < len(stacks):
             self._lanes.append(self._lane(recorded=True))
@@ -330,8 +354,8 @@ class Engine:
             first = {} if all(memories[stack]) else self.algorithm.init_client(here.start)
             memory = self._memories.stacked(unit, stack, memories, first)
             names[stack.start] = set(memory)
-            schedules = [self.schedule(unit.round, client) for client in clients]
-            steps += [min(len(p.sizes), most_steps or len(p.sizes)) for p in schedules]
+            schedules = [self.schedule(unit.round, client, exactly) for client in clients]
+            steps += [len(p.sizes) for p in schedules]
             if isinstance(lane.oracle, PerClientGradient):
                 # Layers that draw random numbers (dropout) use torch's global generator.
                 seed_layers(

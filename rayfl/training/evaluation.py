@@ -30,14 +30,20 @@ class Evaluation:
         self, broadcast: DeviceBroadcast, split: Split, first: int, last: int
     ) -> EvaluationResult:
         """Loss of the split's samples `first` to `last` at `broadcast.start`, and each one's score."""
+        samples = self.splits[split][1][first:last]
+        return self.on(*broadcast.own(), split, samples, first)
+
+    def on(
+        self, start: Tensor, buffers: Tensor, split: Split, samples: Tensor, key: int
+    ) -> EvaluationResult:
+        """The same of any samples of the split's data at any parameters; `key` seeds random layers."""
         self.function.model.eval()
-        start, buffers = broadcast.own()
         # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
-        seed_layers(seeds.integer(self.seed, "model", 0, first), start.device)
+        seed_layers(seeds.integer(self.seed, "model", 0, key), start.device)
         tensors = self.function.parameters(start) | self.function.buffers(buffers)
         losses, scores = [], []
-        data, samples = self.splits[split]
-        for indices in samples[first:last].split(EVALUATION_BATCH[start.device.type]):
+        data, _ = self.splits[split]
+        for indices in samples.split(EVALUATION_BATCH[start.device.type]):
             inputs = self.function.inputs(data.preprocess(indices, None, None))
             outputs = self.function(tensors, inputs).to(start.dtype)
             targets = data.y[indices]

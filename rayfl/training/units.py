@@ -85,6 +85,24 @@ class ClientProbeResult(NamedTuple):
     vectors: Arrays  # `[P]` each; `buffers [Q]` of its last iterate
 
 
+class Personal(NamedTuple):
+    """A client whose own model is evaluated on its own distribution."""
+
+    round: int  # after which
+    client: int
+    lr: float
+    steps: int  # of local SGD before its evaluation
+    samples: np.ndarray  # of the test set, int64 `[m]`
+    weights: np.ndarray  # of each in the client's accuracy, float64 `[m]`; 1 in all
+
+
+class PersonalResult(NamedTuple):
+    """Accuracies on the client's own distribution."""
+
+    before: float  # of the global model
+    after: float  # of the client's own
+
+
 class UnitResult(NamedTuple):
     """Sums and measurements of a work unit; the clients' memories travel beside it."""
 

@@ -122,6 +122,63 @@ def fedavg(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
         yield Outcome(x, {}, {})
 
 
+def centralised(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """FedAvg, of the one client that there is in rayfl."""
+    yield from fedavg(f, server_lr=server_lr)
+
+
+def local(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """Each client goes on from its own last iterate; the global model stays."""
+    own = np.tile(f.x0, (f.N, 1))
+    for r, S in enumerate(f.cohorts):
+        for i in S:
+            for k in range(f.K[i]):
+                own[i] = f.step(r, own[i], f.gradient(r, i, k, own[i]))
+        yield Outcome(f.x0, {}, {"own": own.copy()})
+
+
+def ditto(f: Federation, *, lam: float, server_lr: float = 1.0) -> Iterator[Outcome]:
+    """v_i begins at the first global model: here every client's memory is made before the first round."""
+    v = np.tile(f.x0, (f.N, 1))
+    before = f.x0
+    for (r, S), outcome in zip(enumerate(f.cohorts), fedavg(f, server_lr=server_lr), strict=True):
+        for i in S:
+            for k in range(f.K[i]):
+                v[i] = v[i] - f.eta[r] * (f.gradient(r, i, k, v[i]) + lam * (v[i] - before))
+        before = outcome.x
+        yield Outcome(outcome.x, {}, {"v": v.copy()})
+
+
+def fedper(f: Federation, *, head: str, server_lr: float = 1.0) -> Iterator[Outcome]:
+    yield from _with_own_heads(f, head, 0.0, server_lr)
+
+
+def fedrep(
+    f: Federation, *, head: str, head_share: float, server_lr: float = 1.0
+) -> Iterator[Outcome]:
+    yield from _with_own_heads(f, head, head_share, server_lr)
+
+
+def _with_own_heads(f: Federation, head: str, share: float, server_lr: float) -> Iterator[Outcome]:
+    """`share` of the steps train the head alone, the others the body alone; 0: all train both."""
+    ends = np.cumsum(f.sizes)
+    which = int(head) if head else len(f.sizes) - 1
+    at_head = np.zeros(f.x0.size, bool)
+    at_head[ends[which] - f.sizes[which] : ends[which]] = True
+    x, own, seen = f.x0, np.zeros((f.N, f.x0.size)), np.zeros((f.N, 1))
+    for r, S in enumerate(f.cohorts):
+        D = np.zeros_like(x)
+        for i in S:
+            y = np.where(at_head, own[i], x) if seen[i] else x
+            for k in range(f.K[i]):
+                trained = at_head == (k < share * f.K[i]) if share else True
+                y = f.step(r, y, f.gradient(r, i, k, y) * trained)
+            D = D + np.where(at_head, 0, y - x) / len(S)
+            own[i], seen[i] = np.where(at_head, y, 0), 1
+        x = x + server_lr * D
+        yield Outcome(x, {}, {"own": own.copy(), "seen": seen.copy()})
+
+
 def fednova(f: Federation, *, server_lr: float = 1.0) -> Iterator[Outcome]:
     """p_i = 1 / S; d_i is the mean of client i's gradients, weight decay and clip included."""
     x = f.x0
@@ -996,6 +1053,8 @@ def fedsol(
 
 METHODS = {
     "asyncsam": asyncsam,
+    "centralised": centralised,
+    "ditto": ditto,
     "fedacg": fedacg,
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
@@ -1021,7 +1080,9 @@ METHODS = {
     "fednova": fednova,
     "fednsam": fednsam,
     "fednsam_momentum": fednsam_momentum,
+    "fedper": fedper,
     "fedprox": fedprox,
+    "fedrep": fedrep,
     "fedsam": fedsam,
     "fedsmoo": fedsmoo,
     "fedsol": fedsol,
@@ -1032,6 +1093,7 @@ METHODS = {
     "fedwsam": fedwsam,
     "fedyogi": fedyogi,
     "igfl": igfl,
+    "local": local,
     "local_adamw": local_adamw,
     "mofedsam": mofedsam,
     "moon": moon,

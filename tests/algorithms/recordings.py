@@ -20,6 +20,7 @@ from rayfl.data.partition import Partition
 from rayfl.federation.client import Client
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.pool import LocalPool
+from rayfl.federation.scores import Scoring
 from rayfl.federation.server import Server
 from rayfl.federation.specs import FederationSpec, ServerSpec
 from rayfl.training.batches import BatchSchedule, DeviceData, Minibatch, StackBatches
@@ -224,7 +225,7 @@ class ReplayingEngine(Engine):
         self.trace, self.train_data = trace, Doubles(trace.dataset(), "train", self.device)
         assert type(self.oracle).__name__ == way.oracle
 
-    def schedule(self, round: int, client: int) -> BatchSchedule:
+    def schedule(self, round: int, client: int, steps: int | None = None) -> BatchSchedule:
         return self.trace.schedules[round, client]
 
 
@@ -262,6 +263,7 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         test_samples=1,
         validation_samples=0,
         total_weight=float(len(trace.sizes)),
+        scoring=Scoring("classes", False, {}),
         breakdown=Breakdown.of(trace.dataset(), engine.partition, False, False),
     )
     w0 = in_our_order(engine.layout, trace.w0)

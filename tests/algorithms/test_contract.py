@@ -5,6 +5,7 @@ All start from a state that some rounds have filled, because zeros hide most mis
 
 import dataclasses
 import pickle
+import re
 from itertools import product
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -62,6 +63,7 @@ HYPER_PARAMETERS = {
     f"{name}.{field.name}": (name, field.name)
     for name, method in ALGORITHMS.items()
     for field in dataclasses.fields(method)
+    if (name, field.name) != ("local", "server_lr")  # there is no server's step
 }
 # A value that differs from the default, where 0.45 is none.
 OTHERS = {
@@ -82,6 +84,9 @@ OTHERS = {
     ("fednsam", "released_server"): True,
     ("fedmuon", "momentum"): "nesterov",
     ("fedmuon", "tall"): True,
+    ("fedper", "head"): "0",
+    ("fedrep", "head"): "0",
+    ("fedrep", "head_share"): 0.3,
     ("fedgf", "threshold"): 0.9,
     ("fedgf", "window"): 2,
     ("fedgmt", "duals"): "active",
@@ -278,6 +283,7 @@ def test_memories_outside_the_cohort_are_untouched(algorithm):
 
 # FedExP's epsilon is added to ||D||^2, which is about 1 here.
 OF_THIS_SCALE = INSTANCES | {"fedexp": ALGORITHMS["fedexp"](epsilon=0.1)}
+del OF_THIS_SCALE["local"]  # whose global model stays
 
 
 @each(algorithm=OF_THIS_SCALE)
@@ -324,7 +330,7 @@ def test_the_names_are_lower_case():
 @each(method=ALGORITHMS)
 def test_names_its_paper_and_is_documented(method):
     assert issubclass(method, Algorithm)
-    assert "arXiv:" in method.paper or "OpenReview" in method.paper
+    assert re.search("arXiv:|OpenReview|no federation", method.paper)
 
 
 @each(which=HYPER_PARAMETERS)
@@ -359,8 +365,16 @@ def test_every_hyper_parameter_counts(which):
     defaults = dataclasses.asdict(method(**BESIDE.get((name, parameter), {})))
     other = OTHERS.get((name, parameter), 0.45)
     assert other != defaults[parameter]
-    one, two = (last(m, f).w for m in (method(**defaults), method(**defaults | {parameter: other})))
-    assert (one - two).abs().max() > 1e-7
+    one, two = (last(m, f) for m in (method(**defaults), method(**defaults | {parameter: other})))
+    assert apart(one, two) > 1e-7
+
+
+def apart(one: State, two: State) -> float:
+    """The largest difference of w, and of what clients remember."""
+    pairs = [(one.w, two.w)]
+    for first, second in zip(one.memories, two.memories, strict=True):
+        pairs += [(first[name], second[name]) for name in first.keys() & second.keys()]
+    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 FLOATS = {
@@ -368,6 +382,7 @@ FLOATS = {
     for name, method in ALGORITHMS.items()
     for field in dataclasses.fields(method)
     if type(field.default) is float and field.name not in method.only_at_start
+    if (name, field.name) in HYPER_PARAMETERS.values()
 }
 
 # Every round is far with the defaults.
@@ -388,5 +403,5 @@ def test_every_ramp_shows(case):
         for r, cohort in enumerate(f.cohorts):
             now = scheduled.at(r + 1)
             state = aggregate(now, f, r, state, train(now, f, r, state, cohort))
-        ends.append(state.w)
-    assert (ends[0] - ends[1]).abs().max() > 1e-9
+        ends.append(state)
+    assert apart(*ends) > 1e-9

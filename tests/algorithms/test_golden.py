@@ -27,11 +27,22 @@ GMT = {"lam": 0.3, "alpha": 0.6, "gamma": 0.8, "tau": 1.5}
 WSAM = {"alpha": 0.4, "rho": 0.3, "gamma": 0.6}
 GLOSS = {"lam": 0.3, "rho": 0.3, "rho_local": 0.2}
 TWO_PASSES = {"fedasam", "fedgamma", "fedgf", "fedgloss", "fednsam", "fedsam", "fedsmoo"}
-TWO_PASSES |= {"fedspeed", "fedwsam", "mofedsam", "asyncsam", "fedsol"}
+TWO_PASSES |= {"ditto", "fedspeed", "fedwsam", "mofedsam", "asyncsam", "fedsol"}
+# Their global models are FedAvg's, or stay where they begin: all that is their own is in the memories.
+OWN_MODELS = {"centralised", "ditto", "local"}
 ONE_PASS_FIRST = {"fedsol"}  # in a round's first step
 CASES = {
     "fedavg": ("fedavg", {}),
     "fedavg-server_lr": ("fedavg", {"server_lr": 0.7}),
+    "centralised": ("centralised", {}),
+    "local": ("local", {}),
+    "ditto": ("ditto", {"lam": 0.4}),
+    "ditto-server_lr": ("ditto", {"lam": 0.4, "server_lr": 0.7}),
+    "fedper": ("fedper", {"head": ""}),
+    "fedper-head": ("fedper", {"head": "0"}),
+    "fedper-server_lr": ("fedper", {"head": "", "server_lr": 0.7}),
+    "fedrep": ("fedrep", {"head": "", "head_share": 0.5}),
+    "fedrep-head_share": ("fedrep", {"head": "0", "head_share": 0.3}),
     "fednova": ("fednova", {}),
     "fednova-server_lr": ("fednova", {"server_lr": 0.7}),
     "fedexp": ("fedexp", {"epsilon": 0.01}),
@@ -224,6 +235,7 @@ def test_the_comparison_can_fail():
     ends = {
         (case, local): last(METHODS[name](problem(name, **settings), **options)).x
         for case, (name, options) in CASES.items()
+        if name not in OWN_MODELS
         for local, settings in LOCAL.items()
     }
     pairs = ((a, b) for a, b in combinations(ends.values(), 2) if a.shape == b.shape)

@@ -95,7 +95,8 @@ def check_any_number_of_actors(name, engine, small, actors):
     reference, records = here(prepared, prepared.config.algorithm)
 
     assert assert_same_on_any_number(prepared, actors, reference, records) == {engine}
-    assert not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
+    moved = not torch.equal(reference.w, Layout(prepared.model).flatten(prepared.model)[0])
+    assert moved or name == "local"
 
 
 # Adam moves every parameter by about the learning rate, FedMuon every matrix.
@@ -105,7 +106,7 @@ OPTIONS = {"fedwsam": {"rho": 0.01}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "local"])
 def test_every_method_learns(name, small):
     """Its defaults on digits, unequal clients: from chance (10 %) to most of the test set in 20 rounds."""
     small["algorithm"] = {"name": name} | OPTIONS.get(name, {})
