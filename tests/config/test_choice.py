@@ -164,7 +164,7 @@ def test_models_are_any_function(own):
 
 @pytest.mark.parametrize("value", [None, "fedavg", ["fedavg"], 3])
 def test_a_section_must_be_one(value):
-    assert "must be a section; set algorithm.name to one of asyncsam, fedacg, " in refusal(
+    assert "must be a section; set algorithm.name to one of asyncsam, centralised, " in refusal(
         ALGORITHM, value
     )
 

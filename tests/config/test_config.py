@@ -291,9 +291,9 @@ def test_bad_overrides(override, message):
             "algorithm.name=fedwmsm",
             "algorithm.name = 'fedwmsm': unknown name (did you mean 'fedwms",
         ),
-        ("algorithm.name=null", "algorithm.name = null: must be one of asyncsam, fedacg, "),
-        ("algorithm.name=[a]", 'algorithm.name = ["a"]: must be one of asyncsam, fedacg, '),
-        ("algorithm.name.x=1", 'algorithm.name = {"x": 1}: must be one of asyncsam, fedacg, '),
+        ("algorithm.name=null", "algorithm.name = null: must be one of asyncsam, centralised, "),
+        ("algorithm.name=[a]", 'algorithm.name = ["a"]: must be one of asyncsam, centralised, '),
+        ("algorithm.name.x=1", 'algorithm.name = {"x": 1}: must be one of asyncsam, centralised, '),
         ("algorithm=fedavg", "algorithm = 'fedavg': must be a section; set algorithm.name to one "),
         ("algorithm=null", "algorithm = null: must be a section; set algorithm.name to one of "),
         (
