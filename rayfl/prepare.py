@@ -5,7 +5,7 @@ import functools
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +87,22 @@ class Prepared:
 
 
 def prepare(
-    config: Experiment, data: Dataset | None = None, partition: Partition | None = None
+    config: Experiment,
+    data: Dataset | None = None,
+    partition: Partition | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Prepared:
     """Load the data, split them among the clients and build the model; ConfigError if that cannot be.
 
-    `data`, `partition`: those of the config, where they have been made before.
+    `data`, `partition`: those of the config, where they have been made before. `on_phase` is told what is
+    done next.
     """
     fed = config.federation
     if config.checkpoint.every is not None:
         with before_the_run():
             Storage(storage(config))
     if data is None or partition is None:
+        on_phase("reading the data")
         data, partition = federate(
             config.data.load(),
             config.partition,
@@ -106,6 +111,7 @@ def prepare(
             config.seed,
             config.data.validation,
         )
+    on_phase("building the model and checking it")
     task = task_of(config, data)
     model = models.build(
         config.model,

@@ -120,7 +120,7 @@ class SweepTracker:
             known = self.known.get(trial.identity)
             tags = self._tags(trial) | {"rayfl.state": "running", "rayfl.reason": ""}
             run_id = known.run_id if known else self._find(trial)
-            tracker = RunTracker(self._store, trial.config, data.name, run_id, tags)
+            tracker = RunTracker(self._store, trial.config, data.name, run_id, tags, trial.name)
             if run_id is not None:
                 for key, value in tags.items():
                     tracker.tag(key, value)
@@ -183,7 +183,7 @@ class SweepTracker:
             }
             run_id = self._find(trial)
             if run_id is None:
-                name = f"infeasible-{trial.hash}"
+                name = trial.name
                 run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
                 run_id = run.info.run_id
                 for key, value in {**trial.point, "seed": trial.seed}.items():
@@ -260,8 +260,17 @@ class SweepTracker:
         return run.info.run_id
 
     def _begin(self) -> None:
-        """Record what the sweep is now."""
+        """Record what the sweep is now.
+
+        MLflow changes no param: where a setting is another than at the first command, a tag has it.
+        """
         run_id = self.parent_id
+        told = self._client.get_run(run_id).data
+        for key, value in settings(self._sweep).items():
+            if key not in told.params:
+                self._client.log_param(run_id, key, value)
+            elif value != told.params[key] or f"now.{key}" in told.tags:
+                self._client.set_tag(run_id, f"now.{key}", value)
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)
@@ -288,6 +297,17 @@ class SweepTracker:
             "rayfl.point": json.dumps(trial.point, sort_keys=True)[:_LONGEST_TAG],
             "rayfl.rules": self.rules[:_LONGEST_TAG],
         }
+
+
+def settings(sweep: Sweep) -> dict[str, str]:
+    """Return the settings of a sweep that its run has as params: search, metric, seeds, and each axis."""
+    content = sweep.model_dump(mode="json", exclude_none=True)
+    found = {key: content[key] for key in ("search", "scheduler", "metric", "mode", "seeds")}
+    found |= {
+        f"space.{key}": axis.model_dump(mode="json", exclude_defaults=True)
+        for key, axis in sweep.space.items()
+    }
+    return {key: written(value)[:_LONGEST_TAG] for key, value in found.items()}
 
 
 def deleted(runs: Sequence[str]) -> RunError:
