@@ -1,4 +1,4 @@
-"""The results of a sweep on the page of its MLflow run: the best row, the table, and the pictures."""
+"""The page of a sweep's MLflow run: its settings, and at its end the best row, the table, and the pictures."""
 
 import logging
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rayfl.analysis.naming import shown
 from rayfl.errors import ConfigError, reason
-from rayfl.text import redacted
+from rayfl.text import redacted, written
 from tuning.config import Sweep
 from tuning.results import Row, summary
 
@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from rayfl.tracking.store import TrackingStore
 
 _DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a text in Markdown
-_LONGEST_TABLE = 5000  # characters; MLflow's limit of a tag with a margin
+_LONGEST_TAG = 5000  # characters; MLflow's limit of a tag with a margin
 
 logger = logging.getLogger(__name__)
+
+
+def settings(sweep: Sweep) -> dict[str, str]:
+    """Return the settings of a sweep that its run has as params: search, metric, seeds, and each axis."""
+    content = sweep.model_dump(mode="json", exclude_none=True)
+    found = {key: content[key] for key in ("search", "scheduler", "metric", "mode", "seeds")}
+    found |= {
+        f"space.{key}": axis.model_dump(mode="json", exclude_defaults=True)
+        for key, axis in sweep.space.items()
+    }
+    return {key: written(value)[:_LONGEST_TAG] for key, value in found.items()}
 
 
 def record_results(store: "TrackingStore", run_id: str, sweep: Sweep, rows: Iterable[Row]) -> None:
@@ -49,7 +60,7 @@ def _best(store: "TrackingStore", run_id: str, found: "Summary") -> None:
         store.client.log_metric(run_id, "best/n", mean.n)
     for i, key in enumerate(found.by):
         values = "; ".join(shown(found.groups[row][0][i]) for row in best)
-        store.client.set_tag(run_id, f"best.{key}", values[:_LONGEST_TABLE])
+        store.client.set_tag(run_id, f"best.{key}", values[:_LONGEST_TAG])
 
 
 def _table(store: "TrackingStore", run_id: str, found: "Summary") -> None:
@@ -60,7 +71,7 @@ def _table(store: "TrackingStore", run_id: str, found: "Summary") -> None:
     notes = "".join(f"\n\n{note}" for note in found.notes)
     store.client.log_text(run_id, text + notes + "\n", "results.md")
     store.client.log_text(run_id, text_of(table, found.rows, "csv") + "\n", "results.csv")
-    note = text if len(text) <= _LONGEST_TABLE else "The table is long: see results.md."
+    note = text if len(text) <= _LONGEST_TAG else "The table is long: see results.md."
     store.client.set_tag(run_id, _DESCRIPTION, note)
 
 

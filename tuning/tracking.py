@@ -27,6 +27,7 @@ from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.lease import Lease
+from tuning.overview import settings
 from tuning.plan import PlannedTrial
 
 if TYPE_CHECKING:
@@ -297,17 +298,6 @@ class SweepTracker:
             "rayfl.point": json.dumps(trial.point, sort_keys=True)[:_LONGEST_TAG],
             "rayfl.rules": self.rules[:_LONGEST_TAG],
         }
-
-
-def settings(sweep: Sweep) -> dict[str, str]:
-    """Return the settings of a sweep that its run has as params: search, metric, seeds, and each axis."""
-    content = sweep.model_dump(mode="json", exclude_none=True)
-    found = {key: content[key] for key in ("search", "scheduler", "metric", "mode", "seeds")}
-    found |= {
-        f"space.{key}": axis.model_dump(mode="json", exclude_defaults=True)
-        for key, axis in sweep.space.items()
-    }
-    return {key: written(value)[:_LONGEST_TAG] for key, value in found.items()}
 
 
 def deleted(runs: Sequence[str]) -> RunError:
