@@ -1,4 +1,4 @@
-"""The page of a sweep's MLflow run: its settings, and at its end the best row, the table, and the pictures."""
+"""The page of a sweep's MLflow run: its settings; at its end the best row, the table and the pictures."""
 
 import logging
 from collections.abc import Iterable
@@ -11,6 +11,8 @@ from tuning.config import Sweep
 from tuning.results import Row, summary
 
 if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
     from rayfl.analysis.aggregate import Summary
     from rayfl.tracking.store import TrackingStore
 
@@ -20,15 +22,22 @@ _LONGEST_TAG = 5000  # characters; MLflow's limit of a tag with a margin
 logger = logging.getLogger(__name__)
 
 
-def settings(sweep: Sweep) -> dict[str, str]:
-    """Return the settings of a sweep that its run has as params: search, metric, seeds, and each axis."""
+def record_settings(client: "MlflowClient", run_id: str, sweep: Sweep) -> None:
+    """Record how a sweep searches, its metric, its seeds and its axes as params of its run.
+
+    MLflow changes no param: where a setting is another than at the first command, a tag `now.KEY` has it.
+    """
     content = sweep.model_dump(mode="json", exclude_none=True)
     found = {key: content[key] for key in ("search", "scheduler", "metric", "mode", "seeds")}
-    found |= {
-        f"space.{key}": axis.model_dump(mode="json", exclude_defaults=True)
-        for key, axis in sweep.space.items()
-    }
-    return {key: written(value)[:_LONGEST_TAG] for key, value in found.items()}
+    for key, axis in sweep.space.items():
+        found[f"space.{key}"] = axis.model_dump(mode="json", exclude_defaults=True)
+    told = client.get_run(run_id).data
+    for key, setting in found.items():
+        value = written(setting)[:_LONGEST_TAG]
+        if key not in told.params:
+            client.log_param(run_id, key, value)
+        elif value != told.params[key] or f"now.{key}" in told.tags:
+            client.set_tag(run_id, f"now.{key}", value)
 
 
 def record_results(store: "TrackingStore", run_id: str, sweep: Sweep, rows: Iterable[Row]) -> None:

@@ -27,7 +27,7 @@ from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.lease import Lease
-from tuning.overview import settings
+from tuning.overview import record_settings
 from tuning.plan import PlannedTrial
 
 if TYPE_CHECKING:
@@ -261,17 +261,9 @@ class SweepTracker:
         return run.info.run_id
 
     def _begin(self) -> None:
-        """Record what the sweep is now.
-
-        MLflow changes no param: where a setting is another than at the first command, a tag has it.
-        """
+        """Record what the sweep is now."""
         run_id = self.parent_id
-        told = self._client.get_run(run_id).data
-        for key, value in settings(self._sweep).items():
-            if key not in told.params:
-                self._client.log_param(run_id, key, value)
-            elif value != told.params[key] or f"now.{key}" in told.tags:
-                self._client.set_tag(run_id, f"now.{key}", value)
+        record_settings(self._client, run_id, self._sweep)
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)
