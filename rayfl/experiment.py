@@ -26,6 +26,7 @@ from rayfl.prepare import (
     find_saved,
     prepare,
 )
+from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import Layout, sha256
 
@@ -61,8 +62,12 @@ class Start:
     placement: "Placement | str"
     run_id: str | None
     ui_command: str | None
+    page: str | None
+    """Address of the run's page, once `ui_command` runs."""
     resumed_round: int
     """Round of the checkpoint that it goes on from, or 0."""
+    checkpoints: CheckpointWriter | None
+    """Writer of its checkpoints; None: it writes none."""
 
 
 def run(
@@ -72,11 +77,13 @@ def run(
     resume: str | None = None,
     local: bool = False,
     on_actors: Callable[[list[dict[str, Any]]], None] = lambda actors: None,
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Result:
     """Run the experiment: on the cluster that `config.ray.address` names, or on this machine.
 
     `on_start` is called once it is known where the actors go, before they do; `on_metrics` for every round
-    and evaluation; `on_actors` with what each client actor is, once all are ready. `resume` names the
+    and evaluation; `on_actors` with what each client actor is, once all are ready; `on_phase` with what is
+    done before that. `resume` names the
     checkpoint to go on from (see `checkpoint.find`): the result is that of a run which never stopped.
     `local`: train in this process, without Ray, one work unit after the other (for a debugger); the bits are
     the same. Raises ConfigError before any actor starts, RunError after.
@@ -85,10 +92,11 @@ def run(
     """
     check_store(config)
     saved = None if resume is None else find_saved(config, resume)
-    prepared, history = prepare(config), History()
+    prepared, history = prepare(config, on_phase=on_phase), History()
     if saved is not None:
         check_provenance(prepared, saved)
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
+        on_phase(f"{'' if local else 'starting Ray and '}opening MLflow")
         opening = aside.submit(open_store, config)  # takes seconds, as Ray's start does
         place = stack.enter_context((in_this_process if local else on_cluster)(prepared))
         prepared = place.prepared
@@ -98,8 +106,10 @@ def run(
         tracker = stack.enter_context(tracked(store, config, prepared.data.name, tags, saved_run))
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None
+        page = store.page(run_id) if store and run_id else None
+        resumed = saved.round if saved else 0
         checkpoints = checkpoints_of(prepared, run_id, saved)
-        on_start(Start(prepared, place.placement, run_id, ui_command, saved.round if saved else 0))
+        on_start(Start(prepared, place.placement, run_id, ui_command, page, resumed, checkpoints))
         noticed = 0  # round at which it was found that the MLflow run is deleted
         with place.session(checkpoints) as server:
             actors = server.describe()

@@ -5,7 +5,7 @@ import functools
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,20 +94,16 @@ class Prepared:
         """Which of the clients' own models are evaluated, if any. Raises ConfigError if they cannot be."""
         config, method = self.config, self.config.algorithm.at(1)
         asked = config.evaluation.personalised
-        why = None
-        if self.federation.breakdown.holdings is None:
-            why = "the data say nothing of the clients' own distributions: they have no classes and no groups"
-        elif method.pools_data:
-            why = f"{config.algorithm_name} has no clients"
-        if asked is not None and why:
+        known = self.federation.breakdown.holdings is not None
+        if asked is not None and not known:
             raise ConfigError(
                 key="evaluation.personalised",
                 value=asked.model_dump(),
-                allowed=f"null: {why}",
+                allowed="null: the data say nothing of clients' own distributions, with no classes and no groups",
             )
         if method.keeps_models:
             self._try_own_models(method)
-        if why or not (asked or method.keeps_models):
+        if not known or method.pools_data or not (asked or method.keeps_models):
             return None
         given = (asked or Personalised(steps=0)).model_dump()
         return Personalisation.of(config.seed, len(self.holders.sizes), **given)
@@ -131,16 +127,21 @@ class Prepared:
 
 
 def prepare(
-    config: Experiment, data: Dataset | None = None, partition: Partition | None = None
+    config: Experiment,
+    data: Dataset | None = None,
+    partition: Partition | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Prepared:
     """Load the data, split them among the clients and build the model; ConfigError if that cannot be.
 
-    `data`, `partition`: those of the config, where they have been made before.
+    `data`, `partition`: those of the config, where they have been made before. `on_phase` is told what is
+    done next.
     """
     if config.checkpoint.every is not None:
         with before_the_run():
             Storage(storage(config))
     if data is None or partition is None:
+        on_phase("reading the data")
         data, partition = federate(
             config.data.load(),
             config.partition,
@@ -152,6 +153,7 @@ def prepare(
     fed, holders = config.federation, partition
     if config.algorithm.at(1).pools_data:
         fed, partition = _in_one_place(fed, partition)
+    on_phase("building the model and checking it")
     task = task_of(config, data)
     model = models.build(
         config.model,

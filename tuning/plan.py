@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rayfl.analysis.naming import setting
 from rayfl.config.identity import config_hash
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
@@ -24,6 +25,7 @@ from tuning.schedulers import PBT
 from tuning.searchers import Optuna
 from tuning.space import Point, text
 
+_LONGEST_NAME = 200  # characters
 _UNKNOWN = Provenance("", {})
 # Metrics that only a round with an evaluation has.
 _EVALUATED = ("test/", "validation/", "client/", "average/")
@@ -53,6 +55,15 @@ class PlannedTrial:
     def settings(self) -> str:
         """Point and seed as overrides, which distinguish the trials of a sweep."""
         return f"{text(self.point)} seed={self.seed}".strip()
+
+    @property
+    def name(self) -> str:
+        """Short name of its run; with a part of its hash where it lacks digits that others may differ in."""
+        point = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in self.point.items()}
+        text = " ".join([*setting(point), f"seed={self.seed}"])
+        if point == self.point and len(text) <= _LONGEST_NAME:
+            return text
+        return f"{text[:_LONGEST_NAME]} {self.hash[:8]}"
 
     @property
     def identity(self) -> tuple[str, str, str]:

@@ -19,6 +19,7 @@ from rayfl.tracking.run import check_store, ending
 from tuning import plan as planning
 from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
+from tuning.overview import record_results
 from tuning.plan import PlannedTrial, SweepPlan
 from tuning.tracking import SweepTracker, TrialRun, deleted
 from tuning.tuner import SweepRunner
@@ -43,6 +44,8 @@ class SweepStart:
     parent_id: str
     """MLflow run of the sweep."""
     ui_command: str
+    page: str
+    """Address of the sweep's page, once `ui_command` runs."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,23 @@ def run(
     sweep: Sweep,
     on_start: Callable[[SweepStart], None] = lambda start: None,
     on_update: OnUpdate = lambda update: None,
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> SweepResult:
     """Run the missing trials of the sweep, and return a row for every trial.
 
-    `on_update` is called for each progress and change of state of a trial. Raises ConfigError before any
+    `on_update` is called for each progress and change of state of a trial, `on_phase` with what is done
+    before the first of them. Raises ConfigError before any
     actor starts. After an interrupt, the same call resumes the sweep.
     """
     from rayfl.tracking.store import TrackingStore
 
+    on_phase("reading the data and checking the trials")
     found, inputs, base = _checked(sweep)
     if not base.tracking.enabled:
         raise ConfigError("MLflow is what a sweep goes on from", "base.tracking.enabled", False)
     with _rekeyed(sweep):
         check_store(base)
+    on_phase("starting Ray and opening MLflow")
     with (
         _rekeyed(sweep),
         ThreadPoolExecutor(1) as aside,
@@ -92,9 +99,12 @@ def run(
         tracker = SweepTracker(store, sweep)
         runner = SweepRunner(planned, tracker, on_update)
         with ending(tracker.finish):
-            on_start(SweepStart(planned, runner.begin(), tracker.parent_id, store.ui_command))
+            page = store.page(tracker.parent_id)
+            ended = runner.begin()
+            on_start(SweepStart(planned, ended, tracker.parent_id, store.ui_command, page))
             runner.run()
         rows = tuple(_rows(sweep, runner.trials, tracker))
+    record_results(store, tracker.parent_id, sweep, rows)
     return SweepResult(rows, tracker.parent_id)
 
 

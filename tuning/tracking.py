@@ -27,6 +27,7 @@ from rayfl.tracking.run import Status
 from rayfl.tracking.store import TrackingStore
 from tuning.config import Sweep
 from tuning.lease import Lease
+from tuning.overview import record_settings
 from tuning.plan import PlannedTrial
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class SweepTracker:
             known = self.known.get(trial.identity)
             tags = self._tags(trial) | {"rayfl.state": "running", "rayfl.reason": ""}
             run_id = known.run_id if known else self._find(trial)
-            tracker = RunTracker(self._store, trial.config, data.name, run_id, tags)
+            tracker = RunTracker(self._store, trial.config, data.name, run_id, tags, trial.name)
             if run_id is not None:
                 for key, value in tags.items():
                     tracker.tag(key, value)
@@ -183,7 +184,7 @@ class SweepTracker:
             }
             run_id = self._find(trial)
             if run_id is None:
-                name = f"infeasible-{trial.hash}"
+                name = trial.name
                 run = self._client.create_run(self._store.experiment_id, run_name=name, tags=tags)
                 run_id = run.info.run_id
                 for key, value in {**trial.point, "seed": trial.seed}.items():
@@ -262,6 +263,7 @@ class SweepTracker:
     def _begin(self) -> None:
         """Record what the sweep is now."""
         run_id = self.parent_id
+        record_settings(self._client, run_id, self._sweep)
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "rayfl.state", "running")
         self._client.set_tag(run_id, "rayfl.metric", self._sweep.metric)

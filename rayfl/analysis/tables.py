@@ -7,7 +7,7 @@ is for papers: accuracies in percent, symbols for keys, short values.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,6 +16,7 @@ from rayfl.analysis.aggregate import Summary
 from rayfl.analysis.metrics import Metric
 from rayfl.analysis.naming import latex, latex_headers, latex_values, shown, spread
 
+_SHORT_ID = 8  # characters of a run's id that tell runs apart
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 
@@ -58,6 +59,10 @@ def table_of(summary: Summary, form: str = "table", underline: bool = False) -> 
     style, rows = style_of(form), summary.rows
     header = style.headers(summary.by)
     columns = [style.values(list(rows[key])) for key in summary.by]
+    if form == "table" and (ids := _only_runs(summary)):
+        header.append("run")
+        columns.append([run_id[:_SHORT_ID] for run_id in ids])
+    left = len(header)
     bold, underlined = set(), set()
     for j, m in enumerate(summary.metrics):
         place = len(header)
@@ -76,10 +81,18 @@ def table_of(summary: Summary, form: str = "table", underline: bool = False) -> 
         tuple(header),
         body,
         summary.best[0],
-        len(summary.by),
+        left,
         frozenset(bold),
         frozenset(underlined),
     )
+
+
+def _only_runs(summary: Summary) -> list[str]:
+    """List the ids of the rows' runs where each row is one run; nothing where one is not."""
+    members = [runs for _, runs in summary.groups]
+    if not all(len(runs) == 1 and "run_id" in runs for runs in members):
+        return []
+    return [str(runs["run_id"].iloc[0]) for runs in members]
 
 
 def metric_header(m: Metric) -> str:
@@ -92,6 +105,23 @@ def mean_of(m: Metric, summary: Summary, i: int, j: int) -> str:
     found = summary.aggregates[i][j]
     partial = m.target is None and 0 < found.n < found.finished
     return spread(m, found.mean, found.std) + (f" (n={found.n})" if partial else "")
+
+
+def part(table: Table, columns: Sequence[int]) -> Table:
+    """Return the table with its columns of text and these of its numbers."""
+    kept = [*range(table.left), *columns]
+    place = {old: new for new, old in enumerate(kept)}
+
+    def moved(cells: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+        return frozenset((i, place[j]) for i, j in cells if j in place)
+
+    return replace(
+        table,
+        header=tuple(table.header[j] for j in kept),
+        rows=tuple(tuple(row[j] for j in kept) for row in table.rows),
+        bold=moved(table.bold),
+        underlined=moved(table.underlined),
+    )
 
 
 def text_of(table: Table, rows: pd.DataFrame, form: str) -> str:

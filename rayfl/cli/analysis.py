@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from rayfl.cli.arguments import listed
-from rayfl.cli.terminal import say, table_console, writing
+from rayfl.cli.terminal import measured, say, table_console, terminal_width, writing
 from rayfl.cli.terminal import table as new_table
 from rayfl.errors import ConfigError
 
@@ -89,7 +90,8 @@ def results(
     if not (rows or columns):
         summary = aggregate.summarize(runs, listed(by) if by else None, names)
         table = tables.table_of(summary, form, underline)
-        show(table, summary.rows, form, summary.notes)
+        which = [] if len(runs) > 1 else [f"run {runs['run_name'][0]}, id {runs['run_id'][0]}"]
+        show(table, summary.rows, form, [*which, *summary.notes])
         return
     down, across = _pivot_keys(runs, listed(rows or ""), listed(columns or ""))
     summary = aggregate.summarize(runs, [*down, *across], names[:1])
@@ -216,17 +218,43 @@ def show(
         return
     if heading:
         say(heading)
-    table_console().print(_rich(table))
+    width, drawn = terminal_width(), _parts(table)
+    for i, one in enumerate(drawn):
+        # Rows are marked once: in other parts the mark would seem to be of their numbers.
+        table_console(width).print(_rich(one if i == 0 else replace(one, best=())))
+    if len(drawn) > 1:
+        notes = (
+            f"columns are in {len(drawn)} parts: they need more than {width} characters",
+            *notes,
+        )
     marks = ["* best"] if table.best or table.bold else []
     if len(table.best) > 1:
         marks = ["* best of each task: the same data, partition and number of clients"]
     say(*marks, *(f"note: {note}" for note in notes))
 
 
+def _parts(table: "Table") -> "list[Table]":
+    """Split the columns of numbers so that no part is wider than the terminal, and no number is cut."""
+    from rayfl.analysis.tables import part
+
+    width = terminal_width()
+    if width is None or measured(_rich(table)) <= width:
+        return [table]
+    groups: list[list[int]] = []
+    for j in range(table.left, len(table.header)):
+        if groups and measured(_rich(part(table, [*groups[-1], j]))) <= width:
+            groups[-1].append(j)
+        else:
+            groups.append([j])
+    return [part(table, columns) for columns in groups] or [table]
+
+
 def _rich(table: "Table") -> RichTable:
     drawn = new_table()
     for i, name in enumerate(table.header):
-        drawn.add_column(escape(name), justify="left" if i < table.left else "right")
+        is_text = i < table.left
+        justify, overflow = ("left", "fold") if is_text else ("right", "ellipsis")
+        drawn.add_column(escape(name), justify=justify, overflow=overflow, no_wrap=not is_text)
     for i, row in enumerate(table.rows):
         cells = [escape(cell) for cell in row]
         if table.best:

@@ -209,24 +209,25 @@ class FlatnessDisplay(Display):
         columns = BarColumn(None), TaskProgressColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, TextColumn("left"), expand=True)
         self._task = self._bar.add_task("", total=1.0)
-        self._began = time.monotonic()
+        self._measuring = time.monotonic()
         super().__init__(console, live)
 
     def __rich__(self) -> RenderableType:
-        return Group(self._bar, Text(self._text, no_wrap=True, overflow="ellipsis"))
+        return Group(self._bar, Text(self._line(), no_wrap=True, overflow="ellipsis"))
 
     def start(self, start: Any) -> None:
         what, placement = start
         self._console.print(_heading(what), markup=False)
         self._console.print(str(placement), markup=False)
-        self._began, self._text = time.monotonic(), "starting the actors"
+        self._measuring = time.monotonic()
+        self.phase("starting the actors")
 
     def work(self, share: float) -> None:
         """Show the share of the work that is done."""
         self._bar.update(self._task, completed=share)
-        self._text = ""
+        self._text, self._is_preparing = "", False
         if not self._is_live and share > 0 and self._is_due(_PLAIN_SECONDS):
-            left = (time.monotonic() - self._began) * (1 - share) / share
+            left = (time.monotonic() - self._measuring) * (1 - share) / share
             # The first per cent is the start of the actors.
             rest = f", about {left:.0f} s left" if share >= 0.01 else ""
             self._console.print(f"{100 * share:.0f} %{rest}")

@@ -12,7 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from rayfl.cli.arguments import ConfigFile, Overrides, load
-from rayfl.cli.terminal import console, say, table, table_console, write_utf8, writing
+from rayfl.cli.terminal import (
+    console,
+    say,
+    table,
+    table_console,
+    terminal_width,
+    write_utf8,
+    writing,
+)
 from rayfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +28,9 @@ if TYPE_CHECKING:
 
     from rayfl.data.datasets import Dataset
     from rayfl.data.partition import Partition
+
+
+_NARROWEST = 80  # columns in which a description has room beside a name
 
 
 def algorithms() -> None:
@@ -102,10 +113,13 @@ def configs(
         print(shipped.text(name), end="")
         return
     listed = table("name", "for", "")
+    for column in listed.columns[:2]:
+        column.no_wrap = True
     for known, file in shipped.names().items():
         kind = "sweep" if "space" in layers.read(file, {}) else "run"
         listed.add_row(known, f"rayfl {kind}", escape(shipped.about(file)))
-    table_console().print(listed)
+    width = terminal_width()
+    table_console(width and max(width, _NARROWEST)).print(listed)
 
 
 def _partition_table(data: "Dataset", parts: "Partition", histogram: "NDArray[Any]") -> Table:

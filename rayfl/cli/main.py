@@ -5,8 +5,11 @@ Exit codes: 0 done, 1 the run failed, 2 bad input (found before any actor starte
 
 import gc
 import os
+import platform
 import sys
 import tempfile
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -35,6 +38,27 @@ for _command in (
     ),
 ):
     app.command()(_command)
+
+
+def _show_versions(is_wanted: bool) -> None:
+    if not is_wanted:
+        return
+    print(f"rayfl {version('rayfl')}", f"Python {platform.python_version()}", sep="\n")
+    for package in ("torch", "ray", "mlflow"):
+        print(f"{package} {version(package)}")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    versions: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_versions, is_eager=True, help="Show versions and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options of the command itself."""
 
 
 def script() -> None:

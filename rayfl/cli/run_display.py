@@ -1,15 +1,16 @@
 """Display of a run: its placement, its rounds, and the table at the end."""
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from rayfl.cli.terminal import Display, console
+from rayfl.cli.terminal import Display, console, duration, this_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rayfl.federation.metrics import Metrics
 
 _PLAIN_SECONDS = 5.0
-
+_SCALARS = {"server/alpha": "adaptive alpha"}  # others have the names of their metrics
 
 MEANS = {
     "uniform": "uniform mean over the clients of a round",
@@ -32,10 +33,14 @@ class RunDisplay(Display):
     """A progress bar, and the latest metrics."""
 
     def __init__(self, console: Console, live: bool = True):
-        columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
-        self._bar = Progress(*columns, TextColumn("left"), expand=True)
+        columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(None)
+        self._bar = Progress(*columns, TextColumn("{task.description}"), expand=True)
         self._latest: dict[str, float] = {}
-        self._round = self._rounds = 0
+        self._seconds: dict[int, float] = {}
+        """Duration of each round of this command."""
+        self._first = self._last = 0.0
+        """Times at which the first and the last round came in."""
+        self._round = self._rounds = self._resumed = 0
         self._start: Start | None = None
         super().__init__(console, live)
 
@@ -45,12 +50,14 @@ class RunDisplay(Display):
         super().__exit__()
 
     def __rich__(self) -> RenderableType:
-        return Group(self._bar, Text(self._text, no_wrap=True, overflow="ellipsis"))
+        for task in self._bar.tasks:
+            self._bar.update(task.id, description=self._time_left())
+        return Group(self._bar, Text(self._line()))
 
     def start(self, start: "Start") -> None:
         """Show the experiment and its placement, before the actors start."""
         prepared, f = start.prepared, start.prepared.federation
-        self._start, self._rounds = start, f.rounds
+        self._start, self._rounds, self._resumed = start, f.rounds, start.resumed_round
         parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
         self._console.print(
             f"{prepared.config.algorithm_name} on {prepared.data.name}: {f.clients} clients, "
@@ -68,7 +75,7 @@ class RunDisplay(Display):
         if start.resumed_round:
             self._console.print(f"going on after round {start.resumed_round}")
         self._task = self._bar.add_task("", total=f.rounds, completed=start.resumed_round)
-        self._text = "starting the actors"
+        self.phase("starting the actors")
 
     def actors(self, actors: list[dict[str, Any]]) -> None:
         """Show what GPUs make of the local steps, which no config tells."""
@@ -79,37 +86,66 @@ class RunDisplay(Display):
     def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""
         self._latest |= metrics.values
-        self._round = max(self._round, metrics.round)
+        self._round, self._is_preparing = max(self._round, metrics.round), False
+        if "time/round_s" in metrics.values and metrics.round > self._resumed:
+            self._last = time.monotonic()
+            self._first = self._first if self._seconds else self._last
+            self._seconds[metrics.round] = metrics.values["time/round_s"]
         self._bar.update(self._task, completed=self._round)
         self._text = self._metrics()
         evaluated = any(name.startswith("test/") for name in metrics.values)
         last = metrics.round == self._rounds and evaluated
         if not self._is_live and (self._is_due(_PLAIN_SECONDS) or last):
-            self._console.print(f"round {self._round}/{self._rounds}  {self._metrics()}")
+            parts = f"round {self._round}/{self._rounds}", self._metrics(), self._time_left()
+            self._console.print("  ".join(filter(None, parts)))
+
+    def _time_left(self) -> str:
+        """Estimate the remaining time from the rounds that this command has finished."""
+        done, left = len(self._seconds), self._rounds - self._round
+        if not done or not left:
+            return ""
+        # The server's own times are there from the first round on, and lack what is between two rounds.
+        own = sum(self._seconds.values()) / done
+        each = max(own, (self._last - self._first) / max(done - 1, 1))
+        return f"{duration(max(0.0, each * left - (time.monotonic() - self._last)))} left"
 
     def _metrics(self) -> str:
+        scalars = (key for key in self._latest if key.startswith("server/"))
         shown = {
-            "loss": ("train/loss", ".4f"),
-            "accuracy": ("test/accuracy", ".4f"),
-            "perplexity": ("test/perplexity", ".2f"),
-            "R squared": ("test/r2", ".4f"),
-            "validation": ("validation/accuracy", ".4f"),
-            "alpha": ("server/alpha", ".3f"),
-            "s/round": ("time/round_s", ".3f"),
+            "train/loss": ("train loss", ".4f"),
+            "test/accuracy": ("test accuracy", ".4f"),
+            "test/perplexity": ("test perplexity", ".2f"),
+            "test/r2": ("test R squared", ".4f"),
+            "validation/accuracy": ("validation accuracy", ".4f"),
+            **{key: (_SCALARS.get(key, key), ".3f") for key in scalars},
+            "time/round_s": ("s/round", ".3f"),
         }
         return "  ".join(
             f"{label} {self._latest[key]:{form}}"
-            for label, (key, form) in shown.items()
+            for key, (label, form) in shown.items()
             if key in self._latest
         )
 
     def interrupted(self) -> None:
-        if self._round == 0:
+        if self._start is None:
             self._console.print("stopped before the first round was done")
             return
-        self._console.print(f"stopped after {self._round} of {self._rounds} rounds")
-        if self._start and self._start.run_id:
-            self._console.print(f"MLflow run {self._start.run_id}")
+        if self._round == 0:
+            self._console.print("stopped before the first round was done")
+        else:
+            self._console.print(f"stopped after {self._round} of {self._rounds} rounds")
+            if self._start.run_id:
+                self._console.print(f"MLflow run {self._start.run_id}")
+        for line in self._how_to_go_on(self._start):
+            self._console.print(line, markup=False)
+
+    def _how_to_go_on(self, start: "Start") -> list[str]:
+        if start.checkpoints is None:
+            return ["it cannot go on: checkpoint.every=null writes no checkpoints"]
+        if start.checkpoints.latest() is None:
+            return [f"the same command starts anew: no checkpoint was due yet ({_due(start)})"]
+        again = this_command(start.run_id or "latest")
+        return [f"to go on after round {start.checkpoints.round}:", f"  {again}"]
 
     def conclude(self, result: "Result") -> None:
         """Show the final table, and the id of the MLflow run with the command that opens it."""
@@ -118,7 +154,8 @@ class RunDisplay(Display):
         rows = {
             **_evaluated(s, ""),
             **_average(s),
-            **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
+            **_of_clients("of the clients", last, "client/"),
+            **_of_clients("own models", last, "personal/"),
             "test loss": f"{s['loss_final']:.4f}",
             **_evaluated(s, "validation "),
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
@@ -130,6 +167,7 @@ class RunDisplay(Display):
         if result.run_id and self._start:
             rows["MLflow run"] = result.run_id
             rows["to look at it"] = self._start.ui_command or ""
+            rows["then open"] = self._start.page or ""
         for label, value in rows.items():
             console().print(f"[bold]{label:<15}[/] {escape(value)}")
 
@@ -148,6 +186,13 @@ def describe_privacy(config: "Experiment") -> str:
         f"{clipped}noise {privacy.noise:g} at the {privacy.at}: epsilon {epsilons[-1]:.3g} after all rounds, "
         f"at delta {privacy.delta_of(f):.3g}, for one client {neighbours}\n"
     )
+
+
+def _due(start: "Start") -> str:
+    from rayfl.storage.checkpoint_writer import AUTO_SECONDS
+
+    every = start.checkpoints.every if start.checkpoints else None
+    return f"one every {every} rounds" if every else f"one every {AUTO_SECONDS:.0f} s"
 
 
 def _accuracies(summary: dict[str, float], name: str) -> str:
@@ -182,6 +227,10 @@ def describe_sizes(sizes: np.ndarray) -> str:
     )
 
 
-def _of_clients(metrics: "pd.Series") -> str:
-    mean, p10, worst = (metrics[f"client/accuracy_{name}"] for name in ("mean", "p10", "worst10"))
-    return f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"
+def _of_clients(label: str, metrics: "pd.Series", prefix: str) -> dict[str, str]:
+    """Return the row of the accuracies on the clients' distributions, if they were evaluated."""
+    if f"{prefix}accuracy_mean" not in metrics:
+        return {}
+    mean, p10, worst = (metrics[f"{prefix}accuracy_{name}"] for name in ("mean", "p10", "worst10"))
+    words = f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"
+    return {label: words}

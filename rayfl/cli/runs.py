@@ -32,12 +32,13 @@ def run(
 
     progress = RunDisplay(console(stderr=True), live=not local)
     with showing(progress, redirect=not local) as on_start:
+        progress.phase("importing PyTorch")
         resolved = load(config, overrides)
         listen_locally(resolved.ray.address)
         from rayfl import experiment
 
         result = experiment.run(
-            resolved, on_start, progress.metrics, resume, local, progress.actors
+            resolved, on_start, progress.metrics, resume, local, progress.actors, progress.phase
         )
     if as_json:
         print(json.dumps(_as_json(resolved, result)))

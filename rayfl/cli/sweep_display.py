@@ -12,8 +12,8 @@ from rich.text import Text
 from rayfl.analysis.states import counted
 from rayfl.cli.analysis import show
 from rayfl.cli.sweep_plan import describe, listing, quantity
-from rayfl.cli.sweep_progress import SweepProgress, duration
-from rayfl.cli.terminal import Display, say
+from rayfl.cli.sweep_progress import SweepProgress
+from rayfl.cli.terminal import Display, duration, say, this_command
 from rayfl.text import redacted
 
 if TYPE_CHECKING:
@@ -41,26 +41,27 @@ class SweepDisplay(Display):
 
     def __rich__(self) -> RenderableType:
         if self._start is None:
-            return Text(self._text)
+            return Text(self._line())
         progress = self._progress
-        first = ", ".join(filter(None, [progress.counts(), self._text or progress.time_left()]))
+        first = ", ".join(filter(None, [progress.counts(), self._line() or progress.time_left()]))
         lines = [line for line in (first, progress.best()) if line]
         heading = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         return Group(*heading, *([self._table()] if progress.running else []))
 
     def start(self, start: "SweepStart") -> None:
         """Show the plan, before the trials start."""
-        self._start, self._text = start, "starting the actors"
+        self._start = start
         self._progress.plan = start.plan
         self._console.print(escape(describe(start.plan)))
         if start.ended:
             self._console.print(f"{quantity(start.ended, 'trial')} done before")
+        self.phase("starting the actors")
 
     def update(self, update: "TrialUpdate") -> None:
         """Show the progress or the new state of a trial."""
         changed = self._progress.update(update)
         if update.state == "running":
-            self._text = ""
+            self._text, self._is_preparing = "", False
         if not self._start:  # the plan tells which trials are infeasible
             return
         if changed and update.state in ("failed", "infeasible"):
@@ -73,10 +74,9 @@ class SweepDisplay(Display):
             self._console.print(", ".join(filter(None, parts)))
 
     def interrupted(self) -> None:
-        if self._start is None:
-            self._console.print("stopped before the first trial")
-            return
-        self._console.print(f"stopped: {self._progress.counts()}; the same command goes on")
+        done = self._progress.counts() if self._start else "before the first trial"
+        self._console.print(f"stopped: {done}; the same command goes on:", markup=False)
+        self._console.print(f"  {this_command()}", markup=False)
 
     def conclude(self, result: "SweepResult", sweep: "Sweep", took: float) -> None:
         """Show the final table, the trials without a result, and the commands that show more."""
@@ -98,7 +98,7 @@ class SweepDisplay(Display):
         ]
         say(f"its answers: {shlex.join(['rayfl', 'results', *more])}")
         if self._start:
-            say(f"to look at it: {self._start.ui_command}")
+            say(f"to look at it: {self._start.ui_command}", f"then open {self._start.page}")
 
     def _table(self) -> Table:
         assert self._start is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayfl.analysis.states import ENDED, counted
+from rayfl.cli.terminal import duration
 
 _SHARE = 20
 """The best points are looked for in at most one of so many seconds."""
@@ -35,10 +36,8 @@ class TrialStatus:
 
     @property
     def name(self) -> str:
-        """The trial's point and seed in short form."""
-        from rayfl.analysis.naming import setting
-
-        return " ".join([*setting(self.trial.point), f"seed={self.trial.seed}"])
+        """The name of the trial's run."""
+        return self.trial.name
 
 
 class SweepProgress:
@@ -126,12 +125,3 @@ class SweepProgress:
     def _all(self) -> list[TrialStatus]:
         """Return a copy, because the display's thread reads it during updates."""
         return list(self._trials.values())
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, such as `1 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -106,10 +106,11 @@ def _run_sweep(load: "Callable[[], Sweep]") -> "tuple[Sweep, SweepResult, SweepD
 
     progress = SweepDisplay(console(stderr=True))
     with showing(progress) as on_start:
+        progress.phase("importing PyTorch and Ray")
         resolved = load()
         from tuning import sweep as sweeps
 
-        result = sweeps.run(resolved, on_start, progress.update)
+        result = sweeps.run(resolved, on_start, progress.update, progress.phase)
     return resolved, result, progress
 
 

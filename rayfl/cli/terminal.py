@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -32,9 +33,20 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
 
 
-def table_console() -> Console:
-    """Return a console of stdout that never shortens a table."""
-    return Console(highlight=False, emoji=False, width=_NEVER_CUT)
+def table_console(width: int | None = None) -> Console:
+    """Return a console of stdout that folds the texts of a table at a width; None: that shortens nothing."""
+    return Console(highlight=False, emoji=False, width=width or _NEVER_CUT)
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal, or $COLUMNS; None where stdout is for programs."""
+    out = console()
+    return out.width if out.is_terminal or "COLUMNS" in os.environ else None
+
+
+def measured(table: Table) -> int:
+    """Return the width of a table that nothing shortens."""
+    return table_console().measure(table).maximum
 
 
 def say(*lines: str, stderr: bool = False) -> None:
@@ -90,8 +102,8 @@ class Display(ABC):
     def __init__(self, console: Console, live: bool = True):
         """`live`: redraw on a terminal, which would get into a debugger's way."""
         self._console, self._is_live = console, live and console.is_terminal
-        self._text = "preparing"
-        self._printed = time.monotonic()
+        self._text, self._is_preparing = "preparing", True
+        self._began = self._printed = time.monotonic()
         self._live = Live(console=console, get_renderable=self.__rich__)  # it draws at once
 
     def __enter__(self) -> Self:
@@ -114,9 +126,20 @@ class Display(ABC):
     def interrupted(self) -> None:
         """Show the state of what the user stopped."""
 
+    def phase(self, text: str) -> None:
+        """Show what is done before the first result, with the time since the command's start."""
+        self._text, self._is_preparing = text, True
+        if not self._is_live:
+            self._console.print(self._line(), markup=False)
+
+    def _line(self) -> str:
+        """Return the text; with the time since the start while nothing else tells that time passes."""
+        elapsed = duration(time.monotonic() - self._began)
+        return f"{self._text} ({elapsed})" if self._is_preparing else self._text
+
     def say(self, text: str) -> None:
         """Show a message. Safe in a signal handler."""
-        self._text = text
+        self._text, self._is_preparing = text, False
         if not self._is_live:
             os.write(2, f"{text}\n".encode())
 
@@ -126,6 +149,27 @@ class Display(ABC):
         if is_due := now - self._printed >= seconds:
             self._printed = now
         return is_due
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, such as `1 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def this_command(resume: str | None = None) -> str:
+    """Return the command of this process for a shell, with another `--resume` if given."""
+    words = ["rayfl", *sys.argv[1:]]
+    if resume is not None:
+        if "--resume" in words:
+            at = words.index("--resume")
+            del words[at : at + 2]
+        words = [word for word in words if not word.startswith("--resume=")]
+        words += ["--resume", resume]
+    return shlex.join(words)
 
 
 @contextlib.contextmanager

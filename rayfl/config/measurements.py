@@ -70,7 +70,8 @@ class Evaluation(Section):
     per_client: bool = True
     """accuracy on the clients' own distributions: mean, quantiles, worst"""
     personalised: Personalised | None = None
-    """accuracy of clients' own models (personal/...); null: none, but for methods that keep such models"""
+    """accuracy of clients' own models (personal/...); null: none, but for methods that keep such models;
+    centralised training has none"""
     average: Averaging | None = None
     """an average of the global models, whose metrics are average/accuracy and average/loss; null: none"""
 

@@ -14,7 +14,7 @@ from rayfl.analysis.compare import interval
 from rayfl.analysis.metrics import Metric, metric
 from rayfl.analysis.naming import NONE, row_name, shown
 from rayfl.analysis.runs import values
-from rayfl.analysis.tables import Table, style_of
+from rayfl.analysis.tables import Table, part, style_of
 from rayfl.analysis.tables import table_of as table_of_summary
 from rayfl.diagnostics.tables import label
 from rayfl.errors import ConfigError
@@ -86,12 +86,9 @@ def parts(table: Table, most: int = 4) -> list[Table]:
     """Split a wide table into some with so many columns of numbers; the first has the marks."""
     numbers = np.arange(table.left, len(table.header))
     every = []
-    for i, part in enumerate(np.array_split(numbers, -(-len(numbers) // most))):
-        columns = [*range(table.left), *part]
-        header = tuple(table.header[j] for j in columns)
-        rows = tuple(tuple(row[j] for j in columns) for row in table.rows)
+    for i, columns in enumerate(np.array_split(numbers, -(-len(numbers) // most))):
         best = () if i else table.best
-        every.append(replace(table, header=header, rows=rows, best=best, bold=frozenset()))
+        every.append(replace(part(table, columns), best=best, bold=frozenset()))
     return every
 
 

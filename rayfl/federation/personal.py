@@ -67,11 +67,11 @@ class Personalisation:
 
 
 def metrics(found: Mapping[int, PersonalResult]) -> dict[str, float]:
-    """Statistics over the clients, of the global model (`before`) and of their own (`accuracy`)."""
+    """Statistics over the clients, of the global model (`before_accuracy`) and of their own (`accuracy`)."""
     named: dict[str, float] = {}
     ones = np.ones(len(found), np.int64)
     for kind, values in (
-        ("before", [result.before for result in found.values()]),
+        ("before_accuracy", [result.before for result in found.values()]),
         ("accuracy", [result.after for result in found.values()]),
     ):
         statistics = client_statistics(np.array(values, float), ones)

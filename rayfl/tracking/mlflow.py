@@ -48,8 +48,11 @@ class RunTracker:
         dataset: str,
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
+        setting: str = "",
     ):
         """Start a run with additional `tags`, or resume the run `run_id`.
+
+        `setting`: distinguishes it from the other runs of a sweep, in its name.
 
         Raises ConfigError if the store has no such run, or it was deleted.
         """
@@ -65,14 +68,24 @@ class RunTracker:
         self._recorded: dict[str, set[int]] = {}
         """Steps of each metric that a resumed run already has."""
         self.run_id: str = (
-            self._resume(store, run_id) if run_id else self._start(store, dataset, tags or {})
+            self._resume(store, run_id)
+            if run_id
+            else self._start(store, dataset, tags or {}, setting)
         )
 
-    def _start(self, store: TrackingStore, dataset: str, tags: Mapping[str, str]) -> str:
+    def _start(
+        self, store: TrackingStore, dataset: str, tags: Mapping[str, str], setting: str
+    ) -> str:
         experiment = self._experiment
-        name = experiment.tracking.run_name or (
-            f"{experiment.algorithm_name}-{dataset}-seed{experiment.seed}"
-        )
+        given = experiment.tracking.run_name
+        if setting:
+            name = (
+                f"{given} {setting}"
+                if given and len(given + setting) < LONGEST_RUN_NAME
+                else setting
+            )
+        else:
+            name = given or f"{experiment.algorithm_name}-{dataset}-seed{experiment.seed}"
         run = self._client.create_run(
             store.experiment_id,
             run_name=name[:LONGEST_RUN_NAME],

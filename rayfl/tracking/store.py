@@ -25,6 +25,10 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 _NOTICE_SECONDS = 5.0
+_LOCAL_SERVER = "http://127.0.0.1:5000"  # of `mlflow ui`
+# The kind by which MLflow 3 chooses an experiment's page; without one it opens on traces of language models.
+_KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"
+_INFERRED = ("_inferred", "no_inferred_type")  # kinds that the page guessed and nobody chose
 
 
 class TrackingStore:
@@ -52,6 +56,10 @@ class TrackingStore:
                 key="tracking.experiment",
                 value=experiment,
             )
+        if not found or found.tags.get(_KIND, "no_inferred_type").endswith(_INFERRED):
+            # A view is not worth a run: servers may refuse it, and an outage may end.
+            with contextlib.suppress(MlflowException):
+                self.client.set_experiment_tag(self.experiment_id, _KIND, _TRAINING)
 
     @property
     def ui_command(self) -> str:
@@ -59,6 +67,16 @@ class TrackingStore:
         if self.uri.startswith("http"):
             return self.address
         return f"mlflow ui --backend-store-uri {shlex.quote(self.address)}"
+
+    def page(self, run_id: str) -> str:
+        """Address of a run's page; on this machine once `ui_command` runs.
+
+        MLflow's pages are those for language models unless the address, or the browser's last visit, says
+        otherwise.
+        """
+        server = self.address.rstrip("/") if self.uri.startswith("http") else _LOCAL_SERVER
+        run = f"experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{server}/#/{run}?workflowType=machine_learning"
 
     def command(self, words: str) -> str:
         """The command `mlflow WORDS` on this store."""

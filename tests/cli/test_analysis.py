@@ -46,6 +46,55 @@ def test_results_table(ask, stored):
     assert out.count("*") == 3  # a row for each alpha, and what it means
 
 
+WIDE = "last10,loss,seconds,bytes,rounds_to_0.5"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("results", "--metric", WIDE),
+        ("compare", "algorithm.name=fedwmsam,algorithm.rho=0.1", "fedavg"),
+    ],
+)
+def test_no_number_is_cut_on_a_narrow_terminal(ask, monkeypatch, width, command):
+    _, whole, _ = ask(*command, "--experiment", "rayfl")
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = ask(*command, "--experiment", "rayfl")
+    assert code == 0
+    tables = [line for line in out.splitlines() if line.startswith("  ")]
+    assert max(map(len, tables)) <= width
+    numbers = re.compile(r"-?\d+\.\d+(?: ± \d+\.\d+)?")
+    assert set(numbers.findall(whole)) <= set(numbers.findall(out))
+    assert "…" not in out
+    if "results" in command:
+        assert ("parts: they need more than" in out) == (len(whole.splitlines()[1]) > width)
+
+
+def test_one_run_says_which_it_is(ask, stored):
+    code, out, _ = ask(
+        "results",
+        "--experiment",
+        "rayfl",
+        "--where",
+        "algorithm.rho=0.1 and partition.alpha=0.5 and seed=0",
+    )
+    assert code == 0
+    note = re.search(r"^note: run (.+), id ([0-9a-f]{32})$", out, re.MULTILINE)
+    assert note
+    assert re.search(rf"^ +run +last10 .*\n.*\n  {note[2][:8]} ", out, re.MULTILINE)
+
+
+def test_versions_are_shown_without_importing_anything():
+    code = "import sys; sys.argv = ['rayfl', '--version']; from rayfl.cli.main import script\n"
+    code += "try: script()\nfinally: assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in lines] == ["rayfl", "Python", "torch", "ray", "mlflow"]
+    assert all(re.fullmatch(r"\w+ \d+\.\d+\S*", line) for line in lines)
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_results_for_programs(ask, stored, form):
     command = ["results", "--experiment", "rayfl", "--metric", "last10,bytes", "--format", form]

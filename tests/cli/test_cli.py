@@ -107,8 +107,9 @@ def test_the_command_ends_in_silence_where_torchvision_was_imported(tmp_path):
 def test_bad_input_is_one_line_and_code_2(rayfl, arguments, message):
     code, out, err = rayfl("run", *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {message}")
-    assert err.count("\n") == 1
+    *phases, error = err.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert all(re.search(r" \(\d+ s\)$", phase) for phase in phases)
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):
@@ -118,7 +119,9 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: algorithm.rho = -1: must be a number of at least 0\n"
+    phase, *error = done.stderr.splitlines()
+    assert re.fullmatch(r"importing PyTorch \(\d+ s\)", phase)
+    assert error == ["error: algorithm.rho = -1: must be a number of at least 0"]
     assert not list(tmp_path.iterdir())
 
 
@@ -343,13 +346,15 @@ def fake_run(monkeypatch):
     """Replaces `experiment.run`: three rounds at once, then whatever `then` does."""
 
     def fake(then):
-        def run(config, on_start, on_metrics, resume, local, on_actors):
+        def run(config, on_start, on_metrics, resume, local, on_actors, on_phase):
             from rayfl.prepare import prepare
 
-            on_start(SimpleNamespace(
-                prepared=prepare(config), placement=Placement(), run_id="abc", ui_command="mlflow ui",
-                resumed_round=0,
-            ))  # fmt: skip
+            prepared = prepare(config, on_phase=on_phase)
+            saved = None if config.checkpoint.every is None else SimpleNamespace(round=2)
+            start = {"prepared": prepared, "placement": Placement(), "resumed_round": 0}
+            mlflow = {"run_id": "abc", "ui_command": "mlflow ui", "page": "http://page"}
+            writer = saved and SimpleNamespace(latest=lambda: saved, round=2, every=2)
+            on_start(SimpleNamespace(**start, **mlflow, checkpoints=writer))
             for round in (1, 2, 3):
                 metrics = {"train/loss": 1 / round, "time/round_s": 0.25, "server/alpha": 0.1}
                 on_metrics(RoundMetrics(round, metrics))
@@ -375,6 +380,10 @@ def test_a_run_without_a_terminal(rayfl, fake_run):
     code, out, err = run_three_rounds(rayfl)
     lines = err.splitlines()
     assert code == 0
+    phases = ("importing PyTorch", "reading the data", "building the model and checking it")
+    for line, phase in zip(lines, phases, strict=False):
+        assert re.fullmatch(rf"{phase} \(\d+ s\)", line)
+    lines = lines[3:]
     assert lines[0] == "fedwmsam on digits: 20 clients, 5 a round, 3 rounds"
     assert lines[1] == "uniform mean over the clients of a round (they hold 72 to 73 samples)"
     assert re.fullmatch(r"4,810 parameters; config [0-9a-f]{16}", lines[2])
@@ -383,11 +392,15 @@ def test_a_run_without_a_terminal(rayfl, fake_run):
         "read 1,442 train and 355 test samples from 1 file: 10 classes (0, 1, 2, ...), uint8 1 x 8 x 8 "
         "(C x H x W), values 0 to 255"
     )
-    assert lines[-1] == "round 3/3  loss 0.3333  accuracy 0.3000  alpha 0.100  s/round 0.250"
+    assert re.fullmatch(r"starting the actors \(\d+ s\)", lines[5])
+    assert lines[-1] == (
+        "round 3/3  train loss 0.3333  test accuracy 0.3000  adaptive alpha 0.100  s/round 0.250"
+    )
     assert len([line for line in lines if line.startswith("round 3/3")]) == 1
     assert "accuracy        final 0.9100, mean of last 10 evaluations 0.9000, best 0.9200" in out
     assert f"model sha256    {'f' * 64}" in out
     assert "MLflow run      abc" in out
+    assert "then open       http://page" in out
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
@@ -405,9 +418,13 @@ def test_json_is_alone_on_stdout(rayfl, fake_run):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_code_130_and_says_what_is_kept(rayfl, fake_run, number):
     fake_run(lambda: os.kill(os.getpid(), number))
-    code, out, err = run_three_rounds(rayfl)
+    code, out, err = run_three_rounds(rayfl, "--resume=latest")
     assert (code, out) == (130, "")
-    assert err.endswith("stopping\nstopped after 3 of 3 rounds\nMLflow run abc\n")
+    command = f"rayfl run {QUICKSTART} federation.rounds=3 --resume abc"
+    kept = f"MLflow run abc\nto go on after round 2:\n  {command}\n"
+    assert err.endswith(f"stopping\nstopped after 3 of 3 rounds\n{kept}")
+    code, out, err = run_three_rounds(rayfl, "checkpoint.every=null")
+    assert err.endswith("it cannot go on: checkpoint.every=null writes no checkpoints\n")
 
 
 @pytest.mark.parametrize(
@@ -452,7 +469,7 @@ def test_a_run_shows_what_it_validates_with(rayfl):
     code, out, err = rayfl("run", QUICKSTART, *tiny, *off)
     assert code == 0
     assert re.search(r"^14\d samples are held out to validate with$", err, re.MULTILINE)
-    assert re.search(r"accuracy 0\.\d{4}  validation 0\.\d{4}", err.splitlines()[-1])
+    assert re.search(r"test accuracy 0\.\d{4}  validation accuracy 0\.\d{4}", err.splitlines()[-1])
     assert re.search(r"^validation      final 0\.\d{4}, mean of last 10 ", out, re.MULTILINE)
     assert re.search(r"^validation loss \d\.\d{4}$", out, re.MULTILINE)
     assert max(len(line) for line in out.splitlines()) <= 80
@@ -500,8 +517,10 @@ def test_the_live_display_fits_the_terminal(width):
     assert "uniform mean over the clients of a round (they hold 10 to 1,000 samples)" in plain
     assert "160 samples are held out to validate with" in plain
     bar, text = plain.splitlines()[-2:]
-    assert re.match(r"round  1234/10000 ━.* left$", bar.strip())
-    assert text == "loss 12.3456  accuracy 1.0000  alpha 0.123  s/round 12.345"
+    # 8,766 rounds of 12.345 s, known from the first round on.
+    assert re.match(r"round  1234/10000 ━.* 30 h 03 min left$", bar.strip())
+    shown = "train loss 12.3456  test accuracy 1.0000  adaptive alpha 0.123  s/round 12.345"
+    assert text == shown
     assert len(bar.strip()) == width
 
 

@@ -47,7 +47,7 @@ def begun(plan, width, height):
         file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None
     )
     progress = SweepDisplay(console)
-    progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u"))
+    progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u", page="p"))
 
     def lines():
         with console.capture() as captured:
@@ -61,7 +61,7 @@ def begun(plan, width, height):
 def test_the_table_fits_the_terminal(small, clock, width, height):
     plan = planned(small, MANY)
     progress, lines = begun(plan, width, height)
-    assert lines()[0].startswith("0 of 40 trials done, starting the actors")
+    assert lines()[0].startswith("0 of 40 trials done, starting the actor")
     for trial in plan.trials[:30]:
         progress.update(TrialUpdate(trial, "running", 2, 0.5))
     clock[0] += 36_000
@@ -124,7 +124,7 @@ def test_what_failed_is_said_at_once(small, clock):
     plan = planned(small)
     console = Console(file=io.StringIO(), width=200)
     progress = SweepDisplay(console)
-    progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u"))
+    progress.start(SimpleNamespace(plan=plan, ended=0, parent_id="p", ui_command="u", page="p"))
     with console.capture() as captured:
         progress.update(TrialUpdate(plan.trials[0], "running", 0))
         for _ in range(2):
