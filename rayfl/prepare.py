@@ -99,7 +99,7 @@ class Prepared:
             raise ConfigError(
                 key="evaluation.personalised",
                 value=asked.model_dump(),
-                allowed="null: the data say nothing of clients' own distributions, with no classes and no groups",
+                allowed="null: without classes or groups the data say nothing of the clients' distributions",
             )
         if method.keeps_models:
             self._try_own_models(method)
