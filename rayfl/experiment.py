@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from rayfl import models
 from rayfl.config.schema import Experiment
 from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
@@ -27,7 +25,8 @@ from rayfl.prepare import (
     prepare,
 )
 from rayfl.tracking.run import check_store, open_store, tracked
-from rayfl.training.flat import Layout, sha256
+from rayfl.training.flat import sha256
+from rayfl.weights import Weights
 
 if TYPE_CHECKING:
     from rayfl.runtime.placement import Placement
@@ -122,22 +121,21 @@ def run(
             final = server.final()
             clients = client_accuracies(prepared, final.scores)
         digest = sha256(torch.tensor(final.w))
+        round = max(history.rows)
+        weights = Weights.of(config, prepared.model, (final.w, final.buffers), round)
         if tracker:
             if clients is not None:
                 tracker.describe_clients(clients)
             tracker.tag("rayfl.model_sha256", digest)
+            if config.tracking.log_model is not False:
+                tracker.attach_model(weights.safetensors())
     return Result(
         history.frame(),
         history.summary(config.tracking.targets),
         clients,
-        _state_dict(prepared, final.w, final.buffers),
+        weights.tensors,
         digest,
         run_id,
-        None if final.average is None else _state_dict(prepared, *final.average),
+        final.average
+        and Weights.of(config, prepared.model, final.average, round, average=True).tensors,
     )
-
-
-def _state_dict(prepared: Prepared, w: np.ndarray, buffers: np.ndarray) -> dict[str, torch.Tensor]:
-    Layout(prepared.model).load(prepared.model, torch.tensor(w), torch.tensor(buffers))
-    state = models.plain_state_dict(prepared.model)
-    return {name: value.clone() for name, value in state.items()}

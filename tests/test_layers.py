@@ -12,10 +12,11 @@ from conftest import ROOT, each
 LAYERS = [
     {"cli"},
     {"tuning"},
+    {"finished"},
     {"diagnostics"},
     {"experiment", "analysis"},
     {"launch", "inputs"},
-    {"prepare", "tracking"},
+    {"prepare", "tracking", "weights"},
     {"runtime", "config"},
     {"federation"},
     {"training"},

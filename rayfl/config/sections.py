@@ -215,6 +215,9 @@ class Tracking(Section):
     """null: algorithm, data and seed"""
     targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     """accuracies whose first round is recorded"""
+    log_model: bool | None = None
+    """keep the final model as the artifact model/model.safetensors; null: yes, but of a sweep's trials only
+    with keep_checkpoints"""
 
     @model_validator(mode="after")
     def _short(self) -> Self:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayfl.errors import ConfigError, Refuse, first_line
+from rayfl.models.files import read_state_dict
 from rayfl.text import absolute
 
 TORCHVISION = "torchvision"
@@ -59,7 +60,11 @@ class Pretrainable:
             return
         refuse = partial(ConfigError, key="model.pretrained", value=self.pretrained)
         is_published = self.pretrained == TORCHVISION
-        given = self._published(refuse) if is_published else self._file(refuse)
+        given = (
+            self._published(refuse)
+            if is_published
+            else read_state_dict(absolute(self.pretrained), refuse, f"'{TORCHVISION}' or null")
+        )
         own = model.state_dict()
         for name in (f"{head}.weight", f"{head}.bias"):
             if name in given and name in own and len(given[name]) != len(own[name]):
@@ -101,29 +106,6 @@ class Pretrainable:
             return dict(best.get_state_dict(check_hash=True, progress=False, weights_only=True))
         except Exception as error:  # whatever the network or a damaged file raises
             raise refuse(f"cannot be loaded ({first_line(error)})") from error
-
-    def _file(self, refuse: Refuse) -> dict[str, Tensor]:
-        path = absolute(str(self.pretrained))
-        if not path.is_file():
-            raise refuse(f"no such file; give a state dict, '{TORCHVISION}' or null")
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                found: Any = load_file(path)
-            else:
-                found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file that is none of these makes torch raise
-            raise refuse(
-                f"cannot be read as tensors alone ({first_line(error)}); save the model's "
-                "state_dict() with torch.save or safetensors"
-            ) from error
-        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-            raise refuse(
-                "must hold a state dict, names and their tensors, nothing around it; save "
-                "the model's state_dict() itself"
-            )
-        return dict(found)
 
 
 @functools.lru_cache
