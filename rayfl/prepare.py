@@ -107,14 +107,7 @@ def prepare(
             config.data.validation,
         )
     task = task_of(config, data)
-    model = models.build(
-        config.model,
-        data.sample_shape,
-        data.num_classes,
-        config.seed,
-        torch.from_numpy(data.trial()),
-        _tokens(data),
-    )
+    model = built(config, data)
     shortcuts = choose(
         model,
         models.name_of(config.model),
@@ -184,6 +177,18 @@ def prepare(
                 federation.lrs,
             )
     return Prepared(config, data, partition, model, federation, settings)
+
+
+def built(config: Experiment, data: Dataset) -> nn.Module:
+    """The model for these data, with its first weights; ConfigError if it does not fit them."""
+    return models.build(
+        config.model,
+        data.sample_shape,
+        data.num_classes,
+        config.seed,
+        torch.from_numpy(data.trial()),
+        _tokens(data),
+    )
 
 
 def task_of(config: Experiment, data: Dataset) -> Task:

@@ -1,13 +1,18 @@
-"""The commands about runs that have ended: `rayfl export`."""
+"""The commands about runs that have ended: `rayfl export` and `rayfl evaluate`."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rayfl.cli.analysis import Uri, check_output
-from rayfl.cli.arguments import Overrides
+from rayfl.cli.arguments import AsJson, Overrides
+from rayfl.cli.run_display import of_clients
 from rayfl.cli.terminal import say, writing
+
+if TYPE_CHECKING:
+    from rayfl.finished import Evaluated
 
 What = Annotated[
     str,
@@ -39,3 +44,54 @@ def export(
     count = sum(tensor.numel() for tensor in weights.tensors.values())
     after = f"after round {weights.about['round']}"
     say(f"wrote {output}: {len(weights.tensors)} tensors, {count:,} numbers, {after}")
+
+
+def evaluate(
+    what: What, overrides: Overrides = None, uri: Uri = None, as_json: AsJson = False
+) -> None:
+    """Evaluate the model of a run, on its test set or, by data.KEY=VALUE, on another one."""
+    from rayfl import finished
+
+    found = finished.evaluate(what, overrides or (), uri=uri)
+    if as_json:
+        print(json.dumps(_as_json(found)))
+    else:
+        for label, value in _rows(found).items():
+            say(f"{label:<15} {value}")
+    say(*(f"note: {note}" for note in found.notes), stderr=True)
+
+
+def _as_json(found: "Evaluated") -> dict[str, Any]:
+    return {
+        "data": found.data,
+        "samples": found.samples,
+        "metrics": found.metrics,
+        "clients": None if found.clients is None else found.clients.to_dict("list"),
+        "round": found.round,
+        "run_id": found.run_id,
+        "config_hash": found.config_hash,
+        "model_sha256": found.model_sha256,
+    }
+
+
+def _rows(found: "Evaluated") -> dict[str, str]:
+    """Return the lines for people, by their labels."""
+    m = found.metrics
+    of = f"of run {found.run_id}" if found.run_id else f"of config {found.config_hash}"
+    rows = {
+        "model": f"round {found.round} {of}",
+        "test set": f"{found.data}, {found.samples:,} samples",
+    }
+    for name in ("accuracy", "perplexity", "r2", "loss"):
+        if f"test/{name}" in m:
+            rows[name] = f"{m[f'test/{name}']:.4f}"
+    if "client/accuracy_mean" in m:
+        rows["of the clients"] = of_clients(m)
+    for kind in ("class", "domain"):
+        prefix = f"test/{kind}/"
+        rows |= {
+            f"{kind} {name.removeprefix(prefix)}": f"{value:.4f}"
+            for name, value in m.items()
+            if name.startswith(prefix)
+        }
+    return rows

@@ -116,7 +116,7 @@ class RunDisplay(Display):
         rows = {
             **_evaluated(s, ""),
             **_average(s),
-            **({"of the clients": _of_clients(last)} if "client/accuracy_mean" in last else {}),
+            **({"of the clients": of_clients(last)} if "client/accuracy_mean" in last else {}),
             "test loss": f"{s['loss_final']:.4f}",
             **_evaluated(s, "validation "),
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
@@ -163,6 +163,7 @@ def describe_sizes(sizes: np.ndarray) -> str:
     )
 
 
-def _of_clients(metrics: "pd.Series") -> str:
+def of_clients(metrics: "pd.Series | dict[str, float]") -> str:
+    """Return the clients' accuracies of an evaluation as one line."""
     mean, p10, worst = (metrics[f"client/accuracy_{name}"] for name in ("mean", "p10", "worst10"))
     return f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"

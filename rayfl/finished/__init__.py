@@ -1,5 +1,6 @@
 """What is done with a run that has ended: `export("latest", "model.safetensors")` writes its model."""
 
+from rayfl.finished.evaluate import Evaluated, evaluate
 from rayfl.finished.export import export
 
-__all__ = ["export"]
+__all__ = ["Evaluated", "evaluate", "export"]

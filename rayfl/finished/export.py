@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rayfl import models
 from rayfl.config.schema import Experiment
 from rayfl.diagnostics.subjects import LAST, find
 from rayfl.errors import ConfigError
 from rayfl.federation.averaging import Average
 from rayfl.models.files import SUFFIXES
-from rayfl.prepare import averaging, before_the_run
+from rayfl.prepare import averaging, before_the_run, built
 from rayfl.provenance import Provenance
 from rayfl.storage.checkpoint import Snapshot
 from rayfl.weights import Weights
@@ -42,9 +41,7 @@ def export(
     with before_the_run():
         saved.check_provenance(Provenance(data.digest, config.code()))
         flat = _flat(config, saved.snapshot(), average)
-    trial = torch.from_numpy(data.trial())
-    model = models.build(config.model, data.sample_shape, data.num_classes, config.seed, trial)
-    weights = Weights.of(config, model, flat, saved.round, average)
+    weights = Weights.of(config, built(config, data), flat, saved.round, average)
     weights.write(path)
     return weights
 
