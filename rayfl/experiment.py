@@ -19,11 +19,10 @@ from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import (
     Prepared,
     check_provenance,
-    checkpoints_of,
     client_accuracies,
-    find_saved,
     prepare,
 )
+from rayfl.resume import checkpoints_of, find_saved, is_of
 from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import sha256
 from rayfl.weights import Weights
@@ -76,7 +75,8 @@ def run(
 
     `on_start` is called once it is known where the actors go, before they do; `on_metrics` for every round
     and evaluation; `on_actors` with what each client actor is, once all are ready. `resume` names the
-    checkpoint to go on from (see `checkpoint.find`): the result is that of a run which never stopped.
+    checkpoint to go on from (see `checkpoint.find`), also one of fewer rounds: the result is that of a run
+    which never stopped.
     `local`: train in this process, without Ray, one work unit after the other (for a debugger); the bits are
     the same. Raises ConfigError before any actor starts, RunError after.
     Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round. If that
@@ -92,8 +92,11 @@ def run(
         place = stack.enter_context((in_this_process if local else on_cluster)(prepared))
         prepared = place.prepared
         store = opening.result()
-        saved_run = saved.run_id if saved else None
-        tags = prepared.provenance.tags
+        saved_run, tags = None, prepared.provenance.tags
+        if saved and is_of(saved, config):
+            saved_run = saved.run_id
+        elif saved:
+            tags |= {"rayfl.continues": saved.run_id or saved.path}
         tracker = stack.enter_context(tracked(store, config, prepared.data.name, tags, saved_run))
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import math
-import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,7 +28,7 @@ from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
-from rayfl.storage.storage import Storage, below
+from rayfl.storage.storage import Storage
 from rayfl.text import absolute
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData, steps_per_round
@@ -289,38 +287,10 @@ def _single_samples(config: Experiment, data: Dataset, partition: Partition) -> 
     return modes
 
 
-def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
-    """The checkpoint to go on from; ConfigError if it is damaged, or of another config."""
-    with before_the_run():
-        saved = checkpoint.find(storage(config), config.hash, resume)
-        saved.check_config(config.hash, config.flat_identity())
-        state = saved.check()
-        if rule := averaging(config):
-            rule.check(state.average, state.round)
-    return saved
-
-
 def averaging(config: Experiment) -> Rule | None:
     """Which average of the global models is evaluated beside them."""
     asked = config.evaluation.average
     return None if asked is None else asked.rule(config.federation.rounds)
-
-
-def checkpoints_of(
-    prepared: Prepared, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
-) -> CheckpointWriter | None:
-    """The writer of a run's checkpoints, None without any; a resumed run goes on in its own folder."""
-    config = prepared.config
-    if config.checkpoint.every is None:
-        return None
-    run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    location = str(saved.storage) if saved else below(storage(config), config.hash, run)
-    checkpoints = checkpoint_writer(prepared, location, run_id)
-    with before_the_run():
-        checkpoints.prepare()
-        if saved:
-            saved.make_newest()
-    return checkpoints
 
 
 def checkpoint_writer(

@@ -15,7 +15,7 @@ LAYERS = [
     {"finished"},
     {"diagnostics"},
     {"experiment", "analysis"},
-    {"launch", "inputs"},
+    {"launch", "inputs", "resume"},
     {"prepare", "tracking", "weights"},
     {"runtime", "config"},
     {"federation"},

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from rayfl.errors import CheckpointError, first_line
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, saved_in
+from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, open_named, saved_in
 from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name, manifests
 from rayfl.storage.storage import Storage
 
@@ -33,6 +33,8 @@ class CheckpointWriter:
     every: int | None
     """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
     keep_last: int
+    origin: str | None = None
+    """Path of another run's checkpoint, from which this one goes on until it has its own."""
     _kept: list[SavedCheckpoint] = field(default_factory=list)
     _written: float = field(default_factory=time.monotonic)
 
@@ -64,8 +66,10 @@ class CheckpointWriter:
         return self._kept[-1].round if self._kept else 0
 
     def latest(self) -> SavedCheckpoint | None:
-        """Return the newest checkpoint of this run, if there is one."""
+        """Return the newest checkpoint of this run, or what it began from, if there is one."""
         self._kept = saved_in(Storage(self.location))
+        if not self._kept and self.origin is not None:
+            return open_named(self.origin)
         return self._kept[-1] if self._kept else None
 
     def reached(self, round: int) -> bool:
