@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from rayfl import models
+from rayfl import models, warm_start
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.choice import import_path
 from rayfl.config.schema import Experiment
@@ -29,7 +29,6 @@ from rayfl.provenance import Provenance
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage
-from rayfl.text import absolute
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData, steps_per_round
 from rayfl.training.evaluation import EVALUATION_BATCH
@@ -106,6 +105,8 @@ def prepare(
         )
     task = task_of(config, data)
     model = built(config, data)
+    if config.model.init is not None:
+        warm_start.load(model, config.model.init, storage(config), config.flat_identity())
     shortcuts = choose(
         model,
         models.name_of(config.model),
@@ -325,6 +326,5 @@ def before_the_run() -> Iterator[None]:
 
 
 def storage(config: Experiment) -> str:
-    """Location of checkpoints: a URI, or an absolute path, for the server actor may run elsewhere."""
-    directory = config.checkpoint.dir
-    return directory if "://" in directory else str(absolute(directory))
+    """Location of all checkpoints."""
+    return config.checkpoint.location

@@ -18,6 +18,7 @@ LAYERS = [
     {"launch", "inputs", "resume"},
     {"prepare", "tracking", "weights"},
     {"runtime", "config"},
+    {"warm_start"},
     {"federation"},
     {"training"},
     {"storage", "data", "models"},

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rayfl.config import layers, learning_rates
 from rayfl.errors import ConfigError
 from rayfl.federation.sampling import Sampling, cohort_size
-from rayfl.text import shown
+from rayfl.text import absolute, shown
 from rayfl.training.precision import Precision
 from rayfl.training.weighting import Weighting
 
@@ -241,3 +241,8 @@ class Checkpoint(Section):
     """rounds; auto: each half minute; both: at the end too; null: never"""
     keep_last: int = Field(default=2, gt=0)
     """checkpoints of a run that are kept"""
+
+    @property
+    def location(self) -> str:
+        """A URI, or an absolute path, for the server actor may run elsewhere."""
+        return self.dir if "://" in self.dir else str(absolute(self.dir))

@@ -100,7 +100,6 @@ def _on(own: Dataset, other: Dataset, notes: list[str]) -> Dataset:
         ("classes", own.num_classes, other.num_classes),
         ("targets", own.kind, other.kind),
         ("outputs", list(own.output_shape), list(other.output_shape)),
-        ("a vocabulary of", own.vocabulary, other.vocabulary),
     ):
         if here != there:
             raise ConfigError(
@@ -109,6 +108,13 @@ def _on(own: Dataset, other: Dataset, notes: list[str]) -> Dataset:
                 key="data.name",
                 value=other.name,
             )
+    if own.has_tokens and other.vocabulary > own.vocabulary:
+        raise ConfigError(
+            f"the model knows {own.vocabulary} tokens, and {other.name!r} has {other.vocabulary}; give data "
+            "of the same vocabulary",
+            key="data.name",
+            value=other.name,
+        )
     if other.classes != own.classes:
         notes.append(
             f"the classes have other names than those of {own.name!r}, and are matched by their numbers"

@@ -1,5 +1,7 @@
 """Files of weights: a state dict of tensors and nothing else, so that none can run code."""
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,3 +58,32 @@ def safetensors_of(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> b
     from safetensors.torch import save
 
     return save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(about))
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Say what keeps a given state dict from a model whose own is `own`; empty: nothing."""
+    shapes = {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
+    return [
+        *_listed("lacks", own.keys() - given.keys()),
+        *_listed("has, but the model has not,", given.keys() - own.keys()),
+        *_listed("has another shape of", shapes),
+    ]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read anew if its time or its size changes. Raises OSError."""
+    status = path.stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _sha256(path: Path, modified: int, size: int) -> str:
+    """SHA-256 of a file; read once as long as neither its time nor its size changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(verb: str, names: set[str]) -> list[str]:
+    """`lacks a, b, c and 4 more`, or nothing."""
+    first, rest = sorted(names)[:3], len(names) - 3
+    return [f"{verb} {', '.join(first)}{f' and {rest} more' if rest > 0 else ''}"] if names else []

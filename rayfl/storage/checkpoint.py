@@ -242,16 +242,24 @@ def find(
     """
     if which == "latest":
         return _latest(directory, config_hash, leads)
-    if (saved := open_named(which)) is not None:
+    if (saved := named(which, directory)) is not None:
         return saved
-    places = [which, *(below(directory, run, which) for run in Storage(directory).folders())]
-    for place in places:
-        if found := newest_in(Storage(place)):
-            return found
     raise CheckpointError(
         f"--resume {which!r}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
         "'latest', a folder with checkpoint-*.json, one such file, or the id of a run"
     )
+
+
+def named(which: str, directory: str) -> SavedCheckpoint | None:
+    """Open the checkpoint of a path or URI, or the newest of a run's folder, or of its id in `directory`.
+
+    None: there is none. Raises CheckpointError as `open_saved`.
+    """
+    if (saved := open_named(which)) is not None:
+        return saved
+    places = [which, *(below(directory, run, which) for run in Storage(directory).folders())]
+    newest = (newest_in(Storage(place)) for place in places)
+    return next((saved for saved in newest if saved is not None), None)
 
 
 def _latest(directory: str, config_hash: str, leads: Callable[[Manifest], bool]) -> SavedCheckpoint:
