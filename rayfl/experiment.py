@@ -22,7 +22,7 @@ from rayfl.prepare import (
     client_accuracies,
     prepare,
 )
-from rayfl.resume import checkpoints_of, find_saved, is_of
+from rayfl.resume import CONTINUES, checkpoints_of, find_saved, is_of
 from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import sha256
 from rayfl.weights import Weights
@@ -96,7 +96,7 @@ def run(
         if saved and is_of(saved, config):
             saved_run = saved.run_id
         elif saved:
-            tags |= {"rayfl.continues": saved.run_id or saved.path}
+            tags |= {CONTINUES: saved.run_id or saved.path}
         tracker = stack.enter_context(tracked(store, config, prepared.data.name, tags, saved_run))
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None

@@ -306,7 +306,8 @@ def checkpoint_writer(
         provenance=prepared.provenance,
         run_id=run_id,
         every=None if every == "auto" else every,
-        keep_last=config.checkpoint.keep_last,
+        keep_last=config.checkpoint.keep_last or 2,
+        keep_at_end=config.checkpoint.keep_last or 1,
     )
 
 

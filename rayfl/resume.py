@@ -20,6 +20,8 @@ from rayfl.storage.manifest import Manifest
 from rayfl.storage.storage import below
 
 ROUNDS = "federation.rounds"
+CONTINUES = "rayfl.continues"
+"""Tag of a run of more rounds: the run, or the checkpoint, that it goes on from."""
 
 
 def find_saved(config: Experiment, resume: str) -> SavedCheckpoint:

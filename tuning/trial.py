@@ -211,7 +211,7 @@ class Execution:
         session = self.session
         self._check_metric()
         if self._sweep.keep_checkpoints:
-            session.save()
+            session.conclude()
         final = session.final()
         if session.checkpoints and self._sweep.logs_model(self._experiment):
             # Not with the report: Ray Tune would keep that of every trial.

@@ -1,15 +1,16 @@
-"""The commands about runs that have ended: `rayfl export` and `rayfl evaluate`."""
+"""The commands about runs that have ended: `rayfl export`, `evaluate` and `clean`."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from rayfl.cli.analysis import Uri, check_output
 from rayfl.cli.arguments import AsJson, Overrides
 from rayfl.cli.run_display import of_clients
-from rayfl.cli.terminal import say, writing
+from rayfl.cli.terminal import say, table, table_console, writing
 
 if TYPE_CHECKING:
     from rayfl.finished import Evaluated
@@ -59,6 +60,33 @@ def evaluate(
         for label, value in _rows(found).items():
             say(f"{label:<15} {value}")
     say(*(f"note: {note}" for note in found.notes), stderr=True)
+
+
+def clean(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="The checkpoint.dir of the runs.")
+    ] = "checkpoints",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete it; else it is only listed.")
+    ] = False,
+    uri: Uri = None,
+) -> None:
+    """List, or delete, the checkpoints that no unfinished run needs; final models stay."""
+    from rayfl import finished
+
+    found = finished.folders(directory, uri)
+    listed = table("run", "state", "MB", "MB to delete")
+    for folder in found:
+        sizes = (f"{size / 1e6:,.1f}" for size in (folder.size, folder.freed))
+        listed.add_row(escape(folder.name), folder.state, *sizes)
+    if found:
+        table_console().print(listed)
+    if delete:
+        for folder in found:
+            folder.delete()
+    freed = f"{sum(folder.freed for folder in found) / 1e6:,.1f} MB"
+    whole = f"{sum(folder.size for folder in found) / 1e6:,.1f} MB in {directory}"
+    say(f"deleted {freed} of {whole}" if delete else f"{freed} of {whole} can go: add --delete")
 
 
 def _as_json(found: "Evaluated") -> dict[str, Any]:

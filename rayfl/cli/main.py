@@ -25,7 +25,7 @@ app = typer.Typer(
 for _command in (
     *(runs.run, sweeps.sweep, sweeps.plan, sweeps.reproduce, runs.config, listings.partition),
     *(analysis.results, analysis.compare, analysis.plot, analysis.report),
-    *(flatness.flatness, finished.export, finished.evaluate),
+    *(flatness.flatness, finished.export, finished.evaluate, finished.clean),
     *(
         listings.algorithms,
         listings.datasets,

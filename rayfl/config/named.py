@@ -58,7 +58,8 @@ class ModelChoice(Choice):
         is_factory = isinstance(value, Factory)
         if not is_factory:
             return super().dump(value)
-        return {"name": value.path, "init": value.init, **value.options}
+        init = {} if value.init is None else {"init": value.init}
+        return {"name": value.path, **init, **value.options}
 
 
 class _Ramp(BaseModel):

@@ -239,8 +239,8 @@ class Checkpoint(Section):
     """directory, or a URI such as s3://bucket/path"""
     every: Positive | Literal["auto"] | None = "auto"
     """rounds; auto: each half minute; both: at the end too; null: never"""
-    keep_last: int = Field(default=2, gt=0)
-    """checkpoints of a run that are kept"""
+    keep_last: Positive | None = None
+    """checkpoints of a run that are kept; null: 2 while it runs, and 1 once it is done"""
 
     @property
     def location(self) -> str:

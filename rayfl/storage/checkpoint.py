@@ -113,6 +113,12 @@ class SavedCheckpoint:
         state = self.snapshot()
         self.history()
         sizes = self.storage.sizes("memories") if self.manifest.memories else {}
+        if self.manifest.memories and not sizes:
+            raise CheckpointError(
+                f"the checkpoint of round {self.round} in {self.storage} has no memories of clients any more "
+                f"({len(self.manifest.memories)} clients had one), as `rayfl clean` leaves a finished run: "
+                "nothing can go on from it; start anew without --resume"
+            )
         for name in self.manifest.memories.values():
             expected = self.manifest.files[name].bytes
             if sizes.get(name) != expected:

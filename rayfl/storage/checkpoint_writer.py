@@ -1,5 +1,6 @@
 """Writer of the checkpoints of one run."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -33,6 +34,8 @@ class CheckpointWriter:
     every: int | None
     """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
     keep_last: int
+    keep_at_end: int = 1
+    """The same once the run is done."""
     origin: str | None = None
     """Path of another run's checkpoint, from which this one goes on until it has its own."""
     _kept: list[SavedCheckpoint] = field(default_factory=list)
@@ -143,10 +146,15 @@ class CheckpointWriter:
         storage.write(manifest_name(snapshot.round), manifest.model_dump_json().encode())
         others = [saved for saved in self._kept if saved.round != snapshot.round]
         self._kept = [*others, SavedCheckpoint(storage, manifest)]
-        self._delete_old(storage)
+        self._delete_old(storage, self.keep_last)
 
-    def _delete_old(self, storage: Storage) -> None:
-        old, self._kept = self._kept[: -self.keep_last], self._kept[-self.keep_last :]
+    def conclude(self) -> None:
+        """Delete the checkpoints that a run which is done need not keep."""
+        with contextlib.suppress(OSError):  # that they are still there is no harm
+            self._delete_old(Storage(self.location), self.keep_at_end)
+
+    def _delete_old(self, storage: Storage, keep: int) -> None:
+        old, self._kept = self._kept[:-keep], self._kept[-keep:]
         needed = {name for saved in self._kept for name in saved.manifest.files}
         for saved in old:
             storage.delete(manifest_name(saved.round))
