@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from rayfl import models
 from rayfl.config.schema import Experiment
 from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
@@ -21,14 +19,14 @@ from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import (
     Prepared,
     check_provenance,
-    checkpoints_of,
     client_accuracies,
-    find_saved,
     prepare,
 )
+from rayfl.resume import CONTINUES, checkpoints_of, find_saved, is_of
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.tracking.run import check_store, open_store, tracked
-from rayfl.training.flat import Layout, sha256
+from rayfl.training.flat import sha256
+from rayfl.weights import Weights
 
 if TYPE_CHECKING:
     from rayfl.runtime.placement import Placement
@@ -83,8 +81,8 @@ def run(
 
     `on_start` is called once it is known where the actors go, before they do; `on_metrics` for every round
     and evaluation; `on_actors` with what each client actor is, once all are ready; `on_phase` with what is
-    done before that. `resume` names the
-    checkpoint to go on from (see `checkpoint.find`): the result is that of a run which never stopped.
+    done before that. `resume` names the checkpoint to go on from (see `checkpoint.find`), also one of fewer
+    rounds: the result is that of a run which never stopped.
     `local`: train in this process, without Ray, one work unit after the other (for a debugger); the bits are
     the same. Raises ConfigError before any actor starts, RunError after.
     Interrupted or failed, it leaves no actor behind, and the MLflow run has every finished round. If that
@@ -101,8 +99,11 @@ def run(
         place = stack.enter_context((in_this_process if local else on_cluster)(prepared))
         prepared = place.prepared
         store = opening.result()
-        saved_run = saved.run_id if saved else None
-        tags = prepared.provenance.tags
+        saved_run, tags = None, prepared.provenance.tags
+        if saved and is_of(saved, config):
+            saved_run = saved.run_id
+        elif saved:
+            tags |= {CONTINUES: saved.run_id or saved.path}
         tracker = stack.enter_context(tracked(store, config, prepared.data.name, tags, saved_run))
         run_id = tracker.run_id if tracker else None
         ui_command = store.ui_command if store else None
@@ -130,24 +131,23 @@ def run(
                     if checkpoints is None or checkpoints.reached(noticed):
                         raise tracker.lost
             final = server.final()
-            clients = client_accuracies(prepared, final)
+            clients = client_accuracies(prepared, final.scores, final.personal)
         digest = sha256(torch.tensor(final.w))
+        round = max(history.rows)
+        weights = Weights.of(config, prepared.model, (final.w, final.buffers), round)
         if tracker:
             if clients is not None:
                 tracker.describe_clients(clients)
             tracker.tag("rayfl.model_sha256", digest)
+            if config.tracking.log_model is not False:
+                tracker.attach_model(weights.safetensors())
     return Result(
         history.frame(),
         history.summary(config.tracking.targets),
         clients,
-        _state_dict(prepared, final.w, final.buffers),
+        weights.tensors,
         digest,
         run_id,
-        None if final.average is None else _state_dict(prepared, *final.average),
+        final.average
+        and Weights.of(config, prepared.model, final.average, round, average=True).tensors,
     )
-
-
-def _state_dict(prepared: Prepared, w: np.ndarray, buffers: np.ndarray) -> dict[str, torch.Tensor]:
-    Layout(prepared.model).load(prepared.model, torch.tensor(w), torch.tensor(buffers))
-    state = models.plain_state_dict(prepared.model)
-    return {name: value.clone() for name, value in state.items()}

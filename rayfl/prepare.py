@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import math
-import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from rayfl import models
+from rayfl import models, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.choice import import_path
@@ -30,14 +28,12 @@ from rayfl.federation.measurer import Measurer
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.scores import Scoring
-from rayfl.federation.server import Final
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
-from rayfl.storage.storage import Storage, below
-from rayfl.text import absolute
+from rayfl.storage.storage import Storage
 from rayfl.training import contract
 from rayfl.training.batches import DeviceData, steps_per_round
 from rayfl.training.evaluation import EVALUATION_BATCH
@@ -47,6 +43,7 @@ from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.task import Task
 from rayfl.training.travel import packed
+from rayfl.training.units import PersonalResult
 from rayfl.training.weighting import weights
 
 # What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
@@ -155,14 +152,9 @@ def prepare(
         fed, partition = _in_one_place(fed, partition)
     on_phase("building the model and checking it")
     task = task_of(config, data)
-    model = models.build(
-        config.model,
-        data.sample_shape,
-        data.num_classes,
-        config.seed,
-        torch.from_numpy(data.trial()),
-        _tokens(data),
-    )
+    model = built(config, data)
+    if config.model.init is not None:
+        warm_start.load(model, config.model.init, storage(config), config.flat_identity())
     privacy = _private_rounds(config, partition, model)
     shortcuts = choose(
         model,
@@ -239,6 +231,18 @@ def prepare(
     return prepared
 
 
+def built(config: Experiment, data: Dataset) -> nn.Module:
+    """The model for these data, with its first weights; ConfigError if it does not fit them."""
+    return models.build(
+        config.model,
+        data.sample_shape,
+        data.num_classes,
+        config.seed,
+        torch.from_numpy(data.trial()),
+        _tokens(data),
+    )
+
+
 def task_of(config: Experiment, data: Dataset) -> Task:
     """The task that the data and `federation.loss` set; ConfigError if they do not fit the algorithm."""
     if data.kind == "numbers" and config.algorithm.at(1).compares_outputs:
@@ -281,15 +285,22 @@ def clients_per_unit(
     return -(-cohort_size // units)
 
 
-def client_accuracies(prepared: Prepared, final: Final) -> pd.DataFrame | None:
-    """Each client's samples, accuracy and, as far as that was evaluated, its own model's, if wanted."""
+def client_accuracies(
+    prepared: Prepared,
+    scores: np.ndarray | None,
+    personal: Mapping[int, PersonalResult] | None = None,
+) -> pd.DataFrame | None:
+    """Each client's samples, accuracy and, as far as that was evaluated, its own model's, if wanted.
+
+    `scores`: of the test samples, `[n]`.
+    """
     breakdown = prepared.federation.breakdown
-    if final.scores is None or breakdown.holdings is None or not breakdown.per_client:
+    if scores is None or breakdown.holdings is None or not breakdown.per_client:
         return None
-    columns = {"samples": prepared.holders.sizes, "accuracy": breakdown.clients(final.scores)}
+    columns = {"samples": prepared.holders.sizes, "accuracy": breakdown.clients(scores)}
     frame = pd.DataFrame(columns).rename_axis("client")
-    if final.personal:
-        own = {client: result._asdict() for client, result in final.personal.items()}
+    if personal:
+        own = {client: result._asdict() for client, result in personal.items()}
         named = {"before": "personal_before", "after": "personal_accuracy"}
         frame = frame.join(pd.DataFrame.from_dict(own, orient="index").rename(columns=named))
     return frame
@@ -385,38 +396,10 @@ def _single_samples(fed: Federation, data: Dataset, partition: Partition) -> set
     return modes
 
 
-def find_saved(config: Experiment, resume: str) -> checkpoint.SavedCheckpoint:
-    """The checkpoint to go on from; ConfigError if it is damaged, or of another config."""
-    with before_the_run():
-        saved = checkpoint.find(storage(config), config.hash, resume)
-        saved.check_config(config.hash, config.flat_identity())
-        state = saved.check()
-        if rule := averaging(config):
-            rule.check(state.average, state.round)
-    return saved
-
-
 def averaging(config: Experiment) -> Rule | None:
     """Which average of the global models is evaluated beside them."""
     asked = config.evaluation.average
     return None if asked is None else asked.rule(config.federation.rounds)
-
-
-def checkpoints_of(
-    prepared: Prepared, run_id: str | None, saved: checkpoint.SavedCheckpoint | None
-) -> CheckpointWriter | None:
-    """The writer of a run's checkpoints, None without any; a resumed run goes on in its own folder."""
-    config = prepared.config
-    if config.checkpoint.every is None:
-        return None
-    run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-    location = str(saved.storage) if saved else below(storage(config), config.hash, run)
-    checkpoints = checkpoint_writer(prepared, location, run_id)
-    with before_the_run():
-        checkpoints.prepare()
-        if saved:
-            saved.make_newest()
-    return checkpoints
 
 
 def checkpoint_writer(
@@ -431,7 +414,8 @@ def checkpoint_writer(
         provenance=prepared.provenance,
         run_id=run_id,
         every=None if every == "auto" else every,
-        keep_last=config.checkpoint.keep_last,
+        keep_last=config.checkpoint.keep_last or 2,
+        keep_at_end=config.checkpoint.keep_last or 1,
     )
 
 
@@ -451,6 +435,5 @@ def before_the_run() -> Iterator[None]:
 
 
 def storage(config: Experiment) -> str:
-    """Location of checkpoints: a URI, or an absolute path, for the server actor may run elsewhere."""
-    directory = config.checkpoint.dir
-    return directory if "://" in directory else str(absolute(directory))
+    """Location of all checkpoints."""
+    return config.checkpoint.location

@@ -1,5 +1,6 @@
 """Ray Tune callbacks: progress of the trials for MLflow and the terminal, and a time limit for new nodes."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
-from rayfl.errors import ConfigError
+from rayfl.errors import ConfigError, first_line
 from rayfl.inputs import Inputs
 from rayfl.prepare import storage
 from rayfl.provenance import trial_folder
@@ -18,6 +19,7 @@ from rayfl.storage.storage import Storage, below
 from tuning.config import Sweep
 from tuning.plan import PlannedTrial
 from tuning.tracking import SweepTracker
+from tuning.trial import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrialUpdate:
     reason: str = ""
     """Reason of the state, or the note that a running trial was resumed."""
 
+
+logger = logging.getLogger(__name__)
 
 OnUpdate = Callable[[TrialUpdate], None]
 
@@ -114,6 +118,8 @@ class ReportingCallback(tune.Callback):
             path = log_path(self._sweep, hash)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        if state in SUCCEEDED and self._sweep.logs_model(self._trials[hash].config):
+            self._tracker.attach_model(hash, lambda: self._model(hash))
         self._tracker.end(hash, state, reason, text, tags)
         if state in SUCCEEDED and not self._sweep.keep_checkpoints:
             # Not before its end is written down: what a population has decided it cannot do again alone.
@@ -122,9 +128,25 @@ class ReportingCallback(tune.Callback):
 
     def _delete_checkpoints(self, hash: str) -> None:
         """Delete the checkpoints of a trial that will not resume: client memories need much space."""
+        location, folder = self._place(hash)
+        Storage(location).remove(folder)
+
+    def _model(self, hash: str) -> bytes | None:
+        """Take the final model from where the trial left it; None if this process cannot see it."""
+        left = Storage(below(*self._place(hash)))
+        try:
+            content = left.read(MODEL_FILE)
+        except OSError as error:
+            logger.warning("no model in MLflow of %s (%s)", hash, first_line(error))
+            return None
+        left.delete(MODEL_FILE)
+        return content
+
+    def _place(self, hash: str) -> tuple[str, str]:
+        """Return the location of the checkpoints of a trial's config, and the trial's folder there."""
         trial = self._trials[hash]
-        location = below(storage(trial.config), hash)
-        Storage(location).remove(trial_folder(self._sweep.name, trial.provenance.tags))
+        folder = trial_folder(self._sweep.name, trial.provenance.tags)
+        return below(storage(trial.config), hash), folder
 
     def _announce(self, trial: Any, state: State, reason: str = "") -> None:
         result = trial.last_result or {}

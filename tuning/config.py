@@ -89,7 +89,7 @@ class Sweep(Section):
     max_failures: int = Field(default=3, ge=0)
     """how often a trial goes on after a process or node died"""
     keep_checkpoints: bool = False
-    """of trials that have ended, which `rayfl flatness` measures"""
+    """of trials that have ended, which `rayfl flatness` measures, and their models in MLflow"""
     storage: str | None = None
     """directory or URI for checkpoints and logs; null: sweeps/<name>"""
 
@@ -136,7 +136,20 @@ class Sweep(Section):
         if self.keep_checkpoints and experiment.checkpoint.every is None:
             allowed = "a number or auto, or keep_checkpoints false"
             raise ConfigError(key="checkpoint.every", value=None, allowed=allowed)
+        if experiment.tracking.log_model and experiment.checkpoint.every is None:
+            raise ConfigError(
+                "the model of a trial comes to MLflow from where its checkpoints are",
+                key="checkpoint.every",
+                value=None,
+                hint="set it to auto, or tracking.log_model to null",
+                keys=("tracking.log_model",),
+            )
         return experiment
+
+    def logs_model(self, experiment: Experiment) -> bool:
+        """Return whether MLflow gets the final model of this trial."""
+        asked = experiment.tracking.log_model
+        return self.keep_checkpoints if asked is None else asked
 
     def key(self, key: str) -> str:
         """Return the key of an experiment as the sweep's file has it; a key of the sweep itself stays."""

@@ -145,6 +145,16 @@ class SweepTracker:
 
         self._writer.put(write)
 
+    def attach_model(self, hash: str, model: Callable[[], bytes | None]) -> None:
+        """Record the final model of a trial that ends, if `model` has one."""
+
+        def write() -> None:
+            live = self._live.get(hash)
+            if live is not None and (content := model()) is not None:
+                live.attach_model(content)
+
+        self._writer.put(write)
+
     def end(
         self, hash: str, state: State, reason: str, traceback: str, tags: Mapping[str, str]
     ) -> None:

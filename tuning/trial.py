@@ -27,6 +27,7 @@ from rayfl.runtime.pool import ActorPool
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in, saved_in
 from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
+from rayfl.weights import Weights
 from tuning.config import Sweep
 from tuning.shared_inputs import SharedInputs
 from tuning.space import Point
@@ -35,6 +36,8 @@ from tuning.stopping import needs_metrics, reason
 # Rounds of this many seconds go into one report: each costs the driver some milliseconds.
 REPORT_SECONDS = 0.5
 MUTATED = "mutated/"
+MODEL_FILE = "model.safetensors"
+"""The final model, beside a trial's checkpoints until the driver has taken it to MLflow."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,14 @@ class Execution:
         session = self.session
         self._check_metric()
         if self._sweep.keep_checkpoints:
-            session.save()
+            session.conclude()
         final = session.final()
-        clients = client_accuracies(self._prepared, final)
+        if session.checkpoints and self._sweep.logs_model(self._experiment):
+            # Not with the report: Ray Tune would keep that of every trial.
+            flat = final.w, final.buffers
+            model = Weights.of(self._experiment, self._prepared.model, flat, self._round)
+            Storage(session.checkpoints.location).write(MODEL_FILE, model.safetensors())
+        clients = client_accuracies(self._prepared, final.scores, final.personal)
         digest = sha256(torch.tensor(final.w))
         return {"done": True, "stopped": stopped, "model_sha256": digest, "clients": clients}
 

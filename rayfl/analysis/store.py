@@ -56,14 +56,22 @@ def fetch_runs(
 
 
 def search_runs(
-    client: "MlflowClient", experiment_ids: list[str], which: str = "", order_by: str | None = None
+    client: "MlflowClient",
+    experiment_ids: list[str],
+    which: str = "",
+    order_by: str | None = None,
+    deleted_too: bool = False,
 ) -> Iterator["Run"]:
     """Yield the runs that MLflow's filter `which` selects, from all pages of the answer."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.ALL if deleted_too else ViewType.ACTIVE_ONLY
     order, token = [order_by] if order_by else None, None
     while token != "":
         page = client.search_runs(
             experiment_ids,
             which,
+            run_view_type=view,
             max_results=_RUNS_PER_PAGE,
             order_by=order,
             page_token=token,

@@ -137,7 +137,7 @@ def plot(
 ) -> None:
     """Draw curves, a heatmap, parallel coordinates or traces."""
     output = output or Path(f"{kind}.png")
-    _check_output(output, (".png", ".svg", ".pdf"))
+    check_output(output, (".png", ".svg", ".pdf"))
     from rayfl.analysis import curves, plots
     from rayfl.analysis.runs import histories, load
 
@@ -171,7 +171,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
     """Write all answers to one HTML page that opens offline."""
-    _check_output(output, (".html",))
+    check_output(output, (".html",))
     from rayfl.analysis import report as page
 
     text = page.render(experiment, uri, where, metric, title)
@@ -197,7 +197,8 @@ def _pivot_keys(
     return rows, columns
 
 
-def _check_output(path: Path, suffixes: Sequence[str]) -> None:
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise ConfigError unless a file of this kind can be written there."""
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"--output = '{path}': must end in {' or '.join(suffixes)}")
     if not path.absolute().parent.is_dir():

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import tuning  # noqa: F401  # this one, whatever the working directory holds
-from rayfl.cli import analysis, flatness, listings, runs, sweeps
+from rayfl.cli import analysis, finished, flatness, listings, runs, sweeps
 from rayfl.cli.terminal import fail, write_any_character
 from rayfl.errors import ClientError, ConfigError, RunError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 for _command in (
     *(runs.run, sweeps.sweep, sweeps.plan, sweeps.reproduce, runs.config, listings.partition),
     *(analysis.results, analysis.compare, analysis.plot, analysis.report),
-    flatness.flatness,
+    *(flatness.flatness, finished.export, finished.evaluate, finished.clean),
     *(
         listings.algorithms,
         listings.datasets,

@@ -154,8 +154,8 @@ class RunDisplay(Display):
         rows = {
             **_evaluated(s, ""),
             **_average(s),
-            **_of_clients("of the clients", last, "client/"),
-            **_of_clients("own models", last, "personal/"),
+            **_clients_row("of the clients", last, "client/"),
+            **_clients_row("own models", last, "personal/"),
             "test loss": f"{s['loss_final']:.4f}",
             **_evaluated(s, "validation "),
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
@@ -227,10 +227,13 @@ def describe_sizes(sizes: np.ndarray) -> str:
     )
 
 
-def _of_clients(label: str, metrics: "pd.Series", prefix: str) -> dict[str, str]:
-    """Return the row of the accuracies on the clients' distributions, if they were evaluated."""
-    if f"{prefix}accuracy_mean" not in metrics:
-        return {}
+def _clients_row(label: str, metrics: "pd.Series", prefix: str) -> dict[str, str]:
+    """Return the row of such accuracies, if they were evaluated."""
+    is_there = f"{prefix}accuracy_mean" in metrics
+    return {label: of_clients(metrics, prefix)} if is_there else {}
+
+
+def of_clients(metrics: "pd.Series | dict[str, float]", prefix: str = "client/") -> str:
+    """Return accuracies on the clients' distributions as one line."""
     mean, p10, worst = (metrics[f"{prefix}accuracy_{name}"] for name in ("mean", "p10", "worst10"))
-    words = f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"
-    return {label: words}
+    return f"mean {mean:.4f}, 10 % quantile {p10:.4f}, mean of the worst 10 % {worst:.4f}"

@@ -26,6 +26,7 @@ _CAME_LATER: Mapping[str, Any] = {
     "federation.momentum": 0.0,
     "federation.nesterov": False,
     "federation.weighting": "uniform",
+    "model.init": None,
     "privacy": None,
 }
 """Options that came later: this value means what held before there was a choice."""

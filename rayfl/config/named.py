@@ -27,6 +27,9 @@ class ModelChoice(Choice):
         name, options = self.split(value)
         if ":" not in name:
             return super().parse(value)
+        init = options.pop("init", None)
+        if not isinstance(init, str | None):
+            raise ConfigError(key="model.init", value=init, allowed="text, or null")
         factory = import_path(name, "model.name")
         try:
             inspect.signature(factory).bind(num_classes=10, **options)
@@ -36,11 +39,13 @@ class ModelChoice(Choice):
                 key="model.name",
                 value=name,
             ) from None
-        return Factory(path=name, factory=factory, options=options)
+        return Factory(path=name, factory=factory, options=options, init=init)
 
     def has(self, name: Any, key: str) -> bool | None:
         if not (isinstance(name, str) and ":" in name):
             return super().has(name, key)
+        if key == "init":
+            return True
         try:
             inspect.signature(import_path(name, "model.name")).bind_partial(**{key: None})
         except TypeError:
@@ -51,7 +56,10 @@ class ModelChoice(Choice):
 
     def dump(self, value: Any) -> dict[str, Any]:
         is_factory = isinstance(value, Factory)
-        return {"name": value.path, **value.options} if is_factory else super().dump(value)
+        if not is_factory:
+            return super().dump(value)
+        init = {} if value.init is None else {"init": value.init}
+        return {"name": value.path, **init, **value.options}
 
 
 class _Ramp(BaseModel):

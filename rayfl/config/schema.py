@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field, ValidationError, model_validator
 
+from rayfl import warm_start
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config import layers, shipped
 from rayfl.config.identity import config_hash, identity
@@ -146,6 +147,9 @@ class Experiment(Section):
         content = identity(self.model_dump(mode="json"))
         if isinstance(self.model, Pretrainable):
             content["model"]["pretrained"] = self.model.content_of_pretrained()
+        if self.model.init is not None:
+            where = self.checkpoint.location
+            content["model"]["init"] = warm_start.content_of(self.model.init, where)
         return content
 
     def code(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rayfl.config import layers, learning_rates
 from rayfl.errors import ConfigError
 from rayfl.federation.sampling import Sampling, cohort_size
-from rayfl.text import shown
+from rayfl.text import absolute, shown
 from rayfl.training.precision import Precision
 from rayfl.training.weighting import Weighting
 
@@ -215,6 +215,9 @@ class Tracking(Section):
     """null: algorithm, data and seed"""
     targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     """accuracies whose first round is recorded"""
+    log_model: bool | None = None
+    """keep the final model as the artifact model/model.safetensors; null: yes, but of a sweep's trials only
+    with keep_checkpoints"""
 
     @model_validator(mode="after")
     def _short(self) -> Self:
@@ -236,5 +239,10 @@ class Checkpoint(Section):
     """directory, or a URI such as s3://bucket/path"""
     every: Positive | Literal["auto"] | None = "auto"
     """rounds; auto: each half minute; both: at the end too; null: never"""
-    keep_last: int = Field(default=2, gt=0)
-    """checkpoints of a run that are kept"""
+    keep_last: Positive | None = None
+    """checkpoints of a run that are kept; null: 2 while it runs, and 1 once it is done"""
+
+    @property
+    def location(self) -> str:
+        """A URI, or an absolute path, for the server actor may run elsewhere."""
+        return self.dir if "://" in self.dir else str(absolute(self.dir))

@@ -95,7 +95,8 @@ def _of_path(
     if config is None:
         given = layers.nested(saved[-1].manifest.config)
         config = load_config(given, [*overrides, "tracking.enabled=false"])
-    saved[-1].check_config(config.hash, config.flat_identity())
+    with before_the_run():
+        saved[-1].check_config(config.hash, config.flat_identity())
     return Subject(config, saved, records)
 
 

@@ -88,7 +88,7 @@ def parts(table: Table, most: int = 4) -> list[Table]:
     every = []
     for i, columns in enumerate(np.array_split(numbers, -(-len(numbers) // most))):
         best = () if i else table.best
-        every.append(replace(part(table, columns), best=best, bold=frozenset()))
+        every.append(replace(part(table, columns.tolist()), best=best, bold=frozenset()))
     return every
 
 

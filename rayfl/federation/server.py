@@ -303,10 +303,7 @@ class Server:
             w, buffers = averaged
             models.append((self.pool.put(Broadcast(w.numpy(), {}, buffers.numpy())), OF_AVERAGE))
         futures = {
-            prefixes[split]: [
-                self.pool.evaluate(round, handle, split, first, min(first + EVALUATION_UNIT, n))
-                for first in range(0, n, EVALUATION_UNIT)
-            ]
+            prefixes[split]: evaluation(self.pool, round, handle, split, n)
             for handle, prefixes in models
             for split, n in samples.items()
         }
@@ -325,8 +322,7 @@ class Server:
             self._evaluations.popleft()
             metrics: dict[str, float] = {}
             for prefix, parts in results.items():
-                scores = np.concatenate([part.scores for part in parts])
-                loss = sum(part.loss for part in parts) / len(scores)
+                loss, scores = together(parts)
                 if not math.isfinite(loss):
                     # An average changes nothing, so it ends nothing either.
                     if prefix in OF_AVERAGE.values():
@@ -350,6 +346,20 @@ class Server:
             None if averaged is None else (averaged[0].numpy(), averaged[1].numpy()),
             self.personal,
         )
+
+
+def evaluation(pool: Pool, round: int, broadcast: Any, split: Split, samples: int) -> list[Future]:
+    """Queue the evaluation of so many samples of a split at the start of a broadcast."""
+    return [
+        pool.evaluate(round, broadcast, split, first, min(first + EVALUATION_UNIT, samples))
+        for first in range(0, samples, EVALUATION_UNIT)
+    ]
+
+
+def together(parts: list[EvaluationResult]) -> tuple[float, np.ndarray]:
+    """Return the mean loss of an evaluation, and each sample's score, `[n]`."""
+    scores = np.concatenate([part.scores for part in parts])
+    return sum(part.loss for part in parts) / len(scores), scores
 
 
 def _is_finite(vector: torch.Tensor) -> bool:

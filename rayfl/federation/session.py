@@ -37,7 +37,7 @@ class Session:
         """The whole run: the rounds of the newest checkpoint, if there is one, and all others."""
         yield from self.restore()
         yield from self.rounds()
-        self.save()
+        self.conclude()
 
     def restore(self) -> list[RoundMetrics]:
         """Go on from the newest checkpoint, if there is one; the metrics of its rounds."""
@@ -79,6 +79,12 @@ class Session:
         """Write a checkpoint of the last round, if there is none yet."""
         if self.checkpoints is not None and self.checkpoints.round != self.server.round:
             self.checkpoints.save(self.server.snapshot(), self.history.rows)
+
+    def conclude(self) -> None:
+        """Write the last checkpoint, and delete those that a run which is done need not keep."""
+        self.save()
+        if self.checkpoints is not None:
+            self.checkpoints.conclude()
 
     def _is_due(self, round: int) -> bool:
         return self.checkpoints is not None and self.checkpoints.due(round)

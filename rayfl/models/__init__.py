@@ -4,16 +4,17 @@ Outputs are logits [n, num_classes], those of a token at each position [n, L, nu
 [n, num_classes].
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rayfl.errors import ConfigError, reason
 from rayfl.models import lora
+from rayfl.models.base import Model
 from rayfl.models.lenet import LeNet5, LeNet5Small
 from rayfl.models.mlp import MLP
 from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
@@ -33,15 +34,6 @@ __all__ = [
 ]
 
 
-@runtime_checkable
-class Model(Protocol):
-    """The options of a model, a frozen dataclass that can build it."""
-
-    def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """A freshly initialised model."""
-        ...
-
-
 class Tokens(NamedTuple):
     """Samples that are tokens, `[n, L]`."""
 
@@ -50,7 +42,8 @@ class Tokens(NamedTuple):
     each: bool  # True: an output at each position; False: one for the sample
 
 
-class TokenModel(ABC):
+@dataclass(frozen=True, kw_only=True)
+class TokenModel(Model):
     """Base of the options of models whose samples are tokens."""
 
     @abstractmethod
@@ -82,8 +75,8 @@ MODELS: dict[str, type[Model]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factory:
-    """Any function that makes a model; it is called with `num_classes` and the options."""
+class Factory(Model):
+    """Any function that makes a model; it is called with `num_classes` and the options, but for `init`."""
 
     path: str  # `package.module:function`, for messages
     factory: Callable[..., nn.Module]

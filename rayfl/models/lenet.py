@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from rayfl.models.base import Model
 from rayfl.models.images import check_images
 
 _SMALLEST = 16  # below, the second pooling leaves nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeNet5:
+class LeNet5(Model):
     """Two convolutions and three linear layers, for images of 16 x 16 pixels or more."""
 
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -26,7 +27,7 @@ class LeNet5:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeNet5Small:
+class LeNet5Small(Model):
     """The same layers with LeCun's sizes, for images of 16 x 16 pixels or more."""
 
     def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -8,9 +8,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from rayfl.models.base import Model
+
 
 @dataclass(frozen=True, kw_only=True)
-class MLP:
+class MLP(Model):
     """Fully connected layers with ReLU between them, on features or flattened images."""
 
     hidden: Annotated[

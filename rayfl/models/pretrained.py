@@ -4,8 +4,6 @@ A state dict of tensors is read and nothing else: no file can run code. The laye
 keeps its fresh start if the file has it for another number of classes.
 """
 
-import functools
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +14,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayfl.errors import ConfigError, Refuse, first_line
+from rayfl.models.base import Model
+from rayfl.models.files import file_sha256, misfits, read_state_dict
 from rayfl.text import absolute
 
 TORCHVISION = "torchvision"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrainable:
+class Pretrainable(Model):
     """The options of models that may start from given weights."""
 
     name: ClassVar[str]
@@ -45,8 +45,7 @@ class Pretrainable:
             return self.pretrained
         path = absolute(self.pretrained)
         try:
-            status = path.stat()
-            return f"sha256:{_sha256(path, status.st_mtime_ns, status.st_size)}"
+            return f"sha256:{file_sha256(path)}"
         except (OSError, ValueError):  # building the model says what is wrong with it
             return self.pretrained
 
@@ -59,19 +58,16 @@ class Pretrainable:
             return
         refuse = partial(ConfigError, key="model.pretrained", value=self.pretrained)
         is_published = self.pretrained == TORCHVISION
-        given = self._published(refuse) if is_published else self._file(refuse)
+        given = (
+            self._published(refuse)
+            if is_published
+            else read_state_dict(absolute(self.pretrained), refuse, f"'{TORCHVISION}' or null")
+        )
         own = model.state_dict()
         for name in (f"{head}.weight", f"{head}.bias"):
             if name in given and name in own and len(given[name]) != len(own[name]):
                 given[name] = own[name]
-        findings = [
-            *_listed("lacks", own.keys() - given.keys()),
-            *_listed("has, but the model has not,", given.keys() - own.keys()),
-            *_listed(
-                "has another shape of",
-                {n for n in own.keys() & given.keys() if own[n].shape != given[n].shape},
-            ),
-        ]
+        findings = misfits(own, given)
         if findings:
             raise refuse(
                 f"is no state dict of model.name = '{self.name}' with these options; it "
@@ -101,39 +97,3 @@ class Pretrainable:
             return dict(best.get_state_dict(check_hash=True, progress=False, weights_only=True))
         except Exception as error:  # whatever the network or a damaged file raises
             raise refuse(f"cannot be loaded ({first_line(error)})") from error
-
-    def _file(self, refuse: Refuse) -> dict[str, Tensor]:
-        path = absolute(str(self.pretrained))
-        if not path.is_file():
-            raise refuse(f"no such file; give a state dict, '{TORCHVISION}' or null")
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                found: Any = load_file(path)
-            else:
-                found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file that is none of these makes torch raise
-            raise refuse(
-                f"cannot be read as tensors alone ({first_line(error)}); save the model's "
-                "state_dict() with torch.save or safetensors"
-            ) from error
-        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-            raise refuse(
-                "must hold a state dict, names and their tensors, nothing around it; save "
-                "the model's state_dict() itself"
-            )
-        return dict(found)
-
-
-@functools.lru_cache
-def _sha256(path: Path, modified: int, size: int) -> str:
-    """SHA-256 of a file; read once as long as neither its time nor its size changes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _listed(verb: str, names: set[str]) -> list[str]:
-    """`lacks a, b, c and 4 more`, or nothing."""
-    first, rest = sorted(names)[:3], len(names) - 3
-    return [f"{verb} {', '.join(first)}{f' and {rest} more' if rest > 0 else ''}"] if names else []

@@ -16,7 +16,7 @@ checkpoints refer to it. Reading a checkpoint never unpickles or imports anythin
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +87,11 @@ class SavedCheckpoint:
         """Id of the MLflow run."""
         return self.manifest.run_id
 
+    @property
+    def path(self) -> str:
+        """Path or URI of the manifest; see `open_named`."""
+        return below(self.storage.location, manifest_name(self.round))
+
     def snapshot(self) -> Snapshot:
         """Read the state. Raises CheckpointError if a file is missing or damaged."""
         memories = {
@@ -108,6 +113,12 @@ class SavedCheckpoint:
         state = self.snapshot()
         self.history()
         sizes = self.storage.sizes("memories") if self.manifest.memories else {}
+        if self.manifest.memories and not sizes:
+            raise CheckpointError(
+                f"the checkpoint of round {self.round} in {self.storage} has no memories of clients any more "
+                f"({len(self.manifest.memories)} clients had one), as `rayfl clean` leaves a finished run: "
+                "nothing can go on from it; start anew without --resume"
+            )
         for name in self.manifest.memories.values():
             expected = self.manifest.files[name].bytes
             if sizes.get(name) != expected:
@@ -223,36 +234,61 @@ def open_named(path: str) -> SavedCheckpoint | None:
     return open_saved(Storage((parent or ".") + options), name)
 
 
-def find(directory: str, config_hash: str, which: str) -> SavedCheckpoint:
+def find(
+    directory: str,
+    config_hash: str,
+    which: str,
+    leads: Callable[[Manifest], bool] = lambda manifest: False,
+) -> SavedCheckpoint:
     """Find the checkpoint to resume from. Raises CheckpointError if there is none.
 
-    `which`: `latest` (the newest of any run with this config hash), the path or URI of a run's folder or
-    of one checkpoint-*.json, or the id of an MLflow run.
+    `which`: `latest` (the newest of any run with this config hash; else, of those of another config that
+    `leads` to this one, that of the last round), the path or URI of a run's folder or of one
+    checkpoint-*.json, or the id of an MLflow run.
     """
     if which == "latest":
-        return _latest(directory, config_hash)
-    if (saved := open_named(which)) is not None:
+        return _latest(directory, config_hash, leads)
+    if (saved := named(which, directory)) is not None:
         return saved
-    places = [which, *(below(directory, run, which) for run in Storage(directory).folders())]
-    for place in places:
-        if found := newest_in(Storage(place)):
-            return found
     raise CheckpointError(
         f"--resume {which!r}: no checkpoint there, and none of an MLflow run of that id in {directory}; give "
         "'latest', a folder with checkpoint-*.json, one such file, or the id of a run"
     )
 
 
-def _latest(directory: str, config_hash: str) -> SavedCheckpoint:
+def named(which: str, directory: str) -> SavedCheckpoint | None:
+    """Open the checkpoint of a path or URI, or the newest of a run's folder, or of its id in `directory`.
+
+    None: there is none. Raises CheckpointError as `open_saved`.
+    """
+    if (saved := open_named(which)) is not None:
+        return saved
+    places = [which, *(below(directory, run, which) for run in Storage(directory).folders())]
+    newest = (newest_in(Storage(place)) for place in places)
+    return next((saved for saved in newest if saved is not None), None)
+
+
+def _latest(directory: str, config_hash: str, leads: Callable[[Manifest], bool]) -> SavedCheckpoint:
     runs = Storage(below(directory, config_hash)).folders()
     newest = [newest_in(Storage(below(directory, config_hash, run))) for run in runs]
-    found = [saved for saved in newest if saved is not None]
-    if not found:
-        raise CheckpointError(
-            f"--resume latest: no checkpoint of this config (hash {config_hash}) in {directory}; "
-            f"configs with checkpoints there: {', '.join(Storage(directory).folders()) or 'none'}"
-        )
-    return max(found, key=lambda saved: saved.manifest.written)
+    if found := [saved for saved in newest if saved is not None]:
+        return max(found, key=lambda saved: saved.manifest.written)
+    others = Storage(directory).folders()
+    if leading := [s for other in others for s in _readable(directory, other) if leads(s.manifest)]:
+        return max(leading, key=lambda saved: (saved.round, saved.manifest.written))
+    raise CheckpointError(
+        f"--resume latest: no checkpoint of this config (hash {config_hash}) in {directory}, nor of one "
+        "that differs in a smaller federation.rounds alone; configs with checkpoints there: "
+        f"{', '.join(others) or 'none'}"
+    )
+
+
+def _readable(directory: str, config_hash: str) -> Iterator[SavedCheckpoint]:
+    """Yield the newest checkpoint of each run of a config, but for those that cannot be read."""
+    for run in Storage(below(directory, config_hash)).folders():
+        with contextlib.suppress(CheckpointError):
+            if saved := newest_in(Storage(below(directory, config_hash, run))):
+                yield saved
 
 
 def _round_of(name: str) -> int:

@@ -1,5 +1,6 @@
 """Writer of the checkpoints of one run."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -12,7 +13,7 @@ from safetensors.numpy import save
 
 from rayfl.errors import CheckpointError, first_line
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, saved_in
+from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, open_named, saved_in
 from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name, manifests
 from rayfl.storage.storage import Storage
 
@@ -33,6 +34,10 @@ class CheckpointWriter:
     every: int | None
     """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
     keep_last: int
+    keep_at_end: int = 1
+    """The same once the run is done."""
+    origin: str | None = None
+    """Path of another run's checkpoint, from which this one goes on until it has its own."""
     _kept: list[SavedCheckpoint] = field(default_factory=list)
     _written: float = field(default_factory=time.monotonic)
 
@@ -64,8 +69,10 @@ class CheckpointWriter:
         return self._kept[-1].round if self._kept else 0
 
     def latest(self) -> SavedCheckpoint | None:
-        """Return the newest checkpoint of this run, if there is one."""
+        """Return the newest checkpoint of this run, or what it began from, if there is one."""
         self._kept = saved_in(Storage(self.location))
+        if not self._kept and self.origin is not None:
+            return open_named(self.origin)
         return self._kept[-1] if self._kept else None
 
     def reached(self, round: int) -> bool:
@@ -139,10 +146,15 @@ class CheckpointWriter:
         storage.write(manifest_name(snapshot.round), manifest.model_dump_json().encode())
         others = [saved for saved in self._kept if saved.round != snapshot.round]
         self._kept = [*others, SavedCheckpoint(storage, manifest)]
-        self._delete_old(storage)
+        self._delete_old(storage, self.keep_last)
 
-    def _delete_old(self, storage: Storage) -> None:
-        old, self._kept = self._kept[: -self.keep_last], self._kept[-self.keep_last :]
+    def conclude(self) -> None:
+        """Delete the checkpoints that a run which is done need not keep."""
+        with contextlib.suppress(OSError):  # that they are still there is no harm
+            self._delete_old(Storage(self.location), self.keep_at_end)
+
+    def _delete_old(self, storage: Storage, keep: int) -> None:
+        old, self._kept = self._kept[:-keep], self._kept[-keep:]
         needed = {name for saved in self._kept for name in saved.manifest.files}
         for saved in old:
             storage.delete(manifest_name(saved.round))

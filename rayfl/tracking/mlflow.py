@@ -29,7 +29,7 @@ from rayfl.errors import ConfigError, RunError, first_line
 from rayfl.federation.history import History
 from rayfl.text import redacted, written
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
-from rayfl.tracking.run import Status
+from rayfl.tracking.run import MODEL, Status
 from rayfl.tracking.store import TrackingStore
 
 FLUSH_SECONDS = 0.25
@@ -179,6 +179,13 @@ class RunTracker:
     def describe_clients(self, clients: pd.DataFrame) -> None:
         """Record the final accuracy of each client."""
         self.attach("evaluation/clients.csv", clients.to_csv())
+
+    def attach_model(self, content: bytes) -> None:
+        """Record the final model, the content of a .safetensors file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL.rpartition("/")[2]
+            path.write_bytes(content)
+            self._write(self._client.log_artifact, str(path), MODEL.rpartition("/")[0])
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
         """Record the new metrics of a round, now or together with those of the next rounds.

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rayfl.tracking.mlflow import RunTracker
     from rayfl.tracking.store import TrackingStore
 
+MODEL = "model/model.safetensors"
+"""Artifact of a run: its final model."""
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 

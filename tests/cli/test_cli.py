@@ -212,7 +212,10 @@ def test_config_is_a_config_file_again(rayfl, tmp_path):
         ),
         ("datasets", r"^npz  Arrays .*\n.*\n.*\n    data\.path = \(required\)  the \.npz file"),
         ("partitions", r"^iid  Equal sizes"),
-        ("models", r"^mlp  Fully .*\n    model\.hidden = \[200, 200\]  widths "),
+        (
+            "models",
+            r"^mlp  Fully .*\n    model\.init = null .*\n    model\.hidden = \[200, 200\]  widths ",
+        ),
     ],
 )
 def test_lists(rayfl, command, expected):

@@ -221,7 +221,7 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         (
             "model.hiden=[3]",
             "model.hiden = [3]: unknown key (did you mean 'model.hidden'?); "
-            "allowed in model: hidden, name",
+            "allowed in model: hidden, init, name",
         ),
         ("seed.x=1", "seed.x = 1: unknown key; seed has no keys, it must be an integer of at least 0"),
         ("model.hidden.0=3", f"model.hidden.0 = 3: unknown key; model.hidden has no keys, it {HIDDEN}"),

@@ -1,10 +1,14 @@
 """The flatness of a sweep: a row a point, differences paired over seeds, pictures on shared scales."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors
+from mlflow.artifacts import download_artifacts
 from mlflow.tracking import MlflowClient
 
 from rayfl.analysis import report as page
@@ -44,6 +48,7 @@ def sweeps(tmp_path_factory, empty_store, ray_session):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where MLflow puts artifacts
         for name, rounds in (("kept", 3), ("lost", 2)):
+            base["tracking"]["log_model"] = None if name == "kept" else True
             content = {
                 "name": name,
                 "base": base | {"federation": base["federation"] | {"rounds": rounds}},
@@ -60,6 +65,21 @@ def sweeps(tmp_path_factory, empty_store, ray_session):
 @pytest.fixture(scope="module")
 def report(sweeps):
     return flatness_of_sweep("kept", question=QUESTION, uri=sweeps, local=True)
+
+
+def test_mlflow_has_the_models_of_trials_that_are_kept_or_whose_file_says_so(sweeps):
+    """They pass through storage, where nothing of them stays."""
+    found = load(uri=sweeps)
+    assert len(found) == 6
+    for run_id in found["run_id"]:
+        path = f"runs:/{run_id}/model/model.safetensors"
+        logged = Path(download_artifacts(path, tracking_uri=sweeps))
+        with safetensors.safe_open(logged, "pt") as file:
+            about = json.loads(file.metadata()["rayfl"])
+        tags = MlflowClient(sweeps).get_run(run_id).data.tags
+        assert about["config_hash"] == tags["rayfl.config_hash"]
+    folder = Path(sweeps.removeprefix("sqlite:///")).parent
+    assert not list((folder / "checkpoints").rglob("model.safetensors"))
 
 
 def test_every_trial_is_measured_as_a_run_is(sweeps, report):

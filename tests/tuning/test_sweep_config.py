@@ -150,6 +150,20 @@ def test_checkpoints_that_are_kept_must_be_written(load):
     assert resolve(load("base.checkpoint.every=null"), {"algorithm.rho": 0.1}, 0).problem is None
 
 
+def test_models_go_to_mlflow_with_kept_checkpoints_unless_the_base_says_otherwise(load):
+    asked = {"null": None, "true": True, "false": False}
+    for text, value in asked.items():
+        for keeps in (False, True):
+            sweep = load(f"keep_checkpoints={keeps}", f"base.tracking.log_model={text}")
+            trial = resolve(sweep, {"algorithm.rho": 0.1}, 0)
+            assert sweep.logs_model(trial.config) is (keeps if value is None else value)
+    sweep = load("base.tracking.log_model=true", "base.checkpoint.every=null")
+    assert resolve(sweep, {"algorithm.rho": 0.1}, 0).problem == (
+        "base.checkpoint.every = null: the model of a trial comes to MLflow from where its checkpoints are; "
+        "set it to auto, or base.tracking.log_model to null"
+    )
+
+
 def test_a_sweep_is_a_sweep_file_again(load, tmp_path):
     sweep = load("scheduler=asha", "stop.plateau.rounds=3")
     (tmp_path / "again.yaml").write_text(sweep.to_yaml())
