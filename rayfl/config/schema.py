@@ -36,7 +36,7 @@ from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Model
-from rayfl.models.pretrained import Pretrainable
+from rayfl.models.pretrained import FromFiles
 from rayfl.provenance import code_of
 from rayfl.text import one_line
 
@@ -144,8 +144,8 @@ class Experiment(Section):
 
     def _identity(self) -> dict[str, Any]:
         content = identity(self.model_dump(mode="json"))
-        if isinstance(self.model, Pretrainable):
-            content["model"]["pretrained"] = self.model.content_of_pretrained()
+        if isinstance(self.model, FromFiles):
+            content["model"] |= self.model.content()
         return content
 
     def code(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ keeps its fresh start if the file has it for another number of classes.
 
 import functools
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,16 @@ from rayfl.text import absolute
 TORCHVISION = "torchvision"
 
 
+class FromFiles(ABC):
+    """Base of the options of models that begin with what is in files."""
+
+    @abstractmethod
+    def content(self) -> dict[str, str | None]:
+        """For options that name files their contents' SHA-256: the same weights wherever they lie."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Pretrainable:
+class Pretrainable(FromFiles):
     """The options of models that may start from given weights."""
 
     name: ClassVar[str]
@@ -39,16 +48,13 @@ class Pretrainable:
         bool, Field(description="download torchvision's weights if its cache lacks them")
     ] = False
 
-    def content_of_pretrained(self) -> str | None:
-        """`pretrained`, but for a file its content's SHA-256: the same weights wherever they lie."""
+    def content(self) -> dict[str, str | None]:
         if self.pretrained is None or self.pretrained == TORCHVISION:
-            return self.pretrained
-        path = absolute(self.pretrained)
+            return {}
         try:
-            status = path.stat()
-            return f"sha256:{_sha256(path, status.st_mtime_ns, status.st_size)}"
+            return {"pretrained": f"sha256:{file_digest(absolute(self.pretrained))}"}
         except (OSError, ValueError):  # building the model says what is wrong with it
-            return self.pretrained
+            return {}
 
     def load_pretrained(self, model: nn.Module, head: str) -> None:
         """Write the weights into `model`, whose logits come from the layer `head`.
@@ -124,6 +130,12 @@ class Pretrainable:
                 "the model's state_dict() itself"
             )
         return dict(found)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content. Raises OSError or ValueError if there is none."""
+    status = path.stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache

@@ -63,9 +63,13 @@ class _Network(nn.Module):
         features = self.embedding(tokens) + self.positions
         mask = later = None
         if self.each:
-            later = torch.ones(tokens.shape[-1:] * 2, dtype=torch.bool, device=tokens.device).triu(1)
+            later = torch.ones(tokens.shape[-1:] * 2, dtype=torch.bool, device=tokens.device).triu(
+                1
+            )
         elif counted is not None:
-            mask = ~counted & counted.any(1, keepdim=True)  # an empty text sees all of it, not nothing
+            mask = ~counted & counted.any(
+                1, keepdim=True
+            )  # an empty text sees all of it, not nothing
         for layer in self.layers:
             features = layer(features, later, mask, is_causal=self.each)
         features = self.norm(features)
