@@ -14,8 +14,8 @@ from torch import nn
 from rayfl import models, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
-from rayfl.config.choice import import_path
 from rayfl.config.measurements import Personalised
+from rayfl.config.own import own_function
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
@@ -252,10 +252,12 @@ def task_of(config: Experiment, data: Dataset) -> Task:
             key="algorithm.name",
             value=config.algorithm_name,
         )
-    name = config.federation.loss
-    loss = None if name is None else import_path(name, "federation.loss")
-    task = Task(kind=data.kind, shape=data.output_shape, loss=loss)
-    task.check(name or "")
+    task = Task(
+        kind=data.kind,
+        shape=data.output_shape,
+        loss=own_function(config.federation.loss, "federation.loss"),
+    )
+    task.check(config.federation.loss or "")
     return task
 
 

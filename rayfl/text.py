@@ -12,6 +12,7 @@ _LONGEST_VALUE = 300
 
 # `user:password@` of an address: a password may hold any character but @, which must be escaped in it.
 _USER = re.compile(r"(?<=://)(?:[^:/@\s]*:[^@\s]*@|[^/@\s]*@)(?:[^/@\s]*@)*")
+_ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:passw|pwd|secret|token)[^=&\s]*=)[^&\s'\"]+")
 
 
@@ -48,6 +49,14 @@ def brief(text: str, most: int = 40) -> str:
 def absolute(path: str) -> Path:
     """The path that a user wrote, from the root."""
     return Path(os.path.expanduser(path)).absolute()  # Path's raises for an unknown user
+
+
+def here_or_on_the_hub(path: str) -> str | None:
+    """The absolute path of what is there, else a name on the Hugging Face Hub; None: it is neither."""
+    place = absolute(path)
+    if os.path.exists(place):  # no error, unlike Path's
+        return str(place)
+    return path if _ON_THE_HUB.fullmatch(path) else None
 
 
 def unset(text: str) -> str:

@@ -17,6 +17,7 @@ LOADERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml
 # These follow a config's own `package.module:Name`, the package's lazy names, and a list of searchers.
 MAY_IMPORT = {
     *("rayfl/config/choice.py", "rayfl/config/named.py", "rayfl/config/learning_rates.py"),
+    "rayfl/config/own.py",
     "rayfl/__init__.py",
     "tuning/searchers.py",
 }

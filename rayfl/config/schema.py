@@ -37,7 +37,7 @@ from rayfl.data.schemes import SCHEMES
 from rayfl.data.sources import SOURCES
 from rayfl.errors import ConfigError
 from rayfl.models import MODELS, Model
-from rayfl.models.pretrained import Pretrainable
+from rayfl.models.pretrained import FromFiles
 from rayfl.provenance import code_of
 from rayfl.text import one_line
 
@@ -145,8 +145,8 @@ class Experiment(Section):
 
     def _identity(self) -> dict[str, Any]:
         content = identity(self.model_dump(mode="json"))
-        if isinstance(self.model, Pretrainable):
-            content["model"]["pretrained"] = self.model.content_of_pretrained()
+        if isinstance(self.model, FromFiles):
+            content["model"] |= self.model.content()
         if self.model.init is not None:
             where = self.checkpoint.location
             content["model"]["init"] = warm_start.content_of(self.model.init, where)

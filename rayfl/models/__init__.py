@@ -4,10 +4,9 @@ Outputs are logits [n, num_classes], those of a token at each position [n, L, nu
 [n, num_classes].
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +14,13 @@ from torch import nn
 from rayfl.errors import ConfigError, reason
 from rayfl.models import lora
 from rayfl.models.base import Model
+from rayfl.models.huggingface import HuggingFaceModel
 from rayfl.models.lenet import LeNet5, LeNet5Small
 from rayfl.models.mlp import MLP
+from rayfl.models.recurrent import GRU, LSTM
 from rayfl.models.resnet import ResNet18, ResNet34, ResNet50
+from rayfl.models.text_transformer import TextTransformer
+from rayfl.models.tokens import TokenModel, Tokens
 from rayfl.models.transformer import SwinB, SwinS, SwinT, ViTB16, ViTTiny
 from rayfl.models.vgg import VGG11
 from rayfl.seeds import integer
@@ -34,33 +37,12 @@ __all__ = [
 ]
 
 
-class Tokens(NamedTuple):
-    """Samples that are tokens, `[n, L]`."""
-
-    vocabulary: int  # they are from 0 to vocabulary - 1
-    length: int  # L
-    each: bool  # True: an output at each position; False: one for the sample
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenModel(Model):
-    """Base of the options of models whose samples are tokens."""
-
-    @abstractmethod
-    def build_on(self, tokens: Tokens, num_classes: int) -> nn.Module:
-        """A freshly initialised model: `[n, L] -> [n, num_classes]`, or `[n, L, num_classes]` for each."""
-
-    def build(self, sample_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        raise ConfigError(
-            f"takes integer tokens, and the samples {list(sample_shape)} are none; take another model",
-            key="model.name",
-            value=name_of(self),
-        )
-
-
 MODELS: dict[str, type[Model]] = {
+    "gru": GRU,
+    "hf": HuggingFaceModel,
     "lenet5": LeNet5,
     "lenet5_small": LeNet5Small,
+    "lstm": LSTM,
     "mlp": MLP,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
@@ -68,6 +50,7 @@ MODELS: dict[str, type[Model]] = {
     "swin_b": SwinB,
     "swin_s": SwinS,
     "swin_t": SwinT,
+    "text_transformer": TextTransformer,
     "vgg11": VGG11,
     "vit_b_16": ViTB16,
     "vit_tiny": ViTTiny,

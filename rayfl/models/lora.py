@@ -37,17 +37,23 @@ class LoRA:
         Field(description="ends of the names of linear layers; null: the model's usual ones"),
     ] = None
 
-    def add(self, model: nn.Module, head: str, usual: Sequence[str]) -> None:
-        """Put adapters on the target layers of `model` in place, and freeze all else but `head`.
+    def add(self, model: nn.Module, heads: Sequence[str], usual: Sequence[str]) -> None:
+        """Put adapters on the target layers of `model` in place, and freeze all else but `heads`.
 
         Raises ConfigError if peft is not installed or the targets are no layers that it can adapt.
         """
         peft = _peft()
         targets = list(usual if self.target_modules is None else self.target_modules)
         _take_attentions_apart(model)
-        linear = [n for n, part in model.named_modules() if isinstance(part, nn.Linear)]
+        linear = [n for n, part in model.named_modules() if _is_linear(part) and n not in heads]
+        if not targets:
+            raise ConfigError(
+                f"has no usual layers for this model; name ends of {', '.join(linear[:6])}, ...",
+                key="model.lora.target_modules",
+                value=None,
+            )
         for target in targets:
-            if not any(f".{name}".endswith(f".{target}") for name in linear if name != head):
+            if not any(f".{name}".endswith(f".{target}") for name in linear):
                 raise ConfigError(
                     f"no linear layer but the head ends in {shown(target)}; "
                     f"name ends of {', '.join(linear[:6])}, ...",
@@ -58,8 +64,9 @@ class LoRA:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=targets,
-            exclude_modules=[head],  # it is trained as a whole
+            exclude_modules=[*heads] or None,  # they are trained as a whole
             bias="none",
+            fan_in_fan_out=any(_is_transposed(model.get_submodule(name)) for name in linear),
         )
         try:
             peft.inject_adapter_in_model(config, model)
@@ -70,7 +77,8 @@ class LoRA:
                 key="model.lora.target_modules",
                 value=targets,
             ) from error
-        model.get_submodule(head).requires_grad_(True)
+        for head in heads:
+            model.get_submodule(head).requires_grad_(True)
 
 
 def check_called(model: nn.Module, inputs: Tensor) -> None:
@@ -149,6 +157,15 @@ def _take_attentions_apart(model: nn.Module) -> None:
 
 def _adapted(model: nn.Module) -> dict[str, Any]:
     return {name: part for name, part in model.named_modules() if _is_adapted(part)}
+
+
+def _is_linear(part: nn.Module) -> bool:
+    return isinstance(part, nn.Linear) or _is_transposed(part)
+
+
+def _is_transposed(part: nn.Module) -> bool:
+    """True for a linear layer as GPT-2 has it, whose weight is `[in, out]`."""
+    return type(part).__name__ == "Conv1D" and type(part).__module__.startswith("transformers.")
 
 
 def _is_adapted(part: nn.Module) -> bool:

@@ -4,6 +4,7 @@ A state dict of tensors is read and nothing else: no file can run code. The laye
 keeps its fresh start if the file has it for another number of classes.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,16 @@ from rayfl.text import absolute
 TORCHVISION = "torchvision"
 
 
+class FromFiles(ABC):
+    """Base of the options of models that begin with what is in files."""
+
+    @abstractmethod
+    def content(self) -> dict[str, str | None]:
+        """For options that name files their contents' SHA-256: the same weights wherever they lie."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Pretrainable(Model):
+class Pretrainable(Model, FromFiles):
     """The options of models that may start from given weights."""
 
     name: ClassVar[str]
@@ -39,15 +48,13 @@ class Pretrainable(Model):
         bool, Field(description="download torchvision's weights if its cache lacks them")
     ] = False
 
-    def content_of_pretrained(self) -> str | None:
-        """`pretrained`, but for a file its content's SHA-256: the same weights wherever they lie."""
+    def content(self) -> dict[str, str | None]:
         if self.pretrained is None or self.pretrained == TORCHVISION:
-            return self.pretrained
-        path = absolute(self.pretrained)
+            return {}
         try:
-            return f"sha256:{file_sha256(path)}"
+            return {"pretrained": f"sha256:{file_sha256(absolute(self.pretrained))}"}
         except (OSError, ValueError):  # building the model says what is wrong with it
-            return self.pretrained
+            return {}
 
     def load_pretrained(self, model: nn.Module, head: str) -> None:
         """Write the weights into `model`, whose logits come from the layer `head`.

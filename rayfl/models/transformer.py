@@ -40,7 +40,7 @@ class Transformer(Pretrainable):
         """With its weights, its adapters and its image size."""
         self.load_pretrained(model, self.head)
         if self.lora is not None:
-            self.lora.add(model, self.head, self.lora_targets)
+            self.lora.add(model, [self.head], self.lora_targets)
         return resized(model, image_size)
 
 

@@ -1,0 +1,1 @@
+"""Parts of the source `hf`: splits, columns and tokens of data sets of Hugging Face."""

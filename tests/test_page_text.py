@@ -1,0 +1,28 @@
+"""Every command and the program of docs/text.md are run, shortened."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+from pages import blocks, commands_of, shell
+
+PAGE = (ROOT / "docs/text.md").read_text()
+SHORT = " --local --json tracking.enabled=false checkpoint.every=null federation.rounds=2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory in which the page's program has made its model."""
+    folder = tmp_path_factory.mktemp("text")
+    (program,) = blocks(PAGE, "python")
+    (folder / "program.py").write_text(program)
+    shell(f"{sys.executable} program.py", folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands_of(PAGE))
+def test_command(command, folder):
+    result = json.loads(shell(f"{command}{SHORT} federation.eval_every=2", folder))
+    assert result["rounds"] == 2
