@@ -35,6 +35,8 @@ from tuning.stopping import needs_metrics, reason
 
 # Rounds of this many seconds go into one report: each costs the driver some milliseconds.
 REPORT_SECONDS = 0.5
+# Beginnings of the names of metrics that may be due after later rounds alone.
+LATE = ("flatness/", "average/", "personal/", "own/")
 MUTATED = "mutated/"
 MODEL_FILE = "model.safetensors"
 """The final model, beside a trial's checkpoints until the driver has taken it to MLflow."""
@@ -188,8 +190,9 @@ class Execution:
         for metrics in self._rounds:
             self._reported.append(metrics)
             if not isinstance(metrics, RoundMetrics):
-                # A flatness, or an average, may be due after later rounds.
-                if not self._sweep.metric.startswith(("flatness/", "average/")):
+                # Clients' own models and the flatness come by themselves; what is due later may be missing.
+                is_late = self._sweep.metric.startswith(LATE)
+                if "test/loss" in metrics.values and not is_late:
                     self._check_metric()
                 continue  # an evaluation, which may come later than its round
             round = metrics.round
@@ -237,8 +240,8 @@ class Execution:
             if isinstance(error, KeyedError)
             else f"{type(error).__name__}: {first_line(error)}"
         )
-        # A method's own scalars and momentum are its alone; other metrics all trials have, or none.
-        own = self._sweep.metric.startswith(("server/", "update/cos_momentum"))
+        # A method's own scalars, momentum and clients' models are its alone; others all trials have, or none.
+        own = self._sweep.metric.startswith(("server/", "update/cos_momentum", "personal/"))
         ends_all = isinstance(error, MetricError) and not own
         return {
             "failed": line.strip().splitlines()[0],
