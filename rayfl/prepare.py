@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rayfl import models, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.measurements import Personalised
-from rayfl.config.own import own_function
+from rayfl.config.own import named_function, own_function
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
@@ -23,8 +24,10 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
+from rayfl.federation.callbacks import Callback, Callbacks
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
+from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.scores import Scoring
@@ -78,13 +81,26 @@ class Prepared:
         algorithm, name = self.config.algorithm, self.config.algorithm_name
         asked = self.config.diagnostics
         diagnosis = asked.every and Diagnosis(asked.every, self.measurer(asked.question))
-        arrays = w.numpy(), buffers.numpy()
+        arrays, model = (w.numpy(), buffers.numpy()), packed(self.model)
         server = ServerSpec(
             *(algorithm, name, *arrays, self.federation, diagnosis or None),
             *(averaging(self.config), self.personalisation),
+            Callbacks(self.callbacks, model) if self.callbacks else None,
         )
-        model = packed(self.model)
         return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
+
+    @functools.cached_property
+    def callbacks(self) -> tuple[tuple[str, Callback], ...]:
+        """Import path and function of each callback. Raises ConfigError."""
+        found = tuple((path, named_function(path, "callbacks")) for path in self.config.callbacks)
+        for path, function in found:
+            try:
+                inspect.signature(function).bind(None)
+            except TypeError as error:
+                raise ConfigError(
+                    f"cannot be called with a round alone ({error})", key="callbacks", value=path
+                ) from None
+        return found
 
     @functools.cached_property
     def personalisation(self) -> Personalisation | None:
@@ -194,6 +210,7 @@ def prepare(
         breakdown=Breakdown.of(
             data, holders, config.evaluation.per_class, config.evaluation.per_client
         ),
+        own_metrics=own_metrics(config, data, partition),
         privacy=privacy,
     )
     settings = LocalSettings(
@@ -212,6 +229,7 @@ def prepare(
         straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
+        keeps_outputs=bool(config.evaluation.metrics),
         lanes=None if config.resources.lanes == "auto" else config.resources.lanes,
         task=task,
         shortcuts=shortcuts,
@@ -227,7 +245,7 @@ def prepare(
                 federation.lrs,
             )
     prepared = Prepared(config, data, partition, model, federation, settings, holders)
-    _ = prepared.personalisation  # raises ConfigError
+    _ = prepared.personalisation, prepared.callbacks  # raise ConfigError
     return prepared
 
 
@@ -259,6 +277,17 @@ def task_of(config: Experiment, data: Dataset) -> Task:
     )
     task.check(config.federation.loss or "")
     return task
+
+
+def own_metrics(config: Experiment, data: Dataset, partition: Partition) -> OwnMetrics:
+    """The metrics of the user's own on these data; ConfigError if one cannot be computed."""
+    paths = config.evaluation.metrics
+    functions = {
+        name: named_function(path, f"evaluation.metrics.{name}") for name, path in paths.items()
+    }
+    made = OwnMetrics.of(functions, data, partition)
+    made.check(data, paths)
+    return made
 
 
 def clients_per_unit(
