@@ -30,9 +30,11 @@ class Inputs:
         """Return the number of work units in a round. Raises ConfigError if the experiment is invalid."""
         # `prepare` is called once for all experiments that differ only in values that it does not use.
         used = {"data", "partition", "heterogeneity", "model", "federation", "privacy", "seed"}
+        used |= {"algorithm", "evaluation"}
         content = experiment.model_dump(mode="json", include=used)
-        if experiment.has_own_algorithm:  # `prepare` checks a user's method
-            content["algorithm"] = experiment.algorithm_name
+        # Of a method its name counts, and words such as that of a head; numbers do not.
+        method = content["algorithm"]
+        content["algorithm"] = {key: word for key, word in method.items() if isinstance(word, str)}
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):
             content["federation"].pop(key)
         key = json.dumps(content, sort_keys=True)

@@ -114,7 +114,9 @@ class Prepared:
             raise ConfigError(
                 key="evaluation.personalised",
                 value=asked.model_dump(),
-                allowed="null: without classes or groups the data say nothing of the clients' distributions",
+                allowed="null: numbers have no accuracy"
+                if self.data.kind == "numbers"
+                else "null: without groups the data say nothing of the clients' distributions",
             )
         if method.keeps_models:
             self._try_own_models(method)
@@ -392,11 +394,12 @@ def _private_rounds(
     """Differential privacy of the rounds, None without; ConfigError if the model sends more than uploads."""
     if config.privacy is None:
         return None
-    if config.algorithm.at(1).pools_data:
+    if (sends := config.algorithm.at(1).sends) != "all":
         raise ConfigError(
             key="privacy",
             value=config.privacy.model_dump(),
-            allowed=f"null: {config.algorithm_name} has no clients to protect",
+            allowed=f"null: clients of {config.algorithm_name} send {sends} of the model, and noise would "
+            "change what they do not send",
         )
     if Layout(model).buffers:
         raise ConfigError(

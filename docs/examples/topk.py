@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext, Vectors
+from rayfl.algorithms.base import Algorithm, ClientContext, ExperimentInfo, Vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class TopK(Algorithm):
         sent = torch.zeros_like(whole).scatter(-1, largest, whole.gather(-1, largest))
         return {"delta": sent}, {"rest": whole - sent}
 
-    def upload_bytes(self, uploads: Vectors) -> Tensor:
+    def upload_bytes(self, uploads: Vectors, experiment: ExperimentInfo) -> Tensor:
         """k indices, int32, and k values, float32; or all values, where these are fewer bytes."""
         delta = uploads["delta"]
         return torch.full((len(delta),), min((4 + 4) * self.k(delta), 4 * delta.shape[-1]))

@@ -25,7 +25,7 @@ Gradients, momenta and control variates point uphill (the gradient convention).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -215,6 +215,8 @@ class Algorithm:
     """True if it compares a model's outputs with another's, as logits of classes or tokens."""
     pools_data: ClassVar[bool] = False
     """True if one client has the data of all, and takes a round's local steps: no federation."""
+    sends: ClassVar[Literal["all", "part", "nothing"]] = "all"
+    """How much of the model travels: a part, where clients keep the rest for themselves, or nothing."""
     server_lr: ServerLR = 1.0
 
     @property
@@ -281,7 +283,7 @@ class Algorithm:
         """
         return w + self.server_lr * mean["delta"], server
 
-    def upload_bytes(self, uploads: Vectors) -> Tensor:
+    def upload_bytes(self, uploads: Vectors, experiment: ExperimentInfo) -> Tensor:
         """Bytes that each client sends for these `uploads`, int64 `[C]`: here, all their numbers as they are.
 
         A method overrides it whose uploads `[C, P]` stand for less: some entries with their positions,

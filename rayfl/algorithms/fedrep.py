@@ -7,26 +7,28 @@ arXiv:2102.07078, Algorithm 1.
 Legend: head = the tensors of the model's last layer, or those whose names begin with `head`; body = all
 others. A client begins at the global body and its own head, and uploads the change of its body alone.
     fedper  trains both at once
-    fedrep  trains the head in the first `head_share` of its local steps, then the body
+    fedrep  trains the head in the first `head_share` of its local steps, then the body, in one at least
 The global model keeps the head that it began with, and a client without rounds has that one: what counts is
-the accuracy of the clients' own models (`evaluation.personalised`).
+the accuracy of the clients' own models (`evaluation.personalised`). The last layer is that of the last
+tensor: where another one gives the outputs (GPT-2's, which is tied to the embedding), name a head.
 
 Deviation: the paper's FedRep takes a number of epochs for each part; here they share the local steps.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayfl.algorithms.base import Algorithm, ClientContext
+from rayfl.algorithms.base import Algorithm, ClientContext, ExperimentInfo, TensorInfo
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedPer(Algorithm):
     paper: ClassVar[str] = "Arivazhagan et al., 2019, arXiv:1912.00818"
+    sends: ClassVar[Literal["all", "part", "nothing"]] = "part"
 
     head: Annotated[
         str,
@@ -51,9 +53,21 @@ class FedPer(Algorithm):
         body = torch.where(is_head, torch.zeros_like(delta), delta)
         return {"delta": body}, {"own": own, "seen": torch.ones_like(memory["seen"])}
 
+    def upload_bytes(self, uploads, experiment):
+        """The body alone."""
+        body = uploads["delta"].shape[-1] - sum(t.size for t in self.heads(experiment))
+        return torch.full((len(uploads["delta"]),), uploads["delta"].element_size() * body)
+
     def is_head(self, ctx: ClientContext) -> Tensor:
         """True at the entries of the head, bool `[P]`."""
-        tensors = ctx.experiment.tensors
+        mask = torch.zeros(ctx.start.shape[-1], dtype=torch.bool, device=ctx.start.device)
+        for t in self.heads(ctx.experiment):
+            t.part(mask).fill_(True)
+        return mask
+
+    def heads(self, experiment: ExperimentInfo) -> list[TensorInfo]:
+        """The tensors of the head. Raises ValueError if there are none, or no others."""
+        tensors = experiment.tensors
         layer = tensors[-1].name.rpartition(".")[0]
         head = self.head or (f"{layer}." if layer else tensors[-1].name)
         heads = [t for t in tensors if t.name.startswith(head)]
@@ -63,10 +77,7 @@ class FedPer(Algorithm):
                 f"a head is some of the model's tensors, but {which} of their names begin with {head!r}: "
                 f"{', '.join(t.name for t in tensors)}; set algorithm.head"
             )
-        mask = torch.zeros(ctx.start.shape[-1], dtype=torch.bool, device=ctx.start.device)
-        for t in heads:
-            t.part(mask).fill_(True)
-        return mask
+        return heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +89,6 @@ class FedRep(FedPer):
     ] = 0.5
 
     def local_step(self, x, memory, grad, ctx):
-        on_head = ctx.steps * self.head_share > ctx.step  # [..., 1]
+        # The last step is the body's, even if it is the only one.
+        on_head = (ctx.steps * self.head_share > ctx.step) & (ctx.steps - 1 > ctx.step)  # [..., 1]
         return torch.where(self.is_head(ctx) == on_head, grad(x), torch.zeros_like(x)), memory

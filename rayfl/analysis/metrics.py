@@ -109,7 +109,8 @@ class Metric:
         if self.column in _SUMMARIES and self.column not in runs:
             raise ConfigError(
                 f"--metric = {shown(self.name)}: no run has it, for a run gets it at its end (a spread: of "
-                "ten evaluations at least); ask later, or for a metric of its rounds such as test/accuracy"
+                "ten evaluations at least); ask later, or for a metric of its rounds such as test/accuracy; "
+                "runs that predict numbers have r2 and loss"
             )
         if self.column not in runs:
             known = [c for c in runs if "/" in c]
@@ -173,7 +174,7 @@ def metric(name: str) -> Metric:
 
 def higher_is_better(name: str) -> bool:
     """Return True for a metric of MLflow's that is better where it is higher; lower is, of the others."""
-    if name in _ALIGNED or name.startswith("flatness/alignment/") or name.endswith("/r2"):
+    if name in _ALIGNED or name.startswith("flatness/alignment/") or name.endswith(("/r2", "_r2")):
         return True
     return name.startswith(_PARTS) or ("accuracy" in name and not name.endswith(_SPREADS))
 

@@ -73,6 +73,14 @@ class Privacy(Section):
 
     def delta_of(self, federation: Federation) -> float:
         """The delta that epsilon holds at."""
+        if self.delta is None and federation.clients == 1:
+            raise ConfigError(
+                "1 / N is no delta for one client",
+                key="privacy.delta",
+                value=None,
+                hint="give one below 1",
+                keys=("federation.clients",),
+            )
         return 1 / federation.clients if self.delta is None else self.delta
 
     def rounds(self, seed: int, federation: Federation, steps: float) -> PrivateRounds:

@@ -80,7 +80,7 @@ class Dataset:
             return self.y_train, self.classes
         if self.group_train is not None:
             return self.group_train, self.groups
-        return np.zeros(len(self.y_train), np.int64), ("samples",)
+        return np.zeros(len(self.y_train), np.int64), ("all",)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ def _measured(
     on_work: Callable[[float], None],
 ) -> dict[str, Any]:
     """The losses of each split."""
-    prepared = prepare(here.config)
+    prepared = prepare(here.trained)
     check_provenance(prepared, here.checkpoints[-1])
     direction = (ends[1] - ends[0])[None]
     parts = torch.from_numpy(POSITIONS)[:, None].split(AT_ONCE)

@@ -97,7 +97,7 @@ def flatness(
     answer, began = look_up(subject, question), time.monotonic()
     if not answer.missing:
         return report_of(subject, answer, 0.0)
-    measure(subject, prepare(subject.config), answer, local, on_start, on_work)
+    measure(subject, prepare(subject.trained), answer, local, on_start, on_work)
     return report_of(subject, answer, time.monotonic() - began)
 
 

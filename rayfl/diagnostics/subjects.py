@@ -31,6 +31,13 @@ class Subject:
     records: Records | None
     """None: the run is in no MLflow store, and nothing is kept."""
 
+    @property
+    def trained(self) -> Experiment:
+        """The experiment without the weights that it began with, for the checkpoint has others."""
+        content = self.config.model_dump(mode="json")
+        content["model"]["init"] = None
+        return load_config(content)
+
 
 def find(
     what: str,

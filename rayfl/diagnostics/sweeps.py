@@ -133,7 +133,7 @@ def flatness_of_sweep(
 
             # Looked up again: the states of all trials at once may be larger than the memory.
             answer = look_up(subject, question)
-            measure(subject, inputs.prepare(subject.config), answer, local, started, work)
+            measure(subject, inputs.prepare(subject.trained), answer, local, started, work)
             reports[i] = report_of(subject, answer, time.monotonic() - began_trial)
     seconds = time.monotonic() - began if missing else 0.0
     reports = {i: reports[i] for i in subjects}  # in the order of the trials

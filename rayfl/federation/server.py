@@ -121,6 +121,17 @@ class Server:
             return None
         return EvaluationMetrics(self.round, due.measurer.metrics(self.pool, self.snapshot()))
 
+    def not_due(self, round: int) -> tuple[str, ...]:
+        """Beginnings of the names of metrics that this round is not measured for."""
+        f, names = self.federation, []
+        if round % f.eval_every and round != f.rounds:
+            names += [*OF_MODEL.values(), "average/", "client/"]
+        if self._personalisation and not self._personalisation.is_due(round, f.rounds):
+            names.append("personal/")
+        if self._diagnosis and round % self._diagnosis.every and round != f.rounds:
+            names.append("flatness/")
+        return tuple(names)
+
     def personalise(self) -> EvaluationMetrics | None:
         """Evaluate clients' own models after the last round, if that is due after it."""
         asked, f = self._personalisation, self.federation
@@ -198,7 +209,8 @@ class Server:
         ]
         futures = self._submit(units, handle)
         self._evaluate(handle if start is self.w else None)
-        sizes = len(sampled), len(cohort), broadcast.nbytes
+        down = 0 if self.algorithm.at(round).sends == "nothing" else broadcast.nbytes
+        sizes = len(sampled), len(cohort), down
         return PendingRound(round, began, lr, *sizes, units, futures)
 
     def _close(self, pending: PendingRound) -> RoundMetrics:
@@ -228,6 +240,8 @@ class Server:
         algorithm = self.algorithm.at(pending.round)
         momentum = algorithm.global_momentum(self.state)
         metrics |= self._movement.metrics(mean["delta"], momentum, metrics["train/drift"])
+        if self.federation.privacy is not None:  # clipped and noisy, over what is neither
+            metrics.pop("update/agreement", None)
         random = server_noise(self.federation.seed, pending.round)
         ctx = ServerContext(pending.lr, steps, participation, pending.round, random)
         self.w, self.state = algorithm.server_step(self.w, self.state, mean, ctx)
@@ -278,7 +292,7 @@ class Server:
         if finite.all():
             return
         clients = [c for c, ok in zip(unit.clients, finite, strict=True) if not ok]
-        raise self._diverged(unit.round, f"the loss or the update of clients {clients}")
+        raise self._diverged(unit.round, f"the loss, the update or the memory of clients {clients}")
 
     def _check_aggregated(self, round: int) -> None:
         """After the last round no client would see it, nor if its clients do not use all of it."""

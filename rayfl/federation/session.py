@@ -49,6 +49,12 @@ class Session:
         self.server.restore(saved.snapshot())
         self.history = History()
         rounds = [RoundMetrics(*row) for row in saved.history().items()]
+        if rounds and saved.manifest.config["federation.rounds"] == saved.round:
+            # Maybe of a run of fewer rounds, whose last one is measured in any case.
+            beginnings = self.server.not_due(saved.round)
+            values = rounds[-1].values.items()
+            kept = {name: v for name, v in values if not name.startswith(beginnings)}
+            rounds[-1] = RoundMetrics(saved.round, kept)
         for metrics in rounds:
             self.history.add(*metrics)
         return rounds

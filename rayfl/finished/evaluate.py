@@ -63,7 +63,7 @@ def evaluate(what: str, overrides: Sequence[str] = (), *, uri: str | None = None
         asked = [text for text in asked if text not in of_data]
         of_data = []  # the run's own data, at another place
     subject = find(what, [LAST], [text for text in overrides if text not in asked], uri)
-    saved, own = subject.checkpoints[-1], subject.config.model_dump(mode="json")
+    saved, own = subject.checkpoints[-1], subject.trained.model_dump(mode="json")
     prepared = prepare(load_config(own, [text for text in asked if text not in of_data]))
     check_provenance(prepared, saved)
     notes: list[str] = []
@@ -111,6 +111,13 @@ def _on(own: Dataset, other: Dataset, notes: list[str]) -> Dataset:
                 key="data.name",
                 value=other.name,
             )
+    if own.kind == "tokens" and other.classes != own.classes:
+        raise ConfigError(
+            f"the model predicts the tokens of {own.name!r}, and {other.name!r} has others under the same "
+            "numbers; give data of the same vocabulary",
+            key="data.name",
+            value=other.name,
+        )
     if own.has_tokens and other.vocabulary > own.vocabulary:
         raise ConfigError(
             f"the model knows {own.vocabulary} tokens, and {other.name!r} has {other.vocabulary}; give data "
@@ -132,4 +139,4 @@ def _on(own: Dataset, other: Dataset, notes: list[str]) -> Dataset:
 
 def _breakdown(prepared: Prepared) -> Breakdown:
     asked = prepared.config.evaluation
-    return Breakdown.of(prepared.data, prepared.partition, asked.per_class, asked.per_client)
+    return Breakdown.of(prepared.data, prepared.holders, asked.per_class, asked.per_client)

@@ -69,7 +69,9 @@ class HuggingFaceModel(TokenModel, FromFiles):
         if self.lora is not None:
             targets = _usual_targets(model.config.model_type) or ()
             self.lora.add(model, () if tokens.each else _heads(model), targets)
-        model.register_forward_pre_hook(_Mask(model.config.pad_token_id), with_kwargs=True)
+        # Windows of a text have no padding: a token of that number is a token.
+        padding = None if tokens.each else model.config.pad_token_id
+        model.register_forward_pre_hook(_Mask(padding), with_kwargs=True)
         model.register_forward_hook(_Logits(num_classes))
         if tokens.each:
             _check_causal(model, tokens, refuse)

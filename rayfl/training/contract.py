@@ -120,7 +120,7 @@ def _train(
         ).run()
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")
         memory = trained.memory
-        method.upload_bytes(trained.uploads)
+        method.upload_bytes(trained.uploads, info)
         mean = {name: value.sum(0) / len(STEPS) for name, value in trained.uploads.items()}
         if (momentum := method.global_momentum(server)) is not None:
             method.watch.must_be("global_momentum", "momentum", momentum, "w", w)
@@ -216,16 +216,17 @@ class Watched(Algorithm):
         self._must_not_mix("upload", (uploads, new), alone, range(len(STEPS)))
         return uploads, new
 
-    def upload_bytes(self, uploads: Vectors) -> Tensor:
-        sent = self.watch(
-            "upload_bytes", {"uploads": uploads}, lambda: self.method.upload_bytes(uploads)
-        )
+    def upload_bytes(self, uploads: Vectors, experiment: ExperimentInfo) -> Tensor:
+        def call() -> Tensor:
+            return self.method.upload_bytes(uploads, experiment)
+
+        sent = self.watch("upload_bytes", {"uploads": uploads}, call)
         if kind(sent) != f"int64 [{len(STEPS)}]" or (sent < 0).any():
             wanted = f"whole numbers from 0, int64 [C] with C = {len(STEPS)} here"
             self.watch.refuse_kind("upload_bytes", "bytes", sent, wanted)
 
         def alone(i: int) -> Tensor:
-            return self.method.upload_bytes(_rows(uploads, i))
+            return self.method.upload_bytes(_rows(uploads, i), experiment)
 
         self._must_not_mix("upload_bytes", sent, alone, range(len(STEPS)))
         return sent

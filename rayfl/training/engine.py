@@ -144,8 +144,9 @@ class Engine:
                     private.add_share_(uploads, unit.round, unit.clients[stack])
                     if private.clients_add_noise:  # which leaves no entry 0
                         method = Algorithm()
-                sent += int(method.upload_bytes(uploads).sum())
-                sent += len(unit.clients[stack]) * buffers.nbytes
+                if algorithm.sends != "nothing":
+                    sent += int(method.upload_bytes(uploads, self.experiment).sum())
+                    sent += len(unit.clients[stack]) * buffers.nbytes
                 uploads = uploads | {"buffers": buffers.unsqueeze(0)}
                 own = self._weights(unit.clients[stack], taken)
                 if self.settings.weighting != "uniform":
@@ -155,7 +156,9 @@ class Engine:
                     summed = value.sum(0) if len(value) > 1 else value[0]
                     sums[name] = sums[name] + summed if name in sums else summed
                 losses.append(trained.losses)
-                drifts.append(precise_norm(trained.uploads["delta"]))
+                drifts.append(
+                    _unless_broken(precise_norm(trained.uploads["delta"]), trained.memory)
+                )
                 kept += self._kept(unit, unit.clients[stack], trained.memory)
                 weighed.append(own)
                 counts += taken
@@ -381,3 +384,10 @@ class Engine:
                     f"but init_client names {sorted(names[stack.start])}: the names must stay the same"
                 )
             yield stack, trained, buffers, steps
+
+
+def _unless_broken(drifts: Tensor, memory: Vectors) -> Tensor:
+    """The drifts `[C]`, NaN for clients whose memory has numbers that are not finite."""
+    for value in memory.values():
+        drifts = drifts + 0 * value.sum(-1)
+    return drifts

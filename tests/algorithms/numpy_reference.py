@@ -171,7 +171,7 @@ def _with_own_heads(f: Federation, head: str, share: float, server_lr: float) ->
         for i in S:
             y = np.where(at_head, own[i], x) if seen[i] else x
             for k in range(f.K[i]):
-                trained = at_head == (k < share * f.K[i]) if share else True
+                trained = at_head == (k < min(share * f.K[i], f.K[i] - 1)) if share else True
                 y = f.step(r, y, f.gradient(r, i, k, y) * trained)
             D = D + np.where(at_head, 0, y - x) / len(S)
             own[i], seen[i] = np.where(at_head, y, 0), 1

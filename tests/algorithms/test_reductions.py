@@ -214,7 +214,9 @@ def test_reduces_bit_for_bit_on_a_network(identity):
 
 
 def test_the_network_tells_the_methods_apart():
-    ends = [network(algorithm()) for algorithm in ALGORITHMS.values()]
+    """But for those whose global models are FedAvg's, or stay."""
+    apart = ALGORITHMS.keys() - {"centralised", "ditto", "local"}
+    ends = [network(ALGORITHMS[name]()) for name in sorted(apart)]
     for i, w in enumerate(ends):
         assert all((w - other).abs().max() > 1e-4 for other in ends[:i])
 

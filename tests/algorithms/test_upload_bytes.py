@@ -57,14 +57,14 @@ def test_what_is_not_sent_waits(topk):
     uploads, memory = method.upload(torch.zeros(2, 4), memory, None)
     assert uploads["delta"].tolist() == [[0, -1, 0.5, 0], [0, 1, 0, 0]]
     assert not memory["rest"].any()
-    assert method.upload_bytes(uploads).tolist() == [16, 16]
+    assert method.upload_bytes(uploads, None).tolist() == [16, 16]
 
 
 def test_clients_may_send_different_numbers_of_bytes(small):
     """Each client's own are added up, in whichever unit it is."""
 
     class Counted(Algorithm):
-        def upload_bytes(self, uploads):
+        def upload_bytes(self, uploads, experiment):
             return (uploads["delta"].abs() > 0.01).sum(-1)
 
     small["federation"] |= {"rounds": 1}

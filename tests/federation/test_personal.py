@@ -7,7 +7,7 @@ from conftest import each
 from torch.nn import functional as F
 
 import rayfl
-from rayfl.errors import ConfigError
+from rayfl.errors import ConfigError, DivergedError
 from rayfl.federation.evaluation import Breakdown
 from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
@@ -200,3 +200,31 @@ def test_the_test_samples_of_a_client_are_those_of_its_classes(small):
         assert correct[samples] @ counts == pytest.approx(expected, abs=1e-12)
         held = set(ready.data.y_train[ready.partition.client(client)])
         assert set(ready.data.y_test[samples]) == held
+
+
+def test_own_models_that_diverge_end_the_run(small):
+    """The global model of Ditto does not: NaN must not be taken for an accuracy."""
+    small["federation"] |= {"rounds": 30}
+    with pytest.raises(DivergedError, match="the memory of clients"):
+        run(small | {"algorithm": {"name": "ditto", "lam": 400.0}})
+
+
+@each(method={"fedper": 1464 - 170, "fedrep": 1464 - 170, "local": 0, "centralised": 0}.items())
+def test_bytes_are_those_that_travel(method):
+    """64 x 16 + 16 + 16 x 10 + 10 parameters, of which the last layer stays with the clients."""
+    from conftest import small_config
+
+    name, sent = method
+    P = 64 * 16 + 16 + 16 * 10 + 10
+    history = run(small_config() | {"algorithm": {"name": name}}).history
+    assert (history["cost/bytes_up"] == 5 * 4 * (P - 170 if sent else 0)).all()
+    assert (history["cost/bytes_down"] == 5 * 4 * (P if sent else 0)).all()
+
+
+def test_fedrep_of_one_step_trains_its_body(small):
+    small["federation"] |= {"local_epochs": None, "local_steps": 1}
+    one, two = (
+        run(small | {"algorithm": {"name": "fedrep"}}, f"federation.rounds={r}").model_sha256
+        for r in (1, 2)
+    )
+    assert one != two

@@ -105,7 +105,7 @@ def test_the_noise_reaches_the_mean(at):
     assert metrics[0]["cost/bytes_up"] == 5 * 4 * len(SEEN[0][0])
 
 
-@each(name=[name for name, method in ALGORITHMS.items() if not method.pools_data])
+@each(name=[name for name, method in ALGORITHMS.items() if method.sends == "all"])
 def test_every_method_trains_with_finite_numbers(name):
     private = {"clip": 1.0, "noise": 0.3}
     server, metrics = trained(experiment(name, private, lr=0.01, local_steps=1, rounds=4))

@@ -435,12 +435,14 @@ WRONG = {
         r"global_momentum raises KeyError: 'm'",
     ),
     "bytes_of_the_stack": (
-        method(upload_bytes=lambda self, uploads: torch.tensor(uploads["delta"].nbytes)),
+        method(
+            upload_bytes=lambda self, uploads, experiment: torch.tensor(uploads["delta"].nbytes)
+        ),
         r"upload_bytes .* returns bytes as int64 \[\], but it must be whole numbers from 0, int64 \[C\]",
     ),
     "bytes_of_another_client": (
         method(
-            upload_bytes=lambda self, uploads: (
+            upload_bytes=lambda self, uploads, experiment: (
                 (uploads["delta"] != 0).sum(-1) * len(uploads) * len(uploads["delta"])
             )
         ),

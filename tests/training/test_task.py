@@ -257,3 +257,16 @@ def test_the_mean_predicts_nothing(federated):
     errors = np.square(y - y.mean()).sum(1).astype(np.float32)
     assert scoring.metrics("test", 1.5, errors)["r2"] == pytest.approx(0, abs=1e-6)
     assert Scoring("numbers", False, {"test": 0.0}).metrics("test", 1.5, errors) == {"loss": 1.5}
+
+
+def test_a_plan_asks_for_each_method(federated):
+    """What one method can do says nothing of another, in whichever order they come."""
+    from rayfl.inputs import Inputs
+
+    inputs = Inputs()
+    config = federated(*number_data()) | {"model": {"name": f"{__name__}:Regression"}}
+    assert inputs.units(rayfl.load_config(config)).on_cpus > 1
+    central = rayfl.load_config(config | {"algorithm": {"name": "centralised"}})
+    assert inputs.units(central).on_cpus == 1
+    with pytest.raises(ConfigError, match="compares logits"):
+        inputs.units(rayfl.load_config(config | {"algorithm": {"name": "moon"}}))
