@@ -15,6 +15,7 @@ import torch
 from rayfl.config.schema import Experiment
 from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
+from rayfl.federation.own_metrics import warn_of_missing
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import (
     Prepared,
@@ -123,6 +124,8 @@ def run(
                     if tracker:
                         tracker.log(metrics.round, new)
                     on_metrics(metrics._replace(values=new))
+                    if not local:
+                        warn_of_missing(config.evaluation.metrics, new)
                 # Not before: it takes a second, in which the actors start.
                 if tracker and i == 0:
                     tracker.describe_data(prepared.data, prepared.partition)

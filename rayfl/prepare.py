@@ -15,7 +15,7 @@ from rayfl import models, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.measurements import Personalised
-from rayfl.config.own import own_function
+from rayfl.config.own import named_function, own_function
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
@@ -25,6 +25,7 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
+from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.scores import Scoring
@@ -194,6 +195,7 @@ def prepare(
         breakdown=Breakdown.of(
             data, holders, config.evaluation.per_class, config.evaluation.per_client
         ),
+        own_metrics=own_metrics(config, data, partition),
         privacy=privacy,
     )
     settings = LocalSettings(
@@ -212,6 +214,7 @@ def prepare(
         straggler_prob=fed.straggler_prob,
         stack=fed.stack,
         cuda_graphs=config.resources.cuda_graphs,
+        keeps_outputs=bool(config.evaluation.metrics),
         lanes=None if config.resources.lanes == "auto" else config.resources.lanes,
         task=task,
         shortcuts=shortcuts,
@@ -259,6 +262,17 @@ def task_of(config: Experiment, data: Dataset) -> Task:
     )
     task.check(config.federation.loss or "")
     return task
+
+
+def own_metrics(config: Experiment, data: Dataset, partition: Partition) -> OwnMetrics:
+    """The metrics of the user's own on these data; ConfigError if one cannot be computed."""
+    paths = config.evaluation.metrics
+    functions = {
+        name: named_function(path, f"evaluation.metrics.{name}") for name, path in paths.items()
+    }
+    made = OwnMetrics.of(functions, data, partition)
+    made.check(data, paths)
+    return made
 
 
 def clients_per_unit(

@@ -1,5 +1,7 @@
 """The sections of a config about what is measured of the global models; none of them changes a result."""
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,8 +11,11 @@ from rayfl.errors import ConfigError
 from rayfl.federation.averaging import Rule
 from rayfl.flatness.measures import Effort
 from rayfl.flatness.question import Question
+from rayfl.text import printable
 
 Distance = Annotated[float, Field(gt=0)]
+# Names that metrics of rayfl's have behind `test/` or `average/`, or begin with there.
+_TAKEN = ("loss", "accuracy", "perplexity", "r2", "class", "domain", "domain_mean", "domain_worst")
 _ASKED = Question()  # has the defaults of what is measured
 
 
@@ -74,6 +79,27 @@ class Evaluation(Section):
     centralised training has none"""
     average: Averaging | None = None
     """an average of the global models, whose metrics are average/accuracy and average/loss; null: none"""
+    metrics: Mapping[str, str] = Field(default_factory=dict)
+    """metrics of your own: a name, and package.module:function, which is called with outputs [n, classes] and
+    targets [n] of the whole test set, or of what data.validation holds out, and returns a number; NAME is
+    recorded as test/NAME and validation/NAME"""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for name, path in self.metrics.items():
+            if (
+                not re.fullmatch(r"[A-Za-z0-9_]+", name)
+                or name in _TAKEN
+                or name.startswith("validation_")
+            ):
+                raise ConfigError(
+                    "a name has letters, digits and _, does not begin with validation_, and is none of "
+                    f"rayfl's own: {', '.join(_TAKEN)}",
+                    key=f"evaluation.metrics.{printable(name)}",
+                    value=path,
+                    hint="take another name",
+                )
+        return self
 
 
 class Diagnostics(Section):

@@ -330,6 +330,7 @@ class Server:
                     raise self._diverged(round, f"the {prefix.removesuffix('/')} loss")
                 split: Split = "validation" if "validation" in prefix else "test"
                 scored = self.federation.scoring.metrics(split, loss, scores)
+                scored |= self.federation.own_metrics.metrics(split, parts)
                 metrics |= {prefix + name: value for name, value in scored.items()}
                 if prefix == OF_MODEL["test"]:
                     self.scores = scores

@@ -1,6 +1,6 @@
 """Everything that a server and its clients are made of."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.sampling import Sampling, cohort_size, nobody_drawn, sample_cohort
 from rayfl.federation.scores import Scoring
@@ -47,6 +48,7 @@ class FederationSpec:
     total_weight: float  # of all N clients in a cohort's mean
     scoring: Scoring
     breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
+    own_metrics: OwnMetrics = field(default_factory=OwnMetrics)
     privacy: PrivateRounds | None = None  # None: sums are released as they are
 
     @property

@@ -20,6 +20,7 @@ from rayfl.prepare import (
     before_the_run,
     check_provenance,
     client_accuracies,
+    own_metrics,
     prepare,
 )
 from rayfl.text import shown
@@ -76,9 +77,11 @@ def evaluate(what: str, overrides: Sequence[str] = (), *, uri: str | None = None
     with in_this_process(prepared) as place, place.pool() as pool:
         handle, n = pool.put(broadcast), len(data.y_test)
         futures = evaluation(pool, saved.round, handle, "test", n)
-        loss, scores = together([pool.wait(future) for future in futures])
+        parts = [pool.wait(future) for future in futures]
+    loss, scores = together(parts)
     own_loss = prepared.federation.scoring.own_loss
     scored = Scoring.of(data, prepared.partition, own_loss).metrics("test", loss, scores)
+    scored |= own_metrics(prepared.config, data, prepared.partition).metrics("test", parts)
     federation = replace(prepared.federation, breakdown=breakdown)
     return Evaluated(
         data.name,

@@ -90,7 +90,7 @@ class Engine:
             "test": (self.test_data, samples),
             "validation": (self.train_data, held_out.to(self.device)),
         }
-        self._evaluation = Evaluation(self.function, splits, settings.seed)
+        self._evaluation = Evaluation(self.function, splits, settings.seed, settings.keeps_outputs)
         self.experiment = experiment_info(self.layout, partition, settings)
         self._private = settings.privacy
         self.refused: str | None = None  # why steps are not recorded; None: they are

@@ -24,6 +24,8 @@ class Evaluation:
     function: Function
     splits: Mapping[Split, tuple[DeviceData, Tensor]]  # data, and the split's samples in them
     seed: int
+    keeps_outputs: bool = False
+    """True if results have the model's outputs, too."""
 
     @torch.no_grad()
     def __call__(
@@ -41,7 +43,7 @@ class Evaluation:
         # Some models draw random numbers here too: the same ones, whoever evaluates these samples.
         seed_layers(seeds.integer(self.seed, "model", 0, key), start.device)
         tensors = self.function.parameters(start) | self.function.buffers(buffers)
-        losses, scores = [], []
+        losses, scores, kept = [], [], []
         data, _ = self.splits[split]
         for indices in samples.split(EVALUATION_BATCH[start.device.type]):
             inputs = self.function.inputs(data.preprocess(indices, None, None))
@@ -49,6 +51,9 @@ class Evaluation:
             targets = data.y[indices]
             losses.append(self.function.task.summed(outputs, targets))
             scores.append(self.function.task.scores(outputs, targets))
+            if self.keeps_outputs:
+                kept.append(outputs)
         # Read at the end: a GPU goes on meanwhile.
         loss = sum(torch.stack(losses).tolist())
-        return EvaluationResult(loss, torch.cat(scores).cpu().numpy())
+        every = torch.cat(kept).cpu().numpy() if kept else None
+        return EvaluationResult(loss, torch.cat(scores).cpu().numpy(), every)

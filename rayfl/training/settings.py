@@ -32,6 +32,7 @@ class LocalSettings:
     stack: int | None  # clients that train at once, at most; None: chosen by the engine
     cuda_graphs: bool  # record local steps as CUDA graphs where possible; changes no result
     lanes: int | None = None  # clients that train beside each other on a GPU; None: as many as fit
+    keeps_outputs: bool = False  # evaluations return the model's outputs, too; changes no result
     task: Task = CLASSES
     shortcuts: Shortcuts  # faster ways to compute that change no result
 

@@ -125,3 +125,4 @@ class EvaluationResult(NamedTuple):
     # Of each sample `[m]`: bool, true where the class was right; or float32, the share of tokens that were,
     # or the squared error of numbers.
     scores: np.ndarray
+    outputs: np.ndarray | None = None  # float32 `[m, ...]`; None: nobody asked for them
