@@ -55,24 +55,46 @@ class RunError(KeyedError):
     """A run that had started cannot go on. The command line exits with code 1."""
 
 
-class ClientError(RunError):
-    """Code that ran for some clients raised; carries round, client ids, algorithm and the traceback."""
+class OwnCodeError(RunError):
+    """Code that may be the user's raised; carries the traceback."""
 
-    def __init__(self, round: int, clients: tuple[int, ...], algorithm: str, traceback: str):
+    def __init__(self, traceback: str, *args: Any):
+        """`args`: those of the class's own constructor, what the error is pickled by."""
         super().__init__()
-        self.args = (round, clients, algorithm, traceback)  # what the error is pickled by
-        self.round, self.clients = round, clients
-        self.algorithm, self.traceback = algorithm, traceback
+        self.args, self.traceback = args, traceback
+
+    @property
+    def last_line(self) -> str:
+        """The line of the traceback that names the error."""
+        return self.traceback.strip().splitlines()[-1]
 
     def rekeyed(self, name: Callable[[str], str]) -> Self:
         """Return the error itself: it is about the user's code, and names no key."""
         return self
 
+
+class ClientError(OwnCodeError):
+    """Code that ran for some clients raised; carries round, client ids, algorithm and the traceback."""
+
+    def __init__(self, round: int, clients: tuple[int, ...], algorithm: str, traceback: str):
+        super().__init__(traceback, round, clients, algorithm, traceback)
+        self.round, self.clients, self.algorithm = round, clients, algorithm
+
     def __str__(self) -> str:
         ids = ", ".join(map(str, self.clients[:10])) + (", ..." if len(self.clients) > 10 else "")
         where = f"clients [{ids}]" if self.clients else "evaluation"
-        last_line = self.traceback.strip().splitlines()[-1]
-        return f"round {self.round}, {where}, algorithm '{self.algorithm}': {last_line}"
+        return f"round {self.round}, {where}, algorithm '{self.algorithm}': {self.last_line}"
+
+
+class CallbackError(OwnCodeError):
+    """A function of `callbacks` raised; carries round, its import path and the traceback."""
+
+    def __init__(self, round: int, path: str, traceback: str):
+        super().__init__(traceback, round, path, traceback)
+        self.round, self.path = round, path
+
+    def __str__(self) -> str:
+        return f"round {self.round}, callbacks {self.path}: {self.last_line}"
 
 
 class DivergedError(RunError):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
+from rayfl.federation.callbacks import Callback, Callbacks
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
 from rayfl.federation.own_metrics import OwnMetrics
@@ -79,13 +81,26 @@ class Prepared:
         algorithm, name = self.config.algorithm, self.config.algorithm_name
         asked = self.config.diagnostics
         diagnosis = asked.every and Diagnosis(asked.every, self.measurer(asked.question))
-        arrays = w.numpy(), buffers.numpy()
+        arrays, model = (w.numpy(), buffers.numpy()), packed(self.model)
         server = ServerSpec(
             *(algorithm, name, *arrays, self.federation, diagnosis or None),
             *(averaging(self.config), self.personalisation),
+            Callbacks(self.callbacks, model) if self.callbacks else None,
         )
-        model = packed(self.model)
         return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
+
+    @functools.cached_property
+    def callbacks(self) -> tuple[tuple[str, Callback], ...]:
+        """Import path and function of each callback. Raises ConfigError."""
+        found = tuple((path, named_function(path, "callbacks")) for path in self.config.callbacks)
+        for path, function in found:
+            try:
+                inspect.signature(function).bind(None)
+            except TypeError as error:
+                raise ConfigError(
+                    f"cannot be called with a round alone ({error})", key="callbacks", value=path
+                ) from None
+        return found
 
     @functools.cached_property
     def personalisation(self) -> Personalisation | None:
@@ -230,7 +245,7 @@ def prepare(
                 federation.lrs,
             )
     prepared = Prepared(config, data, partition, model, federation, settings, holders)
-    _ = prepared.personalisation  # raises ConfigError
+    _ = prepared.personalisation, prepared.callbacks  # raise ConfigError
     return prepared
 
 

@@ -16,7 +16,7 @@ import torch
 from rayfl.config.layers import merge, nested
 from rayfl.config.named import NAMED
 from rayfl.config.schema import load_config
-from rayfl.errors import ClientError, ConfigError, KeyedError, StateLostError, first_line
+from rayfl.errors import ConfigError, KeyedError, OwnCodeError, StateLostError, first_line
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.inputs import data_key
@@ -234,7 +234,7 @@ class Execution:
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         """The error that ended the trial, in one line and in full."""
-        text = error.traceback if isinstance(error, ClientError) else traceback.format_exc()
+        text = error.traceback if isinstance(error, OwnCodeError) else traceback.format_exc()
         line = (
             str(error.rekeyed(self._sweep.key))
             if isinstance(error, KeyedError)

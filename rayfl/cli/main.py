@@ -16,7 +16,7 @@ import typer
 import tuning  # noqa: F401  # this one, whatever the working directory holds
 from rayfl.cli import analysis, finished, flatness, listings, runs, sweeps
 from rayfl.cli.terminal import fail, write_any_character
-from rayfl.errors import ClientError, ConfigError, RunError
+from rayfl.errors import ConfigError, OwnCodeError, RunError
 
 app = typer.Typer(
     help="Federated-learning experiments on Ray.",
@@ -87,7 +87,7 @@ def main() -> None:
     except ConfigError as error:
         fail(error)
         sys.exit(2)
-    except ClientError as error:
+    except OwnCodeError as error:
         print(error.traceback.rstrip(), file=sys.stderr)
         fail(error)
         sys.exit(1)

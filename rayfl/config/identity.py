@@ -9,8 +9,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FREE_SECTIONS = ("resources", "ray", "tracking", "checkpoint", "evaluation", "diagnostics")
-"""Sections that change no result: the place of a run, its records, and numbers from its predictions."""
+FREE_SECTIONS = (
+    *("resources", "ray", "tracking", "checkpoint"),
+    *("evaluation", "diagnostics", "callbacks"),
+)
+"""Sections that change no result: the place of a run, its records, and what is measured of its models."""
 
 PLACES = ("data.root", "data.download", "model.download")
 """Keys that say where published data and weights lie, or come from."""

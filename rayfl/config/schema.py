@@ -59,6 +59,9 @@ class Experiment(Section):
     privacy: Privacy | None = None
     evaluation: Evaluation = Evaluation()
     diagnostics: Diagnostics = Diagnostics()
+    callbacks: tuple[str, ...] = ()
+    """functions of your own, package.module:function, called in the server's process after each round, with a
+    rayfl.federation.callbacks.Round; numbers that they return by name are recorded as own/NAME"""
     resources: Resources = Resources()
     ray: Ray = Ray()
     tracking: Tracking = Tracking()

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,8 +68,9 @@ class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
     def __init__(self, spec: ServerSpec, pool: Pool):
-        algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule, own = spec
+        algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule, own, called = spec
         self._personalisation, self.personal = own, dict[int, PersonalResult]()
+        self._callbacks = called
         self.algorithm, self.pool = algorithm, pool
         self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
         self.state = algorithm.init_server(self.w)
@@ -130,6 +131,13 @@ class Server:
         lr = f.lrs[min(self.round, f.rounds - 1)]
         self.personal = asked.measure(self.pool, f.breakdown, self.round, lr, point, memories)
         return EvaluationMetrics(self.round, personal.metrics(self.personal))
+
+    def call_back(self, metrics: Mapping[str, float]) -> EvaluationMetrics | None:
+        """Call the user's own functions, if any, after the last round, whose metrics so far are these."""
+        if self._callbacks is None:
+            return None
+        found = self._callbacks.call(self.round, metrics, (self.w, self.buffers))
+        return EvaluationMetrics(self.round, found)
 
     def snapshot(self) -> Snapshot:
         """The state after `self.round` rounds; memories are fetched when they are asked for."""

@@ -65,6 +65,8 @@ class Session:
                     continue
                 for measured in (self.server.diagnose(), self.server.personalise()):
                     finished += [self._noted(measured)] if measured else []
+                if own := self.server.call_back(self.history.rows[metrics.round]):
+                    finished.append(self._noted(own))
                 if self._is_due(metrics.round):
                     finished += self.settle()
                     self.save()

@@ -17,6 +17,7 @@ from rayfl.federation.scores import Scoring
 from rayfl.training.settings import LocalSettings
 
 if TYPE_CHECKING:
+    from rayfl.federation.callbacks import Callbacks
     from rayfl.federation.measurer import Measurer
     from rayfl.federation.personal import Personalisation
 
@@ -92,6 +93,7 @@ class ServerSpec(NamedTuple):
     diagnosis: Diagnosis | None = None  # None: nothing
     average: Rule | None = None  # of the global models, evaluated beside them
     personalisation: "Personalisation | None" = None
+    callbacks: "Callbacks | None" = None
 
 
 class ClientSpec(NamedTuple):

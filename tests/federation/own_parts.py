@@ -1,6 +1,7 @@
 """Metrics, right and wrong, that configs of tests name by import path."""
 
 import torch
+from torch import nn
 
 CALLS = []
 
@@ -44,3 +45,43 @@ def raising(outputs, targets):
 
 
 number = 3
+
+
+ROUNDS = []
+
+
+def on_round(round):
+    """Keep the round, and return the norm of the weights."""
+    ROUNDS.append(round)
+    squares = [value.double().square().sum() for value in round.state_dict().values()]
+    return {"norm": torch.stack(squares).sum().sqrt(), "nothing": float("inf")}
+
+
+def spoils(round):
+    """Change all that it gets."""
+    for value in [*round.state_dict().values(), *round.model().parameters()]:
+        with torch.no_grad():
+            value.zero_()
+    round.metrics.clear()
+    torch.manual_seed(0)
+
+
+def fails_in_round_2(round):
+    if round.number == 2:
+        raise KeyError("not in my dictionary")
+
+
+def words(round):
+    return {"a": "b"}
+
+
+def of_two(round, other):
+    pass
+
+
+def normalised(num_classes):
+    """A model of frozen, trained and averaged parts."""
+    frozen = nn.Linear(64, 8).requires_grad_(False)
+    return nn.Sequential(
+        nn.Flatten(), frozen, nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes)
+    )
