@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
-from rayfl.errors import CheckpointError, ConfigError
+from rayfl.errors import CheckpointError, ConfigError, RunError
 from rayfl.federation.averaging import Rule
 from rayfl.federation.callbacks import Callback, Callbacks
 from rayfl.federation.evaluation import Breakdown
@@ -30,6 +31,7 @@ from rayfl.federation.measurer import Measurer
 from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.privacy import PrivateRounds
+from rayfl.federation.sampling import OwnSampling, Sampling
 from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
@@ -195,7 +197,7 @@ def prepare(
         seed=config.seed,
         clients=fed.clients,
         participation=fed.participation,
-        sampling=fed.sampling,
+        sampling=_sampling(config, fed, partition),
         sizes=partition.sizes,
         client_dropout=fed.client_dropout,
         rounds=fed.rounds,
@@ -370,6 +372,18 @@ def _in_one_place(fed: Federation, partition: Partition) -> tuple[Federation, Pa
         "local_steps": max(1, round(fed.participation * _full_steps(fed, partition).sum())),
     }
     return fed.model_copy(update=alone), partition.pooled()
+
+
+def _sampling(config: Experiment, fed: Federation, partition: Partition) -> Sampling | OwnSampling:
+    """The sampling of cohorts; ConfigError if the user's own draws none."""
+    if ":" not in fed.sampling:
+        return cast(Sampling, fed.sampling)
+    own = OwnSampling(fed.sampling, named_function(fed.sampling, "federation.sampling"))
+    try:
+        own.check(fed.participation, partition.sizes, config.seed, fed.rounds)
+    except RunError as error:
+        raise ConfigError(*error.args) from error
+    return own
 
 
 def _private_rounds(

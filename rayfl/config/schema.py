@@ -158,7 +158,8 @@ class Experiment(Section):
     def code(self) -> dict[str, str]:
         """Return the digests of the user's own modules that this config names; see `provenance.code_of`."""
         names = [section["name"] for key, section in self.model_dump().items() if key in NAMED]
-        names += [self.federation.lr_schedule, self.federation.loss or ""]
+        fed = self.federation
+        names += [fed.lr_schedule, fed.sampling, fed.loss or ""]
         return code_of(name.partition(":")[0] for name in names if ":" in name)
 
     def to_yaml(self) -> str:

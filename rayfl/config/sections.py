@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayfl.config import layers, learning_rates
 from rayfl.errors import ConfigError
-from rayfl.federation.sampling import Sampling, cohort_size
+from rayfl.federation.sampling import SAMPLINGS, cohort_size
 from rayfl.text import absolute, shown
 from rayfl.training.precision import Precision
 from rayfl.training.weighting import Weighting
@@ -34,9 +34,10 @@ class Federation(Section):
     """R, rounds"""
     cohort: Positive | Annotated[float, Field(gt=0, le=1)]
     """clients of a round: an integer is S, a number with a decimal point S / N; 1: one client, 1.0: all"""
-    sampling: Sampling = "uniform"
-    """of cohorts: S clients, uniformly or weighted by their samples; bernoulli: each client with probability
-    S / N"""
+    sampling: str = "uniform"
+    """of cohorts: S clients, uniform or weighted by their samples; bernoulli: each client with probability
+    S / N; or package.module:function, which is called with the clients' numbers of samples [N], S / N, a
+    numpy Generator and the round, and returns client ids"""
     weighting: Weighting = "uniform"
     """of a cohort's clients in every mean: equal, by training samples (classic FedAvg), or by local steps"""
     client_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -103,6 +104,12 @@ class Federation(Section):
                 allowed="false without federation.momentum",
                 hint="set federation.momentum=0.9, say",
                 keys=("federation.momentum",),
+            )
+        if self.sampling not in SAMPLINGS and ":" not in self.sampling:
+            raise ConfigError(
+                key="federation.sampling",
+                value=self.sampling,
+                allowed="'uniform', 'bernoulli' or 'weighted', or an import path 'package.module:function'",
             )
         _ = self.lrs  # a schedule of one's own may be wrong
         if self.cohort > self.clients:

@@ -12,7 +12,13 @@ from rayfl.federation.averaging import Rule
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.privacy import PrivateRounds
-from rayfl.federation.sampling import Sampling, cohort_size, nobody_drawn, sample_cohort
+from rayfl.federation.sampling import (
+    OwnSampling,
+    Sampling,
+    cohort_size,
+    nobody_drawn,
+    sample_cohort,
+)
 from rayfl.federation.scores import Scoring
 from rayfl.training.settings import LocalSettings
 
@@ -36,7 +42,7 @@ class FederationSpec:
     seed: int
     clients: int
     participation: float  # S / N as asked for
-    sampling: Sampling
+    sampling: Sampling | OwnSampling
     sizes: np.ndarray  # training samples of each client, int64 `[N]`
     client_dropout: float  # probability that a client of a cohort is lost, and its update with it
     rounds: int

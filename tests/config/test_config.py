@@ -116,7 +116,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         ),
         (
             "federation.sampling=poisson",
-            "federation.sampling = 'poisson': must be 'uniform', 'bernoulli' or 'weighted'",
+            "federation.sampling = 'poisson': must be 'uniform', 'bernoulli' or 'weighted', "
+            "or an import path 'package.module:function'",
         ),
         (
             "federation.client_dropout=1",
@@ -209,7 +210,7 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
-            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, checkpoint, data, diagnostics, "
+            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, callbacks, checkpoint, data, diagnostics, "
             "evaluation, federation, heterogeneity, model, partition, privacy, ray, resources, "
             "seed, tracking",
         ),
@@ -298,7 +299,7 @@ def test_bad_overrides(override, message):
         ("algorithm=null", "algorithm = null: must be a section; set algorithm.name to one of "),
         (
             "extends=x.yaml",
-            "extends = 'x.yaml': unknown key; allowed: algorithm, checkpoint, data, diagnostics, ",
+            "extends = 'x.yaml': unknown key; allowed: algorithm, callbacks, checkpoint, data, diagnostics, ",
         ),
         ("algorithm={name: a, name: b}", "override 'algorithm={name: a, name: b}': is not valid "),
     ],

@@ -85,3 +85,45 @@ def normalised(num_classes):
     return nn.Sequential(
         nn.Flatten(), frozen, nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes)
     )
+
+
+def round_robin(sizes, participation, rng, round):
+    """Return the next clients in turn."""
+    size = max(1, int(participation * len(sizes)))
+    return [(size * round + i) % len(sizes) for i in range(size)]
+
+
+def drawn(sizes, participation, rng, round):
+    """Return what uniform sampling draws, and spoil the sizes."""
+    sizes[:] = 0
+    return rng.choice(len(sizes), round_half(participation * len(sizes)), replace=False)
+
+
+def round_half(number):
+    return int(number + 0.5)
+
+
+def none(sizes, participation, rng, round):
+    return []
+
+
+def twice(sizes, participation, rng, round):
+    return [1, 1]
+
+
+def beyond(sizes, participation, rng, round):
+    return [len(sizes)]
+
+
+def halves(sizes, participation, rng, round):
+    return [0.5]
+
+
+def ends_early(sizes, participation, rng, round):
+    """Go wrong in a round between the first and the last."""
+    return [] if round == 2 else [0, 1]
+
+
+def forgets_the_generator(sizes, participation, rng, round):
+    CALLS.append(round)
+    return [len(CALLS) % len(sizes)]
