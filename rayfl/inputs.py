@@ -31,7 +31,7 @@ class Inputs:
         # `prepare` is called once for all experiments that differ only in values that it does not use.
         used = {"data", "partition", "heterogeneity", "model", "federation", "privacy", "seed"}
         content = experiment.model_dump(mode="json", include=used)
-        if ":" in experiment.algorithm_name:  # `prepare` checks a user's method
+        if experiment.has_own_algorithm:  # `prepare` checks a user's method
             content["algorithm"] = experiment.algorithm_name
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):
             content["federation"].pop(key)

@@ -146,9 +146,18 @@ def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
 
 
 def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> None:
+    from rayfl.config.choice import import_path
+    from rayfl.config.installed import offered
+
     out = console()
     listed: dict[tuple[Any, ...], str] = {}
-    for name, cls in sorted(registry.items()):
+    paths = offered(section, frozenset(registry))
+    for name in sorted([*registry, *paths]):
+        try:
+            cls = registry.get(name) or import_path(paths[name], f"{section}.name")
+        except ConfigError as error:  # of the package that offers it
+            out.print(f"[bold]{name}[/]  {escape(str(error))}")
+            continue
         out.print(f"[bold]{name}[/]  {escape(describe(cls))}")
         options = tuple(_options(cls))
         if len(options) > 3 and options in listed:
@@ -160,11 +169,11 @@ def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> Non
 
 
 def _options(cls: type) -> Iterator[tuple[str, str, str]]:
-    """Yield name, default and description of each option of a config dataclass."""
+    """Yield name, default and description of each option of a config dataclass; a factory's are not known."""
     from rayfl.config.messages import allowed, keys_of, schema_of
 
     schema = schema_of(cls)
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         option = schema["properties"][field.name]
         inner = {f"{field.name}.{key}": value for key, value in keys_of(option, schema).items()}
         for key, value in {field.name: option, **inner}.items():
@@ -174,4 +183,4 @@ def _options(cls: type) -> Iterator[tuple[str, str, str]]:
 
 
 def _first_doc_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+    return next(iter((cls.__doc__ or "").strip().splitlines()), "")

@@ -1,9 +1,11 @@
 """Sections of a config whose `name` selects the dataclass that holds their other keys.
 
 Algorithms, data sources, partitions and models each have a registry: a plain dict from a name to a
-frozen dataclass. A name of the form `package.module:Name` is imported instead.
+frozen dataclass. A name of the form `package.module:Name` is imported instead; and installed packages
+offer names as entry points.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -18,6 +20,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError, type_adapter
 from pydantic_core import CoreSchema, core_schema
 
+from rayfl.config.installed import offered
 from rayfl.config.messages import config_error, unknown_key
 from rayfl.errors import ConfigError
 from rayfl.text import nearest, one_line, shown
@@ -30,6 +33,15 @@ class Choice:
     section: str
     known: Mapping[str, type]
     base: type
+
+    @property
+    def offered(self) -> Mapping[str, str]:
+        """Import path of what installed packages offer, by name."""
+        return offered(self.section, frozenset(self.known))
+
+    def own_path(self, name: str) -> str | None:
+        """Return the import path of what is not rayfl's own; None for what is, and for unknown names."""
+        return name if ":" in name else self.offered.get(name)
 
     def parse(self, value: Any) -> Any:
         """Return the object that `{name: ..., **options}` describes; ConfigError if there is none."""
@@ -64,7 +76,7 @@ class Choice:
         """Return `{name: ..., **options}` for an object that `parse` made."""
         cls = type(value)
         names = {known: name for name, known in self.known.items()}
-        name = names.get(cls, f"{cls.__module__}:{cls.__qualname__}")
+        name = names.get(cls) or self._offered_as(cls) or f"{cls.__module__}:{cls.__qualname__}"
         return {"name": name, **_adapter(cls).dump_python(value, mode="json")}
 
     def split(self, value: Any) -> tuple[str, dict[str, Any]]:
@@ -82,10 +94,11 @@ class Choice:
 
     def _found(self, name: str) -> type:
         """Return the dataclass of this name; ConfigError if there is none."""
-        if ":" not in name and name not in self.known:
-            unknown = f"unknown name{nearest(name, self.known)}"
+        path = self.own_path(name)
+        if path is None and name not in self.known:
+            unknown = f"unknown name{nearest(name, [*self.known, *self.offered])}"
             raise self._error(name, unknown, hint=f"allowed: {self._names}")
-        found = import_path(name, f"{self.section}.name") if ":" in name else self.known[name]
+        found = self.known[name] if path is None else import_path(path, f"{self.section}.name")
         if not (inspect.isclass(found) and issubclass(found, self.base)):
             base = f"{self.base.__module__}.{self.base.__name__}"
             raise self._error(name, f"must name a subclass of {base}")
@@ -94,9 +107,18 @@ class Choice:
             raise self._error(name, "must be a dataclass", hint)
         return found
 
+    def _offered_as(self, cls: type) -> str | None:
+        """Return the name of a class that an installed package offers."""
+        for name, path in self.offered.items():
+            if path.partition(":")[0].split(".")[0] == cls.__module__.split(".")[0]:
+                with contextlib.suppress(ConfigError):
+                    if import_path(path, self.section) is cls:
+                        return name
+        return None
+
     @property
     def _names(self) -> str:
-        return f"{', '.join(sorted(self.known))}, or an import path 'package.module:Name'"
+        return f"{', '.join(sorted({*self.known, *self.offered}))}, or an import path 'package.module:Name'"
 
     def _error(self, name: str, message: str, hint: str = "") -> ConfigError:
         return ConfigError(message, f"{self.section}.name", name, hint=hint)

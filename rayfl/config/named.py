@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,12 +25,12 @@ class ModelChoice(Choice):
 
     def parse(self, value: Any) -> Any:
         name, options = self.split(value)
-        if ":" not in name:
+        factory = self._factory(name)
+        if factory is None:
             return super().parse(value)
         init = options.pop("init", None)
         if not isinstance(init, str | None):
             raise ConfigError(key="model.init", value=init, allowed="text, or null")
-        factory = import_path(name, "model.name")
         try:
             inspect.signature(factory).bind(num_classes=10, **options)
         except (TypeError, ValueError) as error:
@@ -42,17 +42,24 @@ class ModelChoice(Choice):
         return Factory(path=name, factory=factory, options=options, init=init)
 
     def has(self, name: Any, key: str) -> bool | None:
-        if not (isinstance(name, str) and ":" in name):
-            return super().has(name, key)
-        if key == "init":
-            return True
         try:
-            inspect.signature(import_path(name, "model.name")).bind_partial(**{key: None})
+            factory = self._factory(name) if isinstance(name, str) else None
+            if factory is None:
+                return super().has(name, key)
+            if key == "init":
+                return True
+            inspect.signature(factory).bind_partial(**{key: None})
         except TypeError:
             return False
         except (ConfigError, ValueError):
             return None
         return True
+
+    def _factory(self, name: str) -> Callable[..., Any] | None:
+        """Return the function of this name; None for rayfl's own models, and for others of their form."""
+        path = self.own_path(name)
+        found = None if path is None else import_path(path, "model.name")
+        return None if inspect.isclass(found) and issubclass(found, Model) else found
 
     def dump(self, value: Any) -> dict[str, Any]:
         is_factory = isinstance(value, Factory)
@@ -122,4 +129,5 @@ DATA = Choice("data", SOURCES, Source)
 PARTITION = Choice("partition", SCHEMES, Scheme)
 MODEL = ModelChoice("model", MODELS, Model)
 ALGORITHM = AlgorithmChoice("algorithm", ALGORITHMS, Algorithm)
-NAMED = {choice.section: choice.has for choice in (DATA, PARTITION, MODEL, ALGORITHM)}
+CHOICES = (DATA, PARTITION, MODEL, ALGORITHM)
+NAMED = {choice.section: choice.has for choice in CHOICES}

@@ -19,7 +19,7 @@ from rayfl.config import layers, shipped
 from rayfl.config.identity import config_hash, identity
 from rayfl.config.measurements import Diagnostics, Evaluation
 from rayfl.config.messages import config_error
-from rayfl.config.named import ALGORITHM, DATA, MODEL, NAMED, PARTITION
+from rayfl.config.named import ALGORITHM, CHOICES, DATA, MODEL, NAMED, PARTITION
 from rayfl.config.privacy import Privacy
 from rayfl.config.sections import (
     Checkpoint,
@@ -142,6 +142,11 @@ class Experiment(Section):
         return ALGORITHM.dump(self.algorithm)["name"]
 
     @property
+    def has_own_algorithm(self) -> bool:
+        """True if the method is not of the registry, whose methods the tests check."""
+        return ALGORITHM.own_path(self.algorithm_name) is not None
+
+    @property
     def hash(self) -> str:
         """Identity of the experiment: everything that its result depends on, and nothing else."""
         return config_hash(self._identity())
@@ -157,10 +162,10 @@ class Experiment(Section):
 
     def code(self) -> dict[str, str]:
         """Return the digests of the user's own modules that this config names; see `provenance.code_of`."""
-        names = [section["name"] for key, section in self.model_dump().items() if key in NAMED]
-        fed = self.federation
-        names += [fed.lr_schedule, fed.sampling, fed.loss or ""]
-        return code_of(name.partition(":")[0] for name in names if ":" in name)
+        dumped, fed = self.model_dump(), self.federation
+        paths = [choice.own_path(dumped[choice.section]["name"]) or "" for choice in CHOICES]
+        paths += [fed.lr_schedule, fed.sampling, fed.loss or ""]
+        return code_of(path.partition(":")[0] for path in paths if ":" in path)
 
     def to_yaml(self) -> str:
         """Return the resolved config as a file that gives this experiment again."""

@@ -210,8 +210,8 @@ HIDDEN = "must be a list, each item an integer of at least 1"
         # Keys that are not there, at every level, with the nearest that is.
         (
             "sed=1",
-            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, callbacks, checkpoint, data, diagnostics, "
-            "evaluation, federation, heterogeneity, model, partition, privacy, ray, resources, "
+            "sed = 1: unknown key (did you mean 'seed'?); allowed: algorithm, callbacks, checkpoint, data, "
+            "diagnostics, evaluation, federation, heterogeneity, model, partition, privacy, ray, resources, "
             "seed, tracking",
         ),
         (
