@@ -183,9 +183,9 @@ class RunDisplay(Display):
 def own_numbers(config: "Experiment", last: "pd.Series") -> dict[str, float | None]:
     """Return the user's own metrics of the last round by name; None: it gave no finite number."""
     names = [f"test/{name}" for name in config.evaluation.metrics]
-    names += [name for name in last.index if name.startswith("own/")]
-    values = last.reindex(names)
-    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+    names += [name for name in map(str, last.index) if name.startswith("own/")]
+    values = zip(names, last.reindex(names).tolist(), strict=True)
+    return {name: None if np.isnan(value) else value for name, value in values}
 
 
 def describe_privacy(config: "Experiment") -> str:
