@@ -2,36 +2,32 @@
 
 import contextlib
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from rayfl import models, warm_start
+from rayfl import models, own_parts, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.config.measurements import Personalised
-from rayfl.config.own import named_function, own_function
+from rayfl.config.own import own_function
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
-from rayfl.errors import CheckpointError, ConfigError, RunError
+from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.averaging import Rule
-from rayfl.federation.callbacks import Callback, Callbacks
+from rayfl.federation.callbacks import Callbacks
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.measurer import Measurer
-from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.privacy import PrivateRounds
-from rayfl.federation.sampling import OwnSampling, Sampling
 from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
@@ -87,22 +83,9 @@ class Prepared:
         server = ServerSpec(
             *(algorithm, name, *arrays, self.federation, diagnosis or None),
             *(averaging(self.config), self.personalisation),
-            Callbacks(self.callbacks, model) if self.callbacks else None,
+            Callbacks(called, model) if (called := own_parts.callbacks(self.config)) else None,
         )
         return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
-
-    @functools.cached_property
-    def callbacks(self) -> tuple[tuple[str, Callback], ...]:
-        """Import path and function of each callback. Raises ConfigError."""
-        found = tuple((path, named_function(path, "callbacks")) for path in self.config.callbacks)
-        for path, function in found:
-            try:
-                inspect.signature(function).bind(None)
-            except TypeError as error:
-                raise ConfigError(
-                    f"cannot be called with a round alone ({error})", key="callbacks", value=path
-                ) from None
-        return found
 
     @functools.cached_property
     def personalisation(self) -> Personalisation | None:
@@ -199,7 +182,7 @@ def prepare(
         seed=config.seed,
         clients=fed.clients,
         participation=fed.participation,
-        sampling=_sampling(config, fed, partition),
+        sampling=own_parts.sampling(config, fed, partition),
         sizes=partition.sizes,
         client_dropout=fed.client_dropout,
         rounds=fed.rounds,
@@ -214,7 +197,7 @@ def prepare(
         breakdown=Breakdown.of(
             data, holders, config.evaluation.per_class, config.evaluation.per_client
         ),
-        own_metrics=own_metrics(config, data, partition),
+        own_metrics=own_parts.metrics(config, data, partition),
         privacy=privacy,
     )
     settings = LocalSettings(
@@ -249,7 +232,7 @@ def prepare(
                 federation.lrs,
             )
     prepared = Prepared(config, data, partition, model, federation, settings, holders)
-    _ = prepared.personalisation, prepared.callbacks  # raise ConfigError
+    _ = prepared.personalisation, own_parts.callbacks(config)  # raise ConfigError
     return prepared
 
 
@@ -281,17 +264,6 @@ def task_of(config: Experiment, data: Dataset) -> Task:
     )
     task.check(config.federation.loss or "")
     return task
-
-
-def own_metrics(config: Experiment, data: Dataset, partition: Partition) -> OwnMetrics:
-    """The metrics of the user's own on these data; ConfigError if one cannot be computed."""
-    paths = config.evaluation.metrics
-    functions = {
-        name: named_function(path, f"evaluation.metrics.{name}") for name, path in paths.items()
-    }
-    made = OwnMetrics.of(functions, data, partition)
-    made.check(data, paths)
-    return made
 
 
 def clients_per_unit(
@@ -374,18 +346,6 @@ def _in_one_place(fed: Federation, partition: Partition) -> tuple[Federation, Pa
         "local_steps": max(1, round(fed.participation * _full_steps(fed, partition).sum())),
     }
     return fed.model_copy(update=alone), partition.pooled()
-
-
-def _sampling(config: Experiment, fed: Federation, partition: Partition) -> Sampling | OwnSampling:
-    """The sampling of cohorts; ConfigError if the user's own draws none."""
-    if ":" not in fed.sampling:
-        return cast(Sampling, fed.sampling)
-    own = OwnSampling(fed.sampling, named_function(fed.sampling, "federation.sampling"))
-    try:
-        own.check(fed.participation, partition.sizes, config.seed, fed.rounds)
-    except RunError as error:
-        raise ConfigError(*error.args) from error
-    return own
 
 
 def _private_rounds(

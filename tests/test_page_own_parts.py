@@ -39,6 +39,11 @@ def test_command(command, examples, tmp_path, monkeypatch):
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["rounds"] == 4
     assert math.isfinite(result["loss"])
+    if "evaluation.metrics" in command:
+        assert {name: 0 < value < 1 for name, value in result["own"].items()} == {
+            "test/f1": True,
+            "test/ece": True,
+        }
 
 
 def test_each_example_is_on_the_page_and_shows_its_command():

@@ -158,6 +158,7 @@ class RunDisplay(Display):
             **_clients_row("own models", last, "personal/"),
             "test loss": f"{s['loss_final']:.4f}",
             **_evaluated(s, "validation "),
+            **self._own(last),
             "time": f"{s['seconds_per_round']:.3f} s per round, {s['rounds']:.0f} rounds",
             "traffic": f"{s['bytes_up'] / 1e6:,.1f} MB up, {s['bytes_down'] / 1e6:,.1f} MB down",
             "backward passes": f"{s['backward_passes']:,.0f}",
@@ -170,6 +171,21 @@ class RunDisplay(Display):
             rows["then open"] = self._start.page or ""
         for label, value in rows.items():
             console().print(f"[bold]{label:<15}[/] {escape(value)}")
+
+    def _own(self, last: "pd.Series") -> dict[str, str]:
+        """Return the rows of the user's own metrics, and of what their callbacks return."""
+        if self._start is None:
+            return {}
+        numbers = own_numbers(self._start.prepared.config, last)
+        return {n: "no finite number" if v is None else f"{v:.4g}" for n, v in numbers.items()}
+
+
+def own_numbers(config: "Experiment", last: "pd.Series") -> dict[str, float | None]:
+    """Return the user's own metrics of the last round by name; None: it gave no finite number."""
+    names = [f"test/{name}" for name in config.evaluation.metrics]
+    names += [name for name in map(str, last.index) if name.startswith("own/")]
+    values = zip(names, last.reindex(names).tolist(), strict=True)
+    return {name: None if np.isnan(value) else value for name, value in values}
 
 
 def describe_privacy(config: "Experiment") -> str:

@@ -54,10 +54,13 @@ def config(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 def _as_json(config: "Experiment", result: "Result") -> dict[str, Any]:
+    from rayfl.cli.run_display import own_numbers
+
     s = result.summary
     return {
         **_evaluated(s, ""),
         **({"validation": held_out} if (held_out := _evaluated(s, "validation_")) else {}),
+        **({"own": own} if (own := own_numbers(config, result.history.iloc[-1])) else {}),
         "rounds": int(s["rounds"]),
         "seconds_per_round": s["seconds_per_round"],
         "backward_passes": int(s["backward_passes"]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
+from rayfl import own_parts
 from rayfl.config.identity import is_identity
 from rayfl.config.schema import load_config
 from rayfl.data.datasets import Dataset
@@ -20,7 +21,6 @@ from rayfl.prepare import (
     before_the_run,
     check_provenance,
     client_accuracies,
-    own_metrics,
     prepare,
 )
 from rayfl.text import shown
@@ -81,7 +81,7 @@ def evaluate(what: str, overrides: Sequence[str] = (), *, uri: str | None = None
     loss, scores = together(parts)
     own_loss = prepared.federation.scoring.own_loss
     scored = Scoring.of(data, prepared.partition, own_loss).metrics("test", loss, scores)
-    scored |= own_metrics(prepared.config, data, prepared.partition).metrics("test", parts)
+    scored |= own_parts.metrics(prepared.config, data, prepared.partition).metrics("test", parts)
     federation = replace(prepared.federation, breakdown=breakdown)
     return Evaluated(
         data.name,

@@ -78,6 +78,7 @@ def test_a_wrong_one_is_refused_before_the_start(function, words, small):
         rayfl.run(load_config(calling(small, function)), local=True)
 
 
+@pytest.mark.slow
 def test_the_server_actor_calls_them(ray_session, small):
     config = calling(small, "on_round", "fails_in_round_2") | {"ray": {"address": "auto"}}
     here = rayfl.run(load_config(calling(small, "on_round")), local=True).history["own/norm"]

@@ -44,6 +44,7 @@ def test_they_change_no_result(small):
     assert set(other.history) - set(one.history) == {"test/total"}
 
 
+@pytest.mark.slow
 def test_any_number_of_actors_gives_the_same_bits(ray_session, small):
     config = asked(small, total="total") | {"ray": {"address": "auto"}}
     here = rayfl.run(load_config(config), local=True).history["test/total"]
