@@ -1,19 +1,36 @@
-"""Every command and every program in the README is run here (the two of its start, by CI)."""
+"""Every command and program of README.md and the pages is run, once, whichever pages have it.
+
+A page with a test module of its own, `test_page_NAME.py`, is left to that. README's start is run by CI.
+"""
 
 import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, head
 from pages import blocks, commands_of, shell
 
-README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+LEFT = {path.stem.split("_page_")[1] for path in Path(__file__).parent.glob("test_page_*.py")}
+LEFT |= {"cluster"}  # tests/cluster/test_cluster_page.py
+PAGES = [
+    path.read_text()
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if path.parent != DOCS or path.stem not in LEFT
+]
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
+SWEEPS = (DOCS / "sweeps.md").read_text()
+STUDY = (DOCS / "tutorials/first_study.md").read_text()
+OWN_METHOD = (DOCS / "tutorials/own_method.md").read_text()
+OWN_DATA = (DOCS / "tutorials/own_data.md").read_text()
 
 RUN_BY_CI = {
     "pip install . && rayfl run quickstart",
     "pip install -e '.[test]' && pytest",
+    "rayfl run quickstart",
 }
 ON_A_CLUSTER = ["ray start --head", "rayfl run quickstart ray.address=auto"]
 # Needs a network: the same command on files that are there.
@@ -23,19 +40,41 @@ SWEEP = "rayfl sweep rho_beta_alpha"
 ANSWERS = ("rayfl results ", "rayfl compare ", "rayfl plot ", "rayfl report ")
 PRESET = "rayfl reproduce fedwmsam/table6"
 FULL_PRESET = f"{PRESET} --scale full base.data.download=true"
+RUN = "rayfl run quickstart --json"
 RESUME = "rayfl run quickstart --resume latest"
 FLATNESS = "rayfl flatness latest -o pictures"
 FLAT_SWEEP = "rayfl sweep flatness_digits"
-FLATNESS_OF_SWEEP = "rayfl flatness flatness_digits "
-OWN_METHOD = "rayfl run quickstart algorithm.name=mymethod:MySAM algorithm.rho=0.1"
+OF_FLAT_SWEEP = [c for c in COMMANDS if c.startswith("rayfl flatness flatness_digits ")]
+MY_METHOD = "rayfl run quickstart algorithm.name=mymethod:MySAM algorithm.rho=0.1"
+OF_THE_SWEEP = [c for c in commands_of(SWEEPS) if c.startswith(ANSWERS)]
+# The tutorials' own, each in a folder of its own.
+OF_THE_STUDY = [
+    command
+    for page in (STUDY, (DOCS / "tutorials/reading_results.md").read_text(), OWN_METHOD)
+    for command in commands_of(page)
+    if ("study" in command or command.startswith(ANSWERS)) and command not in OF_THE_SWEEP
+]
+OF_OWN_DATA = commands_of(OWN_DATA)
 
-
-def commands():
-    return commands_of(README)
+ELSEWHERE = {
+    *RUN_BY_CI,
+    *ON_A_CLUSTER,
+    RUN,
+    RESUME,
+    DOWNLOADS,
+    SWEEP,
+    PRESET,
+    FULL_PRESET,
+    FLATNESS,
+}
+ELSEWHERE |= {FLAT_SWEEP, f"{MY_METHOD} --local"}
+ELSEWHERE |= {*OF_THE_SWEEP, *OF_FLAT_SWEEP, *OF_THE_STUDY, *OF_OWN_DATA}
+ALONE = [command for command in COMMANDS if command not in ELSEWHERE]
 
 
 def python_block(marker):
-    (found,) = (block for block in blocks(README, "python") if marker in block)
+    """The only program of the pages with these words; several pages may have it."""
+    (found,) = {block for page in PAGES for block in blocks(page, "python") if marker in block}
     return found
 
 
@@ -48,28 +87,18 @@ def folder(tmp_path):
 
 
 def test_every_command_is_accounted_for():
-    known = {*RUN_BY_CI, *ON_A_CLUSTER, DOWNLOADS, OWN_METHOD, FLATNESS}
-    others = [command for command in commands() if command not in known]
-    assert known <= set(commands())
-    assert all(command.startswith("rayfl ") for command in others)
-    assert len(others) >= 5
+    assert set(COMMANDS) >= ELSEWHERE
+    assert MY_METHOD in ALONE
+    assert len(ALONE) >= 12
+    assert [command for command in ALONE if not command.startswith("rayfl ")] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        c
-        for c in commands()
-        if c.startswith("rayfl ")
-        and c not in (DOWNLOADS, ON_A_CLUSTER[1], SWEEP, PRESET, FULL_PRESET, RESUME, FLATNESS)
-        and not c.startswith((*ANSWERS, FLAT_SWEEP, FLATNESS_OF_SWEEP))
-    ],
-)
+@pytest.mark.parametrize("command", ALONE)
 def test_command(command, folder):
     """Runs are shortened, and without Ray, whose start takes longer: other tests have that."""
     if command.startswith("rayfl run"):
-        command = f"{command.removesuffix(' --local')} federation.rounds=5 --local"
+        command = f"{command} federation.rounds=5 --local"
     out = shell(command, folder)
     if " > " in command:
         out = (folder / command.split(" > ")[1]).read_text()
@@ -78,15 +107,43 @@ def test_command(command, folder):
 
 @pytest.mark.slow
 def test_a_sweep_and_its_answers(folder):
-    shell(f"{SWEEP} base.federation.rounds=4", folder)
-    answers = [command for command in commands() if command.startswith(ANSWERS)]
-    assert len(answers) == 6
-    for command in answers:
+    shell(f"{SWEEP} base.federation.rounds=2 'seeds=[0,1]'", folder)
+    assert len(OF_THE_SWEEP) == 6
+    for command in OF_THE_SWEEP:
         shell(command, folder)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "</html>" in (folder / "report.html").read_text()
-    program = python_block("runs.load(") + "\nassert len(table) == 18\n"
+    program = python_block("runs.load(") + "\nassert len(table) == 12\n"
     shell(f"{sys.executable} - <<'PY'\n{program}PY", folder)
+
+
+@pytest.mark.slow
+def test_the_study_of_the_tutorials(folder):
+    """First of the methods that are there, then of one's own, which adds its trials alone."""
+    (study,) = blocks(STUDY, "yaml")
+    (folder / "study.yaml").write_text(study)
+    few = "'seeds=[0,1]' base.federation.rounds=2 'space.partition.alpha.grid=[0.1]'"
+    said = {
+        command: shell(f"{command} {few}" if "study.yaml" in command else command, folder)
+        for command in OF_THE_STUDY
+    }
+    assert [command.split()[1] for command in said][:3] == ["plan", "sweep", "results"]
+    text = "\n".join(said.values())
+    assert "6 trials (3 points x 2 seeds)" in text
+    assert "fednsam" in text
+    assert "mymethod:MySAM" in list(said.values())[-1]
+
+
+@pytest.mark.slow
+def test_own_data(tmp_path):
+    (program,) = blocks(OWN_DATA, "python")
+    (config,) = blocks(OWN_DATA, "yaml")
+    (tmp_path / "clinics.yaml").write_text(config)
+    shell(f"{sys.executable} - <<'PY'\n{program}PY", tmp_path)
+    for command in OF_OWN_DATA:
+        runs = command.startswith("rayfl run")
+        out = shell(f"{command} federation.rounds=5 --local" if runs else command, tmp_path)
+        assert out.strip()
 
 
 @pytest.mark.slow
@@ -94,11 +151,10 @@ def test_the_flatness_of_a_sweep(folder):
     """Of two of its methods and two of its seeds, a few rounds each."""
     few = "seeds=[0,1] base.federation.rounds=4 'space.algorithm.name.grid=[fedavg,fedsam]'"
     shell(f"{FLAT_SWEEP} {few}", folder)
-    measured, *others = [c for c in commands() if c.startswith(FLATNESS_OF_SWEEP)]
+    measured, compared = OF_FLAT_SWEEP
     effort = "--draws 2 --lanczos 10 --measures gap,hessian"
     assert "lambda1" in shell(f"{measured} {effort}", folder)
     assert {path.stem for path in (folder / "pictures").iterdir()} == {"accuracy", "densities"}
-    (compared,) = others
     assert "minus algorithm.name=fedavg" in shell(f"{compared} {effort}", folder)
 
 
@@ -118,8 +174,8 @@ def test_the_full_preset_on_local_files(folder, cifar10):
 @pytest.mark.slow
 def test_a_run_goes_on(folder):
     """The last round is in a checkpoint too, so that a finished run can be asked again."""
-    first = shell("rayfl run quickstart --json", folder)
-    again = shell(f"{RESUME} --json", folder)
+    first = shell(f"{RUN} federation.rounds=20", folder)
+    again = shell(f"{RESUME} --json federation.rounds=20", folder)
     assert digest(first) == digest(again)
     assert "lambda 1" in shell(FLATNESS, folder)
     assert len(list((folder / "pictures").glob("*.png"))) == 2
