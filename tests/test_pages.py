@@ -5,13 +5,12 @@ A page with a test module of its own, `test_page_NAME.py`, is left to that. READ
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, head
-from pages import blocks, commands_of, shell
+from pages import blocks, commands_of, shell, together
 
 DOCS = ROOT / "docs"
 LEFT = {path.stem.split("_page_")[1] for path in Path(__file__).parent.glob("test_page_*.py")}
@@ -80,8 +79,7 @@ def python_block(marker):
 
 @pytest.fixture
 def folder(tmp_path):
-    """An otherwise empty working directory with the README's own method and a config of one's own."""
-    shutil.copy(ROOT / "configs/quickstart.yaml", tmp_path / "mine.yaml")
+    """An otherwise empty working directory with the README's own method."""
     (tmp_path / "mymethod.py").write_text(python_block("class MySAM"))
     return tmp_path
 
@@ -94,23 +92,25 @@ def test_every_command_is_accounted_for():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ALONE)
-def test_command(command, folder):
-    """Runs are shortened, and without Ray, whose start takes longer: other tests have that."""
-    if command.startswith("rayfl run"):
-        command = f"{command} federation.rounds=5 --local"
-    out = shell(command, folder)
-    if " > " in command:
-        out = (folder / command.split(" > ")[1]).read_text()
-    assert out.strip()
+def test_commands_that_stand_alone(folder):
+    """Runs are shortened, and without Ray, whose start takes longer: other tests have that.
+
+    The first one writes the config of one's own that another one runs.
+    """
+    (written,) = [command for command in ALONE if " > " in command]
+    shell(written, folder)
+    assert (folder / written.split(" > ")[1]).read_text().strip()
+    short = " federation.rounds=5 --local"
+    others = [c + short * c.startswith("rayfl run") for c in ALONE if c != written]
+    for command, out in together(others, folder).items():
+        assert out.strip(), command
 
 
 @pytest.mark.slow
 def test_a_sweep_and_its_answers(folder):
     shell(f"{SWEEP} base.federation.rounds=2 'seeds=[0,1]'", folder)
     assert len(OF_THE_SWEEP) == 6
-    for command in OF_THE_SWEEP:
-        shell(command, folder)
+    together(OF_THE_SWEEP, folder)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "</html>" in (folder / "report.html").read_text()
     program = python_block("runs.load(") + "\nassert len(table) == 12\n"
@@ -119,19 +119,18 @@ def test_a_sweep_and_its_answers(folder):
 
 @pytest.mark.slow
 def test_the_study_of_the_tutorials(folder):
-    """First of the methods that are there, then of one's own, which adds its trials alone."""
+    """Of the methods that are there, and of one's own, which adds its trials alone."""
     (study,) = blocks(STUDY, "yaml")
     (folder / "study.yaml").write_text(study)
     few = "'seeds=[0,1]' base.federation.rounds=2 'space.partition.alpha.grid=[0.1]'"
-    said = {
-        command: shell(f"{command} {few}" if "study.yaml" in command else command, folder)
-        for command in OF_THE_STUDY
-    }
-    assert [command.split()[1] for command in said][:3] == ["plan", "sweep", "results"]
-    text = "\n".join(said.values())
-    assert "6 trials (3 points x 2 seeds)" in text
-    assert "fednsam" in text
+    plan, sweep, own = [command for command in OF_THE_STUDY if "study.yaml" in command]
+    assert "6 trials (3 points x 2 seeds)" in shell(f"{plan} {few}", folder)
+    assert "mymethod" not in shell(f"{sweep} {few}", folder)
+    assert "mymethod" in shell(f"{own} {few}", folder)
+    said = together([c for c in OF_THE_STUDY if "study.yaml" not in c], folder)
+    assert len(said) == len(OF_THE_STUDY) - 3
     assert "mymethod:MySAM" in list(said.values())[-1]
+    assert (folder / "study.png").exists()
 
 
 @pytest.mark.slow
@@ -200,7 +199,9 @@ def test_cifar10_command_on_local_files(rounds, accuracy, folder, cifar10):
 @pytest.mark.slow
 def test_python_api_and_query(folder):
     program = python_block("result.state_dict") + python_block("mlflow.search_runs")
-    (folder / "program.py").write_text(program + "\nassert len(runs) == 1\n")
+    shortened = program.replace('fednsam"]', 'fednsam", "federation.rounds=30"]')
+    assert shortened != program
+    (folder / "program.py").write_text(shortened + "\nassert len(runs) == 1\n")
     assert "0.9" in shell(f"{sys.executable} program.py", folder)
 
 
