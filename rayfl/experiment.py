@@ -40,6 +40,7 @@ class Result:
     history: pd.DataFrame
     """One row a round; see `History.frame`."""
     summary: dict[str, float]
+    """Numbers of the whole run; see `History.summary`."""
     clients: pd.DataFrame | None
     """Each client's `samples` and the `accuracy` of the final model on its own distribution (index
     `client`); None if `evaluation.per_client` is off, or if no round was left to go on with."""

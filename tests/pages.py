@@ -1,7 +1,9 @@
 """The commands and programs of a page, and how a test runs them as a user does."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +36,27 @@ def shell(command, folder, timeout=600):
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+TOGETHER = """
+import contextlib, io, json, shlex, sys
+from rayfl.cli.main import main
+
+said = {}
+for command in json.loads(sys.argv[1]):
+    sys.argv = shlex.split(command)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with contextlib.redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, f"{command} ended with {end.code}"
+    said[command] = out.buffer.getvalue().decode()
+print(json.dumps(said))
+"""
+
+
+def together(commands, folder):
+    """Run `rayfl` commands in one process, whose imports take longer than most of them; stdout of each."""
+    program = f"{sys.executable} -c {shlex.quote(TOGETHER)} {shlex.quote(json.dumps(commands))}"
+    return json.loads(shell(program, folder))
