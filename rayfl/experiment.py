@@ -17,12 +17,7 @@ from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
 from rayfl.federation.own_metrics import warn_of_missing
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import (
-    Prepared,
-    check_provenance,
-    client_accuracies,
-    prepare,
-)
+from rayfl.prepare import Prepared, client_accuracies, prepare
 from rayfl.resume import CONTINUES, checkpoints_of, find_saved, is_of
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.tracking.run import check_store, open_store, tracked
@@ -94,7 +89,7 @@ def run(
     saved = None if resume is None else find_saved(config, resume)
     prepared, history = prepare(config, on_phase=on_phase), History()
     if saved is not None:
-        check_provenance(prepared, saved)
+        prepared.check_provenance(saved)
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
         on_phase(f"{'' if local else 'starting Ray and '}opening MLflow")
         opening = aside.submit(open_store, config)  # takes seconds, as Ray's start does

@@ -1,9 +1,7 @@
 """Everything that is done and checked before an actor starts: data, partition, model, local settings."""
 
-import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import nn
 from rayfl import models, own_parts, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
+from rayfl.checkpoints import before_the_run, storage
 from rayfl.config.measurements import Personalised
 from rayfl.config.own import own_function
 from rayfl.config.schema import Experiment
@@ -21,7 +20,7 @@ from rayfl.config.sections import Federation
 from rayfl.data.datasets import Dataset
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
-from rayfl.errors import CheckpointError, ConfigError
+from rayfl.errors import ConfigError
 from rayfl.federation.averaging import Rule
 from rayfl.federation.callbacks import Callbacks
 from rayfl.federation.evaluation import Breakdown
@@ -32,11 +31,11 @@ from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
-from rayfl.storage import checkpoint
+from rayfl.storage.checkpoint import SavedCheckpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage
 from rayfl.training import contract
-from rayfl.training.batches import DeviceData, steps_per_round
+from rayfl.training.batches import DeviceData
 from rayfl.training.evaluation import EVALUATION_BATCH
 from rayfl.training.flat import Layout
 from rayfl.training.lanes import MOST_LANES
@@ -45,12 +44,14 @@ from rayfl.training.shortcuts import Mode, Samples, choose
 from rayfl.training.task import Task
 from rayfl.training.travel import packed
 from rayfl.training.units import PersonalResult
-from rayfl.training.weighting import weights
+from rayfl.workload import (
+    clients_per_unit,
+    full_steps,
+    in_one_place,
+    samples_per_round,
+    total_weight,
+)
 
-# What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
-# server handles on the cores that train.
-STEP_FLOP = 12.5e6
-UNIT_FLOP = 2e9
 # Of each minibatch on which the ways to compute a model are compared: batch normalisation needs two, and
 # with three hides little.
 COMPARED_SAMPLES = 3
@@ -120,6 +121,25 @@ class Prepared:
                 f"{error}", key="algorithm.name", value=self.config.algorithm_name
             ) from error
 
+    def checkpoint_writer(self, location: str, run_id: str | None = None) -> CheckpointWriter:
+        """A writer of this experiment's checkpoints at `location`."""
+        kept, every = self.config.checkpoint, self.config.checkpoint.every
+        return CheckpointWriter(
+            location=location,
+            config_hash=self.config.hash,
+            config=self.config.flat_identity(),
+            provenance=self.provenance,
+            run_id=run_id,
+            every=None if every == "auto" else every,
+            keep_last=kept.keep_last or 2,
+            keep_at_end=kept.keep_last or 1,
+        )
+
+    def check_provenance(self, saved: SavedCheckpoint) -> None:
+        """Raise ConfigError if the checkpoint was made with other data or other code."""
+        with before_the_run():
+            saved.check_provenance(self.provenance)
+
     def measurer(self, question: Question) -> Measurer:
         """What measures the flatness of its states."""
         tensors = tuple(Layout(self.model).parameters)
@@ -152,7 +172,7 @@ def prepare(
         )
     fed, holders = config.federation, partition
     if config.algorithm.at(1).pools_data:
-        fed, partition = _in_one_place(fed, partition)
+        fed, partition = in_one_place(fed, partition)
     on_phase("building the model and checking it")
     task = task_of(config, data)
     model = built(config, data)
@@ -172,7 +192,7 @@ def prepare(
         shortcuts.dense,
         fed.cohort_size,
         fed.batch_size,
-        _samples(fed, partition),
+        samples_per_round(fed, partition),
         fed.stack,
     )
     # A GPU trains many clients at once; no more than it has lanes, or stacks, for.
@@ -192,7 +212,7 @@ def prepare(
         eval_every=fed.eval_every,
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
-        total_weight=_total_weight(fed, partition),
+        total_weight=total_weight(fed, partition),
         scoring=Scoring.of(data, partition, own_loss=task.loss is not None),
         breakdown=Breakdown.of(
             data, holders, config.evaluation.per_class, config.evaluation.per_client
@@ -266,32 +286,6 @@ def task_of(config: Experiment, data: Dataset) -> Task:
     return task
 
 
-def clients_per_unit(
-    parameters: int,
-    dense: bool,
-    cohort_size: int,
-    batch_size: int,
-    samples: float,
-    stack: int | None = None,
-) -> int:
-    """Clients of a work unit where the config leaves it open; never a matter of how many actors there are.
-
-    One, in cohorts of up to 64, so that any number of actors shares a round evenly; or a whole `stack`,
-    if the config gives one. Chains of linear layers (`dense`) train as a stack: so many clients that each
-    step's arithmetic outweighs the launch of its kernels, and the unit's (`samples` of a client a round)
-    outweighs the message that brings it.
-    """
-    if not dense:
-        return max(-(-cohort_size // 64), min(stack or 1, cohort_size))
-    flop_per_sample = 6 * parameters
-    smallest = max(
-        STEP_FLOP / (flop_per_sample * batch_size), UNIT_FLOP / (flop_per_sample * samples)
-    )
-    # A power of two, so that two, four or eight actors get the same share.
-    units = 2 ** int(math.log2(max(cohort_size / max(smallest, 1), 1)))
-    return -(-cohort_size // units)
-
-
 def client_accuracies(
     prepared: Prepared,
     scores: np.ndarray | None,
@@ -311,41 +305,6 @@ def client_accuracies(
         named = {"before": "personal_before", "after": "personal_accuracy"}
         frame = frame.join(pd.DataFrame.from_dict(own, orient="index").rename(columns=named))
     return frame
-
-
-def _samples(fed: Federation, partition: Partition) -> float:
-    """Samples that a client's gradients see in a round, on average."""
-    if fed.local_steps is not None:
-        return fed.local_steps * fed.batch_size
-    return (fed.local_epochs or 1) * len(partition.indices) / fed.clients
-
-
-def _total_weight(fed: Federation, partition: Partition) -> float:
-    """Weight of all clients together, were they in one cohort and none of them a straggler."""
-    sizes = partition.sizes
-    if fed.weighting != "steps":
-        return float(weights(fed.weighting, sizes, steps=sizes).sum())
-    return float(_full_steps(fed, partition).sum())
-
-
-def _full_steps(fed: Federation, partition: Partition) -> np.ndarray:
-    """Local steps a round of each client that is no straggler, `[N]`."""
-    given = fed.batch_size, fed.local_epochs, fed.local_steps
-    return np.array([steps_per_round(n, *given) for n in partition.sizes.tolist()])
-
-
-def _in_one_place(fed: Federation, partition: Partition) -> tuple[Federation, Partition]:
-    """A federation of one client with all data, which takes a cohort's local steps, on average."""
-    alone = {
-        "clients": 1,
-        "cohort": 1,
-        "sampling": "uniform",
-        "client_dropout": 0.0,
-        "straggler_prob": 0.0,
-        "local_epochs": None,
-        "local_steps": max(1, round(fed.participation * _full_steps(fed, partition).sum())),
-    }
-    return fed.model_copy(update=alone), partition.pooled()
 
 
 def _private_rounds(
@@ -369,7 +328,7 @@ def _private_rounds(
             hint="under privacy normalise without them, as with model.norm=group",
             keys=("model.norm",),
         )
-    full, late = _full_steps(config.federation, partition), config.federation.straggler_prob
+    full, late = full_steps(config.federation, partition), config.federation.straggler_prob
     steps = (1 - late) * full + late * (full + 1) / 2
     return config.privacy.rounds(config.seed, config.federation, float(steps.mean()))
 
@@ -408,40 +367,3 @@ def averaging(config: Experiment) -> Rule | None:
     """Which average of the global models is evaluated beside them."""
     asked = config.evaluation.average
     return None if asked is None else asked.rule(config.federation.rounds)
-
-
-def checkpoint_writer(
-    prepared: Prepared, location: str, run_id: str | None = None
-) -> CheckpointWriter:
-    """A writer of this experiment's checkpoints at `location`."""
-    config, every = prepared.config, prepared.config.checkpoint.every
-    return CheckpointWriter(
-        location=location,
-        config_hash=config.hash,
-        config=config.flat_identity(),
-        provenance=prepared.provenance,
-        run_id=run_id,
-        every=None if every == "auto" else every,
-        keep_last=config.checkpoint.keep_last or 2,
-        keep_at_end=config.checkpoint.keep_last or 1,
-    )
-
-
-def check_provenance(prepared: Prepared, saved: checkpoint.SavedCheckpoint) -> None:
-    """Raise ConfigError if the checkpoint was made with other data or other code."""
-    with before_the_run():
-        saved.check_provenance(prepared.provenance)
-
-
-@contextlib.contextmanager
-def before_the_run() -> Iterator[None]:
-    """Raise what is wrong with checkpoints as bad input: no actor has started yet."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
-
-
-def storage(config: Experiment) -> str:
-    """Location of all checkpoints."""
-    return config.checkpoint.location

@@ -9,10 +9,11 @@ import secrets
 import time
 from dataclasses import replace
 
+from rayfl.checkpoints import before_the_run, storage
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.errors import ConfigError
-from rayfl.prepare import Prepared, averaging, before_the_run, checkpoint_writer, storage
+from rayfl.prepare import Prepared, averaging
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint import SavedCheckpoint
 from rayfl.storage.checkpoint_writer import CheckpointWriter
@@ -62,7 +63,7 @@ def checkpoints_of(
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     again = saved if saved and is_of(saved, config) else None
     location = str(again.storage) if again else below(storage(config), config.hash, run)
-    checkpoints = checkpoint_writer(prepared, location, run_id)
+    checkpoints = prepared.checkpoint_writer(location, run_id)
     if saved and not again:
         checkpoints = replace(checkpoints, origin=saved.path)
     with before_the_run():

@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 from rayfl import load_config, models, run
 from rayfl.data.partition import split
 from rayfl.errors import ClientError, ConfigError, DivergedError
-from rayfl.prepare import clients_per_unit, prepare
+from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
+from rayfl.workload import clients_per_unit
 
 
 @pytest.fixture

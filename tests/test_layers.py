@@ -17,7 +17,7 @@ LAYERS = [
     {"experiment", "analysis"},
     {"launch", "inputs", "resume"},
     {"prepare", "tracking", "weights"},
-    {"own_parts"},
+    {"checkpoints", "workload", "own_parts"},
     {"runtime", "config"},
     {"warm_start"},
     {"federation"},

@@ -10,9 +10,9 @@ from typing import Any
 from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
+from rayfl.checkpoints import storage
 from rayfl.errors import ConfigError, first_line
 from rayfl.inputs import Inputs
-from rayfl.prepare import storage
 from rayfl.provenance import trial_folder
 from rayfl.runtime.placement import Placement, could_hold, refusal
 from rayfl.storage.storage import Storage, below

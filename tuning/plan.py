@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayfl.analysis.naming import setting
+from rayfl.checkpoints import storage
 from rayfl.config.identity import config_hash
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
@@ -16,7 +17,6 @@ from rayfl.errors import ConfigError
 from rayfl.federation.specs import UnitsPerRound
 from rayfl.inputs import Inputs
 from rayfl.launch import resource_request
-from rayfl.prepare import storage
 from rayfl.provenance import Provenance
 from rayfl.runtime.placement import Placement, place
 from tuning.capacity import capacity

@@ -20,7 +20,7 @@ from rayfl.errors import ConfigError, KeyedError, OwnCodeError, StateLostError, 
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.inputs import data_key
-from rayfl.prepare import checkpoint_writer, client_accuracies, prepare
+from rayfl.prepare import client_accuracies, prepare
 from rayfl.provenance import Provenance, trial_folder
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
@@ -92,7 +92,7 @@ class Execution:
 
     def save(self, directory: str) -> None:
         """Write server state, client memories and history, for this trial or one that takes them over."""
-        checkpoints = checkpoint_writer(self._prepared, directory)
+        checkpoints = self._prepared.checkpoint_writer(directory)
         checkpoints.prepare()
         checkpoints.save(self.session.server.snapshot(), self.session.history.rows)
 
@@ -147,7 +147,7 @@ class Execution:
             # Not the config's hash: in population-based training it moves away from the identity.
             folder = trial_folder(self._sweep.name, spec.provenance.tags)
             location = below(spec.checkpoints, identity, folder)
-            self._session.checkpoints = checkpoint_writer(prepared, location)
+            self._session.checkpoints = prepared.checkpoint_writer(location)
             self._session.checkpoints.prepare()
             self._resumed = [*self._session.restore()]
             others, own = (

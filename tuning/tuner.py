@@ -15,7 +15,7 @@ import numpy as np
 import ray
 from ray import tune
 
-from rayfl.prepare import storage
+from rayfl.checkpoints import storage
 from rayfl.provenance import trial_folder
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in
 from rayfl.storage.storage import Storage, below

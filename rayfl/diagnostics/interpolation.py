@@ -21,7 +21,7 @@ from rayfl.diagnostics.subjects import LAST, Subject, find
 from rayfl.errors import ConfigError
 from rayfl.flatness.question import Question, Split
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import check_provenance, prepare
+from rayfl.prepare import prepare
 from rayfl.training.flat import sha256
 
 POSITIONS = np.linspace(-0.5, 1.5, 41)
@@ -136,7 +136,7 @@ def _measured(
 ) -> dict[str, Any]:
     """The losses of each split."""
     prepared = prepare(here.trained)
-    check_provenance(prepared, here.checkpoints[-1])
+    prepared.check_provenance(here.checkpoints[-1])
     direction = (ends[1] - ends[0])[None]
     parts = torch.from_numpy(POSITIONS)[:, None].split(AT_ONCE)
     losses: dict[str, list[float]] = {}

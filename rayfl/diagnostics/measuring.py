@@ -16,7 +16,7 @@ from rayfl.errors import ConfigError
 from rayfl.flatness.question import ACROSS, Measure, Question, Split
 from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import Prepared, check_provenance, prepare
+from rayfl.prepare import Prepared, prepare
 from rayfl.storage.checkpoint import Snapshot
 from rayfl.training.batches import DeviceData
 from rayfl.training.flat import sha256
@@ -152,7 +152,7 @@ def measure(
 ) -> None:
     """Measure what is missing; each record is kept in MLflow as soon as it is there, and pictures of all."""
     for saved in subject.checkpoints:
-        check_provenance(prepared, saved)
+        prepared.check_provenance(saved)
     notes = _model_notes(prepared.model)
     measurer = prepared.measurer(answer.question)
     costs = [measurer.cost(p.state, p.measure, p.split) for p, _ in answer.missing]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayfl.analysis.store import open_store, search_store
+from rayfl.checkpoints import before_the_run, storage
 from rayfl.config import layers
 from rayfl.config.schema import Experiment, load_config
 from rayfl.config.values import parse_yaml
 from rayfl.diagnostics.records import Records
 from rayfl.errors import ConfigError, first_line
-from rayfl.prepare import before_the_run, storage
 from rayfl.provenance import trial_folder
 from rayfl.storage.checkpoint import SavedCheckpoint, open_named, saved_in
 from rayfl.storage.storage import Storage, below, split

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rayfl.analysis.store import open_store, search_runs
+from rayfl.checkpoints import before_the_run
 from rayfl.errors import CheckpointError, ConfigError
-from rayfl.prepare import before_the_run
 from rayfl.provenance import trial_folder
 from rayfl.resume import CONTINUES, ROUNDS
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from rayfl import own_parts
+from rayfl.checkpoints import before_the_run
 from rayfl.config.identity import is_identity
 from rayfl.config.schema import load_config
 from rayfl.data.datasets import Dataset
@@ -16,13 +17,7 @@ from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.scores import Scoring
 from rayfl.federation.server import evaluation, together
 from rayfl.launch import in_this_process
-from rayfl.prepare import (
-    Prepared,
-    before_the_run,
-    check_provenance,
-    client_accuracies,
-    prepare,
-)
+from rayfl.prepare import Prepared, client_accuracies, prepare
 from rayfl.text import shown
 from rayfl.training.flat import sha256
 from rayfl.training.units import Broadcast
@@ -65,7 +60,7 @@ def evaluate(what: str, overrides: Sequence[str] = (), *, uri: str | None = None
     subject = find(what, [LAST], [text for text in overrides if text not in asked], uri)
     saved, own = subject.checkpoints[-1], subject.trained.model_dump(mode="json")
     prepared = prepare(load_config(own, [text for text in asked if text not in of_data]))
-    check_provenance(prepared, saved)
+    prepared.check_provenance(saved)
     notes: list[str] = []
     if of_data:
         other = load_config(own, of_data).data.load()

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rayfl.checkpoints import before_the_run
 from rayfl.config.schema import Experiment
 from rayfl.diagnostics.subjects import LAST, find
 from rayfl.errors import ConfigError
 from rayfl.federation.averaging import Average
 from rayfl.models.files import SUFFIXES
-from rayfl.prepare import averaging, before_the_run, built
+from rayfl.prepare import averaging, built
 from rayfl.provenance import Provenance
 from rayfl.storage.checkpoint import Snapshot
 from rayfl.weights import Weights

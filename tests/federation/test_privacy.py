@@ -16,7 +16,7 @@ from rayfl.errors import ConfigError
 from rayfl.federation.privacy import epsilons
 from rayfl.federation.server import Server
 from rayfl.federation.session import Session
-from rayfl.prepare import checkpoint_writer, prepare
+from rayfl.prepare import prepare
 from rayfl.runtime.pool import ActorPool
 
 PRIVATE = {"clip": 0.5, "noise": 0.8}
@@ -145,11 +145,11 @@ def test_a_resumed_run_is_one_that_never_stopped(tmp_path):
     prepared = experiment("scaffold", PRIVATE, rounds=4)
     whole = Session(a_server(prepared))
     list(whole.run())
-    stopped = checkpoint_writer(prepared, str(tmp_path))
+    stopped = prepared.checkpoint_writer(str(tmp_path))
     stopped.prepare()
     list(Session(a_server(prepared), stopped).rounds(until=2))
     server = a_server(prepared)
-    resumed = Session(server, checkpoint_writer(prepared, str(tmp_path)))
+    resumed = Session(server, prepared.checkpoint_writer(str(tmp_path)))
     list(resumed.run())
     assert (server.final().w == whole.final().w).all()
     for name in ("privacy/epsilon", "privacy/clipped"):

@@ -9,7 +9,7 @@ from local_pool import a_server
 from rayfl.config.schema import load_config
 from rayfl.errors import CheckpointError
 from rayfl.federation.session import Session
-from rayfl.prepare import checkpoint_writer, prepare
+from rayfl.prepare import prepare
 
 
 @pytest.mark.parametrize("name", ["fedwmsam", "scaffold"])
@@ -19,11 +19,11 @@ def test_a_session_goes_on_where_another_stopped(name, small, tmp_path):
     config = load_config(small)
     whole = Session(a_server(prepare(config)))
     expected = {m.round for m in whole.run()}
-    writer = checkpoint_writer(prepare(config), str(tmp_path))
+    writer = prepare(config).checkpoint_writer(str(tmp_path))
     writer.prepare()
     list(Session(a_server(prepare(config)), writer).rounds(until=3))
 
-    resumed = Session(a_server(prepare(config)), checkpoint_writer(prepare(config), str(tmp_path)))
+    resumed = Session(a_server(prepare(config)), prepare(config).checkpoint_writer(str(tmp_path)))
     assert [m.round for m in resumed.restore()] == [1, 2]
     assert resumed.server.round == 2
     assert {m.round for m in resumed.rounds()} == {3, 4, 5}
@@ -35,7 +35,7 @@ def test_a_checkpoint_that_cannot_be_written_loses_no_finished_round(small, tmp_
     small["checkpoint"] = {"every": 1}
     folder = tmp_path / "checkpoints"
     config = load_config(small)
-    writer = checkpoint_writer(prepare(config), str(folder))
+    writer = prepare(config).checkpoint_writer(str(folder))
     writer.prepare()
     session = Session(a_server(prepare(config)), writer)
     found = []

@@ -16,7 +16,7 @@ from rayfl.data.sources import Digits
 from rayfl.errors import ConfigError
 from rayfl.federation.metrics import EvaluationMetrics
 from rayfl.federation.session import Session
-from rayfl.prepare import checkpoint_writer, prepare
+from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
 
 HELD_OUT = ["data.validation=0.2"]
@@ -98,10 +98,10 @@ def test_a_run_that_is_resumed_validates_as_one_that_never_stopped(small, tmp_pa
     config = load_config(small, HELD_OUT)
     whole = Session(a_server(prepare(config)))
     list(whole.run())
-    writer = checkpoint_writer(prepare(config), str(tmp_path))
+    writer = prepare(config).checkpoint_writer(str(tmp_path))
     writer.prepare()
     list(Session(a_server(prepare(config)), writer).rounds(until=2))
-    resumed = Session(a_server(prepare(config)), checkpoint_writer(prepare(config), str(tmp_path)))
+    resumed = Session(a_server(prepare(config)), prepare(config).checkpoint_writer(str(tmp_path)))
     list(resumed.run())
     for name in ("validation/accuracy", "validation/loss", "test/accuracy"):
         assert [row[name] for _, row in sorted(resumed.history.rows.items())] == [

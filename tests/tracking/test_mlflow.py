@@ -8,8 +8,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from rayfl.analysis.store import open_store
+from rayfl.checkpoints import storage
 from rayfl.config.schema import load_config
-from rayfl.prepare import storage
 from rayfl.storage.storage import Storage
 from rayfl.tracking.defaults import database_file, default_uri
 from rayfl.tracking.store import TrackingStore
