@@ -146,15 +146,15 @@ def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
 
 
 def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> None:
-    from rayfl.config.choice import import_path
     from rayfl.config.installed import offered
+    from rayfl.config.own import named_function
 
     out = console()
     listed: dict[tuple[Any, ...], str] = {}
     paths = offered(section, frozenset(registry))
     for name in sorted([*registry, *paths]):
         try:
-            cls = registry.get(name) or import_path(paths[name], f"{section}.name")
+            cls = registry.get(name) or named_function(paths[name], f"{section}.name")
         except ConfigError as error:  # of the package that offers it
             out.print(f"[bold]{name}[/]  {escape(str(error))}")
             continue

@@ -20,6 +20,7 @@ RAYFL = Path(sys.executable).parent / "rayfl"
 @pytest.fixture
 def ask(monkeypatch, capsys, tmp_path, stored):
     """Calls the command on the stored runs, in an empty directory: exit code, stdout and stderr."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # which some library may have set
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
 

@@ -146,7 +146,7 @@ def test_every_methods_global_models_are_averaged(name, ready):
 
 def test_a_resumed_run_has_the_averages_of_one_that_never_stopped(small, tmp_path):
     small |= {"evaluation": {"average": {"last": 3}}}
-    small["checkpoint"] = {"dir": str(tmp_path), "every": 2}
+    small["checkpoint"] = {"dir": str(tmp_path), "every": 2, "keep_last": 2}
     whole = rayfl.run(load_config(small), local=True)
     (newest,) = tmp_path.glob("*/*/checkpoint-00000003.json")
     newest.unlink()

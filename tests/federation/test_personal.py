@@ -94,7 +94,7 @@ def test_actors_and_resumed_runs_give_the_same_numbers(method, tmp_path):
     from conftest import small_config
 
     config = with_personal(small_config(), method, steps=2, every=2)
-    config["checkpoint"] = {"every": 2, "dir": str(tmp_path / method)}
+    config["checkpoint"] = {"every": 2, "keep_last": 2, "dir": str(tmp_path / method)}
     config["ray"] = {"address": "auto"}
     here = run(config)
     actors = rayfl.run(rayfl.load_config(config, ["resources.num_actors=2"]))
