@@ -154,7 +154,7 @@ def _list_registry(section: str, registry: dict[str, Any], describe: Any) -> Non
     paths = offered(section, frozenset(registry))
     for name in sorted([*registry, *paths]):
         try:
-            cls = registry.get(name) or named_function(paths[name], f"{section}.name")
+            cls: Any = registry.get(name) or named_function(paths[name], f"{section}.name")
         except ConfigError as error:  # of the package that offers it
             out.print(f"[bold]{name}[/]  {escape(str(error))}")
             continue
