@@ -105,8 +105,12 @@ LEARNING_RATES = {"local_adamw": 0.005, "fedadamw": 0.005, "fedlada": 0.03, "fed
 OPTIONS = {"fedwsam": {"rho": 0.01}}
 
 
+# Of the others, the models that clients keep are what learns: tests/federation/test_personal.py.
+GLOBAL = [name for name, method in ALGORITHMS.items() if method.sends == "all" or method.pools_data]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "local"])
+@pytest.mark.parametrize("name", GLOBAL)
 def test_every_method_learns(name, small):
     """Its defaults on digits, unequal clients: from chance (10 %) to most of the test set in 20 rounds."""
     small["algorithm"] = {"name": name} | OPTIONS.get(name, {})
