@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,6 @@ from torch import nn
 from rayfl import models, own_parts, warm_start
 from rayfl.algorithms.base import Algorithm, ClientContext
 from rayfl.algorithms.scheduled import Scheduled
-from rayfl.checkpoints import before_the_run, storage
 from rayfl.config.measurements import Personalised
 from rayfl.config.own import own_function
 from rayfl.config.schema import Experiment
@@ -31,7 +31,7 @@ from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import SavedCheckpoint
+from rayfl.storage.checkpoint import SavedCheckpoint, before_the_run
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.storage import Storage
 from rayfl.training import contract
@@ -121,6 +121,12 @@ class Prepared:
                 f"{error}", key="algorithm.name", value=self.config.algorithm_name
             ) from error
 
+    def on_test_set(self, data: Dataset) -> "Prepared":
+        """The same experiment, to be evaluated on the test set of these data."""
+        of_data = _evaluations(self.config, data, self.partition, self.holders)
+        federation = replace(self.federation, test_samples=len(data.y_test), **of_data)
+        return replace(self, data=data, federation=federation)
+
     def checkpoint_writer(self, location: str, run_id: str | None = None) -> CheckpointWriter:
         """A writer of this experiment's checkpoints at `location`."""
         kept, every = self.config.checkpoint, self.config.checkpoint.every
@@ -159,7 +165,7 @@ def prepare(
     """
     if config.checkpoint.every is not None:
         with before_the_run():
-            Storage(storage(config))
+            Storage(config.checkpoint.location)
     if data is None or partition is None:
         on_phase("reading the data")
         data, partition = federate(
@@ -177,7 +183,9 @@ def prepare(
     task = task_of(config, data)
     model = built(config, data)
     if config.model.init is not None:
-        warm_start.load(model, config.model.init, storage(config), config.flat_identity())
+        warm_start.load(
+            model, config.model.init, config.checkpoint.location, config.flat_identity()
+        )
     privacy = _private_rounds(config, partition, model)
     shortcuts = choose(
         model,
@@ -213,11 +221,7 @@ def prepare(
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
         total_weight=total_weight(fed, partition),
-        scoring=Scoring.of(data, partition, own_loss=task.loss is not None),
-        breakdown=Breakdown.of(
-            data, holders, config.evaluation.per_class, config.evaluation.per_client
-        ),
-        own_metrics=own_parts.metrics(config, data, partition),
+        **_evaluations(config, data, partition, holders),
         privacy=privacy,
     )
     settings = LocalSettings(
@@ -284,6 +288,18 @@ def task_of(config: Experiment, data: Dataset) -> Task:
     )
     task.check(config.federation.loss or "")
     return task
+
+
+def _evaluations(
+    config: Experiment, data: Dataset, partition: Partition, holders: Partition
+) -> dict[str, Any]:
+    """What a `FederationSpec` has of the evaluations: they follow from the test set."""
+    asked = config.evaluation
+    return {
+        "scoring": Scoring.of(data, partition, own_loss=config.federation.loss is not None),
+        "breakdown": Breakdown.of(data, holders, asked.per_class, asked.per_client),
+        "own_metrics": own_parts.metrics(config, data, partition),
+    }
 
 
 def client_accuracies(

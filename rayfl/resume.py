@@ -9,13 +9,12 @@ import secrets
 import time
 from dataclasses import replace
 
-from rayfl.checkpoints import before_the_run, storage
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.errors import ConfigError
 from rayfl.prepare import Prepared, averaging
 from rayfl.storage import checkpoint
-from rayfl.storage.checkpoint import SavedCheckpoint
+from rayfl.storage.checkpoint import SavedCheckpoint, before_the_run
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.manifest import Manifest
 from rayfl.storage.storage import below
@@ -29,7 +28,10 @@ def find_saved(config: Experiment, resume: str) -> SavedCheckpoint:
     """Find the checkpoint to go on from; ConfigError if it is damaged, or does not lead to this config."""
     with before_the_run():
         saved = checkpoint.find(
-            storage(config), config.hash, resume, lambda manifest: _leads(manifest, config)
+            config.checkpoint.location,
+            config.hash,
+            resume,
+            lambda manifest: _leads(manifest, config),
         )
         if _leads(saved.manifest, config):
             _check_first_rounds(saved, config)
@@ -62,7 +64,7 @@ def checkpoints_of(
         return None
     run = run_id or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     again = saved if saved and is_of(saved, config) else None
-    location = str(again.storage) if again else below(storage(config), config.hash, run)
+    location = str(again.storage) if again else below(config.checkpoint.location, config.hash, run)
     checkpoints = prepared.checkpoint_writer(location, run_id)
     if saved and not again:
         checkpoints = replace(checkpoints, origin=saved.path)

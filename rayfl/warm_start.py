@@ -19,7 +19,7 @@ from rayfl.models import lora
 from rayfl.models.files import file_sha256, misfits, read_state_dict
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint import SavedCheckpoint
-from rayfl.text import absolute, shown
+from rayfl.text import absolute
 from rayfl.training.flat import Layout
 
 RUN = "runs:/"
@@ -67,11 +67,7 @@ def load(
         {k: v for k, v in keys.items() if k.startswith("model.") and k != key}
         for keys in (identity, saved.manifest.config)
     )
-    differences = [
-        f"{k} = {shown(there.get(k))} there, {shown(here.get(k))} here"
-        for k in sorted(there.keys() | here.keys())
-        if there.get(k) != here.get(k)
-    ]
+    differences = checkpoint.differences_of(there, here)
     w, buffers = torch.tensor(tensors["w"]), torch.tensor(tensors["buffers"])
     layout = Layout(model)
     sizes = layout.size, sum(info.size for info in layout.buffers)

@@ -152,6 +152,18 @@ def small_config():
     }
 
 
+def stopped(config):
+    """Run until round 2, and stop as Ctrl-C does."""
+    from rayfl import run
+
+    def on_metrics(metrics):
+        if metrics.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, on_metrics=on_metrics, local=True)
+
+
 @pytest.fixture(scope="session")
 def cifar10():
     """Directory of CIFAR-10 as parquet files; the test is skipped where there is none."""

@@ -60,3 +60,10 @@ def together(commands, folder):
     """Run `rayfl` commands in one process, whose imports take longer than most of them; stdout of each."""
     program = f"{sys.executable} -c {shlex.quote(TOGETHER)} {shlex.quote(json.dumps(commands))}"
     return json.loads(shell(program, folder))
+
+
+def run_program(page, folder):
+    """Run the only Python program of a page in a folder, where it leaves what the page's commands use."""
+    (program,) = blocks(page, "python")
+    (folder / "program.py").write_text(program)
+    shell(f"{sys.executable} program.py", folder)

@@ -17,7 +17,7 @@ LAYERS = [
     {"experiment", "analysis"},
     {"launch", "inputs", "resume"},
     {"prepare", "tracking", "weights"},
-    {"checkpoints", "workload", "own_parts"},
+    {"workload", "own_parts"},
     {"runtime", "config"},
     {"warm_start"},
     {"federation"},

@@ -1,11 +1,10 @@
 """Every command and the program of docs/data.md are run, shortened."""
 
 import json
-import sys
 
 import pytest
 from conftest import ROOT
-from pages import blocks, commands_of, shell
+from pages import commands_of, run_program, shell
 
 PAGE = (ROOT / "docs/data.md").read_text()
 SHORT = " --local --json tracking.enabled=false checkpoint.every=null"
@@ -15,9 +14,7 @@ SHORT = " --local --json tracking.enabled=false checkpoint.every=null"
 def folder(tmp_path_factory):
     """A directory in which the page's program has made its data."""
     folder = tmp_path_factory.mktemp("data")
-    (program,) = blocks(PAGE, "python")
-    (folder / "program.py").write_text(program)
-    shell(f"{sys.executable} program.py", folder)
+    run_program(PAGE, folder)
     return folder
 
 

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import stopped
 
 from rayfl import load_config, run
 from rayfl.errors import ConfigError
@@ -107,17 +108,6 @@ def test_the_data_s_digest_is_that_of_what_is_read(small, tmp_path):
     assert digest(shift=1).provenance.data != first
     elsewhere = load_config(small | {"data": written(tmp_path / "other.npz")}, ["seed=2"])
     assert prepare(elsewhere).provenance.data == first
-
-
-def stopped(config):
-    """Run until round 2, and stop as Ctrl-C does."""
-
-    def on_metrics(metrics):
-        if metrics.round == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(config, on_metrics=on_metrics, local=True)
 
 
 @pytest.fixture

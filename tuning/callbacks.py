@@ -10,7 +10,6 @@ from typing import Any
 from ray import tune
 
 from rayfl.analysis.states import SUCCEEDED, State
-from rayfl.checkpoints import storage
 from rayfl.errors import ConfigError, first_line
 from rayfl.inputs import Inputs
 from rayfl.provenance import trial_folder
@@ -146,7 +145,7 @@ class ReportingCallback(tune.Callback):
         """Return the location of the checkpoints of a trial's config, and the trial's folder there."""
         trial = self._trials[hash]
         folder = trial_folder(self._sweep.name, trial.provenance.tags)
-        return below(storage(trial.config), hash), folder
+        return below(trial.config.checkpoint.location, hash), folder
 
     def _announce(self, trial: Any, state: State, reason: str = "") -> None:
         result = trial.last_result or {}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayfl.analysis.naming import setting
-from rayfl.checkpoints import storage
 from rayfl.config.identity import config_hash
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
@@ -194,7 +193,7 @@ def _place(
 
 def _local_checkpoints(experiment: Experiment) -> str | None:
     """Return the local directory of its checkpoints, if there is one."""
-    location = storage(experiment)
+    location = experiment.checkpoint.location
     return None if experiment.checkpoint.every is None or "://" in location else location
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import ray
 from ray import tune
 
-from rayfl.checkpoints import storage
 from rayfl.provenance import trial_folder
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in
 from rayfl.storage.storage import Storage, below
@@ -130,7 +129,7 @@ class SweepRunner:
         scheduler = self.sweep.scheduler
         mutable = scheduler.mutate if isinstance(scheduler, PBT) else ()
         mutated = {key: trial.point[key] for key in mutable}
-        root = storage(trial.config)
+        root = trial.config.checkpoint.location
         taken_over = None
         if mutated:
             own = self._checkpoints(trial)
@@ -148,7 +147,7 @@ class SweepRunner:
 
     def _checkpoints(self, trial: PlannedTrial) -> Storage:
         folder = trial_folder(self.sweep.name, trial.provenance.tags)
-        return Storage(below(storage(trial.config), trial.hash, folder))
+        return Storage(below(trial.config.checkpoint.location, trial.hash, folder))
 
     def _record_exploit(self, trial: Any, round: int) -> None:
         """Record that Ray Tune's `trial` goes on from another one's checkpoint."""

@@ -82,7 +82,7 @@ def partition(
     )
     of_sample, categories = data.categories()
     histogram = parts.histogram(of_sample, len(categories))
-    table_console().print(_partition_table(data, parts, histogram))
+    table_console().print(_partition_table(data, parts, categories, histogram))
     sizes = histogram.sum(1)
     lines = [
         *data.read,
@@ -122,11 +122,13 @@ def configs(
     table_console(width and max(width, _NARROWEST)).print(listed)
 
 
-def _partition_table(data: "Dataset", parts: "Partition", histogram: "NDArray[Any]") -> Table:
+def _partition_table(
+    data: "Dataset", parts: "Partition", categories: tuple[str, ...], histogram: "NDArray[Any]"
+) -> Table:
     from rayfl.text import brief
 
     groups = _groups_held(data, parts)
-    names = (brief(name) for name in data.categories()[1])
+    names = (brief(name) for name in categories)
     table = Table(header_style="bold")
     for column in ("client", *(["group"] if groups else []), "samples", "classes", *names):
         table.add_column(Text(column), justify="right")  # no string: rich reads [these] as styles

@@ -127,15 +127,14 @@ class RunDisplay(Display):
         )
 
     def interrupted(self) -> None:
-        if self._start is None:
-            self._console.print("stopped before the first round was done")
-            return
         if self._round == 0:
             self._console.print("stopped before the first round was done")
         else:
             self._console.print(f"stopped after {self._round} of {self._rounds} rounds")
-            if self._start.run_id:
-                self._console.print(f"MLflow run {self._start.run_id}")
+        if self._start is None:
+            return
+        if self._round and self._start.run_id:
+            self._console.print(f"MLflow run {self._start.run_id}")
         for line in self._how_to_go_on(self._start):
             self._console.print(line, markup=False)
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayfl.analysis.store import open_store, search_store
-from rayfl.checkpoints import before_the_run, storage
 from rayfl.config import layers
 from rayfl.config.schema import Experiment, load_config
 from rayfl.config.values import parse_yaml
 from rayfl.diagnostics.records import Records
 from rayfl.errors import ConfigError, first_line
 from rayfl.provenance import trial_folder
-from rayfl.storage.checkpoint import SavedCheckpoint, open_named, saved_in
+from rayfl.storage.checkpoint import SavedCheckpoint, before_the_run, open_named, saved_in
 from rayfl.storage.storage import Storage, below, split
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def find(
     client, address = open_store(uri)
     run = _latest(client, address) if what == LATEST else _named(client, address, what)
     config = _config_of(client, run, overrides)
-    where = storage(config)
+    where = config.checkpoint.location
     tags = run.data.tags
     sweep = tags.get("rayfl.sweep")
     folder = trial_folder(sweep, tags) if sweep else run.info.run_id

@@ -23,6 +23,7 @@ Shapes: n test samples, N clients, D distributions that some client has, G group
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,10 +114,9 @@ class Breakdown:
         """
         assert self.holdings is not None
         rows = self.holdings.distribution == self.holdings.of_client[client]
-        share = np.zeros(self._counts(np.zeros(len(self.cells), bool))[1].size)
+        share = np.zeros(len(self._total))
         share[self.holdings.cell[rows]] = np.nan_to_num(self._shares[rows])
-        total = np.bincount(self.cells, minlength=len(share))
-        counts = (share / np.maximum(total, 1))[self.cells]
+        counts = (share / np.maximum(self._total, 1))[self.cells]
         samples = np.flatnonzero(counts)
         return samples, counts[samples]
 
@@ -131,19 +131,24 @@ class Breakdown:
     def _shares(self) -> np.ndarray:
         """p_i of each of the `holdings`: 0 where no test samples are, NaN if there are no others."""
         assert self.holdings is not None
-        total = self._counts(np.zeros(len(self.cells), dtype=bool))[1].ravel()
-        known = self.holdings.samples * (total[self.holdings.cell] > 0)
+        known = self.holdings.samples * (self._total[self.holdings.cell] > 0)
         with np.errstate(invalid="ignore"):  # 0 / 0
             row = self.holdings.distribution
             return known / np.bincount(row, known)[row]
 
     def _counts(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Correct predictions and test samples of each cell, `[G, C]`."""
-        shape = max(1, len(self.groups)), len(self.classes)
-        size = shape[0] * shape[1]
-        right = np.bincount(self.cells, correct, size)
-        total = np.bincount(self.cells, minlength=size)
-        return right.reshape(shape), total.reshape(shape)
+        right = np.bincount(self.cells, correct, len(self._total))
+        return right.reshape(self._shape), self._total.reshape(self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return max(1, len(self.groups)), len(self.classes)
+
+    @functools.cached_property
+    def _total(self) -> np.ndarray:
+        """Test samples of each cell, int64 `[G * C]`."""
+        return np.bincount(self.cells, minlength=math.prod(self._shape))
 
 
 def _cells(labels: np.ndarray, groups: np.ndarray | None, num_classes: int) -> np.ndarray:

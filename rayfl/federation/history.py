@@ -52,9 +52,7 @@ class History:
         for cost in ("backward_passes", "bytes_up", "bytes_down"):
             summary[cost] = sum(self._values(f"cost/{cost}").values())
         for split, prefix in (("test", ""), ("validation", "validation_")):
-            if losses := list(self._values(f"{split}/loss").values()):
-                summary[f"{prefix}loss_final"] = losses[-1]
-            for metric in ("r2", "perplexity"):
+            for metric in ("loss", "r2", "perplexity"):
                 if values := list(self._values(f"{split}/{metric}").values()):
                     summary[f"{prefix}{metric}_final"] = values[-1]
             if evaluated := list(self._values(f"{split}/accuracy").values()):

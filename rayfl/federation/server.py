@@ -41,6 +41,9 @@ EVALUATION_UNIT = 1000
 # Beginnings of the names of metrics: of the global model, and of the average of global models.
 OF_MODEL: dict[Split, str] = {"test": "test/", "validation": "validation/"}
 OF_AVERAGE: dict[Split, str] = {"test": "average/", "validation": "average/validation_"}
+SPLITS: dict[str, Split] = {
+    name: split for names in (OF_MODEL, OF_AVERAGE) for split, name in names.items()
+}
 
 
 class MemoryRef(NamedTuple):
@@ -59,9 +62,8 @@ class Final(NamedTuple):
     # Score of each test sample at the last evaluated w, `[n]`; None before the first one.
     scores: np.ndarray | None
     average: tuple[np.ndarray, np.ndarray] | None  # w and buffers averaged over the rounds
-    personal: dict[
-        int, PersonalResult
-    ]  # by client, of the last evaluation of the clients' own models
+    # By client, of the last evaluation of the clients' own models.
+    personal: dict[int, PersonalResult]
 
 
 class Server:
@@ -104,7 +106,7 @@ class Server:
             yield from self._evaluated(wait=False)
             metrics = self._close(pending)
             self.round = round
-            if round % f.eval_every == 0 or round == f.rounds:
+            if f.is_evaluated(round):
                 self._due = round
             yield metrics
         yield from self.settle()
@@ -117,18 +119,18 @@ class Server:
     def diagnose(self) -> EvaluationMetrics | None:
         """Measure the state after the last round, if that is due after it."""
         due, f = self._diagnosis, self.federation
-        if due is None or (self.round % due.every and self.round != f.rounds):
+        if due is None or not due.is_due(self.round, f.rounds):
             return None
         return EvaluationMetrics(self.round, due.measurer.metrics(self.pool, self.snapshot()))
 
     def not_due(self, round: int) -> tuple[str, ...]:
         """Beginnings of the names of metrics that this round is not measured for."""
         f, names = self.federation, []
-        if round % f.eval_every and round != f.rounds:
+        if not f.is_evaluated(round):
             names += [*OF_MODEL.values(), "average/", "client/"]
         if self._personalisation and not self._personalisation.is_due(round, f.rounds):
             names.append("personal/")
-        if self._diagnosis and round % self._diagnosis.every and round != f.rounds:
+        if self._diagnosis and not self._diagnosis.is_due(round, f.rounds):
             names.append("flatness/")
         return tuple(names)
 
@@ -350,7 +352,7 @@ class Server:
                     if prefix in OF_AVERAGE.values():
                         continue
                     raise self._diverged(round, f"the {prefix.removesuffix('/')} loss")
-                split: Split = "validation" if "validation" in prefix else "test"
+                split = SPLITS[prefix]
                 scored = self.federation.scoring.metrics(split, loss, scores)
                 scored |= self.federation.own_metrics.metrics(split, parts)
                 metrics |= {prefix + name: value for name, value in scored.items()}

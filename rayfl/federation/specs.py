@@ -76,6 +76,10 @@ class FederationSpec:
         """Client ids of this round, ascending, whether they will come back or not."""
         return sample_cohort(self.sampling, self.participation, self.sizes, self.seed, round)
 
+    def is_evaluated(self, round: int) -> bool:
+        """True if the global model is evaluated after this round."""
+        return round % self.eval_every == 0 or round == self.rounds
+
     def is_empty(self, round: int) -> bool:
         """True if nobody was drawn, and a client of another draw stands in."""
         return nobody_drawn(self.sampling, self.participation, self.sizes, self.seed, round)
@@ -86,6 +90,10 @@ class Diagnosis(NamedTuple):
 
     every: int  # rounds; after the last one too
     measurer: "Measurer"
+
+    def is_due(self, round: int, rounds: int) -> bool:
+        """True if it is measured after this round."""
+        return round % self.every == 0 or round == rounds
 
 
 class ServerSpec(NamedTuple):

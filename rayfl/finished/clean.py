@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rayfl.analysis.store import open_store, search_runs
-from rayfl.checkpoints import before_the_run
 from rayfl.errors import CheckpointError, ConfigError
 from rayfl.provenance import trial_folder
 from rayfl.resume import CONTINUES, ROUNDS
-from rayfl.storage.checkpoint import SavedCheckpoint, newest_in
+from rayfl.storage.checkpoint import SavedCheckpoint, before_the_run, newest_in
 from rayfl.storage.manifest import manifest_name
 from rayfl.storage.storage import Storage, below
 

@@ -6,18 +6,15 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from rayfl import own_parts
-from rayfl.checkpoints import before_the_run
 from rayfl.config.identity import is_identity
 from rayfl.config.schema import load_config
 from rayfl.data.datasets import Dataset
 from rayfl.diagnostics.subjects import LAST, find
 from rayfl.errors import ConfigError
-from rayfl.federation.evaluation import Breakdown
-from rayfl.federation.scores import Scoring
 from rayfl.federation.server import evaluation, together
 from rayfl.launch import in_this_process
-from rayfl.prepare import Prepared, client_accuracies, prepare
+from rayfl.prepare import client_accuracies, prepare
+from rayfl.storage.checkpoint import before_the_run
 from rayfl.text import shown
 from rayfl.training.flat import sha256
 from rayfl.training.units import Broadcast
@@ -64,25 +61,23 @@ def evaluate(what: str, overrides: Sequence[str] = (), *, uri: str | None = None
     notes: list[str] = []
     if of_data:
         other = load_config(own, of_data).data.load()
-        prepared = replace(prepared, data=_on(prepared.data, other, notes))
+        prepared = prepared.on_test_set(_on(prepared.data, other, notes))
     with before_the_run():
         tensors = saved.snapshot().tensors
-    breakdown = _breakdown(prepared)
-    data, broadcast = prepared.data, Broadcast(tensors["w"], {}, tensors["buffers"])
+    data, federation = prepared.data, prepared.federation
+    broadcast = Broadcast(tensors["w"], {}, tensors["buffers"])
     with in_this_process(prepared) as place, place.pool() as pool:
         handle, n = pool.put(broadcast), len(data.y_test)
         futures = evaluation(pool, saved.round, handle, "test", n)
         parts = [pool.wait(future) for future in futures]
     loss, scores = together(parts)
-    own_loss = prepared.federation.scoring.own_loss
-    scored = Scoring.of(data, prepared.partition, own_loss).metrics("test", loss, scores)
-    scored |= own_parts.metrics(prepared.config, data, prepared.partition).metrics("test", parts)
-    federation = replace(prepared.federation, breakdown=breakdown)
+    scored = federation.scoring.metrics("test", loss, scores)
+    scored |= federation.own_metrics.metrics("test", parts)
     return Evaluated(
         data.name,
         n,
-        {f"test/{name}": v for name, v in scored.items()} | breakdown.metrics(scores),
-        client_accuracies(replace(prepared, federation=federation), scores),
+        {f"test/{name}": v for name, v in scored.items()} | federation.breakdown.metrics(scores),
+        client_accuracies(prepared, scores),
         saved.round,
         saved.run_id,
         subject.config.hash,
@@ -130,8 +125,3 @@ def _on(own: Dataset, other: Dataset, notes: list[str]) -> Dataset:
     return replace(
         own, name=other.name, x_test=other.x_test, y_test=other.y_test, group_test=groups
     )
-
-
-def _breakdown(prepared: Prepared) -> Breakdown:
-    asked = prepared.config.evaluation
-    return Breakdown.of(prepared.data, prepared.holders, asked.per_class, asked.per_client)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rayfl.checkpoints import before_the_run
 from rayfl.config.schema import Experiment
 from rayfl.diagnostics.subjects import LAST, find
 from rayfl.errors import ConfigError
@@ -14,7 +13,7 @@ from rayfl.federation.averaging import Average
 from rayfl.models.files import SUFFIXES
 from rayfl.prepare import averaging, built
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import Snapshot
+from rayfl.storage.checkpoint import Snapshot, before_the_run
 from rayfl.weights import Weights
 
 

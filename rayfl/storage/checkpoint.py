@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from rayfl.errors import CheckpointError, first_line
+from rayfl.errors import CheckpointError, ConfigError, first_line
 from rayfl.provenance import Provenance
 from rayfl.storage.manifest import FORMAT, Manifest, manifest_name, manifests
 from rayfl.storage.storage import Storage, below, split
@@ -133,12 +133,7 @@ class SavedCheckpoint:
 
     def check_config(self, config_hash: str, config: Mapping[str, Any]) -> None:
         """Raise CheckpointError, with the keys that differ, if the flat config is another one."""
-        own = self.manifest.config
-        differences = [
-            f"{key} = {json.dumps(own.get(key))} there, {json.dumps(config.get(key))} here"
-            for key in sorted(own.keys() | config.keys())
-            if own.get(key) != config.get(key)
-        ]
+        differences = differences_of(self.manifest.config, config)
         if differences or self.manifest.config_hash != config_hash:
             raise CheckpointError(
                 f"the checkpoint of round {self.round} in {self.storage} belongs to another config: "
@@ -175,6 +170,24 @@ class SavedCheckpoint:
             f"checkpoint of round {self.round} in {self.storage}: {name} is damaged ({reason}); give the "
             "path of another checkpoint-*.json, or start anew without --resume"
         )
+
+
+def differences_of(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Describe each key whose value is another one in two flat configs."""
+    return [
+        f"{key} = {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+
+
+@contextlib.contextmanager
+def before_the_run() -> Iterator[None]:
+    """Raise what is wrong with checkpoints as bad input: no actor has started yet."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def saved_in(storage: Storage) -> list[SavedCheckpoint]:

@@ -182,10 +182,11 @@ class RunTracker:
 
     def attach_model(self, content: bytes) -> None:
         """Record the final model, the content of a .safetensors file."""
+        place, _, name = MODEL.rpartition("/")
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / MODEL.rpartition("/")[2]
+            path = Path(folder) / name
             path.write_bytes(content)
-            self._write(self._client.log_artifact, str(path), MODEL.rpartition("/")[0])
+            self._write(self._client.log_artifact, str(path), place)
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
         """Record the new metrics of a round, now or together with those of the next rounds.

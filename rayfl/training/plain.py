@@ -87,7 +87,7 @@ class Plain:
         outputs = self.model(inputs := channels_first(x))
         self._check_logits(outputs, len(y), "training")
         rows = self.task.rows(outputs.to(self.w.dtype))
-        loss = self.task.mean(rows, y.flatten() if self.task.kind == "tokens" else y)
+        loss = self.task.mean(rows, self.task.targets(y))
         loss.backward()
         self.changes_inputs |= not torch.equal(inputs, x)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

@@ -41,6 +41,10 @@ class Task:
         """Rows of a model's outputs, `[..., B, L, W] -> [..., B * L, W]` for tokens."""
         return outputs.flatten(-3, -2) if self.kind == "tokens" else outputs
 
+    def targets(self, targets: Tensor) -> Tensor:
+        """Targets of the rows, `[..., B, L] -> [..., B * L]` for tokens."""
+        return targets.flatten(-2) if self.kind == "tokens" else targets
+
     def batch(self, batch: Minibatch) -> Minibatch:
         """A minibatch whose targets and weights are those of rows; its inputs stay samples."""
         if self.kind != "tokens":
@@ -48,7 +52,7 @@ class Task:
         length, weights = self.shape[0], batch.weights
         if weights is not None:
             weights = (weights / length).repeat_interleave(length, -1)
-        return Minibatch(batch.inputs, batch.targets.flatten(-2), weights)
+        return Minibatch(batch.inputs, self.targets(batch.targets), weights)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, `[n]`."""
@@ -68,9 +72,7 @@ class Task:
         """Loss summed over samples, given outputs `[B, *shape]` and their targets; a sample's is a mean."""
         if self.usual:
             return F.cross_entropy(outputs, targets, reduction="sum")
-        losses = self.losses(
-            self.rows(outputs), targets.flatten() if self.kind == "tokens" else targets
-        )
+        losses = self.losses(self.rows(outputs), self.targets(targets))
         return losses.sum() / (self.shape[0] if self.kind == "tokens" else 1)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:

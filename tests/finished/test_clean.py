@@ -1,9 +1,8 @@
 """What no unfinished run needs goes; final models and what may go on stay."""
 
-import contextlib
-
 import pytest
 import torch
+from conftest import stopped
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
@@ -25,18 +24,9 @@ def config(small, store_here):
     return load
 
 
-def interrupt(config):
-    def stop(metrics):
-        if metrics.round == 2:
-            raise KeyboardInterrupt
-
-    with contextlib.suppress(KeyboardInterrupt):
-        run(config, local=True, on_metrics=stop)
-
-
 def test_finished_runs_keep_their_model_and_all_others_what_they_have(config, small, tmp_path):
     finished = run(config(1), local=True)
-    interrupt(config(2))
+    stopped(config(2))
     deleted = run(config(3), local=True)
     untracked = config(4, "tracking.enabled=false")
     run(untracked, local=True)

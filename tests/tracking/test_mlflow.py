@@ -8,7 +8,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from rayfl.analysis.store import open_store
-from rayfl.checkpoints import storage
 from rayfl.config.schema import load_config
 from rayfl.storage.storage import Storage
 from rayfl.tracking.defaults import database_file, default_uri
@@ -57,7 +56,7 @@ def test_a_home_that_nobody_knows_is_a_directory_of_that_name(small, tmp_path, m
     """As the shell has it."""
     monkeypatch.chdir(tmp_path)
     small["checkpoint"] = {"dir": "~nobody_at_all/runs"}
-    place = storage(load_config(small))
+    place = load_config(small).checkpoint.location
     assert place == str(tmp_path / "~nobody_at_all/runs")
     Storage("~nobody_at_all/runs").make()
     assert Path(place).is_dir()
