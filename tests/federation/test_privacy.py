@@ -18,6 +18,8 @@ from rayfl.federation.server import Server
 from rayfl.federation.session import Session
 from rayfl.prepare import prepare
 from rayfl.runtime.pool import ActorPool
+from rayfl.training.personal import evaluate_personal
+from rayfl.training.units import Broadcast, Personal
 
 PRIVATE = {"clip": 0.5, "noise": 0.8}
 HUGE = {"clip": 1e30, "noise": 0.0}
@@ -225,3 +227,18 @@ def test_it_is_part_of_the_identity_where_it_is_given(small):
         for change in ([], ["privacy.noise=2"], ["privacy.at=clients"], ["privacy.delta=0.01"])
     }
     assert len(hashes | {without.hash}) == 5
+
+
+def test_what_only_the_experimenter_sees_is_neither_clipped_nor_noisy(small):
+    """Clients' own models after some steps are those of a run without privacy, from the same global model."""
+    small |= {"algorithm": {"name": "fedavg"}, "evaluation": {"personalised": {"steps": 4}}}
+    small["federation"] |= {"rounds": 1, "lr": 1e-30, "weight_decay": 0.0}
+    found = []
+    for privacy in ({}, {"privacy": {"clip": 1e-6, "noise": 0.0}}):
+        engine = a_server(prepare(load_config(small | privacy))).pool.client.engine
+        start = np.full(engine.layout.size, 0.01, np.float32)
+        point = Broadcast(start, {}, np.zeros(0, np.float32))
+        asked = Personal(1, 0, 0.5, 4, np.arange(300), np.full(300, 1 / 300))
+        found.append(evaluate_personal(engine, asked, point, None))
+    assert found[0] == found[1]
+    assert found[0].after != found[0].before

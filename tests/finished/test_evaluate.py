@@ -87,3 +87,33 @@ def test_data_that_the_model_does_not_fit_are_refused(finished, other):
         evaluate(folder, ["data.name=npz", f"data.path={path}", "data.layout=channels_last"])
     with pytest.raises(ConfigError, match=r"federation\.lr"):
         evaluate(folder, ["federation.lr=0.5"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["algorithm.name=centralised", "algorithm.name=ditto"],
+)
+def test_methods_without_one_global_model_of_a_federation(override, small, tmp_path):
+    config = load_config(
+        small | {"checkpoint": {"dir": str(tmp_path)}}, [override, "federation.rounds=1"]
+    )
+    result = rayfl.run(config, local=True)
+    found = evaluate(str(next((tmp_path / config.hash).iterdir())))
+    assert len(found.clients) == 10
+    pd.testing.assert_series_equal(found.clients["accuracy"], result.clients["accuracy"])
+
+
+def test_the_weights_that_it_began_with_may_be_gone(finished, small, tmp_path):
+    """The checkpoint has its own; its manifest knows the first ones by their digest alone."""
+    from rayfl.finished import export
+
+    export(finished[2], tmp_path / "first.safetensors")
+    kept = {"checkpoint": {"dir": str(tmp_path / "checkpoints")}}
+    init = [f"model.init={tmp_path / 'first.safetensors'}", "federation.rounds=1"]
+    config = load_config(small | kept, init)
+    result = rayfl.run(config, local=True)
+    place = tmp_path / "checkpoints" / config.hash
+    (tmp_path / "first.safetensors").unlink()
+    found = evaluate(str(next(place.iterdir())))
+    assert found.model_sha256 == result.model_sha256
+    assert found.metrics["test/loss"] == result.history["test/loss"].iloc[-1]

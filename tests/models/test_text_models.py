@@ -200,3 +200,17 @@ def test_the_same_weights_are_the_same_experiment_wherever_they_lie(gpt2, tmp_pa
     GPT2LMHeadModel(GPT2Config(**TINY, pad_token_id=0)).save_pretrained(tmp_path / "other")
     assert hash_of(gpt2) != hash_of(tmp_path / "other")
     assert hash_of(gpt2, pretrained=False) == hash_of(tmp_path / "other", pretrained=False)
+
+
+def test_a_token_with_the_number_of_the_padding_is_a_token_of_a_window(gpt2):
+    """Windows of a text have no padding: what stands at 0 is seen by all that follows."""
+    model = made(HuggingFaceModel(path=gpt2), True).eval()
+    tokens = torch.arange(1, LENGTH + 1)[None].repeat(2, 1)
+    tokens[:, 2] = 0
+    with torch.no_grad():
+        before = model(tokens)
+        model.get_input_embeddings().weight[0] += torch.linspace(-1, 1, 8)
+        after = model(tokens)
+    # But for the logit of the token itself, whose weights are its embedding.
+    moved = (after - before)[0, :, 1:].abs().amax(-1) > 1e-6
+    assert moved.tolist() == [False] * 2 + [True] * (LENGTH - 2)

@@ -116,3 +116,15 @@ def test_the_round_of_an_average_may_be_given_and_fewer_rounds_are_another_confi
 def folder_of(config):
     (run,) = Storage(f"checkpoints/{config.hash}").folders()
     return f"checkpoints/{config.hash}/{run}"
+
+
+def test_what_the_last_round_alone_was_measured_for_is_no_part_of_a_longer_run(config):
+    """Round 2 is evaluated in the shorter run, and in no longer one."""
+    rare = ("federation.eval_every=3", "evaluation.personalised.steps=0")
+    whole = run(config(5, *rare, "checkpoint.dir=elsewhere"), local=True)
+    first = run(config(2, *rare), local=True)
+    assert first.history["test/accuracy"].notna()[2]
+    result, _ = go_on(config(5, *rare))
+    same(result, whole)
+    assert result.history["test/accuracy"].isna()[2]
+    assert result.history["personal/accuracy_mean"].notna().tolist() == [False] * 4 + [True]
