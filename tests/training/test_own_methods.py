@@ -35,10 +35,17 @@ def check(algorithm: Algorithm, info: ExperimentInfo = SMALL, lrs=EXPONENTIAL) -
     contract.check(algorithm, "mine:Method", info, 0.5, lrs)
 
 
-@pytest.mark.parametrize("info", [LARGE, *rarely([info((1,), clients=2)])])
+@pytest.mark.parametrize("info", [LARGE, *rarely([info((1,), (1,), clients=2)])])
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), *RIGHT], ids=lambda a: a.__name__)
 def test_a_method_that_keeps_the_rules_passes(algorithm, info):
     check(algorithm(), info)
+
+
+def test_a_head_is_not_the_whole_model():
+    with pytest.raises(
+        ConfigError, match=r"all of their names begin with '0\.'.*set algorithm\.head"
+    ):
+        check(ALGORITHMS["fedper"](), info((1,)))
 
 
 @pytest.mark.parametrize("lrs", [[1.0, 1e-3], *rarely([[1e-8], [100.0]])])
