@@ -19,8 +19,9 @@ from benchmarks.findings import Finding, median
 from benchmarks.processes import pss
 from benchmarks.serving import placed, served
 from benchmarks.workloads import Workload
+from rayfl.algorithms.base import Vectors
 from rayfl.federation.metrics import RoundMetrics
-from rayfl.federation.pool import Future, Pool
+from rayfl.federation.pool import Future, Pool, Training
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
@@ -53,7 +54,6 @@ class CountingPool:
     def wait(self, future: Future) -> Any:
         result = self._pool.wait(future)
         if isinstance(result, UnitResult):
-            self.bytes += _size(result.sums)
             self.bytes += sum(_size(self._pool.fetch(handle)) for handle in future.memories)
         return result
 
@@ -66,8 +66,19 @@ class CountingPool:
     def fetch(self, handle: Any) -> Arrays:
         return self._pool.fetch(handle)
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
-        return self._pool.train(unit, broadcast, memories)
+    def train(
+        self,
+        units: list[WorkUnit],
+        samples: list[int],
+        broadcast: Any,
+        memories: list[list[Any]] | None,
+    ) -> Training:
+        return self._pool.train(units, samples, broadcast, memories)
+
+    def total(self, training: Training) -> Vectors:
+        sums = self._pool.total(training)
+        self.bytes += len(training.futures) * sum(value.nbytes for value in sums.values())
+        return sums
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         return self._pool.evaluate(round, broadcast, split, first, last)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rayfl.federation.pool import Future
+from rayfl.federation.pool import Training
 from rayfl.training.units import UnitResult, WorkUnit
 
 
@@ -35,7 +35,7 @@ class PendingRound(NamedTuple):
     clients: int  # clients that come back
     bytes_down: int  # for one client
     units: list[WorkUnit]
-    futures: list[Future]
+    training: Training
 
     def metrics(self, results: list[UnitResult], weights: np.ndarray) -> dict[str, float]:
         """The round's metrics. Clients that were lost cost bytes down, nothing else.

@@ -1,10 +1,22 @@
 """The protocol between server and clients, and the pool that needs no other process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rayfl.algorithms.base import Vectors
 from rayfl.federation.client import Client
-from rayfl.training.units import Arrays, Broadcast, ClientProbe, Personal, Probe, Split, WorkUnit
+from rayfl.federation.sums import Span, Sum, SumTree
+from rayfl.training.units import (
+    Arrays,
+    Broadcast,
+    ClientProbe,
+    Personal,
+    Probe,
+    Split,
+    UnitResult,
+    WorkUnit,
+)
 
 
 @dataclass(eq=False)
@@ -16,6 +28,14 @@ class Future:
     result: Any = None
     done: bool = False
     actor: int = 0  # place in the pool of the actor that has it, or had it last
+
+
+@dataclass(eq=False)
+class Training:
+    """The work units of a round, under way: futures of `UnitResult`, whose `sums` are in the tree."""
+
+    futures: Sequence[Future]
+    sums: SumTree
 
 
 class Pool(Protocol):
@@ -39,8 +59,21 @@ class Pool(Protocol):
         """A client's memory, read-only."""
         ...
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
-        """Queue a work unit. `memories`: a handle or None for each client; None: the algorithm has none."""
+    def train(
+        self,
+        units: list[WorkUnit],
+        samples: list[int],
+        broadcast: Any,
+        memories: list[list[Any]] | None,
+    ) -> Training:
+        """Queue the work units of a round, each with so many training samples.
+
+        `memories`: of each unit a handle or None for each client; None: the algorithm has none.
+        """
+        ...
+
+    def total(self, training: Training) -> Vectors:
+        """The units' sums, added along the tree; the caller may write to them. Raises as `wait`."""
         ...
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
@@ -89,10 +122,23 @@ class LocalPool:
     def fetch(self, handle: Any) -> Arrays:
         return handle
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> Future:
-        given: list[Arrays | None] = memories or [None] * len(unit.clients)
-        result, new = self.client.train(unit, broadcast, given)
-        return Future(result=result, memories=new, done=True)
+    def train(
+        self,
+        units: list[WorkUnit],
+        samples: list[int],
+        broadcast: Any,
+        memories: list[list[Any]] | None,
+    ) -> Training:
+        sums, futures = SumTree(len(units), lambda span, left, right: left.plus(right)), []
+        for i, unit in enumerate(units):
+            given: list[Arrays | None] = memories[i] if memories else [None] * len(unit.clients)
+            result, new = self.client.train(unit, broadcast, given)
+            sums.arrive(Span(0, i), Sum.of(result.sums))
+            futures.append(Future(result=without_sums(result), memories=new, done=True))
+        return Training(futures, sums)
+
+    def total(self, training: Training) -> Vectors:
+        return training.sums.total.owned()
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:
         result = self.client.evaluate(round, broadcast, split, first, last)
@@ -115,3 +161,8 @@ class LocalPool:
 
     def poll(self) -> None:
         pass
+
+
+def without_sums(result: UnitResult) -> UnitResult:
+    """The result without its sums, and without a reference to the object that they came in."""
+    return result._replace(sums={}, losses=result.losses.copy(), drifts=result.drifts.copy())

@@ -1,7 +1,7 @@
 """The server: global parameters, server state, and the rounds.
 
 `Server` is a plain class over a pool. Round r: sample the cohort, broadcast, cut the cohort into work
-units, add up what they bring back in the order of the units, and let the algorithm aggregate.
+units, have what they bring back added up along a tree over the units, and let the algorithm aggregate.
 """
 
 import functools
@@ -26,7 +26,6 @@ from rayfl.federation.pool import Future, Pool
 from rayfl.federation.sampling import survivors
 from rayfl.federation.specs import ServerSpec
 from rayfl.storage.checkpoint import Memory, Snapshot
-from rayfl.training.engine import as_tensor
 from rayfl.training.units import (
     Broadcast,
     EvaluationResult,
@@ -209,22 +208,23 @@ class Server:
             self._unit(round, tuple(cohort[i : i + f.clients_per_unit]), lr)
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
-        futures = self._submit(units, handle)
+        samples = [int(f.sizes[list(unit.clients)].sum()) for unit in units]
+        memories = [self._memories(unit) for unit in units] if self._remembers else None
+        training = self.pool.train(units, samples, handle, memories)
         self._evaluate(handle if start is self.w else None)
         down = 0 if self.algorithm.at(round).sends == "nothing" else broadcast.nbytes
         sizes = len(sampled), len(cohort), down
-        return PendingRound(round, began, lr, *sizes, units, futures)
+        return PendingRound(round, began, lr, *sizes, units, training)
 
     def _close(self, pending: PendingRound) -> RoundMetrics:
         """Add up what the units bring back, and let the algorithm aggregate."""
-        sums: dict[str, torch.Tensor] = {}
-        results: list[UnitResult] = []
+        futures, results = pending.training.futures, list[UnitResult]()
+        for unit, future in zip(pending.units, futures, strict=True):
+            results.append(self.pool.wait(future))
+            self._check_finite(unit, results[-1])
+        sums = self.pool.total(pending.training)
         busy: dict[int, float] = defaultdict(float)
-        for unit, future in zip(pending.units, pending.futures, strict=True):
-            # In unit order, whoever is first.
-            result = self._add(unit, self.pool.wait(future), sums)
-            future.result = None
-            results.append(result)
+        for unit, future, result in zip(pending.units, futures, results, strict=True):
             busy[future.actor] += result.seconds
             for client, handle in zip(unit.clients, future.memories, strict=False):
                 self.memories[client] = MemoryRef(pending.round, handle, unit.name)
@@ -257,35 +257,12 @@ class Server:
         times = {"time/overhead_s": took - max(busy.values()), "time/round_s": took}
         return RoundMetrics(pending.round, metrics | times)
 
-    def _add(self, unit: WorkUnit, result: UnitResult, sums: dict[str, torch.Tensor]) -> UnitResult:
-        """Add the unit's sums to `sums`; the rest of the result.
-
-        Its arrays are the object store's: a reference to one would keep all of them there.
-        """
-        self._check_finite(unit, result)
-        for name, value in result.sums.items():
-            if name in sums:
-                sums[name] += as_tensor(value)
-            else:
-                sums[name] = as_tensor(value).clone()
-        return result._replace(sums={}, losses=result.losses.copy(), drifts=result.drifts.copy())
-
-    def _submit(self, units: list[WorkUnit], broadcast: Any) -> list[Future]:
-        """A future for each unit. The longest go first, so that no actor is left with one at the end."""
-        samples = [int(self.federation.sizes[list(unit.clients)].sum()) for unit in units]
-        futures: dict[int, Future] = {}
-        for i in sorted(range(len(units)), key=lambda i: -samples[i]):
-            futures[i] = self.pool.train(units[i], broadcast, self._memories(units[i]))
-        return [futures[i] for i in range(len(units))]
-
     def _unit(self, round: int, clients: tuple[int, ...], lr: float) -> WorkUnit:
         kept = (self.memories.get(client) for client in clients)
         names = tuple(k.name if k else None for k in kept)
         return WorkUnit(round, clients, lr, names, secrets.token_bytes(8))
 
-    def _memories(self, unit: WorkUnit) -> list[Any] | None:
-        if not self._remembers:
-            return None
+    def _memories(self, unit: WorkUnit) -> list[Any]:
         kept = (self.memories.get(client) for client in unit.clients)
         return [k.handle if k else None for k in kept]
 

@@ -10,6 +10,7 @@ import ray
 import torch
 
 from rayfl.federation.client import Client
+from rayfl.federation.pool import without_sums
 from rayfl.federation.specs import ClientSpec
 from rayfl.training.process import configure_process
 from rayfl.training.units import (
@@ -53,13 +54,28 @@ class ClientActor:
 
     def describe(self) -> dict[str, Any]:
         """The node, process, device, engine and arithmetic of this client actor, once it is ready."""
-        return {"node": ray.util.get_node_ip_address(), **self.client.describe()}
+        return {
+            "node": ray.util.get_node_ip_address(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+            **self.client.describe(),
+        }
 
     def train(self, unit: WorkUnit, broadcast: Broadcast, *memories: Arrays | None) -> Any:
         """Execute a work unit: its result, then each client's new memory (see `ActorPool.train`)."""
         with ended_if_broken(self.device):
             result, new = self.client.train(unit, broadcast, list(memories))
         return (result, *new) if self.client.engine.remembers else result
+
+    def train_apart(self, unit: WorkUnit, broadcast: Broadcast, *memories: Arrays | None) -> Any:
+        """As `train`, but the sums are an object of their own, the second one, which stays on this node."""
+        with ended_if_broken(self.device):
+            result, new = self.client.train(unit, broadcast, list(memories))
+        kept = new if self.client.engine.remembers else ()
+        return (without_sums(result), result.sums, *kept)
+
+    def add(self, left: Arrays, right: Arrays) -> Any:
+        """Add two sums: nothing, then their sum, which stays on this node."""
+        return None, {name: value + right[name] for name, value in left.items()}
 
     def evaluate(
         self, round: int, broadcast: Broadcast, split: Split, first: int, last: int

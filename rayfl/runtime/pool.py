@@ -1,13 +1,14 @@
 """The pool of client actors, which execute the work units.
 
-A pool takes work units first in, first out, and gives a future for each. The server waits for the future
-that it needs next; meanwhile every idle actor takes the next unit. A unit whose actor dies runs again
-elsewhere: it is a pure function, so nothing a result depends on is decided here.
+A pool gives a future for each work unit. The server waits for the future that it needs next; meanwhile
+every idle actor takes the next unit, of its own node's share first, so that neighbours' sums are made on
+one node. A unit whose actor dies runs again elsewhere: it is a pure function, so nothing a result depends on
+is decided here.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -15,8 +16,12 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+from rayfl.algorithms.base import Vectors
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
-from rayfl.federation.pool import Future
+from rayfl.federation.pool import Future, Training, without_sums
+from rayfl.federation.sums import Span, Sum
+from rayfl.runtime.queue import ActorFuture, UnitQueue
+from rayfl.runtime.sums import Apart, SpreadSums
 from rayfl.training.units import Arrays, Broadcast, ClientProbe, Personal, Probe, Split, WorkUnit
 
 # An actor whose units take less than this gets its next one before it has finished the last, so that it
@@ -38,17 +43,18 @@ DEATHS = (RayActorError, OutOfMemoryError)
 
 
 @dataclass(eq=False, kw_only=True)
-class ActorFuture(Future):
-    """A unit that is queued, or at work on an actor."""
+class ActorTraining(Training):
+    """The work units of a round on client actors."""
 
-    # Method of the client actor, its arguments, and the number of memories that it returns.
-    call: tuple[str, tuple[Any, ...], int]
-    label: str
-    deaths: int = 0  # actors that died over it
+    spread: SpreadSums
 
 
 class ResultLost(Exception):
     """A unit was executed, but its result is gone."""
+
+
+class SumLost(Exception):
+    """One half of a sum is gone; the arguments are its `part`."""
 
 
 @dataclass(eq=False)
@@ -58,6 +64,7 @@ class Worker:
     index: int
     actor: Any
     starting: Any  # reference to the actor's description; None once it is ready
+    node: str = ""  # id of its node, once it is ready
     load: int = 0  # units that it has been given
     since: float = 0.0  # when its current unit began
     failed_starts: int = 0
@@ -82,8 +89,11 @@ class ActorPool:
         self._spawn, self._another_fits, self._time_limit = spawn, another_fits, time_limit
         self._workers: list[Worker] = []
         self._described: list[dict[str, Any]] = []
-        self._queue: deque[ActorFuture] = deque()
+        self._queue = UnitQueue()
         self._running: dict[Any, tuple[ActorFuture, Worker, Any]] = {}
+        # What comes here from another node, and who is told: its value, or None if it is lost.
+        self._coming: dict[Any, Callable[[Any], None]] = {}
+        self._here = ray.get_runtime_context().get_node_id()
         self._depth = 1
         self._looked = self._moved = time.monotonic()
         for _ in range(size):
@@ -111,13 +121,50 @@ class ActorPool:
         except ObjectLostError as error:
             raise StateLostError(f"a client's memory was lost with its node: {error}") from error
 
-    def train(self, unit: WorkUnit, broadcast: Any, memories: list[Any] | None) -> ActorFuture:
-        given = memories if memories is not None else [None] * len(unit.clients)
-        returned = len(unit.clients) if memories is not None else 0
-        shown = ", ".join(map(str, unit.clients))
-        label = f"round {unit.round}, clients [{shown}]"
-        call = ("train", (unit, broadcast, *given), returned)
-        return self._submit(ActorFuture(call=call, label=label))
+    def train(
+        self,
+        units: list[WorkUnit],
+        samples: list[int],
+        broadcast: Any,
+        memories: list[list[Any]] | None,
+    ) -> ActorTraining:
+        futures: list[ActorFuture] = []
+
+        def add(span: Span, left: Apart, right: Apart) -> None:
+            label = f"round {units[0].round}, the sum of units {span.units(len(units))}"
+            call = ("add", (left.ref, right.ref), 1)
+            future = ActorFuture(call=call, label=label, node=left.node, part=(spread, span))
+            self._queue.put_first(future)  # what waits for a sum is soon everybody
+
+        def again(lost: Sequence[int]) -> None:
+            for i in lost:
+                futures[i].done = False
+                self._again(futures[i], "its sum was lost with its node")
+
+        spread = SpreadSums(len(units), add, self._coming.__setitem__, again)
+        for i, (unit, home) in enumerate(zip(units, self._homes(len(units)), strict=True)):
+            given = memories[i] if memories is not None else [None] * len(unit.clients)
+            returned = len(unit.clients) if memories is not None else 0
+            shown = ", ".join(map(str, unit.clients))
+            label = f"round {unit.round}, clients [{shown}]"
+            call = ("train", (unit, broadcast, *given), returned)
+            part = spread, Span(0, i)
+            futures.append(ActorFuture(call=call, label=label, node=home, part=part))
+        # The longest go first, so that no actor is left with one at the end.
+        self._queue.append(futures[i] for i in sorted(range(len(units)), key=lambda i: -samples[i]))
+        self._dispatch()
+        return ActorTraining(futures, spread.tree, spread=spread)
+
+    def total(self, training: Training) -> Vectors:
+        assert isinstance(training, ActorTraining)
+        while not isinstance(training.sums.total, Sum):
+            training.spread.bring_total()
+            self._collect(timeout=None)
+        for future in training.futures:
+            assert isinstance(future, ActorFuture)
+            # References would keep this round's broadcast and sums in the store.
+            future.call, future.part, future.apart = (future.call[0], (), 0), None, None
+        return training.sums.total.owned()
 
     def evaluate(
         self, round: int, broadcast: Any, split: Split, first: int, last: int
@@ -152,32 +199,54 @@ class ActorPool:
         self._collect(timeout=0)
 
     def _submit(self, future: ActorFuture) -> ActorFuture:
-        self._queue.append(future)
+        self._queue.append([future])
         self._dispatch()
         return future
 
+    def _homes(self, units: int) -> list[str | None]:
+        """The node for each unit: neighbours go to the same one, as many as it has actors for."""
+        nodes = [worker.node for worker in self._workers if worker.starting is None]
+        order = [self._here, *nodes]
+        ranked = sorted(nodes, key=order.index)
+        return [
+            ranked[int((i + 0.5) * len(ranked) / units)] if ranked else None for i in range(units)
+        ]
+
     def _dispatch(self) -> None:
         ready = [worker for worker in self._workers if worker.starting is None]
-        while self._queue and ready:
-            worker = min(ready, key=attrgetter("load"))
-            if worker.load >= self._depth:
+        actors = Counter(worker.node for worker in ready)
+        while self._queue:
+            free = (worker for worker in ready if worker.load < self._depth)
+            for worker in sorted(free, key=attrgetter("load")):
+                future = self._queue.take(worker.node, worker.load == 0, actors)
+                if future is not None:
+                    self._begin(worker, future)
+                    break
+            else:
                 return
-            future = self._queue.popleft()
-            method, arguments, returned = future.call
-            call = getattr(worker.actor, method).options(num_returns=1 + returned)
-            refs = call.remote(*arguments)
-            ref, *future.memories = refs if returned else [refs]
-            self._running[ref] = (future, worker, worker.actor)
-            future.actor = worker.index
-            if worker.load == 0:
-                worker.since = time.monotonic()
-            worker.load += 1
+
+    def _begin(self, worker: Worker, future: ActorFuture) -> None:
+        method, arguments, returned = future.call
+        apart = method == "add"
+        if method == "train" and worker.node != self._here:
+            apart = not isinstance(arguments[1], Broadcast)  # small sums are better brought at once
+            method, returned = ("train_apart", returned + 1) if apart else (method, returned)
+        call = getattr(worker.actor, method).options(num_returns=1 + returned)
+        refs = call.remote(*arguments)
+        ref, *others = refs if returned else [refs]
+        future.apart = Apart(others.pop(0), worker.node) if apart else None
+        future.memories = others
+        self._running[ref] = (future, worker, worker.actor)
+        future.actor = worker.index
+        if worker.load == 0:
+            worker.since = time.monotonic()
+        worker.load += 1
 
     def _collect(self, timeout: float | None) -> None:
         """Take in one thing that has happened; wait for it up to `timeout`, and no longer than a while."""
         self._look_around()
         starting = self._starting()
-        refs = [*self._running, *starting]
+        refs = [*self._running, *starting, *self._coming]
         if not refs:
             return
         wait = LOOK_SECONDS if timeout is None else timeout
@@ -185,6 +254,8 @@ class ActorPool:
             self._moved = time.monotonic()
             if ref in starting:
                 self._started(starting[ref], ref)
+            elif ref in self._coming:
+                self._arrived(ref)
             else:
                 self._finished(ref)
         self._dispatch()
@@ -199,12 +270,33 @@ class ActorPool:
         except (*DEATHS, ResultLost) as error:
             self._lost(future, worker, actor, error)
             return
+        except SumLost as error:
+            sums, span = error.args
+            sums.lost(span)
+            return
         future.done = True
-        # The arguments' references would keep this round's broadcast in the store.
-        future.call = (future.call[0], (), 0)
+        if future.part is None:
+            # The arguments' references would keep this round's broadcast in the store.
+            future.call = (future.call[0], (), 0)
+            return
+        sums, span = future.part
+        if future.apart is not None:
+            sums.tree.arrive(span, future.apart)
+        else:
+            brought = Sum.of(future.result.sums)
+            future.result = without_sums(future.result)
+            sums.tree.arrive(span, brought)
         seconds = getattr(future.result, "seconds", None)
         if seconds is not None:
             self._depth = 2 if seconds < SHORT_UNIT_SECONDS else 1
+
+    def _arrived(self, ref: Any) -> None:
+        then = self._coming.pop(ref)
+        try:
+            value = ray.get(ref)
+        except (ObjectLostError, *DEATHS):
+            value = None
+        then(value)
 
     def _get(self, ref: Any, future: ActorFuture) -> Any:
         try:
@@ -221,23 +313,30 @@ class ActorPool:
             raise self._state_lost(future, error) from error
 
     @staticmethod
-    def _state_lost(future: ActorFuture, error: ObjectLostError) -> StateLostError:
+    def _state_lost(future: ActorFuture, error: ObjectLostError) -> Exception:
+        if future.part is not None and future.call[0] == "add":
+            return SumLost(*future.part)
         return StateLostError(
             f"{future.label}: a memory was lost with its node: {first_line(error)}"
         )
 
     def _lost(self, future: ActorFuture, worker: Worker, actor: Any, error: Exception) -> None:
         """Replace the actor, if that has not been done yet, and put its unit first in the queue."""
+        limit = f" (or took more than {self._time_limit:g} s)" if self._time_limit else ""
+        self._again(future, f"the client actor died{limit}", error)
+        if worker.actor is actor:  # a result may be lost only with the actor's node
+            self._replace(worker)
+
+    def _again(self, future: ActorFuture, why: str, error: Exception | None = None) -> None:
+        """Put a unit first in the queue; RunError if that has been done too often."""
         self.lost_units += 1
         future.deaths += 1
         if future.deaths > RETRIES:
-            limit = f" (or took more than {self._time_limit:g} s)" if self._time_limit else ""
+            cause = f": {error}" if error else ""
             raise RunError(
-                f"{future.label}: the client actor died{limit}, {future.deaths} times in a row: {error}"
+                f"{future.label}: {why}, {future.deaths} times in a row{cause}"
             ) from error
-        if worker.actor is actor:  # a result may be lost only with the actor's node
-            self._replace(worker)
-        self._queue.appendleft(future)
+        self._queue.put_first(future)
 
     def _replace(self, worker: Worker) -> None:
         ray.kill(worker.actor)  # one that was only out of reach must not come back
@@ -261,6 +360,7 @@ class ActorPool:
                 raise RunError(f"a client actor could not start: {error}") from error
             self._replace(worker)
             return
+        worker.node = described.pop("node_id")
         self._check_kernels(described)
         self._described.append(described)
         worker.starting, worker.failed_starts = None, 0

@@ -47,10 +47,11 @@ class RecordingPool(LocalPool):
         super().__init__(client)
         self.trained = []
 
-    def train(self, unit, broadcast, memories):
-        ticket = super().train(unit, broadcast, memories)
-        self.trained.append((unit, memories, ticket))
-        return ticket
+    def train(self, units, samples, broadcast, memories):
+        training = super().train(units, samples, broadcast, memories)
+        given = memories or [None] * len(units)
+        self.trained += zip(units, given, training.futures, strict=True)
+        return training
 
 
 def here(prepared, algorithm):

@@ -10,22 +10,22 @@ from conftest import each
 
 from rayfl import load_config, run
 from rayfl.algorithms.vectors import precise_norm
+from rayfl.federation.client import Client
 from rayfl.federation.movement import BLOCK, ROW, Movement, inner_products
-from rayfl.federation.pool import LocalPool
 
 
 def recorded(config, monkeypatch):
     """History of a run in this process, and the uploads `delta` of each round, float64 `[rounds, S, P]`."""
-    rounds, train = {}, LocalPool.train
+    rounds, train = {}, Client.train
 
     def recording(self, unit, broadcast, memories):
-        future = train(self, unit, broadcast, memories)
+        result, new = train(self, unit, broadcast, memories)
         assert len(unit.clients) == 1  # so that a unit's sum is what the client sent
-        delta = future.result.sums["delta"].astype(np.float64)
+        delta = result.sums["delta"].astype(np.float64)
         rounds.setdefault(unit.round, {})[unit.clients] = delta
-        return future
+        return result, new
 
-    monkeypatch.setattr(LocalPool, "train", recording)
+    monkeypatch.setattr(Client, "train", recording)
     history = run(load_config(config), local=True).history
     deltas = [np.stack([d for _, d in sorted(one.items())]) for _, one in sorted(rounds.items())]
     return history, np.stack(deltas)

@@ -21,6 +21,7 @@ from reusable import ReusableClient
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
+from rayfl.federation.client import Client
 from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.metrics import EvaluationMetrics, RoundMetrics
 from rayfl.federation.pool import LocalPool
@@ -313,7 +314,7 @@ def test_one_broadcast_a_round_for_training_and_for_the_evaluation_behind_it(sma
 
     algorithm = ALGORITHMS["fedavg"]()
     here(prepared, algorithm, pool=Noting)
-    units = ["put", *["train"] * 3]
+    units = ["put", "train"]
     assert calls == [*units, *units, "evaluate", *units, "evaluate", "put", "evaluate"]
 
 
@@ -325,17 +326,17 @@ def test_what_a_unit_brought_back_is_let_go_once_it_is_added(small):
     small["federation"]["clients_per_unit"] = 1
     prepared, brought = prepare(load_config(small)), []
 
-    class Watching(LocalPool):
-        def wait(self, ticket):
-            assert not any(array() is not None for array in brought)
-            if hasattr(ticket.result, "sums"):
-                result = ticket.result
-                arrays = [*result.sums.values(), result.losses, result.drifts]
-                brought.extend(map(weakref.ref, arrays))
-            return ticket.result
+    class Watching(Client):
+        def train(self, unit, broadcast, memories):
+            assert sum(array() is not None for array in brought) <= 5  # those of one unit
+            result, new = super().train(unit, broadcast, memories)
+            arrays = [*result.sums.values(), result.losses, result.drifts]
+            brought.extend(map(weakref.ref, arrays))
+            return result, new
 
-    algorithm = ALGORITHMS["scaffold"]()
-    here(prepared, algorithm, pool=Watching)
+    server, client = specs(prepared, ALGORITHMS["scaffold"]())
+    for _ in Server(server, LocalPool(Watching(client))).run():
+        assert not any(array() is not None for array in brought)
     assert len(brought) == 15 * 5
 
 
@@ -472,10 +473,8 @@ def test_buffers_must_be_finite_too(small):
     prepared, algorithm = prepare(load_config(small)), ALGORITHMS["fedavg"]()
 
     class Overflowing(LocalPool):
-        def wait(self, ticket):
-            if hasattr(ticket.result, "sums"):
-                ticket.result.sums["buffers"] = np.full(3, np.inf, np.float32)
-            return ticket.result
+        def total(self, training):
+            return super().total(training) | {"buffers": torch.full((3,), np.inf)}
 
     with pytest.raises(DivergedError, match=r"^round 1, .*aggregated \(buffers\) is not finite"):
         here(prepared, algorithm, pool=Overflowing)
@@ -564,18 +563,13 @@ def test_a_unit_that_kills_its_actors_is_an_error_that_names_round_and_clients(s
         list(server.run())
 
 
-def test_the_longest_units_go_first_and_change_nothing(small):
+def test_the_longest_units_go_first_and_change_nothing(small, actors):
     small["partition"] = {"name": "quantity"}
     small["federation"] |= {"clients_per_unit": 1, "rounds": 2}
     prepared = prepare(load_config(small))
-    algorithm, taken = prepared.config.algorithm, []
-
-    class Noting(LocalPool):
-        def train(self, unit, broadcast, memories):
-            taken.append(unit)
-            return super().train(unit, broadcast, memories)
-
-    server, _ = here(prepared, algorithm, pool=Noting)
+    algorithm = prepared.config.algorithm
+    server, _ = on_actors(prepared, algorithm, actors[:1])
+    taken = ray.get(actors[0].taken.remote())
     sizes = [prepared.partition.sizes[unit.clients[0]] for unit in taken]
     assert len(set(sizes)) > 3
     for first in range(0, len(sizes), 5):
