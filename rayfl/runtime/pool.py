@@ -30,6 +30,9 @@ SHORT_UNIT_SECONDS = 0.1
 # A broadcast of no more bytes than this travels in the calls themselves, as Ray sends small arguments anyway:
 # to take it from the object store costs an actor more.
 SMALL_BYTES = 64 * 1024
+# Of a link between nodes, about. An idle actor takes a unit that is meant for another node only if that takes
+# longer than its sum's way there.
+LINK_BYTES_PER_S = 125e6
 # How often the pool looks for room and for units that take too long.
 LOOK_SECONDS = 1.0
 # Without a single ready actor for so long, a run ends: new machines take minutes, not more.
@@ -94,7 +97,7 @@ class ActorPool:
         # What comes here from another node, and who is told: its value, or None if it is lost.
         self._coming: dict[Any, Callable[[Any], None]] = {}
         self._here = ray.get_runtime_context().get_node_id()
-        self._depth = 1
+        self._depth, self._unit_s, self._way_s = 1, 0.0, 0.0
         self._looked = self._moved = time.monotonic()
         for _ in range(size):
             self._grow()
@@ -110,6 +113,7 @@ class ActorPool:
         return list(self._described)
 
     def put(self, broadcast: Broadcast) -> Any:
+        self._way_s = broadcast.nbytes / LINK_BYTES_PER_S
         return ray.put(broadcast) if broadcast.nbytes > SMALL_BYTES else broadcast
 
     def store(self, memory: Arrays) -> Any:
@@ -218,7 +222,8 @@ class ActorPool:
         while self._queue:
             free = (worker for worker in ready if worker.load < self._depth)
             for worker in sorted(free, key=attrgetter("load")):
-                future = self._queue.take(worker.node, worker.load == 0, actors)
+                helps = worker.load == 0 and self._unit_s > self._way_s
+                future = self._queue.take(worker.node, helps, actors)
                 if future is not None:
                     self._begin(worker, future)
                     break
@@ -286,9 +291,9 @@ class ActorPool:
             brought = Sum.of(future.result.sums)
             future.result = without_sums(future.result)
             sums.tree.arrive(span, brought)
-        seconds = getattr(future.result, "seconds", None)
-        if seconds is not None:
-            self._depth = 2 if seconds < SHORT_UNIT_SECONDS else 1
+        if future.call[0] == "train":
+            self._unit_s = future.result.seconds
+            self._depth = 2 if self._unit_s < SHORT_UNIT_SECONDS else 1
 
     def _arrived(self, ref: Any) -> None:
         then = self._coming.pop(ref)

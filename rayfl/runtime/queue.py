@@ -39,19 +39,20 @@ class UnitQueue:
     def put_first(self, future: ActorFuture) -> None:
         self._waiting.appendleft(future)
 
-    def take(self, node: str, idle: bool, actors: Counter[str]) -> ActorFuture | None:
+    def take(self, node: str, helps: bool, actors: Counter[str]) -> ActorFuture | None:
         """What an actor of this node does next; None: nothing, for now.
 
-        `idle`: it has nothing to do. `actors`: the number of them on each node.
+        `helps`: it takes what is meant for another node, if nothing else is left. `actors`: the number of
+        them on each node.
         """
         if len(actors) == 1:
             return self._waiting.popleft() if self._waiting else None
-        future = self._chosen(node, idle, actors)
+        future = self._chosen(node, helps, actors)
         if future is not None:
             self._waiting.remove(future)
         return future
 
-    def _chosen(self, node: str, idle: bool, actors: Counter[str]) -> ActorFuture | None:
+    def _chosen(self, node: str, helps: bool, actors: Counter[str]) -> ActorFuture | None:
         shares: dict[str, list[ActorFuture]] = {}  # training that other nodes are meant for
         for future in self._waiting:
             if future.node == node or (future.node and future.node not in actors):
@@ -62,7 +63,7 @@ class UnitQueue:
                 break
             if future.call[0] == "train":
                 shares.setdefault(future.node, []).append(future)
-        if not shares or not idle:
+        if not shares or not helps:
             return None
         # The last, which is the shortest, of the node with most left to do for each of its actors.
         return shares[max(shares, key=lambda other: len(shares[other]) / actors[other])][-1]

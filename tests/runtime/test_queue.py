@@ -18,8 +18,8 @@ def queue(*futures):
 TWO, THREE = Counter(a=1, b=1), Counter(a=1, b=2, c=1)
 
 
-def taken(queue, node, actors, idle=True):
-    future = queue.take(node, idle, actors)
+def taken(queue, node, actors, helps=True):
+    future = queue.take(node, helps, actors)
     return future and future.label
 
 
@@ -39,7 +39,7 @@ def test_then_the_last_of_who_has_most_left_for_an_actor():
     waiting = queue(
         *(unit(f"b{i}", "b") for i in range(3)), *(unit(f"c{i}", "c") for i in range(2))
     )
-    assert taken(waiting, "a", THREE, idle=False) is None
+    assert taken(waiting, "a", THREE, helps=False) is None
     assert [taken(waiting, "a", THREE) for _ in range(5)] == ["c1", "b2", "b1", "c0", "b0"]
 
 
@@ -51,5 +51,5 @@ def test_sums_stay_on_their_node_as_long_as_it_is_there():
 
 def test_evaluations_wait_for_training_that_came_before_them_and_not_for_what_came_after():
     waiting = queue(unit("b0", "b"), unit("e0", method="evaluate"), unit("b1", "b"))
-    assert taken(waiting, "a", TWO, idle=False) is None
+    assert taken(waiting, "a", TWO, helps=False) is None
     assert [taken(waiting, "a", TWO) for _ in range(3)] == ["b0", "e0", "b1"]
