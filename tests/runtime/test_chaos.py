@@ -164,9 +164,13 @@ def kill_tree(process):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_node_that_goes_and_one_that_comes(thirty_rounds, tmp_path):
-    """kill -9 of a worker node with its raylet and its actors; a new node joins in the middle."""
+    """kill -9 of a worker node with its raylet and its actors; a new node joins in the middle.
+
+    The sums are so large that each node keeps its own until they are added.
+    """
     thirty_rounds["resources"] = {}
-    thirty_rounds["federation"] |= {"rounds": 20, "local_steps": 1000}
+    thirty_rounds["model"] = {"name": "mlp", "hidden": [1000]}
+    thirty_rounds["federation"] |= {"rounds": 20, "local_steps": 150}
     (tmp_path / "config.yaml").write_text(json.dumps(thirty_rounds))
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(head())
