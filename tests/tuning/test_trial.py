@@ -36,7 +36,7 @@ def execution(group):
     """Makes an `Execution` for these experiments."""
     made = []
 
-    def make(*experiments, **sweep):
+    def make(*experiments, memory_bytes=10**9, **sweep):
         data = {}
         for experiment in experiments:
             prepared = prepare(experiment)
@@ -44,7 +44,7 @@ def execution(group):
         placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
-        made.append(Execution(SharedInputs(data, placement), config, group))
+        made.append(Execution(SharedInputs(data, placement, memory_bytes), config, group))
         return made[-1]
 
     yield make
