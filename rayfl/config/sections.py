@@ -248,9 +248,11 @@ class Checkpoint(Section):
     dir: str = Field(default="checkpoints", min_length=1)
     """directory, or a URI such as s3://bucket/path"""
     every: Positive | Literal["auto"] | None = "auto"
-    """rounds; auto: each half minute; both: at the end too; null: never"""
+    """rounds; auto: each half minute, or sooner if files of memories pile up; both: at the end too; null:
+    never"""
     keep_last: Positive | None = None
-    """checkpoints of a run that are kept; null: 2 while it runs, and 1 once it is done"""
+    """checkpoints of a run that are kept; null: 2 while it runs, and 1 once it is done or memories are in
+    files"""
 
     @property
     def location(self) -> str:

@@ -19,8 +19,8 @@ from rayfl.training.units import Arrays
 
 THREADS = 4
 # Share of the store, or of the machine's memory, that memories may fill unless told otherwise: the rest is
-# for what a cohort brings back, for broadcasts and for memories on their way to files. From 80 % on Ray writes
-# objects to disk itself.
+# for what a cohort brings back, for broadcasts and for memories on their way to files. From 80 % on Ray
+# writes objects to disk itself.
 AUTO_SHARE = 0.4
 # Share of the memories in the store that may wait to be written before a round waits for them.
 BACKLOG = 0.25
@@ -177,6 +177,7 @@ class Memories(Mapping[int, MemoryRef]):
         while self._held and len(self._held) + len(self._lent) + len(self._reads) > self._most:
             client = next(iter(self._held))
             del self._held[client]
+            self._files.holds_memories = True
             ref = self._refs[client]
             name = memory_name(client, ref.round)
             if name in self._files.written:

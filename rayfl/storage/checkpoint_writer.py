@@ -36,8 +36,9 @@ class CheckpointWriter:
     provenance: Provenance
     run_id: str | None
     every: int | None
-    """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
-    keep_last: int
+    """Rounds between checkpoints; None: one every `AUTO_SECONDS`, or before old memories pile up."""
+    keep_last: int | None
+    """None: 2, or 1 if memories are in files, where a second one may double them."""
     keep_at_end: int = 1
     """The same once the run is done."""
     origin: str | None = None
@@ -69,7 +70,7 @@ class CheckpointWriter:
         """Return True if a checkpoint should be written after this round."""
         if self.every is not None:
             return round % self.every == 0
-        return time.monotonic() - self._written >= AUTO_SECONDS
+        return time.monotonic() - self._written >= AUTO_SECONDS or self.memories.piles_up
 
     @property
     def round(self) -> int:
@@ -150,7 +151,7 @@ class CheckpointWriter:
         storage.write(manifest_name(snapshot.round), manifest.model_dump_json().encode())
         others = [saved for saved in self._kept if saved.round != snapshot.round]
         self._kept = [*others, SavedCheckpoint(storage, manifest)]
-        self._delete_old(storage, self.keep_last)
+        self._delete_old(storage, self.keep_last or (1 if self.memories.holds_memories else 2))
 
     def conclude(self) -> None:
         """Delete the checkpoints that a run which is done need not keep."""
@@ -159,7 +160,7 @@ class CheckpointWriter:
 
     def _delete_old(self, storage: Storage, keep: int) -> None:
         old, self._kept = self._kept[:-keep], self._kept[-keep:]
-        self.memories.needed = frozenset(_files_of(self._kept))
+        self.memories.need(_files_of(self._kept))
         for saved in old:
             storage.delete(manifest_name(saved.round))
             for name in saved.manifest.files.keys() - self.memories.needed:
@@ -169,7 +170,7 @@ class CheckpointWriter:
     def _know(self, kept: list[SavedCheckpoint]) -> None:
         """Take these as the checkpoints that there are."""
         self._kept, self.memories.written = kept, _files_of(kept)
-        self.memories.needed = frozenset(self.memories.written)
+        self.memories.need(self.memories.written)
 
 
 def _files_of(checkpoints: list[SavedCheckpoint]) -> dict[str, WrittenFile]:

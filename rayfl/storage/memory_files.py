@@ -5,7 +5,7 @@ A version is named by the client's last round. A file that a kept checkpoint nam
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -17,6 +17,8 @@ from rayfl.storage.manifest import WrittenFile, check_content, written_file
 from rayfl.storage.storage import Storage
 
 FOLDER = "memories"
+# Files that only checkpoints need, over all others, from which on the next checkpoint is due.
+MOST_OUTDATED = 0.1
 
 
 class MemoryFiles:
@@ -27,7 +29,10 @@ class MemoryFiles:
         self.written: dict[str, WrittenFile] = {}
         """Files of this run that are known to be whole."""
         self.needed: frozenset[str] = frozenset()
-        """Names of the files of the checkpoints that are kept."""
+        """Names of the files of the checkpoints that are kept; see `need`."""
+        self.holds_memories = False
+        """True once memories are in files alone."""
+        self._outdated: set[str] = set()
 
     @functools.cached_property
     def _storage(self) -> Storage:
@@ -53,10 +58,23 @@ class MemoryFiles:
 
     def delete(self, name: str) -> None:
         """Delete a memory that the run needs no more, unless a checkpoint does."""
-        if name not in self.needed:
+        if name in self.needed:
+            self._outdated.add(name)
+        else:
             self.written.pop(name, None)
             with contextlib.suppress(OSError):  # that it is still there is no harm
                 self._storage.delete(name)
+
+    def need(self, names: Iterable[str]) -> None:
+        """Take these as the files of the checkpoints that are kept."""
+        self.needed = frozenset(names)
+        self._outdated &= self.needed
+
+    @property
+    def piles_up(self) -> bool:
+        """True if much is there that only checkpoints need."""
+        most = MOST_OUTDATED * (len(self.written) - len(self._outdated))
+        return self.holds_memories and len(self._outdated) > most
 
     def reset(self) -> None:
         """Delete what no checkpoint names, as a server that died leaves it.
@@ -64,7 +82,8 @@ class MemoryFiles:
         A run that goes on may give the same name another content, after other hyper-parameters.
         """
         self.written = {name: file for name, file in self.written.items() if name in self.needed}
-        for name in self._storage.sizes(FOLDER):
+        self._outdated.clear()
+        for name in self._storage.sizes(FOLDER).keys() - self.needed:
             self.delete(name)
 
 

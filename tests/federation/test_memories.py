@@ -1,12 +1,10 @@
 """Clients' memories that the store is not to hold: same bits, few files, and nothing lost."""
 
-import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import a_server, specs
+from local_pool import specs
 
 from rayfl import load_config
 from rayfl import run as run_on_actors
@@ -20,6 +18,7 @@ from rayfl.prepare import prepare
 from rayfl.storage.checkpoint import Memory
 from rayfl.storage.memory_files import FOLDER, MemoryFiles, memory_name
 from rayfl.storage.storage import Storage
+from rayfl.training.flat import sha256
 
 BYTES = 40  # of a memory in the tests of `Memories` alone
 
@@ -103,7 +102,7 @@ def test_what_a_checkpoint_has_written_is_dropped_and_not_written_again(files):
     a_round(memories, 1, [0, 1])
     for client in (0, 1):  # as a checkpoint does
         files.write(memory_name(client, 1), memory(client, 1))
-    files.needed = frozenset(files.written)
+    files.need(files.written)
     a_round(memories, 2, [2, 3])
     memories.settle()
     assert len(files.wrote) == 2
@@ -128,11 +127,13 @@ def test_a_file_that_cannot_be_written_or_read_is_said(files):
     a_round(memories, 1, [0])
     path = Path(files.location, memory_name(0, 1))
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(CheckpointError, match="0-00000001.*damaged.*SHA-256"):
+    with pytest.raises(CheckpointError, match=r"0-00000001.*damaged.*SHA-256"):
         memories.lend([0])
     files.location = "/dev/null"
     del files._storage
-    with pytest.raises(CheckpointError, match=r"client 1 cannot be written to /dev/null.*memories_gb"):
+    with pytest.raises(
+        CheckpointError, match=r"client 1 cannot be written to /dev/null.*memories_gb"
+    ):
         a_round(memories, 2, [1])
 
 
@@ -167,3 +168,100 @@ def test_same_bits_wherever_memories_are(every, scaffold, whole):
 def test_same_bits_on_actors(scaffold, whole, ray_session):
     scaffold["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5, "memories_gb": 1e-5}
     assert run(scaffold, local=False).model_sha256 == whole
+
+
+def a_session(config, folder, most=None):
+    """A session as `--local` has one, with checkpoints; `most`: bytes of memories in the store."""
+    prepared = prepare(load_config(config))
+    writer = prepared.checkpoint_writer(str(folder))
+    writer.prepare()
+    spec, client = specs(prepared)
+    tier = None if most is None else Tier(writer.memories, most)
+    return Session(Server(spec, LocalPool(Client(client)), tier), writer)
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)): path for path in Path(folder, FOLDER).iterdir()}
+
+
+@pytest.mark.parametrize(("before", "after"), [(10_000, 10_000), (0, None), (None, 0)])
+def test_a_run_goes_on_whatever_was_in_files(before, after, scaffold, whole, tmp_path):
+    scaffold["checkpoint"]["every"] = 2
+    first = a_session(scaffold, tmp_path, before)
+    list(first.rounds(until=5))  # what is written after the checkpoint of round 4 is nobody's
+    first.server.memories.close()
+    orphan = tmp_path / memory_name(0, 5)
+    orphan.write_bytes(b"of a server that was killed")
+    (tmp_path / f"{memory_name(1, 5)}.part").write_bytes(b"as it wrote")
+    second = a_session(scaffold, tmp_path, after)
+    second.restore()
+    if after is not None:
+        named = {name for name in second.checkpoints.memories.needed if FOLDER in name}
+        assert files_in(tmp_path).keys() == named
+    list(second.rounds())
+    second.conclude()
+    assert sha256(second.server.w) == whole
+    third = a_session(scaffold, tmp_path, 0)
+    third.restore()
+    for client, kept in third.server.snapshot().memories.items():
+        again = second.server.snapshot().memories[client]
+        assert kept.round == again.round
+        np.testing.assert_array_equal(kept.fetch()["c_i"], again.fetch()["c_i"])
+
+
+def test_a_run_that_begins_anew_finds_an_empty_folder(scaffold, tmp_path):
+    """A server that died before its first checkpoint has left what nobody needs."""
+    session = a_session(scaffold, tmp_path, 0)
+    (tmp_path / memory_name(0, 1)).write_bytes(b"left")
+    assert session.restore() == []
+    assert not files_in(tmp_path)
+
+
+@pytest.mark.parametrize("every", [None, "auto"])
+def test_disk_holds_little_more_than_the_memories(every, scaffold, tmp_path):
+    """With one client of twenty a round: after each round, whether checkpoints are written or not."""
+    scaffold["federation"] |= {"clients": 20, "cohort": 1, "rounds": 60, "local_epochs": None}
+    scaffold["federation"] |= {"local_steps": 1, "eval_every": 100}
+    scaffold["checkpoint"]["every"] = every or 1000
+    session = a_session(scaffold, tmp_path, 10_000)
+    shares = []
+    for metrics in session.rounds():
+        if every == "auto" and metrics.round == 30:
+            session.save()  # half a minute has passed
+        session.server.memories.settle()
+        shares.append(len(files_in(tmp_path)) / len(session.server.memories))
+    assert len(session.server.memories) >= 18
+    assert max(shares[-30:]) <= 1.2
+
+
+@pytest.mark.parametrize("place", ["memory://memories", "file"])
+def test_memories_at_a_uri(place, scaffold, whole, tmp_path):
+    place = tmp_path.as_uri() if place == "file" else place
+    scaffold["checkpoint"] = {"every": 3, "dir": place}
+    assert run(scaffold, "resources.memories_gb=0").model_sha256 == whole
+    assert run(scaffold, "resources.memories_gb=0", resume="latest").model_sha256 == whole
+
+
+def test_a_run_without_checkpoints_leaves_no_file(scaffold, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    seen = []
+
+    def look(metrics):
+        seen.extend(tmp_path.glob(f"rayfl-*/{FOLDER}/*"))
+
+    run(scaffold, "resources.memories_gb=0", on_metrics=look)
+    assert seen
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["-1", "much", "null", ".inf"])
+def test_a_share_that_none_can_be_is_refused(value, scaffold):
+    with pytest.raises(ConfigError, match=r"resources\.memories_gb"):
+        load_config(scaffold, [f"resources.memories_gb={value}"])
+
+
+def test_more_than_the_store_is_refused(scaffold, ray_session):
+    started = []
+    with pytest.raises(ConfigError, match=r"memories_gb = 1000\.0: .*at most .*ray.object_store_gb"):
+        run(scaffold, "resources.memories_gb=1000", local=False, on_start=started.append)
+    assert not started
