@@ -123,9 +123,8 @@ class SweepRunner:
         once = {id(dataset): dataset for dataset, _ in data.values()}  # partitions share datasets
         stored = {key: ray.put(dataset) for key, dataset in once.items()}
         data = {key: (stored[id(dataset)], ray.put(part)) for key, (dataset, part) in data.items()}
-        asked, placement = self.plan.feasible[0].config.resources.memories_gb, self.plan.placement
-        trials = self.plan.at_once_grown or self.plan.at_once or 1
-        most = memory_bytes(None if asked == "auto" else asked, placement, trials)
+        placement, trials = self.plan.placement, self.plan.at_once_grown or self.plan.at_once or 1
+        most = memory_bytes(self.plan.memories_gb, placement, trials)
         return SharedInputs(data, placement, most)
 
     def _config(self, trial: PlannedTrial) -> dict[str, Any]:

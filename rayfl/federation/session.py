@@ -41,11 +41,10 @@ class Session:
 
     def restore(self) -> list[RoundMetrics]:
         """Go on from the newest checkpoint, if there is one; the metrics of its rounds."""
-        if self.checkpoints is None:
-            return []
-        if saved := self.checkpoints.latest():
+        if self.checkpoints is not None and (saved := self.checkpoints.latest()):
             return self.go_on(saved)
-        self.server.memories.restore({})  # a server that died may have left some
+        if self.server.round == 0:
+            self.server.memories.restore({})  # a server that died may have left files
         return []
 
     def go_on(self, saved: SavedCheckpoint) -> list[RoundMetrics]:

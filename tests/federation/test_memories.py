@@ -262,6 +262,8 @@ def test_a_share_that_none_can_be_is_refused(value, scaffold):
 
 def test_more_than_the_store_is_refused(scaffold, ray_session):
     started = []
-    with pytest.raises(ConfigError, match=r"memories_gb = 1000\.0: .*at most .*ray.object_store_gb"):
+    with pytest.raises(
+        ConfigError, match=r"memories_gb = 1000\.0: .*at most .*ray.object_store_gb"
+    ):
         run(scaffold, "resources.memories_gb=1000", local=False, on_start=started.append)
     assert not started
