@@ -124,7 +124,7 @@ class Memories(Mapping[int, MemoryRef]):
         self._evict()
 
     def snapshot(self) -> dict[int, Memory]:
-        """Each client's memory for a checkpoint; no file changes before the next round."""
+        """Each client's memory for a checkpoint, to be fetched before the next round: files change then."""
         self.settle()
         return {
             client: Memory(ref.round, functools.partial(self._fetch, client, ref))
