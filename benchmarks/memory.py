@@ -1,16 +1,20 @@
 """Resident memory of a whole run (driver, Ray, actors, object store), round by round.
 
     python benchmarks/memory.py memories    2,000 clients of SCAFFOLD on LeNet-5: 6.4 GB of client memories
+    python benchmarks/memory.py memories checkpoint.every=auto      with checkpoints; any key may be given
     python benchmarks/memory.py growth      300 rounds of FedWMSAM on LeNet-5: does anything grow?
 
 Counted are the private and file pages of all processes of the run, shared ones once (PSS), and all pages
-of the object store, whether a process maps them just now or not. What it has spilled to disk is told apart.
+of the object store, whether a process maps them just now or not. On disk is what Ray has spilled, and the
+files of clients' memories and checkpoints: both over the memories of all clients met so far.
 """
 
 import argparse
 import contextlib
 import json
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +42,7 @@ def configs(scratch: Path) -> dict[str, dict[str, Any]]:
         "model": {"name": "lenet5"},
         "partition": {"name": "iid"},
         "tracking": {"enabled": False},
-        "checkpoint": {"every": None},
+        "checkpoint": {"every": None, "dir": str(scratch / "checkpoints")},
         "ray": {"object_store_gb": 2.0},
     }
     once = {"local_steps": 1, "batch_size": 5, "eval_every": 1000, "lr": 0.01}
@@ -59,6 +63,7 @@ def configs(scratch: Path) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("workload", choices=["memories", "growth"])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--every", type=int, default=10, help="rounds between two looks")
     parser.add_argument("--rounds", type=int, help="fewer, to try it")
     parser.add_argument("--json", type=Path)
@@ -67,14 +72,23 @@ def main() -> None:
     given = configs(arguments.scratch)[arguments.workload]
     if arguments.rounds:
         given["federation"]["rounds"] = arguments.rounds
-    config = load_config(given)
+    config = load_config(given, arguments.overrides)
+    live = _memories_gb(config)
     rows: list[dict[str, float]] = []
     began = time.monotonic()
+    # Where the memories of a run without checkpoints are, and all that a run before has left.
+    tempfile.tempdir = str(arguments.scratch / "temporary")
+    for folder in (Path(tempfile.tempdir), arguments.scratch / "checkpoints"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
 
     def look(metrics: Metrics) -> None:
         if isinstance(metrics, RoundMetrics) and metrics.round % arguments.every == 0:
-            memory = _resident_gb()
-            rows.append({"round": metrics.round, **memory, "seconds": time.monotonic() - began})
+            found = _resident_gb() | {"files": _files_gb(arguments.scratch)}
+            took = time.monotonic() - began
+            rows.append(
+                {"round": metrics.round, **found, "live": live[metrics.round - 1], "seconds": took}
+            )
 
     run(config, on_metrics=look)
     table = Table(
@@ -82,17 +96,20 @@ def main() -> None:
         "processes",
         "object store",
         "both, GB",
-        "on disk, GB",
+        "spilled",
+        "files, GB",
+        "over memories",
         "s",
         title=arguments.workload,
     )
     for row in rows:
         both = row["processes"] + row["store"]
-        cells = (row["processes"], row["store"], both, row["disk"])
+        over = (row["spilled"] + row["files"]) / row["live"] if row["live"] else 0.0
+        cells = (row["processes"], row["store"], both, row["spilled"], row["files"], over)
         table.add_row(f"{row['round']:.0f}", *(f"{c:.2f}" for c in cells), f"{row['seconds']:.0f}")
     Console().print(table)
     totals = [row["processes"] + row["store"] for row in rows]
-    print(f"peak {max(totals):.2f} GB; client memories {_memories_gb(config):.2f} GB at the end")
+    print(f"peak {max(totals):.2f} GB; client memories {live[-1]:.2f} GB at the end")
     warm = [total for row, total in zip(rows, totals, strict=True) if row["round"] > WARM_UP]
     if len(warm) >= 6:
         first, last = median(warm[: len(warm) // 3]), median(warm[-(len(warm) // 3) :])
@@ -122,8 +139,17 @@ def _resident_gb() -> dict[str, float]:
     return {
         "processes": pages / 1e9,
         "store": sum(stores.values()) / 1e9,
-        "disk": spilled / 1e9,
+        "spilled": spilled / 1e9,
     }
+
+
+def _files_gb(scratch: Path) -> float:
+    """Return the bytes of all files of clients' memories and checkpoints."""
+    found = 0
+    for path in [*(scratch / "temporary").rglob("*"), *(scratch / "checkpoints").rglob("*")]:
+        with contextlib.suppress(OSError):  # it has gone
+            found += path.stat().st_size if path.is_file() else 0
+    return found / 1e9
 
 
 def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
@@ -135,16 +161,16 @@ def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
                 yield status.st_ino, status.st_blocks * 512
 
 
-def _memories_gb(config: Experiment) -> float:
-    """Return the bytes of the memories of all clients that have been in a cohort, one vector [P] each."""
+def _memories_gb(config: Experiment) -> list[float]:
+    """Return by round the bytes of the memories of all clients that have been in a cohort."""
     prepared = prepare(config)
-    if not config.algorithm.init_client(Layout(prepared.model).flatten(prepared.model)[0]):
-        return 0.0
-    f = prepared.federation
+    first = config.algorithm.init_client(Layout(prepared.model).flatten(prepared.model)[0])
+    f, found = prepared.federation, list[float]()
     met: set[int] = set()
     for round in range(1, f.rounds + 1):
         met |= set(f.cohort(round))
-    return len(met) * Layout(prepared.model).size * 4 / 1e9
+        found.append(len(met) * sum(value.nbytes for value in first.values()) / 1e9)
+    return found
 
 
 def _images(scratch: Path) -> Path:

@@ -12,12 +12,14 @@ import rayfl.runtime  # noqa: F401 - its settings must be there before anybody i
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.federation.client import Client
+from rayfl.federation.memories import AUTO_SHARE, MemoryRoom
 from rayfl.federation.pool import LocalPool, Pool
 from rayfl.federation.server import Server
 from rayfl.federation.session import Session
 from rayfl.prepare import Prepared
 from rayfl.storage.checkpoint_writer import CheckpointWriter
-from rayfl.training.process import configure_process, server_threads
+from rayfl.storage.memory_files import temporary_folder
+from rayfl.training.process import configure_process, machine_memory, server_threads
 
 if TYPE_CHECKING:
     from rayfl.runtime.actors import RemoteServer
@@ -52,7 +54,7 @@ def connection(config: Experiment) -> contextlib.AbstractContextManager[None]:
 def on_cluster(prepared: Prepared) -> Iterator[Place]:
     """Connect to Ray, and find a place for the actors. Raises ConfigError if they do not fit."""
     from rayfl.runtime import actors, cluster  # Ray takes a second to import
-    from rayfl.runtime.placement import place
+    from rayfl.runtime.placement import memory_bytes, place
 
     config = prepared.config
     limit = config.resources.time_limit_s
@@ -61,12 +63,18 @@ def on_cluster(prepared: Prepared) -> Iterator[Place]:
         dataset, data = cluster.put_dataset(prepared.data)
         prepared = replace(prepared, data=data)  # this process needs no copy of its own
 
-        def session(
-            checkpoints: CheckpointWriter | None,
-        ) -> contextlib.AbstractContextManager["RemoteServer"]:
+        asked = config.resources.memories_gb
+        most = memory_bytes(None if asked == "auto" else asked, placement)
+
+        @contextlib.contextmanager
+        def session(checkpoints: CheckpointWriter | None) -> Iterator["RemoteServer"]:
             server, client = prepared.specs()
             client = actors.stored(client, dataset)
-            return actors.server_actor(server, client, placement, checkpoints, limit)
+            with (
+                _room(most, checkpoints) as room,
+                actors.server_actor(server, client, placement, checkpoints, limit, room) as remote,
+            ):
+                yield remote
 
         def pool() -> contextlib.AbstractContextManager[Pool]:
             _, client = prepared.specs()
@@ -89,11 +97,18 @@ def in_this_process(prepared: Prepared) -> Iterator[Place]:
         # What a client leaves is as large in either memory, and a GPU fills pinned memory five times as fast.
         return LocalPool(Client(client, "cuda" if on_gpu else "cpu", pinned=on_gpu))
 
-    def session(checkpoints: CheckpointWriter | None) -> contextlib.AbstractContextManager[Session]:
-        server, _ = prepared.specs()
+    @contextlib.contextmanager
+    def session(checkpoints: CheckpointWriter | None) -> Iterator[Session]:
+        asked, spec = resources.memories_gb, prepared.specs()[0]
+        most = AUTO_SHARE * machine_memory() if asked == "auto" else asked * 1e9
         if on_gpu:
-            server = server._replace(federation=server.federation.on_gpus())
-        return contextlib.nullcontext(Session(Server(server, local_pool()), checkpoints))
+            spec = spec._replace(federation=spec.federation.on_gpus())
+        with _room(int(most), checkpoints) as room:
+            server = Server(spec, local_pool(), room.tier(checkpoints))
+            try:
+                yield Session(server, checkpoints)
+            finally:
+                server.memories.close()
 
     def pool() -> contextlib.AbstractContextManager[Pool]:
         return contextlib.nullcontext(local_pool())
@@ -103,6 +118,13 @@ def in_this_process(prepared: Prepared) -> Iterator[Place]:
         yield Place(prepared, what, session, pool)
     finally:
         torch.set_num_threads(threads_before)
+
+
+@contextlib.contextmanager
+def _room(most_bytes: int, checkpoints: CheckpointWriter | None) -> Iterator[MemoryRoom]:
+    """Room of the clients' memories, with a folder for them that is gone at the end if nothing is to stay."""
+    with contextlib.nullcontext() if checkpoints else temporary_folder() as folder:
+        yield MemoryRoom(most_bytes, folder)
 
 
 def resource_request(resources: Resources) -> "ResourceRequest":

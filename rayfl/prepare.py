@@ -137,7 +137,7 @@ class Prepared:
             provenance=self.provenance,
             run_id=run_id,
             every=None if every == "auto" else every,
-            keep_last=kept.keep_last or 2,
+            keep_last=kept.keep_last,
             keep_at_end=kept.keep_last or 1,
         )
 

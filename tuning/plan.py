@@ -92,6 +92,8 @@ class SweepPlan:
     """Local directory of checkpoints that several nodes would have to share, if any."""
     unshared_storage: str | None = None
     """Local directory of Ray Tune that population-based training needs on several nodes, if any."""
+    memories_gb: float | None = None
+    """GB of the object store for the clients' memories of one trial; None: a share of it."""
 
     @property
     def feasible(self) -> list[PlannedTrial]:
@@ -166,7 +168,11 @@ def allocate(
     unshared = _local_checkpoints(feasible[0]) if is_several else None
     copies = is_several and isinstance(sweep.scheduler, PBT) and "://" not in sweep.directory
     copied = sweep.directory if copies else None
-    return SweepPlan(sweep, known, count, inputs, placement, now.actors, maximum, unshared, copied)
+    asked = feasible[0].resources.memories_gb
+    return SweepPlan(
+        *(sweep, known, count, inputs, placement, now.actors, maximum, unshared, copied),
+        memories_gb=None if asked == "auto" else asked,
+    )
 
 
 def _place(

@@ -14,3 +14,5 @@ class SharedInputs:
     """References to dataset and partition, by `data_key`. Equal datasets are one object."""
     placement: Placement
     """Placement of the client actors of one trial."""
+    memory_bytes: int
+    """Bytes of the object store for the clients' memories of one trial."""

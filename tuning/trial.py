@@ -5,6 +5,7 @@ for the next trial. What goes on after a death, or after a stop of the whole swe
 checkpoint.
 """
 
+import contextlib
 import time
 import traceback
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rayfl.config.layers import merge, nested
 from rayfl.config.named import NAMED
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError, KeyedError, OwnCodeError, StateLostError, first_line
+from rayfl.federation.memories import MemoryRoom
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.inputs import data_key
@@ -24,7 +26,8 @@ from rayfl.prepare import client_accuracies, prepare
 from rayfl.provenance import Provenance, trial_folder
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool
-from rayfl.storage.checkpoint import SavedCheckpoint, newest_in, saved_in
+from rayfl.storage.checkpoint import newest_in, saved_in
+from rayfl.storage.memory_files import temporary_folder
 from rayfl.storage.storage import Storage, below
 from rayfl.training.flat import sha256
 from rayfl.weights import Weights
@@ -65,6 +68,7 @@ class Execution:
         """`group`: the placement group, with a bundle for each client actor."""
         self._shared, self._sweep, self._group = shared, sweep, group
         self._session: Session | None = None
+        self._folder = contextlib.ExitStack()
 
     def step(self) -> dict[str, Any]:
         """Run some rounds; everything that Tune and the driver want to know of them."""
@@ -98,13 +102,20 @@ class Execution:
 
     def load(self, directory: str) -> None:
         """Go on from what was saved, with this trial's hyper-parameters."""
-        self._take_over(saved_in(Storage(directory))[-1])
+        self.session.go_on(saved_in(Storage(directory))[-1])
         self._rounds = self.session.rounds(self._last)
 
     def close(self) -> None:
         """End the client actors."""
+        self._let_go()
         for actor in self.actors():
             ray.kill(actor)
+
+    def _let_go(self) -> None:
+        """Be done with the files of the last trial's memories."""
+        if self._session is not None:
+            self._session.server.memories.close()
+        self._folder.close()
 
     def begin(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
         """Make the server of this experiment; the client actors stay, if there are any.
@@ -125,12 +136,22 @@ class Execution:
             self._failure = error
 
     def _start(self, identity: str, spec: TrialSpec, mutated: Point) -> None:
+        self._let_go()
         dataset, partition = self._shared.data[data_key(self._experiment)]
         self._prepared = prepared = prepare(self._experiment, ray.get(dataset), ray.get(partition))
         if difference := spec.provenance.difference(prepared.provenance):
             raise ConfigError(f"the sweep began with {difference}; start it again")
         server, client = prepared.specs()
         limit = self._experiment.resources.time_limit_s
+        checkpoints, temporary = None, None
+        if self._experiment.checkpoint.every is not None:
+            # Not the config's hash: in population-based training it moves away from the identity.
+            folder = trial_folder(self._sweep.name, spec.provenance.tags)
+            location = below(spec.checkpoints, identity, folder)
+            checkpoints = prepared.checkpoint_writer(location)
+            checkpoints.prepare()
+        else:
+            temporary = self._folder.enter_context(temporary_folder())
         made = make_server(
             server,
             stored(client, dataset),
@@ -138,32 +159,21 @@ class Execution:
             self._group,
             actors=self.actors(),
             time_limit=limit,
+            tier=MemoryRoom(self._shared.memory_bytes, temporary).tier(checkpoints),
         )
         self._last = self._sweep.rounds(self._experiment)
         # The curve of what is mutated is what population-based training found.
         constants = {f"{MUTATED}{key}": float(value) for key, value in mutated.items()}
-        self._session = Session(made, constants=constants)
-        if self._experiment.checkpoint.every is not None:
-            # Not the config's hash: in population-based training it moves away from the identity.
-            folder = trial_folder(self._sweep.name, spec.provenance.tags)
-            location = below(spec.checkpoints, identity, folder)
-            self._session.checkpoints = prepared.checkpoint_writer(location)
-            self._session.checkpoints.prepare()
+        self._session = Session(made, checkpoints, constants)
+        if checkpoints is not None:
             self._resumed = [*self._session.restore()]
             others, own = (
                 newest_in(Storage(spec.taken_over)) if spec.taken_over else None,
                 self._round,
             )
             if others is not None and others.round >= own:
-                self._resumed += [row for row in self._take_over(others) if row.round > own]
+                self._resumed += [row for row in self._session.go_on(others) if row.round > own]
         self._rounds = self._session.rounds(self._last)
-
-    def _take_over(self, saved: SavedCheckpoint) -> list[RoundMetrics]:
-        """Go on from a checkpoint that may be another trial's; the metrics of its rounds."""
-        rows = self.session.go_on(saved)
-        if self.session.checkpoints is not None:
-            self.session.checkpoints.follow(saved)
-        return rows
 
     def _withheld(self) -> list[Metrics]:
         """Return what is known of the last round, and would only be handed out after its report."""
@@ -213,6 +223,7 @@ class Execution:
     def _ending(self, stopped: str | None) -> dict[str, Any]:
         session = self.session
         self._check_metric()
+        session.server.memories.settle()  # the driver may delete the folder now
         if self._sweep.keep_checkpoints:
             session.conclude()
         final = session.final()

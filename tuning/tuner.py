@@ -16,6 +16,7 @@ import ray
 from ray import tune
 
 from rayfl.provenance import trial_folder
+from rayfl.runtime.placement import memory_bytes
 from rayfl.storage.checkpoint import SavedCheckpoint, newest_in
 from rayfl.storage.storage import Storage, below
 from tuning import plan as planning
@@ -122,7 +123,9 @@ class SweepRunner:
         once = {id(dataset): dataset for dataset, _ in data.values()}  # partitions share datasets
         stored = {key: ray.put(dataset) for key, dataset in once.items()}
         data = {key: (stored[id(dataset)], ray.put(part)) for key, (dataset, part) in data.items()}
-        return SharedInputs(data, self.plan.placement)
+        placement, trials = self.plan.placement, self.plan.at_once_grown or self.plan.at_once or 1
+        most = memory_bytes(self.plan.memories_gb, placement, trials)
+        return SharedInputs(data, placement, most)
 
     def _config(self, trial: PlannedTrial) -> dict[str, Any]:
         """Return Tune's config of a trial."""

@@ -163,6 +163,9 @@ class Resources(Section):
     """on GPUs, record local steps and launch each as one, if that gives the same bits"""
     lanes: Positive | Literal["auto"] = "auto"
     """clients that a GPU trains side by side; auto: as many as its memory holds"""
+    memories_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """of the object store for clients' memories, the rest of which are in files; auto: 40 % of it, or of the
+    machine's memory with --local; a sweep's trials share that"""
     autoscale_timeout_s: float = Field(default=0.0, ge=0)
     """seconds for an autoscaler to add nodes for num_actors; 0: none"""
     time_limit_s: float | None = Field(default=None, gt=0)
@@ -245,9 +248,11 @@ class Checkpoint(Section):
     dir: str = Field(default="checkpoints", min_length=1)
     """directory, or a URI such as s3://bucket/path"""
     every: Positive | Literal["auto"] | None = "auto"
-    """rounds; auto: each half minute; both: at the end too; null: never"""
+    """rounds; auto: each half minute, or sooner if files of memories pile up; both: at the end too; null:
+    never"""
     keep_last: Positive | None = None
-    """checkpoints of a run that are kept; null: 2 while it runs, and 1 once it is done"""
+    """checkpoints of a run that are kept; null: 2 while it runs, and 1 once it is done or memories are in
+    files"""
 
     @property
     def location(self) -> str:

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 
 from rayfl.federation.evaluation import Breakdown, client_statistics
-from rayfl.federation.pool import Pool
+from rayfl.federation.memories import Memories
+from rayfl.federation.pool import Future, Pool
 from rayfl.seeds import generator
 from rayfl.training.units import Personal, PersonalResult
+
+# Clients whose evaluations are queued or at work.
+AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +49,17 @@ class Personalisation:
         round: int,
         lr: float,
         point: Any,
-        memories: Mapping[int, Any],
+        memories: Memories,
     ) -> dict[int, PersonalResult]:
-        """Accuracies of each client that has test samples; `point`, `memories`: handles of the pool."""
-        futures = {}
+        """Accuracies of each client that has test samples; `point`: handle of the pool."""
+        futures: dict[int, Future] = {}
         for client in self.clients:
             samples, weights = self._samples(breakdown, client)
             if len(samples):
+                if len(futures) >= AT_ONCE:  # all their memories may be more than the store holds
+                    pool.wait([*futures.values()][-AT_ONCE])
                 asked = Personal(round, client, lr, self.steps, samples, weights)
-                futures[client] = pool.personal(asked, point, memories.get(client))
+                futures[client] = pool.personal(asked, point, memories.handle(client))
         return {client: pool.wait(future) for client, future in futures.items()}
 
     def _samples(self, breakdown: Breakdown, client: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@
 units, have what they bring back added up along a tree over the units, and let the algorithm aggregate.
 """
 
-import functools
 import math
 import secrets
 import time
@@ -20,12 +19,13 @@ from rayfl.algorithms.noise import server_noise
 from rayfl.errors import DivergedError
 from rayfl.federation import personal
 from rayfl.federation.averaging import Average
+from rayfl.federation.memories import Memories, MemoryRef, Tier
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, PendingRound, RoundMetrics
 from rayfl.federation.movement import Movement
 from rayfl.federation.pool import Future, Pool
 from rayfl.federation.sampling import survivors
 from rayfl.federation.specs import ServerSpec
-from rayfl.storage.checkpoint import Memory, Snapshot
+from rayfl.storage.checkpoint import Snapshot
 from rayfl.training.units import (
     Broadcast,
     EvaluationResult,
@@ -45,14 +45,6 @@ SPLITS: dict[str, Split] = {
 }
 
 
-class MemoryRef(NamedTuple):
-    """One client's memory, where the pool keeps it."""
-
-    round: int  # the client's last round
-    handle: Any  # handle of the pool
-    name: bytes | None = None  # the client's last unit's; None: it comes from a checkpoint
-
-
 class Final(NamedTuple):
     """What a run has made."""
 
@@ -68,7 +60,7 @@ class Final(NamedTuple):
 class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
-    def __init__(self, spec: ServerSpec, pool: Pool):
+    def __init__(self, spec: ServerSpec, pool: Pool, tier: Tier | None = None):
         algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule, own, called = spec
         self._personalisation, self.personal = own, dict[int, PersonalResult]()
         self._callbacks = called
@@ -80,9 +72,9 @@ class Server:
         self.round = 0  # rounds that are done
         self._movement = Movement()
         self.average = Average(rule, self.w, self.buffers) if rule else None
-        # Each client's memory, by client id; clients never sampled have none.
-        self.memories: dict[int, MemoryRef] = {}
-        self._remembers = bool(algorithm.init_client(self.w))
+        first = algorithm.init_client(self.w)
+        self.memories = Memories(pool, sum(v.nbytes for v in first.values()), tier)
+        self._remembers = bool(first)
         # Score of each test sample at the last evaluated w, `[n]`; None before.
         self.scores: np.ndarray | None = None
         # Round, and futures by the beginning of their metrics' names.
@@ -100,6 +92,7 @@ class Server:
         last = f.rounds if until is None else min(until, f.rounds)
         for round in range(self.round + 1, last + 1):
             pending = self._open(round)
+            self._prefetch(round + 1)
             # While the actors train: what has become known of the rounds before.
             self.pool.poll()
             yield from self._evaluated(wait=False)
@@ -139,9 +132,8 @@ class Server:
         if asked is None or not asked.is_due(self.round, f.rounds):
             return None
         point = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
-        memories = {client: kept.handle for client, kept in self.memories.items()}
         lr = f.lrs[min(self.round, f.rounds - 1)]
-        self.personal = asked.measure(self.pool, f.breakdown, self.round, lr, point, memories)
+        self.personal = asked.measure(self.pool, f.breakdown, self.round, lr, point, self.memories)
         return EvaluationMetrics(self.round, personal.metrics(self.personal))
 
     def call_back(self, metrics: Mapping[str, float]) -> EvaluationMetrics | None:
@@ -158,13 +150,9 @@ class Server:
         if self._movement.last is not None:
             tensors["last_delta"] = self._movement.last
         average = self.average.arrays() if self.average else {}
-        memories = {
-            client: Memory(kept.round, functools.partial(self.pool.fetch, kept.handle))
-            for client, kept in self.memories.items()
-        }
         arrays = {name: value.numpy() for name, value in tensors.items()}
         arrays |= {f"average/{name}": array for name, array in average.items()}
-        return Snapshot(self.round, arrays, memories)
+        return Snapshot(self.round, arrays, self.memories.snapshot())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from this state; ValueError if the algorithm keeps another one."""
@@ -184,10 +172,7 @@ class Server:
         self._movement = Movement(tensors.get("last_delta"))
         if self.average:
             self.average.restore(snapshot.average, snapshot.round)
-        self.memories = {
-            client: MemoryRef(memory.round, self.pool.store(memory.fetch()))
-            for client, memory in snapshot.memories.items()
-        }
+        self.memories.restore(snapshot.memories)
 
     def _open(self, round: int) -> PendingRound:
         """Send the broadcast and the work units, and behind them the evaluation of the round before."""
@@ -209,7 +194,9 @@ class Server:
             for i in range(0, len(cohort), f.clients_per_unit)
         ]
         samples = [int(f.sizes[list(unit.clients)].sum()) for unit in units]
-        memories = [self._memories(unit) for unit in units] if self._remembers else None
+        memories = None
+        if self._remembers:
+            memories = [self.memories.lend(unit.clients) for unit in units]
         training = self.pool.train(units, samples, handle, memories)
         self._evaluate(handle if start is self.w else None)
         down = 0 if self.algorithm.at(round).sends == "nothing" else broadcast.nbytes
@@ -262,9 +249,11 @@ class Server:
         names = tuple(k.name if k else None for k in kept)
         return WorkUnit(round, clients, lr, names, secrets.token_bytes(8))
 
-    def _memories(self, unit: WorkUnit) -> list[Any]:
-        kept = (self.memories.get(client) for client in unit.clients)
-        return [k.handle if k else None for k in kept]
+    def _prefetch(self, round: int) -> None:
+        """Have the memories of a round's cohort read while the one before it trains."""
+        f = self.federation
+        if not self.memories.is_complete and round <= f.rounds:
+            self.memories.prefetch(survivors(f.cohort(round), f.client_dropout, f.seed, round))
 
     def _check_finite(self, unit: WorkUnit, result: UnitResult) -> None:
         finite = np.isfinite(result.losses) & np.isfinite(result.drifts)

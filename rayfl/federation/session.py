@@ -41,11 +41,17 @@ class Session:
 
     def restore(self) -> list[RoundMetrics]:
         """Go on from the newest checkpoint, if there is one; the metrics of its rounds."""
-        saved = self.checkpoints.latest() if self.checkpoints else None
-        return self.go_on(saved) if saved else []
+        if self.checkpoints is not None and (saved := self.checkpoints.latest()):
+            return self.go_on(saved)
+        if self.server.round == 0:
+            self.server.memories.restore({})  # a server that died may have left files
+        return []
 
     def go_on(self, saved: SavedCheckpoint) -> list[RoundMetrics]:
-        """Take over the state and the history of a checkpoint; the metrics of its rounds."""
+        """Take over the state and the history of a checkpoint, which may be another run's; its metrics."""
+        self.server.memories.settle()  # what is being written is of before
+        if self.checkpoints is not None:
+            self.checkpoints.follow(saved)
         self.server.restore(saved.snapshot())
         self.history = History()
         rounds = [RoundMetrics(*row) for row in saved.history().items()]

@@ -28,6 +28,10 @@ class Span(NamedTuple):
     def sibling(self) -> "Span":
         return Span(self.level, self.index ^ 1)
 
+    @property
+    def halves(self) -> tuple["Span", "Span"]:
+        return Span(self.level - 1, 2 * self.index), Span(self.level - 1, 2 * self.index + 1)
+
     def units(self, count: int) -> range:
         """Those that there are of `count` in all."""
         first = self.index << self.level

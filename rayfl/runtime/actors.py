@@ -13,6 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayfl.errors import ConfigError, RunError, StateLostError, first_line
+from rayfl.federation.memories import MemoryRoom, Tier
 from rayfl.federation.metrics import Metrics
 from rayfl.federation.server import Final, Server
 from rayfl.federation.session import Session
@@ -43,9 +44,16 @@ class ServerActor(Session):
         started: Sequence[Any],
         checkpoints: CheckpointWriter | None,
         time_limit: float | None,
+        memories: MemoryRoom | None,
     ):
         configure_process(threads=server_threads(on_gpus=placement.gpus > 0))
-        made = make_server(server, client, placement, group, time_limit=time_limit, started=started)
+        tier = memories and memories.tier(checkpoints)
+        made = make_server(
+            *(server, client, placement, group),
+            time_limit=time_limit,
+            started=started,
+            tier=tier,
+        )
         super().__init__(made, checkpoints)
 
     def bundles(self) -> Iterator[list[Metrics]]:
@@ -72,6 +80,7 @@ def make_server(
     actors: Sequence[Any] = (),
     time_limit: float | None = None,
     started: Sequence[Any] = (),
+    tier: Tier | None = None,
 ) -> Server:
     """A server with its client actors, one in each bundle of the placement group `group`.
 
@@ -100,7 +109,7 @@ def make_server(
         time_limit=time_limit,
     )
     federation = server.federation.on_gpus() if placement.gpus else server.federation
-    return Server(server._replace(federation=federation), pool)
+    return Server(server._replace(federation=federation), pool, tier)
 
 
 def client_starter(client: ClientSpec, placement: Placement, group: Any) -> Callable[[int], Any]:
@@ -174,11 +183,13 @@ def server_actor(
     placement: Placement,
     checkpoints: CheckpointWriter | None = None,
     time_limit: float | None = None,
+    memories: MemoryRoom | None = None,
 ) -> Iterator[RemoteServer]:
     """A server actor and its client actors; all gone, and their resources free, at the end.
 
     The server goes on from the last of the `checkpoints`, if there is one already. A work unit that takes
-    longer than `time_limit` seconds runs again, as one whose actor died. `client`: as `stored`.
+    longer than `time_limit` seconds runs again, as one whose actor died. `client`: as `stored`. Without
+    `memories` all clients' memories stay in the object store.
     """
     clients: list[Any] = []
     with _bundles(placement) as group:
@@ -192,7 +203,8 @@ def server_actor(
                 ray.kill(actor)
             clients[:] = [start_client(index) for index in range(placement.actors)]
             return remote.remote(
-                server, client, placement, group, list(clients), checkpoints, time_limit
+                *(server, client, placement, group, list(clients), checkpoints, time_limit),
+                memories,
             )
 
         remote_server: RemoteServer | None = None

@@ -14,6 +14,7 @@ import ray
 
 from rayfl.data.datasets import Dataset
 from rayfl.errors import ConfigError, first_line
+from rayfl.training.process import machine_memory
 
 
 @contextlib.contextmanager
@@ -56,10 +57,9 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
 def _not_started(object_store_gb: float | None, error: Exception) -> ConfigError:
     """Why no cluster of this run's own could be started."""
     if object_store_gb is not None and isinstance(error, ValueError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return ConfigError(
             "must leave room for the processes in the "
-            f"{total:.1f} GB of this machine; lower it, or leave it out",
+            f"{machine_memory() / 1e9:.1f} GB of this machine; lower it, or leave it out",
             key="ray.object_store_gb",
             value=object_store_gb,
         )

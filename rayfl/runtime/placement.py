@@ -7,6 +7,7 @@ from functools import partial
 import ray
 
 from rayfl.errors import ConfigError
+from rayfl.federation.memories import AUTO_SHARE
 from rayfl.federation.specs import UnitsPerRound
 
 
@@ -107,6 +108,28 @@ def place(request: ResourceRequest, units_per_round: UnitsPerRound) -> Placement
         value=request.num_actors or "auto",
         keys=("resources.autoscale_timeout_s",),
     )
+
+
+def memory_bytes(asked_gb: float | None, placement: Placement, experiments: int = 1) -> int:
+    """Bytes of the object store for the clients' memories of one of so many concurrent experiments.
+
+    Raises ConfigError if it is asked for more than its part of the store.
+    """
+    stores = [node.get("object_store_memory", 0.0) for node in _alive()]
+    room = min(min(stores) * max(1, placement.nodes), sum(stores) / experiments)
+    if asked_gb is None:
+        return int(AUTO_SHARE * room)
+    if asked_gb * 1e9 > room:
+        raise ConfigError(
+            key="resources.memories_gb",
+            value=asked_gb,
+            allowed=f"at most {room / 1e9:.3g}, the object store "
+            + (f"over {experiments} trials" if experiments > 1 else "of the nodes in use"),
+            hint="lower it, or give ray.object_store_gb (of a running cluster: `ray start "
+            "--object-store-memory`)",
+            keys=("ray.object_store_gb",),
+        )
+    return int(asked_gb * 1e9)
 
 
 def could_hold(placement: Placement) -> bool:

@@ -288,6 +288,7 @@ class ActorPool:
         if future.apart is not None:
             sums.tree.arrive(span, future.apart)
         else:
+            future.call = (future.call[0], (), 0)
             brought = Sum.of(future.result.sums)
             future.result = without_sums(future.result)
             sums.tree.arrive(span, brought)

@@ -4,6 +4,7 @@ Neighbours of the tree that are on one node are added there, by one of its actor
 what this process's own node has made, this process adds.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,28 +47,42 @@ class SpreadSums:
         total = self.tree.total
         if isinstance(total, Apart):
             self.tree.total = None
-            self._here(self.tree.root, total, None)
+            self._come(self.tree.root, total, functools.partial(self.tree.arrive, self.tree.root))
 
     def _join(self, span: Span, left: Sum | Apart, right: Sum | Apart) -> Sum | None:
+        first, second = span.halves
         if isinstance(left, Apart):
             if isinstance(right, Apart):
                 self._add(span, left, right)
             else:
-                self._here(span, left, right)
+                self._add_here(span, first, left, second, right)
         elif isinstance(right, Apart):
-            self._here(span, right, left)
+            self._add_here(span, second, right, first, left)
         else:
             return left.plus(right)
         return None
 
-    def _here(self, span: Span, apart: Apart, other: Sum | None) -> None:
-        """Bring one half of a span here, and add the other, if there is one."""
+    def _add_here(self, span: Span, half: Span, apart: Apart, other: Span, here: Sum) -> None:
+        """Bring one half of a span to the other; if it is lost, that waits for it again."""
+        self._come(
+            half,
+            apart,
+            lambda brought: self.tree.arrive(span, brought.plus(here)),
+            lambda: self.tree.arrive(other, here),
+        )
 
-        def then(arrays: Any) -> None:
-            if arrays is None:
-                self.lost(span)
+    def _come(
+        self,
+        span: Span,
+        apart: Apart,
+        then: Callable[[Sum], None],
+        otherwise: Callable[[], None] = lambda: None,
+    ) -> None:
+        def arrived(arrays: Any) -> None:
+            if arrays is not None:
+                then(Sum.of(arrays))
                 return
-            brought = Sum.of(arrays)
-            self.tree.arrive(span, brought if other is None else brought.plus(other))
+            otherwise()
+            self.lost(span)
 
-        self._bring(apart.ref, then)
+        self._bring(apart.ref, arrived)

@@ -1,20 +1,24 @@
 """Writer of the checkpoints of one run."""
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save
-
 from rayfl.errors import CheckpointError, first_line
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import Arrays, SavedCheckpoint, Snapshot, open_named, saved_in
-from rayfl.storage.manifest import FORMAT, Manifest, WrittenFile, manifest_name, manifests
+from rayfl.storage.checkpoint import SavedCheckpoint, Snapshot, open_named, saved_in
+from rayfl.storage.manifest import (
+    FORMAT,
+    Manifest,
+    WrittenFile,
+    manifest_name,
+    manifests,
+    written_file,
+)
+from rayfl.storage.memory_files import FOLDER, MemoryFiles, encoded, memory_name
 from rayfl.storage.storage import Storage
 
 AUTO_SECONDS = 30.0
@@ -32,8 +36,9 @@ class CheckpointWriter:
     provenance: Provenance
     run_id: str | None
     every: int | None
-    """Rounds between checkpoints; None: one every `AUTO_SECONDS`."""
-    keep_last: int
+    """Rounds between checkpoints; None: one every `AUTO_SECONDS`, or before old memories pile up."""
+    keep_last: int | None
+    """None: 2, or 1 if memories are in files, where a second one may double them."""
     keep_at_end: int = 1
     """The same once the run is done."""
     origin: str | None = None
@@ -41,11 +46,15 @@ class CheckpointWriter:
     _kept: list[SavedCheckpoint] = field(default_factory=list)
     _written: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.memories = MemoryFiles(self.location)
+        """Files of clients' memories, which the server may write before a checkpoint names them."""
+
     def prepare(self) -> None:
         """Create the folder and test that it is writable. Raises CheckpointError if it is not."""
         storage = Storage(self.location)
         try:
-            storage.make("memories")
+            storage.make(FOLDER)
             storage.write("trial", b"")
             storage.delete("trial")
         except (OSError, NotImplementedError) as error:
@@ -61,7 +70,7 @@ class CheckpointWriter:
         """Return True if a checkpoint should be written after this round."""
         if self.every is not None:
             return round % self.every == 0
-        return time.monotonic() - self._written >= AUTO_SECONDS
+        return time.monotonic() - self._written >= AUTO_SECONDS or self.memories.piles_up
 
     @property
     def round(self) -> int:
@@ -70,7 +79,7 @@ class CheckpointWriter:
 
     def latest(self) -> SavedCheckpoint | None:
         """Return the newest checkpoint of this run, or what it began from, if there is one."""
-        self._kept = saved_in(Storage(self.location))
+        self._know(saved_in(Storage(self.location)))
         if not self._kept and self.origin is not None:
             return open_named(self.origin)
         return self._kept[-1] if self._kept else None
@@ -88,7 +97,7 @@ class CheckpointWriter:
         if self._kept and _state(self._kept[-1]) != _state(saved):
             for name in reversed(manifests(Storage(self.location))):
                 Storage(self.location).delete(name)
-            self._kept = []
+            self._know([])
 
     def save(self, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]) -> None:
         """Write a checkpoint, then delete all but the last `keep_last` ones.
@@ -110,25 +119,21 @@ class CheckpointWriter:
     def _save(
         self, storage: Storage, snapshot: Snapshot, history: Mapping[int, Mapping[str, float]]
     ) -> None:
-        known = self._kept[-1].manifest.files if self._kept else {}
         files: dict[str, WrittenFile] = {}
 
         def write(name: str, content: bytes) -> str:
             storage.write(name, content)
-            files[name] = WrittenFile(
-                bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
-            )
+            files[name] = written_file(content)
             return name
 
         names = {
-            client: f"memories/{client}-{memory.round:08d}.safetensors"
+            client: memory_name(client, memory.round)
             for client, memory in sorted(snapshot.memories.items())
         }
         for client, name in names.items():
-            if name in known:
-                files[name] = known[name]
-            else:
-                write(name, save(_contiguous(snapshot.memories[client].fetch())))
+            if name not in self.memories.written:
+                self.memories.write(name, snapshot.memories[client].fetch())
+            files[name] = self.memories.written[name]
         stem = f"{snapshot.round:08d}"
         manifest = Manifest(
             format=FORMAT,
@@ -136,7 +141,7 @@ class CheckpointWriter:
             config_hash=self.config_hash,
             run_id=self.run_id,
             written=time.time(),
-            state=write(f"state-{stem}.safetensors", save(_contiguous(snapshot.tensors))),
+            state=write(f"state-{stem}.safetensors", encoded(snapshot.tensors)),
             history=write(f"history-{stem}.json", json.dumps(history).encode()),
             memories=names,
             config=self.config,
@@ -146,7 +151,7 @@ class CheckpointWriter:
         storage.write(manifest_name(snapshot.round), manifest.model_dump_json().encode())
         others = [saved for saved in self._kept if saved.round != snapshot.round]
         self._kept = [*others, SavedCheckpoint(storage, manifest)]
-        self._delete_old(storage, self.keep_last)
+        self._delete_old(storage, self.keep_last or (1 if self.memories.holds_memories else 2))
 
     def conclude(self) -> None:
         """Delete the checkpoints that a run which is done need not keep."""
@@ -155,15 +160,21 @@ class CheckpointWriter:
 
     def _delete_old(self, storage: Storage, keep: int) -> None:
         old, self._kept = self._kept[:-keep], self._kept[-keep:]
-        needed = {name for saved in self._kept for name in saved.manifest.files}
+        self.memories.need(_files_of(self._kept))
         for saved in old:
             storage.delete(manifest_name(saved.round))
-            for name in saved.manifest.files.keys() - needed:
+            for name in saved.manifest.files.keys() - self.memories.needed:
                 storage.delete(name)
+                self.memories.written.pop(name, None)
+
+    def _know(self, kept: list[SavedCheckpoint]) -> None:
+        """Take these as the checkpoints that there are."""
+        self._kept, self.memories.written = kept, _files_of(kept)
+        self.memories.need(self.memories.written)
 
 
-def _contiguous(arrays: Arrays) -> Arrays:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+def _files_of(checkpoints: list[SavedCheckpoint]) -> dict[str, WrittenFile]:
+    return {n: file for saved in checkpoints for n, file in saved.manifest.files.items()}
 
 
 def _state(saved: SavedCheckpoint) -> dict[str, WrittenFile]:

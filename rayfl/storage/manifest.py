@@ -1,5 +1,6 @@
 """Manifest of a checkpoint: the checkpoint-*.json that lists its files with their SHA-256."""
 
+import hashlib
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,16 @@ class WrittenFile(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
     bytes: int
     sha256: str
+
+
+def written_file(content: bytes) -> WrittenFile:
+    return WrittenFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def check_content(file: WrittenFile, content: bytes) -> None:
+    """Raise OSError if this is not what was written."""
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise OSError("its SHA-256 is not the one that was written down")
 
 
 class Manifest(BaseModel):

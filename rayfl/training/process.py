@@ -39,6 +39,11 @@ def configure_process(threads: int) -> None:
         libc.mallopt(mmap_max, 0)
 
 
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def server_threads(on_gpus: bool) -> int:
     """Threads of the server's arithmetic: a number that no result depends on only while it is fixed.
 

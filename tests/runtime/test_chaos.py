@@ -31,14 +31,14 @@ FIRST_AND_ANOTHER = pytest.mark.parametrize(
 
 @pytest.fixture
 def thirty_rounds(small, tmp_path):
-    """Thirty rounds of a fraction of a second, in five work units each."""
+    """Thirty rounds of a fraction of a second, in five work units each; most memories are in files."""
     small["federation"] |= {
         "rounds": 30,
         "clients_per_unit": 1,
         "local_epochs": None,
         "local_steps": 100,
     }
-    small["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5}
+    small["resources"] = {"num_actors": 2, "cpus_per_actor": 0.5, "memories_gb": 1e-5}
     small["checkpoint"] = {"dir": str(tmp_path / "checkpoints"), "every": 5}
     return small
 
@@ -112,7 +112,7 @@ def test_kills_of_everything(name, small, tmp_path):
     """kill -9 of the driver, its actors and Ray, five times, then --resume; many of them while it writes."""
     small["federation"] |= {"rounds": 400, "eval_every": 100}
     small["checkpoint"] = {"every": 1, "keep_last": 2}
-    small["resources"] = {"num_actors": 1}
+    small["resources"] = {"num_actors": 1, "memories_gb": 1e-5}
     small["algorithm"] = {"name": name}
     assert kill_and_resume(small, tmp_path) == undisturbed(load_config(small))
 

@@ -21,6 +21,7 @@ from tuning.shared_inputs import SharedInputs
 from tuning.trial import MUTATED, Execution, TrialSpec
 
 IDENTITY = "0123456789abcdef"
+SOME_MEMORIES = 10_000  # bytes; the others are in files
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def execution(group):
         placement = Placement(actors=1, cpus=0, gpus=0, nodes=1)  # one bundle holds many
         space = {"algorithm.rho": {"grid": [0.1, 0.2]}}
         config = Sweep.model_validate({"name": "t", "base": {}, "space": space, **sweep})
-        made.append(Execution(SharedInputs(data, placement), config, group))
+        made.append(Execution(SharedInputs(data, placement, SOME_MEMORIES), config, group))
         return made[-1]
 
     yield make
@@ -147,7 +148,7 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
         IDENTITY, job(load_config(small, ["algorithm.rho=0.3"]), tmp_path / "reference"), {}
     )
     server = reference.session.server
-    server.restore(donor)
+    server.restore(saved_in(Storage(str(tmp_path / "donor")))[-1].snapshot())
     for _ in server.run():
         pass
     assert sha256(torch.tensor(server.final().w)) == report["model_sha256"]
@@ -157,7 +158,7 @@ def test_an_exploit_is_the_donor_s_checkpoint_with_other_hyper_parameters(
 def test_an_exploit_is_not_lost_if_the_sweep_is_killed(execution, small, tmp_path):
     """Before it has begun, and after its first checkpoint: the donor's memories, and this trial's rho."""
     small["federation"]["rounds"] = 6
-    small["checkpoint"] = {"every": 1}
+    small["checkpoint"] = {"every": 1, "keep_last": 2}
     experiment = load_config(small)
     trials, spec, rho = (
         execution(experiment, scheduler=every(3)),
