@@ -13,20 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import head, node
+from conftest import each, head, node
 from local_pool import undisturbed
 
 from rayfl import load_config, run
 from rayfl.federation.metrics import RoundMetrics
 
 RAYFL = str(Path(sys.executable).parent / "rayfl")
-FIRST_AND_ANOTHER = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("fedwmsam", marks=pytest.mark.slow),
-        pytest.param("scaffold", marks=pytest.mark.long),
-    ],
-)
 
 
 @pytest.fixture
@@ -55,7 +48,8 @@ def processes(title):
 
 
 @pytest.mark.timeout(900)
-@FIRST_AND_ANOTHER
+@pytest.mark.long
+@each(name=["fedwmsam", "scaffold"])
 def test_twenty_kills_of_client_actors(name, thirty_rounds, ray_session):
     """At a random moment of nearly every round a client actor is killed, training or not."""
     thirty_rounds["algorithm"] = {"name": name}

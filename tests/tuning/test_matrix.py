@@ -25,7 +25,7 @@ SCHEDULERS = {
     "median": {"name": "median", "grace_period": 4, "every": 2, "min_samples": 2},
     "pbt": {"name": "pbt", "mutate": ["federation.lr"], "every": 4, "quantile": 0.5},
 }
-IN_SLOW = {("optuna", "asha", 3)}
+IN_SLOW = {("optuna", "asha", 1)}
 MATRIX = [
     pytest.param(
         search,

@@ -466,7 +466,7 @@ def test_a_preset_runs_once_and_is_compared(ray_session, tmp_path, store_here):
     assert any("not comparable" in remark for remark in compare.remarks(comparison))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preset_on_domains_runs(ray_session, tmp_path, store_here):
     """The domains of OfficeHome as published, with two classes of plain colours and a tiny network."""
     for d, domain in enumerate(("Art", "Clipart", "Product", "Real World")):
