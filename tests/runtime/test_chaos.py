@@ -133,7 +133,7 @@ def kill_and_resume(config, folder):
         reached.append(round_of(folder))
     assert reached == sorted(set(reached))
 
-    last = [*command, "--resume", "latest", "checkpoint.every=null"]
+    last = [*command, "--resume", "latest", "checkpoint.every=1000"]
     done = subprocess.run(last, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"going on after round {reached[-1]}" in done.stderr
