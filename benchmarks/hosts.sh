@@ -21,7 +21,8 @@ if [ "${1:-}" = host ]; then # the first process of a host. It reaps, for Ray co
     exit
   fi
   until (exec 3<> /dev/tcp/10.78.0.1/6379) 2> /dev/null; do sleep 1; done
-  ray start --address=10.78.0.1:6379 "${options[@]}" > /dev/null
+  sleep $((5 * (i - 2))) # all at once they take longer than Ray waits for
+  until ray start --address=10.78.0.1:6379 "${options[@]}" > /dev/null 2>&1; do sleep 2; done
   while :; do wait -n || sleep 1; done
 fi
 

@@ -134,10 +134,10 @@ class ActorPool:
     ) -> ActorTraining:
         futures: list[ActorFuture] = []
 
-        def add(span: Span, left: Apart, right: Apart) -> None:
+        def add(span: Span, node: str, left: Apart, right: Apart) -> None:
             label = f"round {units[0].round}, the sum of units {span.units(len(units))}"
             call = ("add", (left.ref, right.ref), 1)
-            future = ActorFuture(call=call, label=label, node=left.node, part=(spread, span))
+            future = ActorFuture(call=call, label=label, node=node, part=(spread, span))
             self._queue.put_first(future)  # what waits for a sum is soon everybody
 
         def again(lost: Sequence[int]) -> None:
@@ -145,8 +145,10 @@ class ActorPool:
                 futures[i].done = False
                 self._again(futures[i], "its sum was lost with its node")
 
-        spread = SpreadSums(len(units), add, self._coming.__setitem__, again)
-        for i, (unit, home) in enumerate(zip(units, self._homes(len(units)), strict=True)):
+        homes = self._homes(len(units))
+        away = [None if home == self._here else home for home in homes]
+        spread = SpreadSums(away, add, self._coming.__setitem__, again)
+        for i, (unit, home) in enumerate(zip(units, homes, strict=True)):
             given = memories[i] if memories is not None else [None] * len(unit.clients)
             returned = len(unit.clients) if memories is not None else 0
             shown = ", ".join(map(str, unit.clients))
@@ -233,13 +235,13 @@ class ActorPool:
     def _begin(self, worker: Worker, future: ActorFuture) -> None:
         method, arguments, returned = future.call
         apart = method == "add"
-        if method == "train" and worker.node != self._here:
+        if method == "train" and {worker.node, future.node or self._here} != {self._here}:
             apart = not isinstance(arguments[1], Broadcast)  # small sums are better brought at once
             method, returned = ("train_apart", returned + 1) if apart else (method, returned)
         call = getattr(worker.actor, method).options(num_returns=1 + returned)
         refs = call.remote(*arguments)
         ref, *others = refs if returned else [refs]
-        future.apart = Apart(others.pop(0), worker.node) if apart else None
+        future.apart = Apart(others.pop(0)) if apart else None
         future.memories = others
         self._running[ref] = (future, worker, worker.actor)
         future.actor = worker.index

@@ -27,15 +27,25 @@ def expected(count):
 class Simulation:
     """Events in a random order, on nodes of which some die; `self.moved`: sums that came here."""
 
-    def __init__(self, seed, count, nodes, deaths=0):
+    def __init__(self, seed, count, nodes, deaths=0, stolen=0.0):
         self.rng, self.count, self.nodes, self.deaths = random.Random(seed), count, nodes, deaths
+        self.stolen = stolen
         self.kept = {}  # what each node has, by reference
-        self.events, self.moved, self.trained, self.done = [], 0, 0, set()
-        self.sums = SpreadSums(count, self.add, self.bring, self.again)
+        self.events, self.moved, self.travelled, self.trained, self.done = [], 0, 0, 0, set()
+        self.sums = SpreadSums(
+            [self.home_of(unit) for unit in range(count)], self.add, self.bring, self.again
+        )
         self.again(range(count))
 
+    def home_of(self, unit):
+        home = self.nodes[unit * len(self.nodes) // self.count]
+        return None if home == HERE else home
+
     def node_of(self, unit):
-        return self.nodes[unit * len(self.nodes) // self.count]
+        """The node that trains it: its home, or one that has nothing left to do."""
+        if self.rng.random() < self.stolen:
+            return self.rng.choice(self.nodes)
+        return self.home_of(unit) or HERE
 
     def again(self, units):
         for unit in units:
@@ -43,30 +53,34 @@ class Simulation:
             self.events.append(lambda unit=unit: self.train(unit))
 
     def train(self, unit):
-        node = self.node_of(unit)
-        assert node != HERE or unit not in self.done  # what is here cannot be lost
-        self.done.add(unit)
-        value = Sum.of(arrays(unit)) if node == HERE else self.keep(node, arrays(unit))
+        node, is_here = self.node_of(unit), self.home_of(unit) is None
+        assert unit not in self.done  # what is here cannot be lost
+        if node == HERE and is_here:
+            self.done.add(unit)
+            value = Sum.of(arrays(unit))
+        else:
+            value = self.keep(node, arrays(unit))
         self.sums.tree.arrive(Span(0, unit), value)
 
     def keep(self, node, value):
         ref = object()
         self.kept[ref] = (node, value)
-        return Apart(ref, node)
+        return Apart(ref)
 
-    def add(self, span, left, right):
+    def add(self, span, node, left, right):
         def done():
             if left.ref in self.kept and right.ref in self.kept:
-                (_, a), (_, b) = self.kept.pop(left.ref), self.kept.pop(right.ref)
+                (one, a), (other, b) = self.kept.pop(left.ref), self.kept.pop(right.ref)
+                self.travelled += (one != node) + (other != node)
                 total = {"delta": a["delta"] + b["delta"]}
-                self.sums.tree.arrive(span, self.keep(left.node, total))
+                self.sums.tree.arrive(span, self.keep(node, total))
             else:
                 self.sums.lost(span)
 
         self.events.append(done)
 
     def bring(self, ref, then):
-        self.moved += 1
+        self.moved += self.kept[ref][0] != HERE if ref in self.kept else 0
         self.events.append(lambda: then(self.kept.pop(ref, (None, None))[1]))
 
     def run(self):
@@ -85,17 +99,34 @@ class Simulation:
 @pytest.mark.parametrize("nodes", [[HERE], ["a"], [HERE, "a"], ["a", "b", "c"], [HERE, *"abcdefg"]])
 def test_the_same_bits_wherever_units_ran_and_whatever_died(count, nodes):
     for seed in range(10):
-        found = Simulation(seed, count, nodes, deaths=3 if nodes != [HERE] else 0)
+        deaths = 3 if nodes != [HERE] else 0
+        found = Simulation(seed, count, nodes, deaths, stolen=0.3 * (seed % 2))
         np.testing.assert_array_equal(found.run(), expected(count))
 
 
-def test_no_more_comes_here_than_one_sum_for_each_level():
+def test_one_sum_travels_for_each_node_and_one_comes_here_for_each_level():
     simulation = Simulation(0, 64, [HERE, *"abcdefg"])
     simulation.run()
     assert simulation.moved == 3
+    assert simulation.moved + simulation.travelled == 7
     everything_apart = Simulation(0, 64, list("abcdefgh"))
     everything_apart.run()
-    assert everything_apart.moved == 1
+    assert (everything_apart.moved, everything_apart.travelled) == (1, 7)
+
+
+def test_a_unit_of_another_nodes_share_costs_one_way_of_its_sum():
+    for seed in range(10):
+        simulation = Simulation(seed, 64, [HERE, *"abcdefg"], stolen=0.2)
+        node_of, away = simulation.node_of, []
+
+        def noted(unit, node_of=node_of, away=away, simulation=simulation):
+            node = node_of(unit)
+            away.append(node != (simulation.home_of(unit) or HERE))
+            return node
+
+        simulation.node_of = noted
+        simulation.run()
+        assert simulation.moved + simulation.travelled == 7 + sum(away) > 7
 
 
 def test_what_is_not_lost_is_not_trained_again():
