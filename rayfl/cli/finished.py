@@ -71,8 +71,9 @@ def clean(
     ] = False,
     uri: Uri = None,
 ) -> None:
-    """List, or delete, the checkpoints that no unfinished run needs; final models stay."""
+    """List, or delete, checkpoints that no unfinished run needs and cached images that none read lately."""
     from rayfl import finished
+    from rayfl.data import cache
 
     found = finished.folders(directory, uri)
     listed = table("run", "state", "MB", "MB to delete")
@@ -84,9 +85,16 @@ def clean(
     if delete:
         for folder in found:
             folder.delete()
-    freed = f"{sum(folder.freed for folder in found) / 1e6:,.1f} MB"
-    whole = f"{sum(folder.size for folder in found) / 1e6:,.1f} MB in {directory}"
-    say(f"deleted {freed} of {whole}" if delete else f"{freed} of {whole} can go: add --delete")
+    sizes = (sum(folder.freed for folder in found), sum(folder.size for folder in found))
+    say(_freed(*sizes, f"in {directory}", delete))
+    if (images := cache.Usage.now()).size:
+        freed = images.delete() if delete else sum(images.unused.values())
+        say(_freed(freed, images.size, f"of decoded images in {images.directory}", delete))
+
+
+def _freed(freed: int, whole: int, where: str, deleted: bool) -> str:
+    sizes = f"{freed / 1e6:,.1f} MB of {whole / 1e6:,.1f} MB {where}"
+    return f"deleted {sizes}" if deleted else f"{sizes} can go: add --delete"
 
 
 def _as_json(found: "Evaluated") -> dict[str, Any]:

@@ -4,7 +4,8 @@ Shapes: n images, H x W pixels, C channels.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rayfl.data import cache
 from rayfl.errors import Refuse, reason
 
 if TYPE_CHECKING:  # Pillow is slow to import: only the functions that use it do so
     from PIL.Image import Image
 
+_VERSION = 1  # of what is made of an image below; another one is another entry in the cache
 _DECODE_THREADS = 4  # Pillow decodes without holding the interpreter lock ...
 _DECODE_CHUNK = 100  # ... but on small images one task per image costs more than it gains
 # Pillow knows the names of these, but cannot decode them, or only on Windows.
@@ -46,13 +49,42 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known if kind not in _UNDECODABLE)
 
 
-def decode(images: Iterable[Encoded], refuse: Refuse, size: int | None = None) -> Decoded:
+def decode(
+    images: Callable[[], Iterable[Encoded]], refuse: Refuse, size: int | None = None
+) -> Decoded:
     """Pixels of encoded images, all of one size, or resized to `size` x `size`.
 
-    As torchvision's ImageFolder has it, a rotation that the file asks for (EXIF) is not done, and
-    transparency is dropped. `refuse` makes the errors.
+    They are taken from the cache, or put there. As torchvision's ImageFolder has it, a rotation that the file
+    asks for (EXIF) is not done, and transparency is dropped. `images` begins anew with each call; `refuse`
+    makes the errors.
     """
+    key = _key(images(), size)
+    if key and (known := cache.get(key)):
+        return Decoded(known["pixels"], known["animated"].tolist())
+    found = _decoded(images(), refuse, size)
+    if key and key == _key(images(), size):  # nobody has changed a file since
+        cache.put(key, pixels=found.pixels, animated=np.array(found.animated, dtype=str))
+    return found
 
+
+def _key(images: Iterable[Encoded], size: int | None) -> str | None:
+    """Digest of the images, of their names and of what decodes them; None: a file cannot be read."""
+    import PIL
+    from PIL import features
+
+    decoder = _VERSION, PIL.__version__, features.version("jpg"), size
+    found = hashlib.sha256(repr(decoder).encode())
+    try:
+        for where, content in images:
+            content = content.read_bytes() if isinstance(content, Path) else content
+            found.update(f"{where!a} {len(content)}".encode())
+            found.update(content)
+    except OSError:
+        return None
+    return found.hexdigest()
+
+
+def _decoded(images: Iterable[Encoded], refuse: Refuse, size: int | None) -> Decoded:
     def decode_all(chunk: list[Encoded]) -> list[tuple[np.ndarray, bool]]:
         return [_decode(image, refuse, size) for image in chunk]
 

@@ -69,8 +69,8 @@ class Tree:
 
     def pixels(self, files: Sequence[Path], size: int | None = None) -> np.ndarray:
         """uint8 [n, H, W, C] of these image files; frames after the first are left out."""
-        images = (Encoded(self.name(file), file) for file in files)
-        pixels, animated = decode(images, self.refuse, size)
+        images = [Encoded(self.name(file), file) for file in files]
+        pixels, animated = decode(lambda: images, self.refuse, size)
         self._left_out |= {(False, f"{where} (all but its first frame)") for where in animated}
         return pixels
 

@@ -209,7 +209,7 @@ def test_a_palette_with_transparency_is_read_without_a_warning(recwarn):
     picture.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
     stream = io.BytesIO()
     picture.save(stream, "PNG", transparency=bytes(range(256)))
-    decoded = decode([Encoded("a", stream.getvalue())], ConfigError)
+    decoded = decode(lambda: [Encoded("a", stream.getvalue())], ConfigError)
     assert (decoded.pixels[0] == np.asarray(picture.convert("RGB"))).all()
     assert not recwarn.list
 

@@ -6,6 +6,7 @@ directory that `save_to_disk` made, a directory of files and a name of the Hub a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -197,7 +198,7 @@ class HuggingFace(Source):
             return [split.numbers(name) for split in splits], []
         if kind == "text":
             return self._texts(splits, name), []
-        found = [decode(split.images(name), split.refuse, self.size) for split in splits]
+        found = [decode(partial(split.images, name), split.refuse, self.size) for split in splits]
         frames = [f"{where} (all but its first frame)" for d in found for where in d.animated]
         return [decoded.pixels for decoded in found], frames
 

@@ -7,7 +7,8 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,8 +123,7 @@ class Parquet(Source):
         left_out = [name for _, beside in splits for name in beside]
         samples = []
         for files in (train, test):
-            images = (encoded for file in files for encoded in file.images(image))
-            pixels, animated = decode(images, tree.refuse)
+            pixels, animated = decode(partial(_images, files, image), tree.refuse)
             samples.append((pixels, np.concatenate([file.labels(label) for file in files])))
             left_out += [f"{where} (all but its first frame)" for where in animated]
         return from_arrays(
@@ -174,6 +174,10 @@ class Parquet(Source):
             return np.concatenate([file.column(group).to_numpy() for file in files])
 
         return names(train), names(test) if known else None
+
+
+def _images(files: Sequence[_File], column: str) -> Iterator[Encoded]:
+    return chain.from_iterable(file.images(column) for file in files)
 
 
 def _check_columns(file: _File, wanted: dict[str, _Fits], like: _File) -> None:
