@@ -43,7 +43,7 @@ class Place:
     """Start the clients alone, for units that this process makes."""
 
 
-def connection(config: Experiment) -> contextlib.AbstractContextManager[None]:
+def connection(config: Experiment) -> contextlib.AbstractContextManager[object]:
     """Connection to Ray, which what runs on a cluster meanwhile shares. Raises ConfigError."""
     from rayfl.runtime import cluster
 

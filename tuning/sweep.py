@@ -54,6 +54,8 @@ class SweepResult:
 
     rows: tuple[TrialResult, ...]
     parent_id: str
+    ray_logs: str | None = None
+    """Where the logs of this command's own Ray are, if trials failed on it."""
 
     @property
     def succeeded(self) -> bool:
@@ -91,7 +93,7 @@ def run(
     with (
         _rekeyed(sweep),
         ThreadPoolExecutor(1) as aside,
-        cluster.connected(**base.ray.model_dump()),
+        cluster.connected(**base.ray.model_dump()) as session,
     ):
         opening = aside.submit(TrackingStore, base.tracking.uri, base.tracking.experiment)
         planned = planning.allocate(sweep, found, inputs)
@@ -104,8 +106,10 @@ def run(
             on_start(SweepStart(planned, ended, tracker.parent_id, store.ui_command, page))
             runner.run()
         rows = tuple(_rows(sweep, runner.trials, tracker))
+        failed = any(row.state == "failed" for row in rows)
+        logs = session.keep() if failed else None
     record_results(store, tracker.parent_id, sweep, rows)
-    return SweepResult(rows, tracker.parent_id)
+    return SweepResult(rows, tracker.parent_id, logs)
 
 
 @contextlib.contextmanager

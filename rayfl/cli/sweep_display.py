@@ -130,3 +130,5 @@ def _failures(result: "SweepResult") -> Iterator[str]:
     for state in ("failed", "infeasible"):
         ended = [(row.trial, row.reason) for row in result.rows if row.state == state]
         yield from listing(ended, f"{state}: ", show, "; --json lists all")
+    if result.ray_logs:
+        yield f"Ray's logs are in {result.ray_logs}"

@@ -71,8 +71,9 @@ def writing(option: str, path: Path) -> Iterator[None]:
 
 
 def fail(error: Exception) -> None:
-    """Print an error on stderr."""
-    console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}")
+    """Print an error on stderr, and its notes."""
+    words = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    console(stderr=True).print(f"[bold red]error:[/] {escape(words)}")
 
 
 def write_any_character() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -17,21 +18,45 @@ from rayfl.errors import ConfigError, first_line
 from rayfl.training.process import machine_memory
 
 
+class Session:
+    """The directory that Ray makes for a cluster; nobody needs it once that has ended, but for its logs."""
+
+    def __init__(self, directory: str | None = None):
+        """`directory`: that of a cluster which this process starts, and ends; None: it is not ours."""
+        self._directory = directory
+
+    def keep(self) -> str | None:
+        """Keep it after the end; return where its logs are, None if it is not ours."""
+        directory, self._directory = self._directory, None
+        return directory and f"{directory}/logs"
+
+    def delete(self) -> None:
+        """Delete it, unless it is to be kept."""
+        if self._directory is None:
+            return
+        shutil.rmtree(self._directory, ignore_errors=True)
+        latest = Path(self._directory).with_name("session_latest")
+        with contextlib.suppress(OSError):  # another run may have made it its own
+            if os.readlink(latest) == self._directory:
+                latest.unlink()
+
+
 @contextlib.contextmanager
-def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[None]:
+def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[Session]:
     """Connection to the running cluster at `address`, or to a fresh one on this machine for None.
 
-    `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses.
+    `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses. A fresh one leaves
+    its logs on disk if what runs on it fails; the error has a note that says where.
     """
     if (
         ray.is_initialized()
     ):  # a notebook, or the tests: the caller's connection, and theirs to close
-        yield
+        yield Session()
         return
     try:
         _check_reachable(address)
         with _signals_wait() if address is None else contextlib.nullcontext():
-            ray.init(
+            context: Any = ray.init(
                 address=address or "local",
                 include_dashboard=False if address is None else None,
                 logging_level=logging.ERROR,
@@ -48,10 +73,18 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
             key="ray.address",
             value=address,
         ) from error
+    session = Session(context.address_info["session_dir"] if address is None else None)
     try:
-        yield
+        yield session
+    except ConfigError:
+        raise
+    except Exception as error:
+        if logs := session.keep():
+            error.add_note(f"Ray's logs are in {logs}")
+        raise
     finally:
         ray.shutdown()
+        session.delete()
 
 
 def _not_started(object_store_gb: float | None, error: Exception) -> ConfigError:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import ray
@@ -69,3 +71,40 @@ def test_the_callers_connection_is_used_and_left_open(ray_session):
     with cluster.connected(None):
         assert ray.cluster_resources()["CPU"] == 3
     assert ray.is_initialized()
+
+
+def test_the_directory_of_ones_own_cluster_goes_and_no_other(tmp_path):
+    own, other, latest = tmp_path / "session_1", tmp_path / "session_2", tmp_path / "session_latest"
+    (own / "logs").mkdir(parents=True)
+    other.mkdir()
+    cluster.Session().delete()
+    kept = cluster.Session(str(own))
+    assert kept.keep() == f"{own}/logs"
+    kept.delete()
+    assert own.exists()
+    latest.symlink_to(other)  # a cluster that was started later
+    cluster.Session(str(own)).delete()
+    assert {*tmp_path.iterdir()} == {other, latest}
+    latest.unlink()
+    latest.symlink_to(other)
+    cluster.Session(str(other)).delete()
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_of_ones_own_leaves_logs_only_if_something_failed(monkeypatch):
+    code = """
+from rayfl.runtime.cluster import connected
+try:
+    with connected(None): raise ValueError("failed")
+except ValueError as error:
+    print(*error.__notes__)
+with connected(None): pass
+"""
+    with tempfile.TemporaryDirectory() as place:  # short: Ray has sockets in it
+        monkeypatch.setenv("RAY_TMPDIR", place)
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        (session,) = Path(place, "ray").iterdir()
+        assert ran.stdout == f"Ray's logs are in {session}/logs\n"
+        assert [*(session / "logs").iterdir()]
