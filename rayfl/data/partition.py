@@ -67,11 +67,11 @@ class Partition:
 
     def digest(self) -> str:
         """SHA-256 that is equal if and only if the partition is equal, on every machine."""
-        found = hashlib.sha256(self.indices.astype("<i8", copy=False))
-        found.update(self.offsets.astype("<i8", copy=False))
+        found = hashlib.sha256(self.indices.astype("<i8", copy=False).data)
+        found.update(self.offsets.astype("<i8", copy=False).data)
         if len(self.validation):
             found.update(b"validation")
-            found.update(self.validation.astype("<i8", copy=False))
+            found.update(self.validation.astype("<i8", copy=False).data)
         return found.hexdigest()
 
 
