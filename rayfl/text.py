@@ -36,6 +36,8 @@ def written(value: Any) -> str:
 
 def printable(text: str) -> str:
     """The text with line breaks and other control characters escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

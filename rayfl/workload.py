@@ -59,7 +59,8 @@ def total_weight(fed: Federation, partition: Partition) -> float:
 def full_steps(fed: Federation, partition: Partition) -> np.ndarray:
     """Local steps a round of each client that is no straggler, `[N]`."""
     given = fed.batch_size, fed.local_epochs, fed.local_steps
-    return np.array([steps_per_round(n, *given) for n in partition.sizes.tolist()])
+    known, of_client = np.unique(partition.sizes, return_inverse=True)  # a million have few sizes
+    return np.array([steps_per_round(n, *given) for n in known.tolist()])[of_client]
 
 
 def in_one_place(fed: Federation, partition: Partition) -> tuple[Federation, Partition]:

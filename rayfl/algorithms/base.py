@@ -23,10 +23,12 @@ Rules, which `rayfl.training.contract` checks on a method of one's own before an
 Gradients, momenta and control variates point uphill (the gradient convention).
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,11 +143,12 @@ class TensorInfo(NamedTuple):
         return self.part(flat).unflatten(-1, (rows, -1))
 
 
-class ExperimentInfo(NamedTuple):
+@dataclass(frozen=True)
+class ExperimentInfo:
     """Facts that are the same for all clients and rounds of an experiment."""
 
-    samples: tuple[int, ...]
-    """Training samples of each of the N clients."""
+    samples: np.ndarray = field(compare=False)
+    """Training samples of each of the N clients, int64 `[N]`; do not write to it."""
     batch_size: int
     local_epochs: int | None
     """E; None: each client takes `local_steps`."""
@@ -157,6 +160,11 @@ class ExperimentInfo(NamedTuple):
     def clients(self) -> int:
         """N."""
         return len(self.samples)
+
+    @functools.cached_property
+    def mean_samples(self) -> float:
+        """Samples of a client, on average."""
+        return int(np.sum(self.samples)) / self.clients
 
 
 class ClientContext(NamedTuple):

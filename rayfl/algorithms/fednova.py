@@ -39,5 +39,4 @@ def steps_of_the_mean_client(experiment: ExperimentInfo) -> float:
     """E n / B with the mean n of the clients' samples, a fraction perhaps; `local_steps` if that is given."""
     if experiment.local_epochs is None:
         return float(experiment.local_steps or 1)
-    samples = sum(experiment.samples) / experiment.clients
-    return experiment.local_epochs * samples / experiment.batch_size
+    return experiment.local_epochs * experiment.mean_samples / experiment.batch_size

@@ -89,4 +89,4 @@ def nominal_steps(experiment: ExperimentInfo) -> float:
     """E n_0 / B with the n_0 samples of client 0, a fraction perhaps, where a round is E epochs; else K."""
     if experiment.local_epochs is None:
         return float(experiment.local_steps or 0)
-    return experiment.local_epochs * experiment.samples[0] / experiment.batch_size
+    return experiment.local_epochs * int(experiment.samples[0]) / experiment.batch_size

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from rayfl.data.datasets import Dataset
     from rayfl.data.partition import Partition
+    from rayfl.data.picture import Shown
 
 
 _NARROWEST = 80  # columns in which a description has room beside a name
@@ -68,6 +69,7 @@ def partition(
 ) -> None:
     """Show the samples of each client by label."""
     from rayfl.data.federated import federate
+    from rayfl.data.picture import heatmap, shown
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot = '{plot}': must end in .png or .svg")
@@ -80,22 +82,20 @@ def partition(
         c.seed,
         c.data.validation,
     )
-    of_sample, categories = data.categories()
-    histogram = parts.histogram(of_sample, len(categories))
-    table_console().print(_partition_table(data, parts, categories, histogram))
-    sizes = histogram.sum(1)
+    seen, sizes = shown(data, parts), parts.sizes
+    table_console().print(_partition_table(data, parts, seen))
     lines = [
         *data.read,
-        f"{len(histogram)} clients, {sizes.sum()} samples, {sizes.min()} to {sizes.max()} each; "
+        f"{len(sizes)} clients, {sizes.sum()} samples, {sizes.min()} to {sizes.max()} each; "
         f"digest {parts.digest()[:16]}",
     ]
     if len(parts.validation):
         lines.append(f"{len(parts.validation)} more samples are held out to validate with")
+    if len(seen.clients) < len(sizes):
+        lines.append(f"{len(seen.clients)} clients are shown, evenly spaced among all")
     if plot is not None:
-        from rayfl.data.picture import heatmap
-
         with writing("--plot", plot):
-            heatmap(histogram, categories, plot)
+            heatmap(seen.histogram, seen.categories, plot, len(sizes))
         lines.append(f"wrote {plot}")
     say(*lines)
 
@@ -122,28 +122,26 @@ def configs(
     table_console(width and max(width, _NARROWEST)).print(listed)
 
 
-def _partition_table(
-    data: "Dataset", parts: "Partition", categories: tuple[str, ...], histogram: "NDArray[Any]"
-) -> Table:
+def _partition_table(data: "Dataset", parts: "Partition", seen: "Shown") -> Table:
     from rayfl.text import brief
 
-    groups = _groups_held(data, parts)
-    names = (brief(name) for name in categories)
+    groups = _groups_held(data, parts, seen.clients)
+    names = (brief(name) for name in seen.categories)
     table = Table(header_style="bold")
     for column in ("client", *(["group"] if groups else []), "samples", "classes", *names):
         table.add_column(Text(column), justify="right")  # no string: rich reads [these] as styles
-    for client, counts in enumerate(histogram):
-        shown = [str(count) if count else "·" for count in counts]
-        held = [*groups[client : client + 1], str(counts.sum()), str((counts > 0).sum())]
-        table.add_row(*(Text(cell) for cell in (str(client), *held, *shown)))
+    for place, (client, counts) in enumerate(zip(seen.clients, seen.histogram, strict=True)):
+        cells = [str(count) if count else "·" for count in counts]
+        held = [*groups[place : place + 1], str(counts.sum()), str((counts > 0).sum())]
+        table.add_row(*(Text(cell) for cell in (str(client), *held, *cells)))
     return table
 
 
-def _groups_held(data: "Dataset", parts: "Partition") -> list[str]:
-    """Return each client's writer or domain, or their number; nothing if the data know none."""
+def _groups_held(data: "Dataset", parts: "Partition", clients: "NDArray[Any]") -> list[str]:
+    """Return each of these clients' writer or domain, or their number; nothing if the data know none."""
     if data.group_train is None:
         return []
-    held = [set(data.group_train[parts.client(i)]) for i in range(len(parts.sizes))]
+    held = [set(data.group_train[parts.client(i)]) for i in clients]
     return [data.groups[min(one)] if len(one) == 1 else f"{len(one)} groups" for one in held]
 
 

@@ -25,6 +25,8 @@ from rayfl.data.schemes.dealing import by_class
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
+_SHIFTED = 1 << 14  # samples whose features are shifted in one vectorised step
+
 
 class Heterogeneity(BaseModel):
     """Changes to the training data. Docstrings describe the keys.
@@ -104,22 +106,28 @@ def _shifted_features(
     groups = _client_groups(data, clients, options)
     rng = generator(seed, "feature_shift")
     gains = 1 + options.colour * rng.uniform(-1, 1, (groups, data.x_train.shape[-1]))  # at level 1
+    group_of = np.arange(clients) * groups // clients
     x = data.x_train.copy()
-    for client in range(clients):
-        group = client * groups // clients
-        if group == 0:
-            continue
-        samples = partition.client(client)
+    # Many clients at once, but one by one where their images turn.
+    at_once = 1 if options.rotation else max(1, _SHIFTED * clients // len(partition.indices))
+    for first in range(int(np.argmax(group_of > 0)), clients, at_once):
+        some = slice(first, min(first + at_once, clients))
+        samples = partition.indices[partition.offsets[some.start] : partition.offsets[some.stop]]
         # In this order, so that 270 * 1 / 3 is exactly 90.
-        turned = _rotated(x[samples], options.rotation * group / (groups - 1))
+        degrees = options.rotation * int(group_of[first]) / (groups - 1)
+        turned = _rotated(x[samples], degrees)
         if not (options.noise or options.colour):
             x[samples] = turned
             continue
+        group = np.repeat(group_of[some], partition.sizes_of(np.arange(some.start, some.stop)))
+        group = group.reshape(-1, *[1] * (x.ndim - 1))  # of each sample
         level = group / (groups - 1)
-        values = turned * (1 + level * (gains[group] - 1)).astype(np.float32)
+        gain = gains[group[..., 0]]
+        values = turned * (1 + level * (gain - 1)).astype(np.float32)
         if options.noise:
-            scale = level * options.noise * data.std * (255 if x.dtype == np.uint8 else 1)
-            values += scale.astype(np.float32) * rng.standard_normal(values.shape, np.float32)
+            noise = (level * options.noise).astype(np.float32)
+            scale = noise * data.std * (255 if x.dtype == np.uint8 else 1)
+            values += scale * rng.standard_normal(values.shape, np.float32)
         if x.dtype == np.uint8:
             np.rint(values, out=values).clip(0, 255, out=values)
         x[samples] = values
@@ -182,6 +190,8 @@ def _noisy_labels(
         samples = partition.client(client)
         # Rounded up or down at random, so that the share is right on average at small clients too.
         count = int(options.label_noise * len(samples) + rng.random())
+        if not count:
+            continue
         replaced = rng.choice(samples, count, replace=False)
         y[replaced] += rng.integers(1, data.num_classes, count)
         y[replaced] %= data.num_classes

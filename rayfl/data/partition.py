@@ -9,6 +9,7 @@ Shapes: n training samples, N clients, C classes.
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,14 +41,24 @@ class Partition:
         """The number of samples of each client, [N]."""
         return np.diff(self.offsets)
 
-    def histogram(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        """The number of samples of each class at each client, [N, C]."""
-        clients = len(self.offsets) - 1
-        owner = np.repeat(np.arange(clients), self.sizes)
+    def sizes_of(self, clients: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The number of samples of these clients, [M], whatever the number of all clients."""
+        ids = np.asarray(clients)
+        return self.offsets[ids + 1] - self.offsets[ids]
+
+    def histogram(
+        self, labels: np.ndarray, num_classes: int, clients: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The number of samples of each class at each client, [N, C]; `clients`: at these alone, [M, C]."""
+        if clients is None:
+            sizes, samples = self.sizes, self.indices
+        else:
+            sizes, samples = self.sizes_of(clients), np.concatenate([*map(self.client, clients)])
+        owner = np.repeat(np.arange(len(sizes)), sizes)
         cells = np.bincount(
-            owner * num_classes + labels[self.indices], minlength=clients * num_classes
+            owner * num_classes + labels[samples], minlength=len(sizes) * num_classes
         )
-        return cells.reshape(clients, num_classes)
+        return cells.reshape(len(sizes), num_classes)
 
     def pooled(self) -> "Partition":
         """All of it at one client."""
@@ -56,10 +67,12 @@ class Partition:
 
     def digest(self) -> str:
         """SHA-256 that is equal if and only if the partition is equal, on every machine."""
-        content = self.indices.astype("<i8").tobytes() + self.offsets.astype("<i8").tobytes()
+        found = hashlib.sha256(self.indices.astype("<i8", copy=False).data)
+        found.update(self.offsets.astype("<i8", copy=False).data)
         if len(self.validation):
-            content += b"validation" + self.validation.astype("<i8").tobytes()
-        return hashlib.sha256(content).hexdigest()
+            found.update(b"validation")
+            found.update(self.validation.astype("<i8", copy=False).data)
+        return found.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

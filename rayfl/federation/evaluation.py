@@ -16,20 +16,21 @@ accuracy and counts in no statistic.
 Tokens that are predicted have no classes: their cells are the groups, and the accuracy of a sample is the
 share of its tokens that are right. Without groups nothing is known of clients. Numbers have no accuracy.
 
-Clients with equal samples of every cell have the same accuracy, which is computed once: of a hundred thousand
-clients with a few samples each there are few that differ.
+Clients with equal samples of every cell have the same accuracy, which is computed once: of a million
+clients with a few samples each there are few that differ. Where a client is a group of its own, all do; then
+an evaluation costs what the test samples know of, not what there is of clients.
 
-Shapes: n test samples, N clients, D distributions that some client has, G groups, C classes.
+Shapes: n test samples, K cells that they have, N clients, D distributions that some client has, C classes.
 """
 
 import functools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
@@ -40,22 +41,25 @@ NAMED_DOMAINS = 20
 
 
 class Holdings(NamedTuple):
-    """Training samples of each cell that clients have."""
+    """Training samples of each cell that clients have, of those cells that have test samples."""
 
     of_client: np.ndarray  # number of each client's distribution, int64 `[N]`
     clients: np.ndarray  # clients of each distribution, int64 `[D]`
-    distribution: np.ndarray  # `[m]`, as `cell` and `samples`: only what is there
+    known: np.ndarray  # distributions that have such a cell, ascending, int64 `[E]`
+    row: np.ndarray  # place in `known`, `[m]`, as `cell` and `share`: only what is there
     cell: np.ndarray
-    samples: np.ndarray
+    share: np.ndarray  # p_i of the cell, float64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Breakdown:
     """Metrics that follow from the test samples which were predicted correctly."""
 
-    cells: np.ndarray  # cell of each test sample, int64 `[n]`
+    cell: np.ndarray  # number, among the K, of each test sample's cell, int64 `[n]`
+    label: np.ndarray  # class of each cell, int64 `[K]`
+    domain: np.ndarray | None  # of each cell, numbered without gaps, int64 `[K]`; None: not known
     classes: tuple[str, ...]
-    groups: tuple[str, ...]  # empty if the test samples have none that is known
+    domains: tuple[str, ...]  # names of metrics, by that number; empty: too many, or not known
     per_class: bool
     per_client: bool
     holdings: Holdings | None  # None: nothing is known of the clients
@@ -77,35 +81,51 @@ class Breakdown:
             classes = ("",)
             y_train, y_test = (np.zeros(len(y), np.int64) for y in (data.y_train, data.y_test))
         train = _cells(y_train, group_train, len(classes))
+        cells, cell = np.unique(_cells(y_test, group_test, len(classes)), return_inverse=True)
+        domain, domains = None, ()
+        if known:
+            groups, domain = np.unique(cells // len(classes), return_inverse=True)
+            if len(groups) <= NAMED_DOMAINS:
+                names = metric_names(data.groups)
+                domains = tuple(names[group] for group in groups)
         return cls(
-            cells=_cells(y_test, group_test, len(classes)),
+            cell=cell,
+            label=cells % len(classes),
+            domain=domain,
             classes=classes,
-            groups=data.groups if known else (),
+            domains=domains,
             per_class=per_class,
             per_client=per_client,
-            holdings=_holdings(train, partition) if known or data.kind == "classes" else None,
+            holdings=_holdings(train, cells, partition)
+            if known or data.kind == "classes"
+            else None,
         )
 
     def metrics(self, correct: np.ndarray) -> dict[str, float]:
         """Metrics of one evaluation; `correct [n]`: which predictions were right, or their share."""
-        right, total = self._counts(correct)
-        metrics: dict[str, float] = {}
+        right, metrics = np.bincount(self.cell, correct), dict[str, float]()
         if self.per_class:
-            metrics |= _by_name("test/class/", self.classes, right.sum(0), total.sum(0))
-        if self.groups:
-            domains = _by_name("test/domain/", self.groups, right.sum(1), total.sum(1))
-            metrics |= domains if len(domains) <= NAMED_DOMAINS else {}
-            metrics["test/domain_mean"] = float(np.mean(list(domains.values())))
-            metrics["test/domain_worst"] = min(domains.values())
-        if self.holdings is not None and self.per_client:
-            found = client_statistics(self._accuracies(correct), self.holdings.clients)
+            of_class = np.bincount(self.label, right), np.bincount(self.label, self._total)
+            keys = metric_names(self.classes)
+            counts = zip(keys, *of_class, strict=False)  # the last may have no test samples
+            metrics |= {f"test/class/{key}": float(r / t) for key, r, t in counts if t > 0}
+        if self.domain is not None:
+            accuracies = np.bincount(self.domain, right) / np.bincount(self.domain, self._total)
+            named = zip(self.domains, accuracies, strict=False)
+            metrics |= {f"test/domain/{name}": float(accuracy) for name, accuracy in named}
+            metrics["test/domain_mean"] = float(accuracies.mean())
+            metrics["test/domain_worst"] = float(accuracies.min())
+        if (held := self.holdings) is not None and self.per_client:
+            found = client_statistics(self._accuracies(correct), held.clients[held.known])
             metrics |= {f"client/accuracy_{name}": value for name, value in found.items()}
         return metrics
 
     def clients(self, correct: np.ndarray) -> np.ndarray:
         """Accuracy of each client, `[N]`; NaN where the test set has none of its cells."""
         assert self.holdings is not None
-        return self._accuracies(correct)[self.holdings.of_client]
+        accuracies = np.full(len(self.holdings.clients), np.nan)
+        accuracies[self.holdings.known] = self._accuracies(correct)
+        return accuracies[self.holdings.of_client]
 
     def of_client(self, client: int) -> tuple[np.ndarray, np.ndarray]:
         """The test samples of the client's cells, ascending, and what each counts in acc_i, `[m]`.
@@ -113,76 +133,61 @@ class Breakdown:
         They count 1 in all; there are none if the test set has none of the cells.
         """
         assert self.holdings is not None
-        rows = self.holdings.distribution == self.holdings.of_client[client]
-        share = np.zeros(len(self._total))
-        share[self.holdings.cell[rows]] = np.nan_to_num(self._shares[rows])
-        counts = (share / np.maximum(self._total, 1))[self.cells]
+        held, share = self.holdings, np.zeros(len(self._total))
+        rows = held.known[held.row] == held.of_client[client]
+        share[held.cell[rows]] = held.share[rows]
+        counts = (share / self._total)[self.cell]
         samples = np.flatnonzero(counts)
         return samples, counts[samples]
 
     def _accuracies(self, correct: np.ndarray) -> np.ndarray:
-        """Accuracy on each distribution, `[D]`; NaN where the test set has none of its cells."""
+        """Accuracy on each distribution that is known, `[E]`."""
         assert self.holdings is not None
-        right, total = (counts.ravel() for counts in self._counts(correct))
-        accuracy = right / np.maximum(total, 1)
-        return np.bincount(self.holdings.distribution, self._shares * accuracy[self.holdings.cell])
-
-    @functools.cached_property
-    def _shares(self) -> np.ndarray:
-        """p_i of each of the `holdings`: 0 where no test samples are, NaN if there are no others."""
-        assert self.holdings is not None
-        known = self.holdings.samples * (self._total[self.holdings.cell] > 0)
-        with np.errstate(invalid="ignore"):  # 0 / 0
-            row = self.holdings.distribution
-            return known / np.bincount(row, known)[row]
-
-    def _counts(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Correct predictions and test samples of each cell, `[G, C]`."""
-        right = np.bincount(self.cells, correct, len(self._total))
-        return right.reshape(self._shape), self._total.reshape(self._shape)
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return max(1, len(self.groups)), len(self.classes)
+        accuracy = np.bincount(self.cell, correct) / self._total
+        return np.bincount(self.holdings.row, self.holdings.share * accuracy[self.holdings.cell])
 
     @functools.cached_property
     def _total(self) -> np.ndarray:
-        """Test samples of each cell, int64 `[G * C]`."""
-        return np.bincount(self.cells, minlength=math.prod(self._shape))
+        """Test samples of each cell, int64 `[K]`."""
+        return np.bincount(self.cell)
 
 
 def _cells(labels: np.ndarray, groups: np.ndarray | None, num_classes: int) -> np.ndarray:
     return labels if groups is None else groups * num_classes + labels
 
 
-def _holdings(cells: np.ndarray, partition: Partition) -> Holdings:
+def _holdings(train: np.ndarray, tested: np.ndarray, partition: Partition) -> Holdings:
+    """Holdings by the cells of all train samples `[n]` and those that have test samples, ascending `[K]`."""
+    width = int(train.max()) + 1
     owner = np.repeat(np.arange(len(partition.sizes)), partition.sizes)
-    width = int(cells.max()) + 1
-    pairs, samples = np.unique(owner * width + cells[partition.indices], return_counts=True)
-    clients, held = pairs // width, np.stack([pairs % width, samples], axis=1)
-    # Each client's rows as bytes: equal ones are the same distribution.
-    ends = np.flatnonzero(np.diff(clients, append=-1)) + 1
-    starts = [0, *ends[:-1]]
-    known: dict[bytes, int] = {}
-    of_client = np.array(
-        [
-            known.setdefault(held[a:b].tobytes(), len(known))
-            for a, b in zip(starts, ends, strict=True)
-        ]
-    )
-    _, first, counts = np.unique(of_client, return_index=True, return_counts=True)
-    chosen = np.isin(clients, first)
-    return Holdings(of_client, counts, of_client[clients[chosen]], *held[chosen].T)
+    pairs, samples = np.unique(owner * width + train[partition.indices], return_counts=True)
+    client, cell = np.divmod(pairs, width)
+    of_client = _distributions(client, pd.factorize(cell * (samples.max() + 1) + samples)[0])
+    _, first, clients = np.unique(of_client, return_index=True, return_counts=True)
+    place = np.minimum(np.searchsorted(tested, cell), len(tested) - 1)
+    is_first = np.zeros(len(of_client), dtype=bool)
+    is_first[first] = True
+    kept = is_first[client] & (tested[place] == cell)
+    known, row = np.unique(of_client[client[kept]], return_inverse=True)
+    share = samples[kept] / np.bincount(row, samples[kept])[row]
+    return Holdings(of_client, clients, known, row, place[kept], share)
 
 
-def _by_name(
-    prefix: str, names: Sequence[str], right: np.ndarray, total: np.ndarray
-) -> dict[str, float]:
-    """Accuracy of each that has test samples."""
-    keys = metric_names(names)
-    return {
-        prefix + key: float(r / t) for key, r, t in zip(keys, right, total, strict=True) if t > 0
-    }
+def _distributions(client: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """Number the distributions in the order of their first clients: that of each client, int64 `[N]`.
+
+    `client [m]` ascends; clients with equal contents, `[m]`, row by row, have the same distribution. They are
+    told apart by their first rows, then by the second ones too, and so on.
+    """
+    starts = np.flatnonzero(np.diff(client, prepend=-1))
+    rows = np.diff(starts, append=len(client))
+    found, longest_first = np.zeros(len(rows), np.int64), np.argsort(-rows, kind="stable")
+    with_more = len(rows) - np.searchsorted(np.sort(rows), np.arange(rows.max()), side="right")
+    for k, count in enumerate(with_more):
+        some = longest_first[:count]
+        found[some] = pd.factorize(found[some] * len(client) + content[starts[some] + k])[0]
+    # A client without a k-th row has its number from one row before.
+    return pd.factorize(found * (rows.max() + 1) + rows)[0]
 
 
 def metric_names(names: Sequence[str]) -> list[str]:

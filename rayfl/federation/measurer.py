@@ -105,7 +105,7 @@ class Measurer:
         """Of each client."""
         q = self.question
         clients = clients_of(self.federation, state.round + 1, q.clients)
-        sizes = self.partition.sizes[list(clients)]
+        sizes = self.partition.sizes_of(clients)
         return [cost_of_client(measure, q.effort, min(int(n), q.samples)) for n in sizes]
 
     def _samples(self, split: Split) -> np.ndarray:

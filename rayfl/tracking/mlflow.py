@@ -34,6 +34,7 @@ from rayfl.tracking.store import TrackingStore
 
 FLUSH_SECONDS = 0.25
 _METRICS_PER_BATCH = 1000  # MLflow's limit
+_MOST_ROWS = 100_000  # of a table as text, 3 MB
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +147,10 @@ class RunTracker:
 
     def describe_data(self, data: Dataset, partition: Partition) -> None:
         """Record the dataset with the partition's digest, its histogram and its picture."""
-        from rayfl.data.picture import heatmap  # imports matplotlib, while the actors start
+        from rayfl.data.picture import heatmap, shown  # imports matplotlib, while the actors start
 
-        of_sample, categories = data.categories()
-        histogram = partition.histogram(of_sample, len(categories))
-        profile = {"clients": len(histogram), "samples": len(partition.indices)}
+        clients, (ids, categories, histogram) = len(partition.sizes), shown(data, partition)
+        profile = {"clients": clients, "samples": len(partition.indices)}
         if len(partition.validation):
             profile["validation"] = len(partition.validation)
         entry = MLflowDataset(
@@ -165,11 +165,13 @@ class RunTracker:
         context = [InputTag("mlflow.data.context", "train")]
         self._write(self._client.log_inputs, [DatasetInput(entry, context)])
         rows = {"classes": categories, "clients": histogram.tolist()}
+        if len(ids) < clients:
+            rows["ids"] = ids.tolist()
         self._write(self._client.log_dict, rows, "partition/histogram.json")
         pictures = self._store.pictures
         if entry.digest not in pictures:
             content = io.BytesIO()
-            heatmap(histogram, categories, content)
+            heatmap(histogram, categories, content, clients)
             pictures[entry.digest] = content.getvalue()
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "histogram.png"
@@ -177,8 +179,14 @@ class RunTracker:
             self._write(self._client.log_artifact, str(picture), "partition")
 
     def describe_clients(self, clients: pd.DataFrame) -> None:
-        """Record the final accuracy of each client."""
-        self.attach("evaluation/clients.csv", clients.to_csv())
+        """Record the final accuracy of each client: a table to read, or a file of a tenth of its size."""
+        if len(clients) <= _MOST_ROWS:
+            self.attach("evaluation/clients.csv", clients.to_csv())
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "clients.parquet"
+            clients.to_parquet(path)
+            self._write(self._client.log_artifact, str(path), "evaluation")
 
     def attach_model(self, content: bytes) -> None:
         """Record the final model, the content of a .safetensors file."""

@@ -10,7 +10,7 @@ Shapes: C clients of the stack, P parameters.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def _shorter(info: ExperimentInfo) -> ExperimentInfo:
             TensorInfo(t.name, _shrunk(t.shape, t.size * MOST_PARAMETERS // size), offset)
         )
         offset += tensors[-1].size
-    return info._replace(tensors=tuple(tensors))
+    return replace(info, tensors=tuple(tensors))
 
 
 def _shrunk(shape: torch.Size, most: int) -> torch.Size:

@@ -307,7 +307,7 @@ class Engine:
         return -(-clients // -(-clients // self._most))
 
     def _weights(self, clients: tuple[int, ...], steps: list[int]) -> np.ndarray:
-        samples = self.partition.sizes[list(clients)]
+        samples = self.partition.sizes_of(clients)
         return weights(self.settings.weighting, samples, np.array(steps))
 
     def schedule(self, round: int, client: int, steps: int | None = None) -> BatchSchedule:

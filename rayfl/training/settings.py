@@ -42,7 +42,7 @@ def experiment_info(
 ) -> ExperimentInfo:
     """Facts that are the same for all clients and rounds."""
     return ExperimentInfo(
-        samples=tuple(partition.sizes.tolist()),
+        samples=partition.sizes,
         batch_size=settings.batch_size,
         local_epochs=settings.local_epochs,
         local_steps=settings.local_steps,

@@ -18,7 +18,7 @@ from rayfl.data.schemes import (
     Shards,
 )
 from rayfl.data.schemes.dirichlet import draw_classes, log_gammas
-from rayfl.data.schemes.pathological import raise_lowest
+from rayfl.data.schemes.pathological import draw_class_sets, raise_lowest
 from rayfl.errors import ConfigError
 from rayfl.seeds import generator
 
@@ -297,6 +297,20 @@ def test_pathological_sizes_are_equal_though_the_classes_are_not():
     assert np.ptp(partition.sizes) <= 2
 
 
+def test_pathological_draws_all_clients_at_once_as_one_after_the_other():
+    """Thousands of clients are drawn in several steps, in which classes of very unequal sizes run short."""
+    clients, per_client, holders = 3000, 2, np.array([2990, 1500, 900, 500, 100, 10])
+    holds = draw_class_sets(holders, per_client, clients, generator(4, "partition"))
+
+    races, lacking = generator(4, "partition").exponential(size=holds.shape), holders.copy()
+    for row, race in enumerate(races):
+        needed = lacking == clients - row
+        times = [r / h if h else np.inf for r, h in zip(race, lacking, strict=True)]
+        chosen = np.argsort(np.where(needed, -1, times), kind="stable")[:per_client]
+        assert np.flatnonzero(holds[row]).tolist() == sorted(chosen)
+        lacking[chosen] -= 1
+
+
 def test_pathological_mixes_the_classes():
     """Class sets are random: with 100 clients nearly all of the 45 pairs of classes occur."""
     partition = split(Pathological(classes_per_client=2), np.tile(np.arange(10), 600), 100, seed=0)
@@ -369,6 +383,12 @@ def test_dirichlet_per_class_gives_up_with_advice(scheme, message):
         split(scheme, LABELS, 10, seed=0)
 
 
+def test_dirichlet_per_class_does_not_try_again_where_hundreds_have_too_few():
+    labels = np.tile(np.arange(10), 200)
+    with pytest.raises(ConfigError, match=r"partition\.alpha = 0\.1: in 1 draw some client"):
+        split(DirichletPerClass(alpha=0.1, min_samples=1), labels, 1000, seed=0)
+
+
 def test_a_scheme_of_the_user_that_is_no_partition_is_refused():
     class AllToClientZero(Scheme):
         def assign(self, labels, clients, rng, groups=None):
@@ -401,6 +421,18 @@ def test_by_group_gives_clients_in_proportion_to_the_samples():
     groups = np.repeat([10, 20, 30], [12, 6, 2])
     partition = split(ByGroup(), np.zeros(20, int), 7, seed=0, groups=groups)
     assert partition.sizes.tolist() == [3, 3, 3, 3, 3, 3, 2]
+
+
+def test_by_group_adds_clients_one_by_one_where_they_are_most_needed():
+    """As by hand, with many ties: they go to the first group."""
+    sizes = np.random.default_rng(0).integers(4, 9, 50)
+    count = np.ones(50, int)
+    for _ in range(100):
+        count[np.argmax(sizes / (count + 1))] += 1
+    groups = np.repeat(np.arange(50), sizes)
+    partition = split(ByGroup(), np.zeros(len(groups), int), 150, seed=0, groups=groups)
+    held = [groups[partition.client(i)[0]] for i in range(150)]
+    assert np.bincount(held).tolist() == count.tolist()
 
 
 def test_by_group_a_client_is_a_writer():

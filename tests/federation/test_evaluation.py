@@ -190,3 +190,21 @@ def test_clients_with_equal_samples_are_computed_once():
     np.testing.assert_allclose(breakdown.clients(correct), [5 / 9, 1, 5 / 9, 7 / 9], rtol=1e-15)
     mean = breakdown.metrics(correct)["client/accuracy_mean"]
     assert mean == pytest.approx(np.mean([5 / 9, 1, 5 / 9, 7 / 9]), rel=1e-15)
+
+
+def test_distributions_are_numbered_as_their_clients_come():
+    """Clients with one to four classes, and few samples: many have the same, and all have known classes."""
+    rng = np.random.default_rng(5)
+    y_train = rng.integers(0, 4, 4000)
+    cuts = np.unique(rng.integers(1, 4000, 1500))
+    partition = Partition(np.arange(4000), np.array([0, *cuts, 4000]))
+    data = dataset(y_train, np.arange(3))  # nothing is known of the fourth class
+    held = Breakdown.of(data, partition, per_class=False, per_client=True).holdings
+    assert held is not None
+    known: dict[bytes, int] = {}
+    expected = [
+        known.setdefault(row.tobytes(), len(known)) for row in partition.histogram(y_train, 4)
+    ]
+    np.testing.assert_array_equal(held.of_client, expected)
+    assert held.clients.tolist() == np.bincount(expected).tolist()
+    assert 100 < len(known) < len(expected)

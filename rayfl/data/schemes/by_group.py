@@ -3,6 +3,7 @@
 Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv:1812.01097, for a client per writer.
 """
 
+import heapq
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -50,12 +51,16 @@ class ByGroup(Scheme):
         sizes = np.bincount(dense)
         if clients < len(sizes):
             return deal_iid(self._groups_per_client(len(sizes), clients), rng)[dense]
+        if clients == len(sizes):
+            return dense
         inner = IID() if self.inner == "iid" else Dirichlet(alpha=self.alpha)
         clients_of = _clients_per_group(sizes, clients)
         members = np.split(np.argsort(dense, kind="stable"), np.cumsum(sizes)[:-1])
         owner, first = np.empty(len(labels), dtype=np.int64), 0
         for samples, count in zip(members, clients_of, strict=True):
-            classes = np.unique(labels[samples], return_inverse=True)[1]
+            classes = labels[samples]
+            if inner.by_class:
+                classes = np.unique(classes, return_inverse=True)[1]
             owner[samples] = first + inner.assign(classes, int(count), rng)
             first += count
         return owner
@@ -78,7 +83,12 @@ def _clients_per_group(sizes: np.ndarray, clients: int) -> np.ndarray:
 
     No group gets more clients than it has samples while another has samples to spare.
     """
-    count = np.ones(len(sizes), dtype=np.int64)
+    count = [1] * len(sizes)
+    # The smallest is the largest quotient, of the first group that has it.
+    waiting = [(-size / 2, group) for group, size in enumerate(sizes.tolist())]
+    heapq.heapify(waiting)
     for _ in range(clients - len(sizes)):
-        count[np.argmax(sizes / (count + 1))] += 1
-    return count
+        _, group = waiting[0]
+        count[group] += 1
+        heapq.heapreplace(waiting, (-float(sizes[group]) / (count[group] + 1), group))
+    return np.array(count)

@@ -24,9 +24,7 @@ def by_class(labels: np.ndarray, rng: Generator) -> np.ndarray:
 
 def deal(labels: np.ndarray, counts: np.ndarray, rng: Generator) -> np.ndarray:
     """Give each client `counts[client, class]` random samples of each class."""
-    clients, num_classes = counts.shape
     owner = np.empty(len(labels), dtype=np.int64)
-    owner[by_class(labels, rng)] = np.repeat(
-        np.tile(np.arange(clients), num_classes), counts.T.ravel()
-    )
+    classes, clients = np.nonzero(counts.T)  # class by class, and client by client in it
+    owner[by_class(labels, rng)] = np.repeat(clients, counts[clients, classes])
     return owner

@@ -15,11 +15,14 @@ from numpy.random import Generator
 from pydantic import Field
 
 from rayfl.data.partition import Groups, Labels, Owners, Scheme
-from rayfl.data.schemes.dealing import deal, equal_sizes
+from rayfl.data.schemes.dealing import by_class, deal, equal_sizes
 from rayfl.errors import ConfigError
 
 _CHUNK = 2048  # samples drawn in one vectorised step of `dirichlet`
 _ATTEMPTS = 200  # draws of `dirichlet_per_class` before it gives up
+# Clients with too few samples in a draw, from which on no other is tried: where so many are to be expected,
+# none at all never comes (e^-100 or less).
+_HOPELESS = 200
 # From here on, NumPy's own Dirichlet is one of these gammas too, and they cannot underflow.
 _SMALLEST_SHAPE = 0.1
 
@@ -47,20 +50,26 @@ class Dirichlet(Scheme):
         priors = log_gammas(self.alpha, (clients, len(left)), rng)  # [N, C]
         slots = rng.permutation(np.repeat(np.arange(clients), equal_sizes(len(labels), clients)))
         uniforms = rng.random(len(slots))
-        counts = np.zeros(priors.shape, dtype=np.int64)
+        drawn = np.empty(len(slots), dtype=np.int64)  # class of each slot
         start = 0
         while start < len(slots):
-            owners = slots[start : start + _CHUNK]
-            classes = draw_classes(priors[owners], left > 0, uniforms[start : start + _CHUNK])
-            # Which classes are masked changes only where a class runs out: keep the draws up to
-            # there, and draw the others again.
-            taken = (classes[:, None] == np.arange(len(left))).cumsum(axis=0)
-            emptied = ((taken == left) & (left > 0)).any(axis=1)
-            kept = int(emptied.argmax()) + 1 if emptied.any() else len(owners)
-            np.add.at(counts, (owners[:kept], classes[:kept]), 1)
-            left = left - taken[kept - 1]
-            start += kept
-        return deal(labels, counts, rng)
+            part = slice(start, start + _CHUNK)
+            classes = draw_classes(priors[slots[part]], left > 0, uniforms[part])
+            taken = np.bincount(classes, minlength=len(left))
+            if ((taken >= left) & (left > 0)).any():
+                # Which classes are masked changes only where a class runs out: keep the draws up to
+                # there, and draw the others again.
+                running = (classes[:, None] == np.arange(len(left))).cumsum(axis=0)
+                emptied = ((running == left) & (left > 0)).any(axis=1)
+                classes = classes[: int(emptied.argmax()) + 1]
+                taken = running[len(classes) - 1]
+            drawn[start : start + len(classes)] = classes
+            left = left - taken
+            start += len(classes)
+        owner = np.empty(len(labels), dtype=np.int64)
+        # By class, and by client in it: as `deal`, without a count for each client and class.
+        owner[by_class(labels, rng)] = np.sort(drawn * clients + slots) % clients
+        return owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +93,16 @@ class DirichletPerClass(Scheme):
                 f"there are {len(labels)}; at most {len(labels) // clients} is possible",
                 *(key, self.min_samples),
             )
-        for _ in range(_ATTEMPTS):
+        for draws in range(1, _ATTEMPTS + 1):  # noqa: B007
             counts = self.draw_counts(np.bincount(labels), clients, rng)
-            if counts.sum(axis=1).min() >= self.min_samples:
+            short = (counts.sum(axis=1) < self.min_samples).sum()
+            if not short:
                 return deal(labels, counts, rng)
+            if short > _HOPELESS:
+                break
         raise ConfigError(
-            f"in {_ATTEMPTS} draws some client always had fewer than {key} = {self.min_samples} samples; "
-            "raise partition.alpha, lower partition.min_samples or "
+            f"in {draws} draw{'s' if draws > 1 else ''} some client always had fewer than {key} = "
+            f"{self.min_samples} samples; raise partition.alpha, lower partition.min_samples or "
             f"federation.clients ({clients}), or use partition.name=dirichlet (equal sizes)",
             key="partition.alpha",
             value=self.alpha,

@@ -16,6 +16,7 @@ from rayfl.data.partition import Groups, Labels, Owners, Scheme
 from rayfl.data.schemes.dealing import by_class, deal, equal_sizes
 from rayfl.errors import ConfigError
 
+_CHUNK = 1024  # clients whose classes are drawn in one vectorised step
 _SWEEPS = 100  # rounds of evening out the sizes in `pathological`; it stops earlier when even
 
 
@@ -34,7 +35,7 @@ class Pathological(Scheme):
     def assign(self, labels: Labels, clients: int, rng: Generator, groups: Groups = None) -> Owners:
         class_sizes = np.bincount(labels)
         holders = self._holders(class_sizes, clients)
-        holds = _draw_class_sets(holders, self.classes_per_client, clients, rng)
+        holds = draw_class_sets(holders, self.classes_per_client, clients, rng)
         return deal(labels, _even_counts(holds, class_sizes, rng), rng)
 
     def _holders(self, class_sizes: np.ndarray, clients: int) -> np.ndarray:
@@ -91,7 +92,7 @@ class Shards(Scheme):
         return owner
 
 
-def _draw_class_sets(
+def draw_class_sets(
     holders: np.ndarray, per_client: int, clients: int, rng: Generator
 ) -> np.ndarray:
     """A random boolean [N, C] with `per_client` classes in each row, `holders` clients per column.
@@ -103,12 +104,22 @@ def _draw_class_sets(
     holds = np.zeros((clients, len(holders)), dtype=bool)
     # The smallest of exponentials divided by weights = a weighted draw without replacement.
     races = rng.exponential(size=holds.shape)
-    for row in range(clients):
-        times = np.divide(races[row], lacking, where=lacking > 0, out=np.full(len(lacking), np.inf))
-        times[lacking == clients - row] = -1.0
-        chosen = np.argsort(times, kind="stable")[:per_client]
-        holds[row, chosen] = True
-        lacking[chosen] -= 1
+    for first in range(0, clients, _CHUNK):
+        race, drawn = races[first : first + _CHUNK], holds[first : first + _CHUNK]
+        left = clients - first - np.arange(len(race))[:, None]  # rows
+        while True:
+            # Of all rows at once, from what was found for those above: row k is right after k + 1 passes,
+            # and, as a row hardly changes what the next ones lack, all of them after a few.
+            lacks = lacking - (np.cumsum(drawn, axis=0) - drawn)
+            times = np.divide(race, lacks, where=lacks > 0, out=np.full(race.shape, np.inf))
+            times[lacks == left] = -1.0
+            again = np.zeros_like(drawn)
+            chosen = np.argsort(times, axis=1, kind="stable")[:, :per_client]
+            np.put_along_axis(again, chosen, True, axis=1)
+            if (again == drawn).all():
+                break
+            drawn[:] = again
+        lacking = lacking - drawn.sum(axis=0)
     return holds
 
 
