@@ -43,9 +43,9 @@ MetricNames = Annotated[
     str,
     typer.Option(
         metavar="NAME,NAME",
-        help="final, best, last10, loss, seconds, bytes, {rounds,bytes,seconds}_to_ACCURACY, "
-        "echo_reversals, accuracy_oscillation, accuracy_overshoot, or a metric of MLflow's; the first "
-        "decides which row is best.",
+        help="final, best, last10, loss, seconds, bytes, backward_passes, "
+        "{rounds,bytes,seconds,backward_passes}_to_ACCURACY, echo_reversals, accuracy_oscillation, "
+        "accuracy_overshoot, or a metric of MLflow's; the first decides which row is best.",
     ),
 ]
 MetricName = Annotated[str, typer.Option(metavar="NAME", help="As in `rayfl results`.")]
@@ -132,7 +132,8 @@ def plot(
     by: By = None,
     metric: MetricName = "last10",
     x: Annotated[
-        Literal["rounds", "bytes", "seconds"], typer.Option(help="Abscissa of the curves.")
+        Literal["rounds", "bytes", "seconds", "backward_passes"],
+        typer.Option(help="Abscissa of the curves."),
     ] = "rounds",
 ) -> None:
     """Draw curves, a heatmap, parallel coordinates or traces."""
