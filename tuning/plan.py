@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rayfl.analysis.naming import setting
 from rayfl.config.identity import config_hash
+from rayfl.config.named import NAMED
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Resources
 from rayfl.errors import ConfigError
@@ -131,7 +132,8 @@ def resolve(sweep: Sweep, point: Point, seed: int) -> PlannedTrial:
         experiment = sweep.experiment(point, seed)
     except ConfigError as error:
         digest = config_hash(sweep.raw(point, seed))
-        return PlannedTrial(point, seed, digest, None, str(error.rekeyed(sweep.key)))
+        problem = str(error.rekeyed(sweep.key)) + _limit(sweep, point, error.key)
+        return PlannedTrial(point, seed, digest, None, problem)
     clash = _clash(sweep, experiment)
     problem = str(clash.rekeyed(sweep.key)) if clash else None
     return PlannedTrial(point, seed, experiment.hash, experiment, problem)
@@ -201,6 +203,18 @@ def _local_checkpoints(experiment: Experiment) -> str | None:
     """Return the local directory of its checkpoints, if there is one."""
     location = experiment.checkpoint.location
     return None if experiment.checkpoint.every is None or "://" in location else location
+
+
+def _limit(sweep: Sweep, point: Point, key: str) -> str:
+    """Return how to limit the axis `key` to the names that have it, where the point's name has not."""
+    section, _, option = key.rpartition(".")
+    names = sweep.space.get(f"{section}.name")
+    if key not in point or section not in NAMED or names is None or not names.is_grid:
+        return ""
+    having = [name for name in names.values() if NAMED[section](name, option)]
+    if not having or point[f"{section}.name"] in having:
+        return ""
+    return f"; limit this axis to others by when: {{{section}.name: [{', '.join(having)}]}}"
 
 
 def _clash(sweep: Sweep, experiment: Experiment) -> ConfigError | None:

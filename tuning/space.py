@@ -124,6 +124,7 @@ def dotted(space: Layer, prefix: str = "") -> Layer:
     for key, value in space.items():
         path = f"{prefix}{key}"
         is_section = isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
+        is_section = is_section and "when" not in value  # an axis of which this alone is given
         inner = dotted(value, f"{path}.") if is_section and value else {path: value}
         flat = join(flat, inner)
     return flat

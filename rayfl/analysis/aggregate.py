@@ -9,11 +9,12 @@ import pandas as pd
 
 from rayfl.analysis import filters
 from rayfl.analysis.metrics import Metric, metric, numbers
-from rayfl.analysis.naming import listed, row_name
+from rayfl.analysis.naming import listed, row_name, shown
 from rayfl.analysis.ranking import Aggregate, aggregate, chosen_by, ranked
-from rayfl.analysis.runs import VERSION, axes, canonical, order
+from rayfl.analysis.runs import VERSION, axes, canonical, order, values
 from rayfl.analysis.states import STATES
 from rayfl.config.identity import is_task
+from rayfl.errors import ConfigError
 
 Key = tuple[Any, ...]
 
@@ -90,6 +91,27 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Key, pd.DataFram
 def task(by: Sequence[str], key: Key) -> Hashable:
     """Return the part of a row's key that makes the task, within which methods are compared."""
     return tuple(value for k, value in zip(by, key, strict=True) if is_task(k))
+
+
+def check_means(runs: pd.DataFrame, by: Sequence[str], over: Sequence[str] = ()) -> None:
+    """Raise ConfigError if a group of these keys has runs that differ in more than the seed and `over`.
+
+    Keys that follow from those that are named, as `data.path` does from `data.name`, need not be named.
+    """
+    named = [*by, *over]
+    while mixed := _beside_seed(_finished(groups(runs, named)), named):
+        # Names and tasks first: others often follow from them.
+        named.append(min(mixed, key=lambda k: (not k.endswith(".name"), not is_task(k), k)))
+    if not (lacking := named[len(by) + len(over) :]):
+        return
+    found = [f"{key} is {', '.join(map(shown, values(runs, key)))}" for key in lacking]
+    choice = "sweep" if "sweep" in runs and len(values(runs, "sweep")) > 1 else lacking[0]
+    one = f"{choice}={shown(values(runs, choice)[-1])}"
+    raise ConfigError(
+        f"a mean would be over runs that differ in more than the seed: {listed(found)}; choose among them "
+        f"with --where (such as {one}), name these keys too, or say --over "
+        f"{','.join([*over, *lacking])} if you mean it"
+    )
 
 
 def summarize(
@@ -189,9 +211,8 @@ def _mixed(
     grouped: Sequence[tuple[Key, pd.DataFrame]], by: Sequence[str], names: Sequence[str]
 ) -> list[str]:
     """Notes if means are over more than seeds."""
-    finished = [members.loc[members["state"] == "finished"] for _, members in grouped]
-    varying = {key for members in finished for key in axes(members) if key not in by}
-    if varying:
+    finished = _finished(grouped)
+    if varying := _beside_seed(finished, by):
         return [f"means are over other keys than the seed too: {', '.join(sorted(varying))}"]
     notes = []
     repeated = sum(int(m["seed"].duplicated().sum()) for m in finished if "seed" in m)
@@ -207,3 +228,13 @@ def _mixed(
     if mixed:
         notes.append(f"seeds with different versions of the code or the data: {listed(mixed)}")
     return notes
+
+
+def _finished(grouped: Sequence[tuple[Key, pd.DataFrame]]) -> list[pd.DataFrame]:
+    """Select the finished runs of each group."""
+    return [members.loc[members["state"] == "finished"] for _, members in grouped]
+
+
+def _beside_seed(members: Sequence[pd.DataFrame], by: Sequence[str]) -> set[str]:
+    """Find the keys, but for the seed and those of the groups, that vary within a group."""
+    return {key for runs in members for key in axes(runs) if key not in by}

@@ -4,6 +4,7 @@ The palette is that of Okabe and Ito, which is safe for colour-blind readers. Li
 too, so that they can be told apart in greyscale. A band is one standard deviation over the seeds.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from rayfl.analysis.runs import axes as varying
 from rayfl.errors import ConfigError
 from rayfl.text import shown, unset
 
-Abscissa = Literal["rounds", "bytes", "seconds"]
+Abscissa = Literal["rounds", "bytes", "seconds", "backward_passes"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -31,8 +32,11 @@ _LABELS = {
     "rounds": "round",
     "bytes": "traffic up and down (MB)",
     "seconds": "training time (s)",
+    "backward_passes": "backward passes of all clients",
 }
 _LEGEND_BELOW = 4  # lines up to which the legend is below the axes
+_LONG_LABEL = 45  # characters, beyond which a label needs a row of its own there
+_LABEL_SIZE = 8  # points
 
 
 class _Chosen(NamedTuple):
@@ -137,13 +141,21 @@ def _figure(
     chosen: _Chosen, rounds: pd.DataFrame, panels: Mapping[str, str], xlabel: str, height: float
 ) -> Drawing:
     """Draw one panel for each column of `panels`, with its label, against the column `_x`."""
-    is_beside = len(chosen.groups) > _LEGEND_BELOW  # then the figure is wider
-    figure = Figure(figsize=(10 if is_beside else 7, height), dpi=DPI, layout="constrained")
+    names = [group_name(chosen.by, key, len(members)) for key, members in chosen.groups]
+    is_wide = len(names) > _LEGEND_BELOW
+    is_long = max(map(len, names)) > _LONG_LABEL
+    is_beside = is_wide and not is_long
+    width = 10 if is_wide else 7
+    if is_long:  # in rows below axes that keep their height
+        a_row = int(width * 72 / (0.7 * _LABEL_SIZE)) - 10  # characters, beside the line's sample
+        names = [textwrap.fill(name, a_row) for name in names]
+        height += (1.5 * _LABEL_SIZE / 72) * (1 + sum(name.count("\n") + 1 for name in names))
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     stacked = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (column, label) in zip(stacked, panels.items(), strict=True):
-        for i, (key, members) in enumerate(chosen.groups):
+        for i, (name, (_, members)) in enumerate(zip(names, chosen.groups, strict=True)):
             of_group = rounds.loc[rounds["run_id"].isin(members["run_id"])].dropna(subset=column)
-            _line(axes, of_group, column, i, group_name(chosen.by, key, len(members)))
+            _line(axes, of_group, column, i, name)
         axes.set(ylabel=label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -158,10 +170,10 @@ def _figure(
         handles,
         labels,
         title="band: ±1 standard deviation" if has_band else None,
-        title_fontsize=8,
-        fontsize=8,
+        title_fontsize=_LABEL_SIZE,
+        fontsize=_LABEL_SIZE,
         loc="outside right center" if is_beside else "outside lower center",
-        ncols=1 if is_beside else 2,
+        ncols=1 if is_beside or is_long else 2,
         frameon=False,
     )
     return Drawing(figure, chosen.notes)

@@ -33,6 +33,7 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_LISTED = 8  # names
 _GRAMMAR = (
     "conditions such as partition.alpha=0.1, or an algorithm, joined by 'and'; "
     "= != < <= > >=, or in [a, b]"
@@ -87,10 +88,10 @@ def check_key(key: str, known: Iterable[str]) -> None:
     hint = f" (did you mean '{named[close[0]]}'?)" if close else ""
     section = f"{key.partition('.')[0]}."
     inside = [name for name in names if name.startswith(section)]
-    others = {name.partition(".")[0] + ".*" * ("." in name) for name in names}
-    raise ConfigError(
-        f"{key}: no run has this key{hint}; keys: {', '.join(sorted(inside or others))}"
-    )
+    there = sorted(inside or {name.partition(".")[0] + ".*" * ("." in name) for name in names})
+    closest = difflib.get_close_matches(key, there, n=_LISTED, cutoff=0)  # most of many are metrics
+    more = f", and {len(there) - len(closest)} more" if len(there) > len(closest) else ""
+    raise ConfigError(f"{key}: no run has this key{hint}; the closest: {', '.join(closest)}{more}")
 
 
 def null_if_missing(value: Any) -> Any:

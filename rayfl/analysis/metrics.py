@@ -1,12 +1,13 @@
 """The metrics that runs are compared by: source, unit and better direction of each.
 
-`final`, `best`, `last10` and `loss` are those of the test set; `seconds` is the time of all rounds and
-`bytes` the traffic up and down. `rounds_to_0.7`, `bytes_to_0.7` and `seconds_to_0.7` are counted up to
-the first evaluation whose accuracy is at least 0.7; a run that never gets there has none. How a run swings
-is told by `echo_reversals`, the share of rounds that move against the round before,
-`accuracy_oscillation`, the spread of test accuracy around its moving average, and `accuracy_overshoot`, its
-largest fall below the best so far (`rayfl.federation.echo`). Any metric that MLflow has for the runs may be
-used by its name there; lower is better but for accuracies and what tells how well updates agree.
+`final`, `best`, `last10` and `loss` are those of the test set; `seconds` is the time of all rounds, `bytes`
+the traffic up and down, and `backward_passes` are those of all clients. `rounds_to_0.7`, `bytes_to_0.7`,
+`seconds_to_0.7` and `backward_passes_to_0.7` are counted up to the first evaluation whose accuracy is at
+least 0.7; a run that never gets there has none. How a run swings is told by `echo_reversals`, the share of
+rounds that move against the round before, `accuracy_oscillation`, the spread of test accuracy around its
+moving average, and `accuracy_overshoot`, its largest fall below the best so far (`rayfl.federation.echo`).
+Any metric that MLflow has for the runs may be used by its name there; lower is better but for accuracies
+and what tells how well updates agree.
 """
 
 import re
@@ -33,6 +34,7 @@ COSTS = {
     "rounds": Cost((), "rounds", 1.0, 1),
     "bytes": Cost(("cost/bytes_up", "cost/bytes_down"), "MB up and down", 1e-6, 2),
     "seconds": Cost(("time/round_s",), "seconds", 1.0, 1),
+    "backward_passes": Cost(("cost/backward_passes",), "backward passes", 1.0, 0),
 }
 _SPREADS = ("accuracy_oscillation", "accuracy_overshoot")
 _LASTS = {"loss_final": "test/loss", "r2_final": "test/r2", "perplexity_final": "test/perplexity"}
@@ -41,7 +43,7 @@ _TESTED = ("test/accuracy", *_LASTS.values())
 _PARTS = ("test/class/", "test/domain")
 """Beginnings of the names of accuracies on a part of the test set."""
 _ALIGNED = ("update/agreement", "update/cos_previous", "update/cos_momentum")
-_TARGET = re.compile(r"(rounds|bytes|seconds)_to_(0?\.\d+|1(?:\.0*)?|0)")
+_TARGET = re.compile(rf"({'|'.join(COSTS)})_to_(0?\.\d+|1(?:\.0*)?|0)")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Metric:
     column: str = ""
     """Name of the summary in MLflow."""
     cost: str = ""
-    """Unit of a cost: rounds, bytes or seconds; empty for other metrics."""
+    """Name of a cost in `COSTS`; empty for other metrics."""
     target: float | None = None
     """Accuracy up to which the cost is summed."""
     scale: float = 1.0
@@ -146,12 +148,13 @@ _FIXED = {
         Metric("seconds", "time (s)", cost="seconds", digits=1),
         Metric("epsilon", "epsilon of a client", column="epsilon", digits=3),
         Metric("bytes", "traffic up and down (MB)", cost="bytes", scale=1e-6, digits=2),
+        Metric("backward_passes", "backward passes", column="backward_passes", digits=0),
         Metric("echo_reversals", "share of rounds against the last", column="echo_reversals"),
         Metric("accuracy_oscillation", "spread around the trend", column="accuracy_oscillation"),
         Metric("accuracy_overshoot", "largest fall of accuracy", column="accuracy_overshoot"),
     )
 }
-NAMES = (*_FIXED, "rounds_to_0.7", "bytes_to_0.7", "seconds_to_0.7")
+NAMES = (*_FIXED, *(f"{cost}_to_0.7" for cost in COSTS))
 
 
 def metric(name: str) -> Metric:

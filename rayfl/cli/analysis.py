@@ -39,13 +39,17 @@ By = Annotated[
     str | None,
     typer.Option(metavar="KEY,KEY", help="Rows; default: the keys that vary, but for the seed."),
 ]
+Over = Annotated[
+    str | None,
+    typer.Option(metavar="KEY,KEY", help="Means are over these keys too, and not the seed alone."),
+]
 MetricNames = Annotated[
     str,
     typer.Option(
         metavar="NAME,NAME",
-        help="final, best, last10, loss, seconds, bytes, {rounds,bytes,seconds}_to_ACCURACY, "
-        "echo_reversals, accuracy_oscillation, accuracy_overshoot, or a metric of MLflow's; the first "
-        "decides which row is best.",
+        help="final, best, last10, loss, seconds, bytes, backward_passes, "
+        "{rounds,bytes,seconds,backward_passes}_to_ACCURACY, echo_reversals, accuracy_oscillation, "
+        "accuracy_overshoot, or a metric of MLflow's; the first decides which row is best.",
     ),
 ]
 MetricName = Annotated[str, typer.Option(metavar="NAME", help="As in `rayfl results`.")]
@@ -59,6 +63,7 @@ def results(
     uri: Uri = None,
     where: Where = None,
     by: By = None,
+    over: Over = None,
     metric: MetricNames = "last10",
     rows: Annotated[
         str | None,
@@ -86,14 +91,17 @@ def results(
         raise ConfigError(f"--underline: needs --format latex; {form} has no underlining")
     if by is not None and (rows or columns):
         raise ConfigError("--by: makes rows alone; give the keys to --rows and --columns")
-    runs = load(experiment, uri, where, names)
+    runs, beside = load(experiment, uri, where, names), listed(over or "")
     if not (rows or columns):
-        summary = aggregate.summarize(runs, listed(by) if by else None, names)
+        keys = listed(by) if by else _varying(runs, beside)
+        aggregate.check_means(runs, keys, beside)
+        summary = aggregate.summarize(runs, keys, names)
         table = tables.table_of(summary, form, underline)
         which = [] if len(runs) > 1 else [f"run {runs['run_name'][0]}, id {runs['run_id'][0]}"]
         show(table, summary.rows, form, [*which, *summary.notes])
         return
-    down, across = _pivot_keys(runs, listed(rows or ""), listed(columns or ""))
+    down, across = _pivot_keys(runs, listed(rows or ""), listed(columns or ""), beside)
+    aggregate.check_means(runs, [*down, *across], beside)
     summary = aggregate.summarize(runs, [*down, *across], names[:1])
     table, numbers, notes = pivot(summary, len(across), form, underline)
     if len(names) > 1:
@@ -130,19 +138,26 @@ def plot(
     uri: Uri = None,
     where: Where = None,
     by: By = None,
+    over: Over = None,
     metric: MetricName = "last10",
     x: Annotated[
-        Literal["rounds", "bytes", "seconds"], typer.Option(help="Abscissa of the curves.")
+        Literal["rounds", "bytes", "seconds", "backward_passes"],
+        typer.Option(help="Abscissa of the curves."),
     ] = "rounds",
 ) -> None:
     """Draw curves, a heatmap, parallel coordinates or traces."""
     output = output or Path(f"{kind}.png")
     check_output(output, (".png", ".svg", ".pdf"))
     from rayfl.analysis import curves, plots
+    from rayfl.analysis.aggregate import check_means
     from rayfl.analysis.runs import histories, load
 
-    runs = load(experiment, uri, where, [metric])
-    keys = listed(by) if by else None
+    if over and kind == "heatmap":
+        raise ConfigError("--over: a heatmap makes panels of the other keys; choose with --where")
+    runs, beside = load(experiment, uri, where, [metric]), listed(over or "")
+    keys = listed(by) if by else _varying(plots.finished(runs), beside) if over else None
+    if keys is not None and kind != "heatmap":
+        check_means(runs, keys, beside)
     if kind == "heatmap":
         drawing = plots.heatmap(runs, keys, metric)
     elif kind == "parallel":
@@ -180,15 +195,20 @@ def report(
     say(f"wrote {output}")
 
 
-def _pivot_keys(
-    runs: "pd.DataFrame", rows: list[str], columns: list[str]
-) -> tuple[list[str], list[str]]:
-    """Complete the keys of a pivot by those that vary; ConfigError if nothing is left for one side."""
+def _varying(runs: "pd.DataFrame", over: Sequence[str]) -> list[str]:
+    """List the keys that vary, but for the seed and those that means are over."""
     from rayfl.analysis.runs import axes
 
+    return [key for key in axes(runs) if key not in over]
+
+
+def _pivot_keys(
+    runs: "pd.DataFrame", rows: list[str], columns: list[str], over: list[str]
+) -> tuple[list[str], list[str]]:
+    """Complete the keys of a pivot by those that vary; ConfigError if nothing is left for one side."""
     if twice := set(rows) & set(columns):
         raise ConfigError(f"--columns = '{min(twice)}': is among --rows too; a key has one place")
-    others = [key for key in axes(runs) if key not in rows + columns]
+    others = [key for key in _varying(runs, over) if key not in rows + columns]
     rows, columns = rows or others, columns or others
     if not rows or not columns:
         raise ConfigError(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayfl.analysis.filters import parse, select
+from rayfl.analysis.filters import check_key, parse, select
 from rayfl.config.layers import parse_overrides
 from rayfl.errors import ConfigError
 
@@ -95,8 +95,16 @@ def test_an_unknown_key_is_named_with_the_closest():
         ConfigError, match=r"rho: no run has this key \(did you mean 'algorithm.rho'"
     ):
         select(RUNS, parse("rho=1"))
-    with pytest.raises(ConfigError, match=r"algorithm.roh.*keys: algorithm.name, algorithm.rho$"):
+    with pytest.raises(ConfigError, match=r"algorithm.roh.*: algorithm.rho, algorithm.name$"):
         select(RUNS, parse("algorithm.roh=1"))
+
+
+def test_of_many_names_the_closest_are_listed():
+    names = [f"test/class/{i}" for i in range(90)] + ["federation.rounds", "rounds"]
+    with pytest.raises(ConfigError) as error:
+        check_key("round", names)
+    assert "the closest: rounds, " in str(error.value)
+    assert str(error.value).endswith(", and 84 more")
 
 
 @given(st.text(max_size=40))

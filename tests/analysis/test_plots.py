@@ -8,8 +8,10 @@ from stored import ROUNDS, SEEDS, rounds, top
 
 from rayfl.analysis import curves, plots
 from rayfl.analysis import runs as store
+from rayfl.analysis.metrics import COSTS
 from rayfl.errors import ConfigError
 
+TABLE = ("fedavg", "fedwmsam")
 RHO = "algorithm.name=fedwmsam and algorithm.rho=0.1 and partition.alpha=0.5"
 
 
@@ -20,7 +22,7 @@ def runs(stored):
 
 @pytest.fixture(scope="module")
 def history(runs, stored):
-    metrics = {*curves.curve_metrics("bytes"), *curves.curve_metrics("seconds"), "server/alpha"}
+    metrics = {name for x in COSTS for name in curves.curve_metrics(x)} | {"server/alpha"}
     return store.histories(runs, sorted(metrics), stored.uri)
 
 
@@ -28,7 +30,7 @@ def lines(axes):
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
 
 
-@pytest.mark.parametrize("x", ["rounds", "bytes", "seconds"])
+@pytest.mark.parametrize("x", [*COSTS])
 def test_curves_are_means_over_seeds(runs, history, x):
     drawing = curves.curves(runs, history, x=x)
     found = lines(drawing.figure.axes[0])
@@ -43,6 +45,7 @@ def test_curves_are_means_over_seeds(runs, history, x):
         "rounds": lambda m: 1.0,
         "bytes": lambda m: (m["cost/bytes_up"] + m["cost/bytes_down"]) / 1e6,
         "seconds": lambda m: m["time/round_s"],
+        "backward_passes": lambda m: m["cost/backward_passes"],
     }[x]
     spent = np.cumsum([np.mean([cost(s[r]) for s in seeds]) for r in range(1, ROUNDS + 1)])
     np.testing.assert_allclose(points[:, 0], spent)
@@ -103,6 +106,27 @@ def test_of_many_groups_the_best_are_drawn(runs, history, monkeypatch):
     ]
     assert drawing.notes == ("drawn are the 2 best of 6 groups by last10",)
     assert len(curves.drawn(runs)) == 2 * 3
+
+
+@pytest.mark.parametrize("lines", [2, 6])
+def test_axes_keep_their_room_beside_long_labels(runs, history, lines):
+    """Labels in rows below, in a figure that grows; short ones leave it as it was."""
+    short = plots.finished(runs)
+    short = short[short["algorithm.name"].eq("fedavg")] if lines == 2 else short
+    names = {name: f"a_package.with_a_module:And{'A' * 130}Class{name}" for name in TABLE}
+    long = short.assign(**{"algorithm.name": short["algorithm.name"].map(names)})
+    by = ["algorithm.name", "algorithm.rho", "partition.alpha"]
+    heights = []
+    for table in (short, long):
+        figure = curves.curves(table, history, by).figure
+        figure.draw_without_rendering()
+        (axes,), (legend,) = figure.axes, figure.legends
+        heights.append(axes.get_window_extent().height)
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= whole.x1
+        assert not box.overlaps(axes.get_window_extent())
+    assert heights[1] == pytest.approx(heights[0], rel=0.2)
 
 
 def test_traces_are_of_runs_that_have_the_scalar(runs, history):

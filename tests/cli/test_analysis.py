@@ -99,7 +99,8 @@ def test_versions_are_shown_without_importing_anything():
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_results_for_programs(ask, stored, form):
     command = ["results", "--experiment", "rayfl", "--metric", "last10,bytes", "--format", form]
-    code, out, err = ask(*command, "--by", "algorithm.name,partition.alpha")
+    by = ("--by", "algorithm.name,partition.alpha", "--over", "algorithm.rho")
+    code, out, err = ask(*command, *by)
     assert code == 0
     rows = pd.DataFrame(json.loads(out)) if form == "json" else pd.read_csv(io.StringIO(out))
     assert list(rows["n"]) == [3, 3, 6, 6]
@@ -108,6 +109,42 @@ def test_results_for_programs(ask, stored, form):
     assert list(rows["last10_std"]) == pytest.approx(list(expected["std"]))
     assert rows["is_best"].tolist() == [False, True, True, False]  # all its seeds have finished
     assert "means are over other keys than the seed too: algorithm.rho" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("results", "--by", "algorithm.name"),
+        ("results", "--rows", "algorithm.name", "--columns", "seed", "--format", "latex"),
+        ("plot", "curves", "--by", "algorithm.name"),
+        ("plot", "parallel", "--by", "algorithm.name"),
+    ],
+)
+def test_no_mean_is_over_more_than_seeds_unless_asked_for(ask, command):
+    """Neither a table nor a figure: what is asked for makes the keys that stay the rows."""
+    command = (*command, "--experiment", "rayfl")
+    code, out, err = ask(*command)
+    assert (code, out) == (2, "")
+    assert "differ in more than the seed: partition.alpha is 0.1, 0.5; algorithm.rho is" in err
+    assert "or say --over partition.alpha,algorithm.rho if you mean it" in err
+    assert ask(*command, "--where", "partition.alpha=0.1 and fedavg")[0] == 0
+    code, out, err = ask(*command, "--over", "partition.alpha,algorithm.rho")
+    assert code == 0
+    assert (
+        "means are over other keys than the seed too: algorithm.rho, partition.alpha" in out + err
+    )
+
+
+def test_what_means_are_over_makes_no_rows(ask):
+    command = ("results", "--experiment", "rayfl", "--over", "partition.alpha", "--format", "csv")
+    code, out, _ = ask(*command)
+    assert code == 0
+    rows = pd.read_csv(io.StringIO(out))
+    assert list(rows.columns[:2]) == ["algorithm.name", "algorithm.rho"]
+    assert list(rows["n"]) == [6, 6, 6]
+    code, out, err = ask("results", "--over", "rho")
+    assert "rho: no run has this key (did you mean 'algorithm.rho'?)" in err
+    assert ask("plot", "heatmap", "--over", "algorithm.rho")[0] == 2
 
 
 def test_compare(ask):

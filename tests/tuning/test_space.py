@@ -99,6 +99,8 @@ def test_dotted_and_nested_keys_are_the_same():
     sections = {"algorithm": {"rho": {"grid": [1]}, "name": {"grid": ["fedcm"]}}}
     flat = {"algorithm.rho": {"grid": [1]}, "algorithm.name": {"grid": ["fedcm"]}}
     assert dotted(sections) == dotted(flat) == flat
+    limited = {"algorithm.rho": {"when": {"algorithm.name": ["fedsam"]}}}
+    assert dotted({"algorithm": {"rho": limited["algorithm.rho"]}}) == dotted(limited) == limited
     assert nested({"algorithm.name": "fedcm", "algorithm.rho": 1, "seed": 3}) == {
         "algorithm": {"name": "fedcm", "rho": 1},
         "seed": 3,

@@ -8,7 +8,8 @@ from rayfl.errors import ConfigError
 from rayfl.inputs import Inputs
 from rayfl.runtime.placement import Placement
 from tuning.config import load_sweep
-from tuning.plan import SweepPlan, resolve
+from tuning.plan import SweepPlan, resolve, trials
+from tuning.space import points
 
 SWEEP = """
 base: base.yaml
@@ -197,6 +198,21 @@ def test_what_is_wrong_is_one_line(load, override, message):
     with pytest.raises(ConfigError, match=message) as error:
         load(override)
     assert "\n" not in str(error.value)
+
+
+def test_an_axis_that_only_some_methods_have_says_how_it_is_limited(load):
+    """Limited so, the others have one point each."""
+    methods = "space.algorithm.name.grid=[fedavg,fedsam,fednsam]"
+    sweep = load(methods)
+    problem = resolve(sweep, {"algorithm.name": "fedavg", "algorithm.rho": 0.1}, 0).problem
+    limit = "when: {algorithm.name: [fedsam, fednsam]}"
+    assert str(problem).startswith("space.algorithm.rho = 0.1: unknown key")
+    assert str(problem).endswith(f"; limit this axis to others by {limit}")
+    assert resolve(sweep, {"algorithm.name": "fedsam", "algorithm.rho": 0.1}, 0).problem is None
+    limited = load(methods, f"space.algorithm.rho.{limit.replace(': ', '=', 1)}")
+    planned = trials(limited, points(limited.space, None, 0))
+    assert len(planned) == (1 + 2 + 2) * 2
+    assert [trial.problem for trial in planned if trial.problem] == []
 
 
 def test_a_missing_package_says_how_to_get_it(load, monkeypatch):
