@@ -32,6 +32,10 @@ RUN_BY_CI = {
     "rayfl run quickstart",
 }
 ON_A_CLUSTER = ["ray start --head", "rayfl run quickstart ray.address=auto"]
+STATUS = "RAY_AUTH_MODE=token ray status"
+LONGER = f"{ON_A_CLUSTER[1]} federation.rounds=20"
+# docs/cluster.md has it too, whose commands tests/cluster/ray_up.sh runs.
+JOIN = "RAY_AUTH_MODE=token ray start --address=$HEAD_ADDRESS:6379"
 # Needs a network: the same command on files that are there.
 DOWNLOADS = "rayfl run cifar10_lenet5 data.download=true"
 # In one folder, one after the other: the answers are those of the sweep.
@@ -57,7 +61,7 @@ OF_OWN_DATA = commands_of(OWN_DATA)
 
 ELSEWHERE = {
     *RUN_BY_CI,
-    *ON_A_CLUSTER,
+    *(*ON_A_CLUSTER, STATUS, LONGER, JOIN),
     RUN,
     RESUME,
     DOWNLOADS,
@@ -86,6 +90,7 @@ def folder(tmp_path):
 
 def test_every_command_is_accounted_for():
     assert set(COMMANDS) >= ELSEWHERE
+    assert JOIN in commands_of((DOCS / "cluster.md").read_text())
     assert MY_METHOD in ALONE
     assert len(ALONE) >= 12
     assert [command for command in ALONE if not command.startswith("rayfl ")] == []
@@ -123,26 +128,26 @@ def test_the_study_of_the_tutorials(folder):
     (study,) = blocks(STUDY, "yaml")
     (folder / "study.yaml").write_text(study)
     few = "'seeds=[0,1]' base.federation.rounds=2 'space.partition.alpha.grid=[0.1]'"
-    plan, sweep, own = [command for command in OF_THE_STUDY if "study.yaml" in command]
+    plan, sweep, limited, own = [c for c in OF_THE_STUDY if "study.yaml" in c]
     assert "6 trials (3 points x 2 seeds)" in shell(f"{plan} {few}", folder)
+    assert "10 trials (5 points x 2 seeds)" in shell(f"{limited} {few}", folder)
     assert "mymethod" not in shell(f"{sweep} {few}", folder)
     assert "mymethod" in shell(f"{own} {few}", folder)
     said = together([c for c in OF_THE_STUDY if "study.yaml" not in c], folder)
-    assert len(said) == len(OF_THE_STUDY) - 3
+    assert len(said) == len(OF_THE_STUDY) - 4
     assert "mymethod:MySAM" in list(said.values())[-1]
     assert (folder / "study.png").exists()
 
 
 @pytest.mark.slow
 def test_own_data(tmp_path):
-    (program,) = blocks(OWN_DATA, "python")
+    makes, runs = blocks(OWN_DATA, "python")
     (config,) = blocks(OWN_DATA, "yaml")
     (tmp_path / "clinics.yaml").write_text(config)
-    shell(f"{sys.executable} - <<'PY'\n{program}PY", tmp_path)
-    for command in OF_OWN_DATA:
-        runs = command.startswith("rayfl run")
-        out = shell(f"{command} federation.rounds=5 --local" if runs else command, tmp_path)
-        assert out.strip()
+    shell(f"{sys.executable} - <<'PY'\n{makes}PY", tmp_path)
+    short = " federation.rounds=5 --local"
+    together([c + short * c.startswith("rayfl run") for c in OF_OWN_DATA], tmp_path)
+    assert "accuracy" in shell(f"{sys.executable} - <<'PY'\n{runs}PY", tmp_path)
 
 
 @pytest.mark.slow
@@ -210,7 +215,8 @@ def test_a_running_cluster_gives_the_same_bits(folder):
     """`ray start --head` was run before; what the run leaves is what a run of its own leaves."""
     own = shell("rayfl run quickstart --json federation.rounds=10", folder)
     with head(*ON_A_CLUSTER[0].split()[2:], "--num-cpus=2") as address:
-        command = ON_A_CLUSTER[1].replace("auto", address)
+        assert "Active" in shell(f"RAY_ADDRESS={address} {STATUS}", folder)
+        command = LONGER.replace("auto", address)
         joined = shell(f"{command} --json federation.rounds=10", folder)
         again = shell(f"{command} --json federation.rounds=10", folder)  # the first left no actor
     assert digest(own) == digest(joined) == digest(again)

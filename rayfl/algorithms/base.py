@@ -1,4 +1,4 @@
-"""The interface of an algorithm: seven pure functions on flat vectors, whose defaults together are FedAvg.
+"""The interface of an algorithm: pure functions on flat vectors, whose defaults together are FedAvg.
 
 Two more, `upload_bytes` and `global_momentum`, change no result: they are there for metrics.
 
@@ -20,7 +20,7 @@ Rules, which `rayfl.training.contract` checks on a method of one's own before an
   with `torch.where`. Branch on `ctx.step`, hyper-parameters and shapes as you like.
 * Return finite values, with the names, shapes and dtypes that `init_server` and `init_client` gave.
 
-Gradients, momenta and control variates point uphill (the gradient convention).
+Gradients, momenta and control variates point uphill (the gradient convention); `delta` points downhill.
 """
 
 import functools
