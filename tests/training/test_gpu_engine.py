@@ -218,7 +218,7 @@ def test_client_actors_with_different_kernels_are_an_error(ray_session):
             self.kernels = kernels
 
         def describe(self):
-            return {"node": "10.0.0.7", "kernels": self.kernels}
+            return {"node": "10.0.0.7", "node_id": "7", "kernels": self.kernels}
 
     reasons = ["", "", "RuntimeError: Failed to find C compiler"]
     alike = ActorPool(2, lambda i: Described.options(num_cpus=0).remote(reasons[i]))
