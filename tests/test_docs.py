@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import fields
 
 from conftest import ROOT
 
@@ -53,6 +54,10 @@ def test_the_interface_of_a_method_is_on_its_page():
     for table, context in ((clients, ClientContext), (server, ServerContext)):
         assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == context._fields
     (facts,) = re.findall(r"^\| `experiment` .*", clients, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", facts)) == {"experiment", "clients", *ExperimentInfo._fields}
+    assert set(re.findall(r"`(\w+)`", facts)) == {
+        "experiment",
+        "clients",
+        *(f.name for f in fields(ExperimentInfo)),
+    }
     said = {name for name in inspect.get_annotations(Algorithm) if f"`{name}`" in page}
     assert said == set(inspect.get_annotations(Algorithm))

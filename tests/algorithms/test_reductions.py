@@ -4,6 +4,7 @@ The identities hold bit for bit on noisy quadratics in float64 and on a small ne
 a comment says why they cannot.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -253,7 +254,7 @@ def test_fednova_of_equally_many_steps_is_fedavg():
 
 def test_fednova_uploads_updates_of_one_length():
     """4 steps are those of `local_steps`: nothing is scaled. One step counts as four of its kind."""
-    fixed = INFO._replace(local_epochs=None, local_steps=4)
+    fixed = replace(INFO, local_epochs=None, local_steps=4)
     start, steps = torch.zeros(2, 3), torch.tensor([[4.0], [1.0]])
     ctx = ClientContext(start, {}, 0.1, steps, 4, 1, fixed)
     delta = torch.tensor([[0.1, -0.7, 0.3], [0.2, 0.3, -0.4]])
@@ -430,7 +431,7 @@ def test_igfl_of_one_client_is_fedavg():
 
 def test_igfl_among_many_clients_takes_the_direction_of_fedcm():
     """A client's own part of c is then nothing."""
-    many, start = INFO._replace(samples=range(10**18)), torch.zeros(2, 3, dtype=torch.float64)
+    many, start = replace(INFO, samples=range(10**18)), torch.zeros(2, 3, dtype=torch.float64)
     ctx = ClientContext(
         start, {}, lr=0.1, steps=torch.tensor([[2.0]] * 2), step=0, round=1, experiment=many
     )
