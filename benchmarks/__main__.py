@@ -5,9 +5,9 @@
     python -m benchmarks --cifar10 DIR --json out.json
 
 The parts: lenet5, resnet18, mlp and mlp_small (rounds against a bare PyTorch loop), steps (methods against
-FedAvg on the engine), curvature (eigenvalues and gaps in gradients), clients (100,000 against 100), footprint
-(memory), startup, sweep (12 trials against their rounds), tracking (what MLflow costs a round), peers (rounds
-of Flower and pfl-research, if installed).
+FedAvg on the engine), curvature (eigenvalues and gaps in gradients), clients (a million against 100),
+footprint (memory), startup, sweep (12 trials against their rounds), tracking (what MLflow costs a round),
+peers (rounds of Flower and pfl-research, if installed).
 """
 
 import argparse

@@ -1,11 +1,16 @@
-"""Seconds per round with 100,000 clients against 100: the same cohort, the same work for each client.
+"""Seconds per round with a million clients against 100: the same cohort, the same work for each client.
 
 The smallest model shows what grows with the number of clients best: its rounds take milliseconds. Every
 round is evaluated, with the accuracy of all clients. The two federations have their servers and client
-actors side by side in one run, and take turns of some rounds each.
+actors side by side in one run, and take turns of some rounds each. What is done before an actor starts, by
+`rayfl.prepare`, is measured in a process of its own.
 """
 
 import contextlib
+import json
+import resource
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -19,9 +24,11 @@ from rayfl.federation.server import Server
 from rayfl.prepare import Prepared, prepare
 from rayfl.runtime import cluster
 
-CLIENTS = (100, 100_000)
+CLIENTS = (100, 1_000_000)
 SAMPLES = 4
 """Samples of each client."""
+FEATURES = 8
+"""Numbers of each sample."""
 METHODS = ("fedavg", "scaffold")
 """Methods; only the second has client memories."""
 ROUNDS = 20
@@ -31,11 +38,31 @@ TARGET = 1.05
 
 def measure(repeats: int) -> list[Finding]:
     """Measure both methods, `repeats` turns each."""
-    findings = []
+    findings = _preparation()
     with cluster.connected(None):
         for method in METHODS:
             findings += _compare(method, repeats)
     return findings
+
+
+def _preparation() -> list[Finding]:
+    """Measure the processor time and the memory of a driver until an actor of a million clients may start."""
+    _config(METHODS[0], CLIENTS[1], 1)  # makes the data
+    code = "from benchmarks import clients; clients.report_preparation()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, gigabytes = json.loads(done.stdout)
+    what = f"{CLIENTS[1]} clients, imports and preparation: "
+    return [
+        median("clients", what + "processor time", "s", [seconds], 15.0),
+        median("clients", what + "peak memory", "GB", [gigabytes], 1.5),
+    ]
+
+
+def report_preparation() -> None:
+    """Prepare a million clients; print the process's seconds and gigabytes so far."""
+    _prepared(METHODS[0], CLIENTS[1], 1)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6]))
 
 
 def _compare(method: str, repeats: int) -> list[Finding]:
@@ -65,8 +92,12 @@ def _turn(server: Server, until: int) -> float:
 
 
 def _prepared(method: str, clients: int, rounds: int) -> Prepared:
-    config: dict[str, Any] = {
-        "data": random_data("features64", clients * SAMPLES, (64,), np.float32),
+    return prepare(load_config(_config(method, clients, rounds)))
+
+
+def _config(method: str, clients: int, rounds: int) -> dict[str, Any]:
+    return {
+        "data": random_data(f"features{FEATURES}", clients * SAMPLES, (FEATURES,), np.float32),
         "partition": {"name": "dirichlet", "alpha": 100.0},
         "model": {"name": "mlp", "hidden": [64]},
         "algorithm": {"name": method},
@@ -81,4 +112,3 @@ def _prepared(method: str, clients: int, rounds: int) -> Prepared:
         "tracking": {"enabled": False},
         "checkpoint": {"every": None},
     }
-    return prepare(load_config(config))

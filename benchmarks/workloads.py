@@ -117,7 +117,7 @@ def random_data(name: str, samples: int, shape: tuple[int, ...], kind: type) -> 
         else:
             x = rng.standard_normal(size, dtype=np.float32)
         seen = x.reshape(samples, -1)[:, :64].astype(np.float32)
-        y = (seen @ rng.standard_normal((64, 10))).argmax(1)
+        y = (seen @ rng.standard_normal((seen.shape[1], 10))).argmax(1)
         test = 400
         np.savez(path, x_train=x, y_train=y, x_test=x[:test], y_test=y[:test])
     return {"name": "npz", "path": str(path)}

@@ -17,7 +17,7 @@ from rayfl.config.measurements import Personalised
 from rayfl.config.own import own_function
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
-from rayfl.data.datasets import Dataset
+from rayfl.data.datasets import Dataset, give_back_memory
 from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
@@ -257,6 +257,7 @@ def prepare(
             )
     prepared = Prepared(config, data, partition, model, federation, settings, holders)
     _ = prepared.personalisation, own_parts.callbacks(config)  # raise ConfigError
+    give_back_memory()
     return prepared
 
 

@@ -98,6 +98,7 @@ def split(
             f"must be from 1 to the number of training samples, {len(labels)}",
             key="federation.clients",
             value=clients,
+            hint="each client needs a sample of its own: lower it, or take more data",
         )
     dense = np.unique(labels, return_inverse=True)[1]
     owner = scheme.assign(dense, clients, generator(seed, "partition"), groups)
@@ -109,8 +110,10 @@ def split(
             key="partition.name",
         )
     offsets = np.concatenate(([0], np.cumsum(sizes)))
-    # The sort is stable, so the indices of each client ascend.
-    return Partition(np.argsort(owner, kind="stable").astype(np.int64), offsets.astype(np.int64))
+    # By owner, and ascending in it; plain numbers are sorted in a fraction of the time of a stable argsort.
+    pairs = np.asarray(owner, np.int64) * len(labels) + np.arange(len(labels))
+    pairs.sort()
+    return Partition(pairs % len(labels), offsets.astype(np.int64))
 
 
 def hold_out(partition: Partition, share: float, seed: int) -> Partition:

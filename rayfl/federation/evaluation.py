@@ -159,8 +159,9 @@ def _cells(labels: np.ndarray, groups: np.ndarray | None, num_classes: int) -> n
 def _holdings(train: np.ndarray, tested: np.ndarray, partition: Partition) -> Holdings:
     """Holdings by the cells of all train samples `[n]` and those that have test samples, ascending `[K]`."""
     width = int(train.max()) + 1
-    owner = np.repeat(np.arange(len(partition.sizes)), partition.sizes)
-    pairs, samples = np.unique(owner * width + train[partition.indices], return_counts=True)
+    held = np.repeat(np.arange(len(partition.sizes)) * width, partition.sizes)
+    held += train[partition.indices]
+    pairs, samples = np.unique(held, return_counts=True)
     client, cell = np.divmod(pairs, width)
     of_client = _distributions(client, pd.factorize(cell * (samples.max() + 1) + samples)[0])
     _, first, clients = np.unique(of_client, return_index=True, return_counts=True)

@@ -492,6 +492,20 @@ def test_the_partition_counts_what_clients_train_on(rayfl):
     assert sum(int(row[1]) for row in table_rows(out)) == int(total)
 
 
+def test_the_partition_table_of_very_many_clients_shows_a_thousand(rayfl, tmp_path):
+    iid = ("partition.name=iid", "federation.clients=1200")
+    code, out, _ = rayfl("partition", QUICKSTART, *iid, "--plot", "some.svg")
+    shown = [int(row[0]) for row in table_rows(out)]
+    assert code == 0
+    assert len(shown) == 1000
+    assert (shown[0], shown[-1]) == (0, 1199)
+    assert shown == sorted(set(shown))
+    assert re.search(
+        r"^1200 clients, 1442 samples, 1 to 2 each; .*\n1000 clients are shown", out, re.M
+    )
+    assert "client, 1,000 of 1,200" in (tmp_path / "some.svg").read_text()
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_display_fits_the_terminal(width):
     config = load_config(QUICKSTART)

@@ -798,7 +798,8 @@ def test_more_clients_than_samples():
     with pytest.raises(ConfigError) as caught:
         prepare(load_config(BASE, ["federation.clients=5000"]))
     assert str(caught.value) == (
-        "federation.clients = 5000: must be from 1 to the number of training samples, 1442"
+        "federation.clients = 5000: must be from 1 to the number of training samples, 1442; "
+        "each client needs a sample of its own: lower it, or take more data"
     )
 
 

@@ -17,6 +17,7 @@ from rayfl.data.partition import Partition, split
 from rayfl.data.schemes import IID, ByGroup, Dirichlet
 from rayfl.data.sources import Digits
 from rayfl.errors import ConfigError
+from rayfl.seeds import generator
 
 RNG = np.random.default_rng(0)
 
@@ -147,6 +148,23 @@ def test_noise_grows_from_group_to_group():
         level = client // 2 / 2
         assert change.std(axis=0) == pytest.approx(0.5 * level * data.std, rel=0.1)
         assert abs(change.mean(axis=0) / data.std).max() < 0.06
+
+
+def test_noise_of_many_clients_at_once_is_that_of_one_after_the_other():
+    """More samples than are shifted in one step."""
+    x = RNG.standard_normal((40_000, 1), np.float32)
+    data = from_arrays("x", (x, np.arange(40_000) % 2), (x[:2], np.arange(2)))
+    partition = by_client(data, 30)
+    noisy = shift(data, partition, Heterogeneity(noise=0.5), seed=4).x_train
+
+    rng = generator(4, "feature_shift")
+    rng.uniform(size=(30, 1))  # gains of colours come first
+    for client in range(1, 30):
+        own = partition.client(client)
+        noise = rng.standard_normal((len(own), 1), np.float32)
+        level = np.float32(0.5 * client / 29) * data.std
+        assert np.allclose(noisy[own], x[own] + level * noise, rtol=1e-6, atol=1e-6)
+    assert (noisy[partition.client(0)] == x[partition.client(0)]).all()
 
 
 def test_noise_on_bytes_is_rounded_and_stays_in_range():

@@ -19,7 +19,10 @@ def deal_iid(sizes: np.ndarray, rng: Generator) -> np.ndarray:
 def by_class(labels: np.ndarray, rng: Generator) -> np.ndarray:
     """All sample indices sorted by class, in random order within a class."""
     shuffled = rng.permutation(len(labels))
-    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+    narrow = np.min_scalar_type(
+        int(labels.max(initial=0))
+    )  # two bytes are sorted in a tenth of the time
+    return shuffled[np.argsort(labels[shuffled].astype(narrow), kind="stable")]
 
 
 def deal(labels: np.ndarray, counts: np.ndarray, rng: Generator) -> np.ndarray:

@@ -66,10 +66,14 @@ class Dirichlet(Scheme):
             drawn[start : start + len(classes)] = classes
             left = left - taken
             start += len(classes)
-        owner = np.empty(len(labels), dtype=np.int64)
+        del priors, uniforms  # a million clients have them in hundreds of MB
         # By class, and by client in it: as `deal`, without a count for each client and class.
-        owner[by_class(labels, rng)] = np.sort(drawn * clients + slots) % clients
-        return owner
+        drawn *= clients
+        drawn += slots
+        drawn.sort()
+        drawn %= clients
+        slots[by_class(labels, rng)] = drawn
+        return slots
 
 
 @dataclass(frozen=True, kw_only=True)
