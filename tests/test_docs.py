@@ -57,6 +57,7 @@ def test_the_interface_of_a_method_is_on_its_page():
     assert set(re.findall(r"`(\w+)`", facts)) == {
         "experiment",
         "clients",
+        "mean_samples",
         *(f.name for f in fields(ExperimentInfo)),
     }
     said = {name for name in inspect.get_annotations(Algorithm) if f"`{name}`" in page}

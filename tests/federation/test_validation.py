@@ -87,10 +87,10 @@ def test_sizes_units_and_weights_are_of_what_is_trained_on(small):
     # A unit has as much to do: of a tenth of the samples, more clients.
     whole = prepare(load_config(small)).federation.clients_per_unit
     assert prepared.federation.clients_per_unit > 2 * whole
-    holdings = prepared.federation.breakdown.holdings
-    assert (
-        holdings.clients * np.bincount(holdings.distribution, holdings.samples)
-    ).sum() == sizes.sum()
+    held = prepared.federation.breakdown.holdings
+    shares = np.bincount(held.cell, held.clients[held.known][held.row] * held.share)
+    of_clients = prepared.partition.histogram(prepared.data.y_train, 10) / sizes[:, None]
+    assert shares == pytest.approx(of_clients.sum(axis=0))
 
 
 def test_a_run_that_is_resumed_validates_as_one_that_never_stopped(small, tmp_path):
