@@ -129,7 +129,7 @@ def _resident_gb() -> dict[str, float]:
             for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith(("Pss_Anon:", "Pss_File:")):
                     pages += int(line.split()[1]) * 1024
-            stores |= dict(_shared_files(process.pid))
+            stores |= dict(shared_files(process.pid))
             sessions |= set(re.findall(r"/\S+?/session_\w+(?=/)", " ".join(process.cmdline())))
     spilled = 0
     for session in sessions:
@@ -152,7 +152,7 @@ def _files_gb(scratch: Path) -> float:
     return found / 1e9
 
 
-def _shared_files(pid: int) -> Iterator[tuple[int, int]]:
+def shared_files(pid: int) -> Iterator[tuple[int, int]]:
     """Return inode and resident bytes of the in-memory files that a process has open."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ Launch = Callable[
 
 @dataclass(frozen=True)
 class Place:
-    """Where an experiment runs, before any actor of it starts."""
+    """The place an experiment runs at, before any actor of it starts."""
 
     prepared: Prepared
     """The experiment, with its data as they are held there."""

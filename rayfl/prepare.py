@@ -147,7 +147,7 @@ class Prepared:
             saved.check_provenance(self.provenance)
 
     def measurer(self, question: Question) -> Measurer:
-        """What measures the flatness of its states."""
+        """The measurer of the flatness of its states."""
         tensors = tuple(Layout(self.model).parameters)
         return Measurer(question, self.federation, self.config.algorithm, self.partition, tensors)
 
@@ -294,7 +294,7 @@ def task_of(config: Experiment, data: Dataset) -> Task:
 def _evaluations(
     config: Experiment, data: Dataset, partition: Partition, holders: Partition
 ) -> dict[str, Any]:
-    """What a `FederationSpec` has of the evaluations: they follow from the test set."""
+    """A `FederationSpec`'s fields of the evaluations: they follow from the test set."""
     asked = config.evaluation
     return {
         "scoring": Scoring.of(data, partition, own_loss=config.federation.loss is not None),

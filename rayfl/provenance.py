@@ -25,7 +25,7 @@ _DIGITS = 16  # hexadecimal, as those of a config's hash
 
 
 class Provenance(NamedTuple):
-    """What a result depends on beside its config."""
+    """All that a result depends on beside its config."""
 
     data: str
     """Digest of the data as the source gives them."""

@@ -135,7 +135,7 @@ class PointScheduler(TrialScheduler):
 
 
 class _NoController:
-    """What a scheduler sees of the other trials: none, so that it waits for none."""
+    """A scheduler's view of the other trials: none, so that it waits for none."""
 
     def get_live_trials(self) -> list[Any]:
         return []

@@ -22,7 +22,7 @@ _SUMMARIES = {_TEST: "accuracy_final", "validation/accuracy": "validation_accura
 
 
 class Row(Protocol):
-    """What is known of a trial."""
+    """All that is known of a trial."""
 
     @property
     def trial(self) -> "PlannedTrial": ...

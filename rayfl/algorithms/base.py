@@ -39,7 +39,7 @@ Vectors = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """What a penalty may know of the minibatch, beside the model's outputs on it."""
+    """The knowledge that a penalty may use of the minibatch, beside the model's outputs on it."""
 
     targets: Tensor
     """The labels, int64 `[..., B]`."""
@@ -57,7 +57,7 @@ float `[..., B, D]` where D numbers are.
 
 
 class Loss(NamedTuple):
-    """What a gradient is taken of: the mean over a minibatch's samples of all these."""
+    """The objective whose gradient is taken: the mean over a minibatch's samples of all these."""
 
     penalty: Penalty | None = None
     cross_entropy: bool = True
@@ -301,7 +301,7 @@ class Algorithm:
         return torch.full((len(uploads["delta"]),), dense)
 
     def global_momentum(self, server: Vectors) -> Tensor | None:
-        """What the momentum in `server` adds: downhill, with its weight, `[P]`. None: there is no momentum.
+        """The step that the momentum in `server` adds: downhill, with its weight, `[P]`; None without one.
 
         The metric update/cos_momentum compares it with the cohort's mean update. Control variates and dual
         variables are no momentum: they turn clients against each other, not all of them one way.

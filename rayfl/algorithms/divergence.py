@@ -1,4 +1,4 @@
-"""How far a model's outputs are from another's, as a penalty on each sample."""
+"""The distance of a model's outputs from another's, as a penalty on each sample."""
 
 from torch import Tensor
 from torch.nn import functional as F

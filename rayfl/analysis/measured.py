@@ -1,4 +1,4 @@
-"""What `rayfl flatness` has measured of runs, for the report: means by point, and the pictures in MLflow."""
+"""Measurements of runs by `rayfl flatness`, for the report: means by point, and the pictures in MLflow."""
 
 import contextlib
 import re

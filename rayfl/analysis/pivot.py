@@ -110,7 +110,7 @@ def _headers(over: Sequence[str], columns: Sequence[Key], form: str) -> list[str
 
 
 def _counts(summary: Summary, usual: int) -> list[str]:
-    """What the cells do not say: n, rounds and the runs that are left out."""
+    """The facts that the cells do not give: n, rounds and the runs that are left out."""
     rounds = [shown(r) for r in sorted(set(summary.rows["rounds"]) - {None}, key=order)]
     states = [state for _, members in summary.groups for state in members["state"]]
     left_out = counted(states, STATES[1:])

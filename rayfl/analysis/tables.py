@@ -37,7 +37,7 @@ class Table:
 
 
 class Style(NamedTuple):
-    """How a format writes keys, config values, metrics and other text."""
+    """The way a format writes keys, config values, metrics and other text."""
 
     headers: Callable[[Sequence[str]], list[str]]
     values: Callable[[Sequence[Any]], list[str]]

@@ -257,7 +257,7 @@ def _notes_of_line(line: "Interpolation") -> list[str]:
 
 
 def _notes(report: "Report") -> list[str]:
-    """How it was measured, and what is to be doubted."""
+    """The way it was measured, and reasons to doubt it."""
     kept = report.subject.records
     where = f"kept in MLflow run {kept.run_id}" if kept else "kept nowhere: no MLflow run is known"
     return [*_how(report), f"{_took(report)}; {where}", *report.notes]

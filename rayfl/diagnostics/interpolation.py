@@ -159,7 +159,7 @@ def _barrier(losses: Sequence[float]) -> float:
 
 
 def _names(here: Subject, there: Subject) -> tuple[str, str]:
-    """What tells both apart: the algorithm, and the seed where it is the same one."""
+    """Names that tell both apart: the algorithm, and the seed where it is the same one."""
     names = [subject.config.algorithm_name for subject in (here, there)]
     if names[0] == names[1]:
         names = [f"{n}, seed {s.config.seed}" for n, s in zip(names, (here, there), strict=True)]

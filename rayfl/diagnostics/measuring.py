@@ -37,7 +37,7 @@ class Piece:
     split: Split
 
     def key(self, question: Question, model_sha256: str) -> dict[str, Any]:
-        """What its numbers depend on."""
+        """All that its numbers depend on."""
         effort = asdict(question.effort)
         return {
             "round": self.state.round,
@@ -103,7 +103,7 @@ def flatness(
 
 @dataclass
 class Answer:
-    """What is known of a run."""
+    """All that is known of a run's flatness."""
 
     question: Question
     known: dict[Piece, dict[str, Any]]

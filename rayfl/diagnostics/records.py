@@ -25,7 +25,7 @@ class Records:
     """URI of the run's artifacts."""
 
     def read(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """What was measured for this key, if it was."""
+        """The measurements for this key, if there are any."""
         from mlflow.artifacts import load_dict
         from mlflow.exceptions import MlflowException
 

@@ -1,4 +1,4 @@
-"""What is measured: the checkpoints of a run, named by its id, as the latest, or by a path."""
+"""Subjects of a measurement: the checkpoints of a run, named by its id, as the latest, or by a path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -94,7 +94,7 @@ def parts(table: Table, most: int = 4) -> list[Table]:
 
 @dataclass(frozen=True)
 class Sides:
-    """What the points of a sweep are compared with."""
+    """The points of a sweep, and what they are compared with."""
 
     point: tuple[str, ...]
     """Keys that may differ."""

@@ -59,7 +59,7 @@ class SweepReport:
 
 @dataclass(frozen=True)
 class SweepStart:
-    """What is going to be measured."""
+    """A measurement of a sweep that is about to begin."""
 
     sweep: str
     trials: int
@@ -181,7 +181,7 @@ def _left_out(runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _notes(runs: pd.DataFrame, by: Sequence[str], reports: dict[str, Report]) -> Iterator[str]:
-    """What is to be doubted, each once, with the trials that it is said of."""
+    """Reasons for doubt, each once, with the trials that it is said of."""
     said: dict[str, list[str]] = {}
     keys = [*(key for key in by if key != "round"), "seed"]
     once = runs.drop_duplicates("run_id")

@@ -23,7 +23,7 @@ from rayfl.storage.checkpoint import Arrays
 
 @dataclass(frozen=True)
 class Rule:
-    """What is averaged."""
+    """Which models are averaged."""
 
     kind: Literal["last", "swa", "ema"]
     window: int = 1
@@ -47,7 +47,7 @@ class Rule:
 
     @property
     def numbers(self) -> np.ndarray:
-        """What two running means of one kind differ by."""
+        """The numbers that two running means of one kind differ by."""
         return np.array([self.first, self.every, self.decay])
 
     def check(self, kept: Arrays, round: int) -> None:
@@ -99,7 +99,7 @@ class Average:
         return mean[: self._size], mean[self._size :]
 
     def arrays(self) -> Arrays:
-        """What a checkpoint keeps of it."""
+        """The arrays that a checkpoint keeps of it."""
         held = {f"{self.rule.kind}/{name}": v.numpy() for name, v in self._held.items()}
         return held | {"rule": self.rule.numbers}
 

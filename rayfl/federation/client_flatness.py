@@ -91,7 +91,7 @@ class ClientRounds:
 
     @property
     def _lr(self) -> float:
-        """Of the next round; after the last one, of the last."""
+        """The learning rate of the next round; after the last one, of the last."""
         lrs = self.federation.lrs
         return lrs[min(self.state.round, len(lrs) - 1)]
 

@@ -1,4 +1,4 @@
-"""How a run swings: numbers of its rounds alone, for what the FedWMSAM paper calls momentum echo, in words.
+"""Swings of a run, the FedWMSAM paper's momentum echo, in numbers that need its rounds alone.
 
 The paper ("FedWMSAM", NeurIPS 2025, arXiv:2511.22080) shows curves and defines no number; these are ours.
 """

@@ -102,7 +102,7 @@ class Measurer:
         )
 
     def _costs(self, state: Snapshot, measure: Measure) -> list[float]:
-        """Of each client."""
+        """The cost of each client."""
         q = self.question
         clients = clients_of(self.federation, state.round + 1, q.clients)
         sizes = self.partition.sizes_of(clients)

@@ -1,4 +1,4 @@
-"""How the model moves from round to round: size and direction of the cohort's mean update.
+"""The model's movement from round to round: size and direction of the cohort's mean update.
 
 Legend: D_i = the upload `delta` of client i, D = its mean over the cohort, D' = that of the round before,
 p = what the global momentum adds (`Algorithm.global_momentum`), as the round's clients were given it.

@@ -1,4 +1,4 @@
-"""How accurate the clients' own models are, on their own distributions."""
+"""Accuracy of the clients' own models on their own distributions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

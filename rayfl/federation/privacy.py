@@ -28,7 +28,7 @@ from rayfl.training.units import UnitResult
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateRounds:
-    """What the server needs to release the sums of its rounds."""
+    """All that the server needs to release the sums of its rounds."""
 
     mechanism: GaussianMechanism
     steps: float

@@ -46,7 +46,7 @@ SPLITS: dict[str, Split] = {
 
 
 class Final(NamedTuple):
-    """What a run has made."""
+    """The result of a run."""
 
     w: np.ndarray  # `[P]`
     buffers: np.ndarray  # `[Q]`
@@ -328,7 +328,7 @@ class Server:
             yield EvaluationMetrics(round, metrics)
 
     def final(self) -> Final:
-        """What the rounds so far have made."""
+        """The result of the rounds so far."""
         averaged = self.average.model() if self.average else None
         return Final(
             self.w.numpy(),

@@ -30,7 +30,7 @@ class Session:
         return self.server.pool.describe()
 
     def final(self) -> Final:
-        """What the rounds so far have made."""
+        """The result of the rounds so far."""
         return self.server.final()
 
     def run(self) -> Iterator[Metrics]:

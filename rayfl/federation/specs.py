@@ -86,7 +86,7 @@ class FederationSpec:
 
 
 class Diagnosis(NamedTuple):
-    """What a server measures of its own state, and when."""
+    """Measurements that a server makes of its own state, and when."""
 
     every: int  # rounds; after the last one too
     measurer: "Measurer"

@@ -1,4 +1,4 @@
-"""What is done with a run that has ended: `export("latest", "model.safetensors")` writes its model."""
+"""Work on a run that has ended: `export("latest", "model.safetensors")` writes its model."""
 
 from rayfl.finished.clean import Folder, folders
 from rayfl.finished.evaluate import Evaluated, evaluate

@@ -1,4 +1,4 @@
-"""How far the loss rises within a distance rho of a point w: along the gradient, at worst, and on average.
+"""The rise of the loss within a distance rho of a point w: along the gradient, at worst, and on average.
 
 Each comes in two geometries. The Euclidean one measures a perturbation e by its norm ||e||, the scale-free
 one by ||e / |w|||, against the parameters that it changes: rescaling the layers of a network with ReLUs,

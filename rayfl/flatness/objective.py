@@ -25,7 +25,7 @@ class Objective(Protocol):
         ...
 
     def gradients(self, offsets: Tensor) -> list[tuple[float, Tensor]]:
-        """What `gradient` gives at each of the offsets `[k, P]`."""
+        """The result of `gradient` at each of the offsets `[k, P]`."""
         ...
 
     def products(self, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is asked about the flatness of one model."""
+"""The question that is asked about the flatness of one model."""
 
 from dataclasses import dataclass, field
 from itertools import product

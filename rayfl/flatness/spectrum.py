@@ -22,7 +22,7 @@ Products = Callable[[Tensor], Tensor]
 
 
 class Spectrum(NamedTuple):
-    """What m steps of Lanczos know about a symmetric matrix."""
+    """The knowledge of m Lanczos steps about a symmetric matrix."""
 
     eigenvalues: np.ndarray
     """Ritz values, float64 `[m]`, descending; those at both ends converge first."""

@@ -1,4 +1,4 @@
-"""What the kernels must show at start: PyTorch's results within rounding, and their own bit for bit."""
+"""Checks at start: the kernels must give PyTorch's results within rounding, and their own bit for bit."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -57,7 +57,7 @@ def inverse_norm(v: Tensor, radius: float, tiny: float) -> Tensor:
 
 
 def clip_factor(v: Tensor, clip_norm: float) -> Tensor:
-    """What brings each row's norm down to `clip_norm`, 1 where it is smaller; `[..., P] -> [..., 1]`."""
+    """Factor that brings each row's norm down to `clip_norm`, 1 if smaller; `[..., P] -> [..., 1]`."""
     if on(v) and _is_flat(v.shape, v):
         return _of_norm(v, clip_norm, None)
     length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)

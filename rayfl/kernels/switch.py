@@ -1,4 +1,4 @@
-"""Whether this process computes with the kernels."""
+"""The switch: does this process compute with the kernels?"""
 
 import contextlib
 import os

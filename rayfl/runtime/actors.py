@@ -20,7 +20,8 @@ from rayfl.federation.session import Session
 from rayfl.federation.specs import ClientSpec, ServerSpec
 from rayfl.runtime.client import ClientActor
 from rayfl.runtime.placement import Placement, another_fits, refusal
-from rayfl.runtime.pool import DEATHS, RETRIES, ActorPool
+from rayfl.runtime.pool import RETRIES, ActorPool
+from rayfl.runtime.workers import DEATHS
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.training.process import configure_process, server_threads
 

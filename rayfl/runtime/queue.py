@@ -23,6 +23,10 @@ class ActorFuture(Future):
     part: tuple[SpreadSums, Span] | None = None
     apart: Apart | None = None  # its sum, where another node has it
 
+    def let_go(self) -> None:
+        """Forget the arguments: their references would keep the round's broadcast in the store."""
+        self.call = (self.call[0], (), 0)
+
 
 class UnitQueue:
     """First in, first out; but each node takes its own share first, and then of the others'."""
@@ -40,7 +44,7 @@ class UnitQueue:
         self._waiting.appendleft(future)
 
     def take(self, node: str, helps: bool, actors: Counter[str]) -> ActorFuture | None:
-        """What an actor of this node does next; None: nothing, for now.
+        """Return the next unit of an actor on this node; None: there is nothing for it now.
 
         `helps`: it takes what is meant for another node, if nothing else is left. `actors`: the number of
         them on each node.

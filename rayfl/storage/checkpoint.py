@@ -59,7 +59,7 @@ class Snapshot:
 
     @property
     def average(self) -> Arrays:
-        """What is kept of the average of global models, by its names."""
+        """The kept state of the average of global models, by its names."""
         return self._under("average/")
 
     def _under(self, prefix: str) -> Arrays:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoreFileError(Exception):
-    """What is wrong with the file, and what to do, in one line."""
+    """A store's file is unusable; says why, and what to do, in one line."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is measured of one client: its loss F_i around the server's w and around its own last iterate y_i.
+"""Measures of one client: its loss F_i around the server's w and around its own last iterate y_i.
 
 Shapes: P parameters, k eigenvectors.
 """
@@ -78,7 +78,7 @@ def variance(
 
 
 def _first(gradient: Tensor) -> Tensor:
-    """Where Lanczos starts: the gradient has much of the top eigenvectors; what is random has some of all."""
+    """The start of Lanczos: the gradient has much of the top eigenvectors; what is random has some of all."""
     random = lanczos_start(gradient)
     size = gradient.norm()
     return random / random.norm() + (gradient / size if size > 0 else 0)

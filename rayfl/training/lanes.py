@@ -32,7 +32,7 @@ DONE = object()
 
 @dataclass(eq=False)
 class Lane:
-    """Where one stack of clients trains at a time."""
+    """A place for one stack of clients to train at a time."""
 
     oracle: Oracle
     buffers: Tensor  # of the client that trains here `[Q]`
@@ -75,7 +75,7 @@ class Lane:
             yield
 
     def finish(self) -> tuple[Trained, Tensor]:
-        """What the stack leaves, and its buffers `[Q]`, ready for the device's own stream."""
+        """The stack's results, and its buffers `[Q]`, ready for the device's own stream."""
         assert self._training is not None
         with self.on():
             trained, buffers = self._training.finish(), self.buffers.clone()

@@ -101,7 +101,7 @@ class Stack:
     def context(
         self, k: int, info: ExperimentInfo, number: StepNumber | None = None
     ) -> ClientContext:
-        """What the algorithm is told at step k; `number`: the step's number while it is recorded."""
+        """The algorithm's context at step k; `number`: the step's number while it is recorded."""
         return ClientContext(
             start=self.start.expand_as(self.x),
             shared=self.shared,
@@ -229,7 +229,7 @@ class Training:
         return self.finish()
 
     def finish(self) -> Trained:
-        """What the stack leaves, once all steps are taken; it cannot be used after that."""
+        """The stack's results, once all steps are taken; it cannot be used after that."""
         stack = self.stack
         if self._graphed is not None:
             stack = stack.copy()  # the next stack overwrites the held one

@@ -56,7 +56,7 @@ class SampleObjective:
         return loss / len(self.samples), gradient / len(self.samples)
 
     def gradients(self, offsets: Tensor) -> list[tuple[float, Tensor]]:
-        """What `gradient` gives at each of the offsets `[k, P]`."""
+        """The result of `gradient` at each of the offsets `[k, P]`."""
         return [self.gradient(offset) for offset in offsets]
 
     def products(self, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What one device keeps of the vectors that travel: the last broadcast, and memories of clients.
+"""The travelling vectors that one device keeps: the last broadcast, and memories of clients.
 
 A vector of a large model takes milliseconds on its way to a GPU, and a unit's clients need many.
 """

@@ -1,4 +1,4 @@
-"""What a client's uploads weigh in the cohort's mean."""
+"""The weights of clients' uploads in the cohort's mean."""
 
 from typing import Literal
 
