@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.processes import pss
 from rayfl.data.datasets import Dataset
-from rayfl.prepare import Prepared
+from rayfl.prepared import Prepared
 from rayfl.training.batches import batch_schedule, steps_per_round
 from rayfl.training.flat import Layout
 

@@ -21,7 +21,8 @@ from benchmarks.serving import placed, served
 from benchmarks.workloads import random_data
 from rayfl.config.schema import load_config
 from rayfl.federation.server import Server
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.runtime import cluster
 
 CLIENTS = (100, 1_000_000)

@@ -22,7 +22,8 @@ from benchmarks.workloads import Workload
 from rayfl.algorithms.base import Vectors
 from rayfl.federation.metrics import RoundMetrics
 from rayfl.federation.pool import Future, Pool, Training
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.runtime import cluster
 from rayfl.runtime.actors import server_actor, stored
 from rayfl.training.units import (

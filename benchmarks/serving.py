@@ -8,7 +8,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from rayfl.federation.server import Server
 from rayfl.federation.specs import UnitsPerRound
-from rayfl.prepare import Prepared
+from rayfl.prepared import Prepared
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.placement import Placement, ResourceRequest, place
 from rayfl.runtime.pool import ActorPool

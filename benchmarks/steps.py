@@ -13,7 +13,8 @@ import torch
 from benchmarks.findings import Finding, median
 from benchmarks.workloads import Workload
 from rayfl.algorithms.base import ServerContext
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.training.engine import Engine
 from rayfl.training.process import configure_process
 from rayfl.training.units import Arrays, Broadcast, WorkUnit

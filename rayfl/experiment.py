@@ -17,7 +17,8 @@ from rayfl.federation.history import History
 from rayfl.federation.metrics import Metrics
 from rayfl.federation.own_metrics import warn_of_missing
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import Prepared, client_accuracies, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared, client_accuracies
 from rayfl.resume import CONTINUES, checkpoints_of, find_saved, is_of
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.tracking.run import check_store, open_store, tracked

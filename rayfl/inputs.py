@@ -10,7 +10,8 @@ from rayfl.data.federated import federate
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
 from rayfl.federation.specs import UnitsPerRound
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 
 
 @dataclass

@@ -16,7 +16,7 @@ from rayfl.federation.memories import AUTO_SHARE, MemoryRoom
 from rayfl.federation.pool import LocalPool, Pool
 from rayfl.federation.server import Server
 from rayfl.federation.session import Session
-from rayfl.prepare import Prepared
+from rayfl.prepared import Prepared
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.memory_files import temporary_folder
 from rayfl.training.process import configure_process, machine_memory, server_threads

@@ -12,7 +12,7 @@ from dataclasses import replace
 from rayfl.config.schema import Experiment
 from rayfl.config.sections import Federation
 from rayfl.errors import ConfigError
-from rayfl.prepare import Prepared, averaging
+from rayfl.prepared import Prepared, averaging
 from rayfl.storage import checkpoint
 from rayfl.storage.checkpoint import SavedCheckpoint, before_the_run
 from rayfl.storage.checkpoint_writer import CheckpointWriter

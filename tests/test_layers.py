@@ -17,6 +17,7 @@ LAYERS = [
     {"experiment", "analysis"},
     {"launch", "inputs", "resume"},
     {"prepare", "tracking", "weights"},
+    {"prepared"},
     {"workload", "own_parts"},
     {"runtime", "config"},
     {"warm_start"},

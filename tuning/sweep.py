@@ -21,7 +21,8 @@ from tuning.callbacks import OnUpdate, log_path
 from tuning.config import Sweep
 from tuning.overview import record_results
 from tuning.plan import PlannedTrial, SweepPlan
-from tuning.tracking import SweepTracker, TrialRun, deleted
+from tuning.tracking import SweepTracker, deleted
+from tuning.trial_run import TrialRun
 from tuning.tuner import SweepRunner
 
 

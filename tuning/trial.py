@@ -22,7 +22,8 @@ from rayfl.federation.memories import MemoryRoom
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, RoundMetrics
 from rayfl.federation.session import Session
 from rayfl.inputs import data_key
-from rayfl.prepare import client_accuracies, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import client_accuracies
 from rayfl.provenance import Provenance, trial_folder
 from rayfl.runtime.actors import make_server, stored
 from rayfl.runtime.pool import ActorPool

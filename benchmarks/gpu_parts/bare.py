@@ -27,7 +27,7 @@ class BareClient:
         device = trainer.device
         self.sgd, self.algorithm = sgd, trainer.algorithm
         self.start = torch.tensor(sent.start, device=device)
-        schedule = trainer.schedule(1, client)
+        schedule = trainer.stacks.schedule(1, client)
         batches = [trainer.train_data.batches([schedule])(k) for k in range(len(schedule.sizes))]
         self.inputs = torch.stack([b.inputs[0].permute(0, 2, 3, 1) for b in batches]).clone()
         self.targets = torch.stack([b.targets[0] for b in batches])

@@ -20,7 +20,8 @@ from rayfl.config.schema import load_config
 from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.training.process import configure_process
 
 FIRST = ("fedwmsam", "fedavg", "fednsam", "scaffold")
@@ -152,8 +153,8 @@ def digest(server: Server) -> str:
     arrays = dict(snapshot.tensors)
     for client, memory in snapshot.memories.items():
         arrays |= {f"{client}/{name}": value for name, value in memory.fetch().items()}
-    if server.scores is not None:
-        arrays["scores"] = server.scores
+    if (scores := server.final().scores) is not None:
+        arrays["scores"] = scores
     for name in sorted(arrays):
         whole.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return whole.hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rayfl.algorithms.base import Algorithm
-from rayfl.prepare import Prepared
+from rayfl.prepared import Prepared
 from rayfl.training.engine import Engine
 from rayfl.training.units import Broadcast
 

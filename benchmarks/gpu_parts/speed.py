@@ -14,7 +14,8 @@ from benchmarks.gpu_parts.engines import broadcast, engine, held_mb, synchronize
 from benchmarks.gpu_parts.log import Log
 from benchmarks.gpu_parts.setup import Setup
 from rayfl.algorithms import ALGORITHMS
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.training.local import SGD
 from rayfl.training.precision import Precision, local_steps
 from rayfl.training.process import configure_process

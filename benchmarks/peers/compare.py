@@ -29,7 +29,8 @@ from benchmarks.findings import Finding, median
 from benchmarks.peers.turn import FAILED, Turn
 from benchmarks.rounds import WARM_UP, run_rayfl
 from benchmarks.workloads import SCRATCH, Workload, workloads
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.runtime import cluster
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.bare import tensors
 from benchmarks.workloads import workloads
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 
 FAILED = "the framework failed: "
 

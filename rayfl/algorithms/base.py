@@ -33,6 +33,8 @@ import torch
 from torch import Tensor
 
 from rayfl.algorithms.fields import ServerLR
+from rayfl.algorithms.noise import Random, unseeded
+from rayfl.algorithms.tensors import TensorInfo
 from rayfl.algorithms.vectors import perturb_, scaled_to
 
 Vectors = dict[str, Tensor]
@@ -81,66 +83,6 @@ class Grad(Protocol):
         cross_entropy: bool = True,
         samples: int | None = None,
     ) -> Tensor: ...
-
-
-Fill = Callable[..., Tensor]
-"""`fill(row, generator=g)` fills a vector in place and returns it, as `torch.Tensor.normal_` does."""
-
-
-class Random(Protocol):
-    """`ctx.random(like)`: standard normal numbers, a new tensor with the shape, dtype and device of `like`.
-
-    `fill` draws others: `ctx.random(x, torch.Tensor.exponential_)`, or a function of your own such as
-    `lambda row, generator: row.bernoulli_(0.1, generator=generator)`. It is called for each client's row.
-    What a client gets depends on the experiment's seed, the round, the client and the step alone, never on
-    who is beside it; the calls of one step draw one after the other. `like [n]` on a client is `[C, n]`.
-    """
-
-    def __call__(self, like: Tensor, fill: Fill = Tensor.normal_) -> Tensor: ...
-
-
-def unseeded(like: Tensor, fill: Fill = Tensor.normal_) -> Tensor:
-    """The `random` of a context that was made without a seed."""
-    raise RuntimeError("this context has no random numbers: it was made without a seed")
-
-
-class TensorInfo(NamedTuple):
-    """One tensor of the model and its place in the flat vector."""
-
-    name: str
-    """As PyTorch names it, such as "0.weight"."""
-    shape: torch.Size
-    offset: int
-    """Position of its first entry in the flat vector."""
-
-    @property
-    def size(self) -> int:
-        """Number of entries."""
-        return self.shape.numel()
-
-    def part(self, flat: Tensor) -> Tensor:
-        """Its entries in `flat`, `[..., P] -> [..., size]`."""
-        return flat[..., self.offset : self.offset + self.size]
-
-    def view(self, flat: Tensor) -> Tensor:
-        """The tensor as a view of `flat`, `[..., P] -> [..., *shape]`.
-
-        Kernels of 2-d convolutions lie in memory channels last; their views have PyTorch's order.
-        """
-        part, stack = self.part(flat), flat.shape[:-1]
-        if len(self.shape) == 4:
-            out, into, height, width = self.shape
-            return part.view(*stack, out, height, width, into).movedim(-1, -3)
-        return part.view((*stack, *self.shape))
-
-    def matrix(self, flat: Tensor) -> Tensor:
-        """As a view of `flat`, its first dimension by all others, `[..., P] -> [..., rows, columns]`.
-
-        The columns of a kernel come as they lie in memory, channels last, and not in PyTorch's order. A
-        vector has one column, a scalar one entry.
-        """
-        rows = self.shape[0] if self.shape else 1
-        return self.part(flat).unflatten(-1, (rows, -1))
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,36 @@ whom and after what it runs is no matter. Each row has a generator of its own, m
 for it, and all are drawn on the CPU, for the generators of a GPU give other numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rayfl import seeds
-from rayfl.algorithms.base import Fill, Random
+
+Fill = Callable[..., Tensor]
+"""`fill(row, generator=g)` fills a vector in place and returns it, as `torch.Tensor.normal_` does."""
+
+
+class Random(Protocol):
+    """`ctx.random(like)`: standard normal numbers, a new tensor with the shape, dtype and device of `like`.
+
+    `fill` draws others: `ctx.random(x, torch.Tensor.exponential_)`, or a function of your own such as
+    `lambda row, generator: row.bernoulli_(0.1, generator=generator)`. It is called for each client's row.
+    What a client gets depends on the experiment's seed, the round, the client and the step alone, never on
+    who is beside it; the calls of one step draw one after the other. `like [n]` on a client is `[C, n]`.
+    """
+
+    def __call__(self, like: Tensor, fill: Fill = Tensor.normal_) -> Tensor: ...
+
+
+def unseeded(like: Tensor, fill: Fill = Tensor.normal_) -> Tensor:
+    """The `random` of a context that was made without a seed."""
+    raise RuntimeError("this context has no random numbers: it was made without a seed")
 
 
 @dataclass(eq=False)

@@ -16,8 +16,9 @@ from rayfl.errors import ConfigError
 from rayfl.flatness.question import ACROSS, Measure, Question, Split
 from rayfl.flatness.spectrum import TOLERANCE
 from rayfl.launch import in_this_process, on_cluster
-from rayfl.prepare import Prepared, prepare
-from rayfl.storage.checkpoint import Snapshot
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
+from rayfl.storage.snapshot import Snapshot
 from rayfl.training.batches import DeviceData
 from rayfl.training.flat import sha256
 from rayfl.training.function import channels_first

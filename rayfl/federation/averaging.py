@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rayfl.errors import CheckpointError
-from rayfl.storage.checkpoint import Arrays
+from rayfl.storage.snapshot import Arrays
 
 
 @dataclass(frozen=True)

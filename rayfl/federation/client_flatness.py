@@ -45,7 +45,7 @@ from rayfl.flatness.landscape import (
 )
 from rayfl.flatness.measures import COSTS, TOPS, Effort
 from rayfl.flatness.spectrum import TOLERANCE, lanczos
-from rayfl.storage.checkpoint import Snapshot
+from rayfl.storage.snapshot import Snapshot
 from rayfl.training.batches import as_tensor
 from rayfl.training.objective import probe_samples
 from rayfl.training.units import (

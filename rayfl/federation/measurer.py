@@ -23,7 +23,7 @@ from rayfl.federation.probe import PooledObjective
 from rayfl.federation.specs import FederationSpec
 from rayfl.flatness.measures import Around, cost_of, measure_gaps, measure_hessian
 from rayfl.flatness.question import ACROSS, Measure, Question, Split
-from rayfl.storage.checkpoint import Snapshot
+from rayfl.storage.snapshot import Snapshot
 from rayfl.training.objective import probe_samples
 
 Work = Callable[[float], None]

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from rayfl.errors import CheckpointError, first_line
 from rayfl.federation.pool import Pool
-from rayfl.storage.checkpoint import Memory
 from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.storage.memory_files import MemoryFiles, memory_name
+from rayfl.storage.snapshot import Memory
 from rayfl.training.units import Arrays
 
 THREADS = 4

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rayfl.federation.evaluation import Breakdown, client_statistics
+from rayfl.federation.breakdown import Breakdown, client_statistics
 from rayfl.federation.memories import Memories
 from rayfl.federation.pool import Future, Pool
 from rayfl.seeds import generator

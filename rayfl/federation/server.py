@@ -4,10 +4,9 @@
 units, have what they bring back added up along a tree over the units, and let the algorithm aggregate.
 """
 
-import math
 import secrets
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,30 +18,20 @@ from rayfl.algorithms.noise import server_noise
 from rayfl.errors import DivergedError
 from rayfl.federation import personal
 from rayfl.federation.averaging import Average
+from rayfl.federation.evaluation import OF_AVERAGE, OF_MODEL, Evaluations
 from rayfl.federation.memories import Memories, MemoryRef, Tier
 from rayfl.federation.metrics import EvaluationMetrics, Metrics, PendingRound, RoundMetrics
 from rayfl.federation.movement import Movement
-from rayfl.federation.pool import Future, Pool
+from rayfl.federation.pool import Pool
 from rayfl.federation.sampling import survivors
 from rayfl.federation.specs import ServerSpec
-from rayfl.storage.checkpoint import Snapshot
+from rayfl.storage.snapshot import Snapshot
 from rayfl.training.units import (
     Broadcast,
-    EvaluationResult,
     PersonalResult,
-    Split,
     UnitResult,
     WorkUnit,
 )
-
-# Samples that one evaluation unit covers: fixed, so that no sum depends on the number of actors.
-EVALUATION_UNIT = 1000
-# Beginnings of the names of metrics: of the global model, and of the average of global models.
-OF_MODEL: dict[Split, str] = {"test": "test/", "validation": "validation/"}
-OF_AVERAGE: dict[Split, str] = {"test": "average/", "validation": "average/validation_"}
-SPLITS: dict[str, Split] = {
-    name: split for names in (OF_MODEL, OF_AVERAGE) for split, name in names.items()
-}
 
 
 class Final(NamedTuple):
@@ -75,10 +64,7 @@ class Server:
         first = algorithm.init_client(self.w)
         self.memories = Memories(pool, sum(v.nbytes for v in first.values()), tier)
         self._remembers = bool(first)
-        # Score of each test sample at the last evaluated w, `[n]`; None before.
-        self.scores: np.ndarray | None = None
-        # Round, and futures by the beginning of their metrics' names.
-        self._evaluations: deque[tuple[int, dict[str, list[Future]]]] = deque()
+        self._evaluations = Evaluations(pool, self.federation, self._diverged)
         # Round that `self.w` is to be evaluated after, once the next round's units are on their way.
         self._due: int | None = None
 
@@ -95,7 +81,7 @@ class Server:
             self._prefetch(round + 1)
             # While the actors train: what has become known of the rounds before.
             self.pool.poll()
-            yield from self._evaluated(wait=False)
+            yield from self._evaluations.ended(wait=False)
             metrics = self._close(pending)
             self.round = round
             if f.is_evaluated(round):
@@ -106,7 +92,7 @@ class Server:
     def settle(self) -> Iterator[EvaluationMetrics]:
         """Wait for the evaluations of the rounds so far."""
         self._evaluate()
-        return self._evaluated(wait=True)
+        return self._evaluations.ended(wait=True)
 
     def diagnose(self) -> EvaluationMetrics | None:
         """Measure the state after the last round, if that is due after it."""
@@ -131,7 +117,7 @@ class Server:
         asked, f = self._personalisation, self.federation
         if asked is None or not asked.is_due(self.round, f.rounds):
             return None
-        point = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
+        point = self._put(self.w, self.buffers)
         lr = f.lrs[min(self.round, f.rounds - 1)]
         self.personal = asked.measure(self.pool, f.breakdown, self.round, lr, point, self.memories)
         return EvaluationMetrics(self.round, personal.metrics(self.personal))
@@ -244,6 +230,20 @@ class Server:
         times = {"time/overhead_s": took - max(busy.values()), "time/round_s": took}
         return RoundMetrics(pending.round, metrics | times)
 
+    def _evaluate(self, handle: Any = None) -> None:
+        """Queue the evaluation that is due, if one is; `handle`: of a broadcast whose start is `self.w`."""
+        if self._due is None:
+            return
+        round, self._due = self._due, None
+        handle = self._put(self.w, self.buffers) if handle is None else handle
+        models = [(handle, OF_MODEL)]
+        if self.average and (averaged := self.average.model()):
+            models.append((self._put(*averaged), OF_AVERAGE))
+        self._evaluations.begin(round, models)
+
+    def _put(self, w: torch.Tensor, buffers: torch.Tensor) -> Any:
+        return self.pool.put(Broadcast(w.numpy(), {}, buffers.numpy()))
+
     def _unit(self, round: int, clients: tuple[int, ...], lr: float) -> WorkUnit:
         kept = (self.memories.get(client) for client in clients)
         names = tuple(k.name if k else None for k in kept)
@@ -278,79 +278,16 @@ class Server:
             keys=("federation.lr", "federation.clip_norm"),
         )
 
-    def _evaluate(self, handle: Any = None) -> None:
-        """Queue the evaluation that is due, if one is; `handle`: of a broadcast whose start is `self.w`."""
-        if self._due is None:
-            return
-        if handle is None:
-            handle = self.pool.put(Broadcast(self.w.numpy(), {}, self.buffers.numpy()))
-        round, self._due = self._due, None
-        samples: dict[Split, int] = {"test": self.federation.test_samples}
-        if self.federation.validation_samples:
-            samples["validation"] = self.federation.validation_samples
-        models = [(handle, OF_MODEL)]
-        if self.average and (averaged := self.average.model()):
-            w, buffers = averaged
-            models.append((self.pool.put(Broadcast(w.numpy(), {}, buffers.numpy())), OF_AVERAGE))
-        futures = {
-            prefixes[split]: evaluation(self.pool, round, handle, split, n)
-            for handle, prefixes in models
-            for split, n in samples.items()
-        }
-        self._evaluations.append((round, futures))
-
-    def _evaluated(self, wait: bool) -> Iterator[EvaluationMetrics]:
-        """Finished evaluations in the order of their rounds."""
-        while self._evaluations:
-            round, futures = self._evaluations[0]
-            if not wait and not all(f.done for of_split in futures.values() for f in of_split):
-                return
-            results: dict[str, list[EvaluationResult]] = {
-                prefix: [self.pool.wait(future) for future in of_split]
-                for prefix, of_split in futures.items()
-            }
-            self._evaluations.popleft()
-            metrics: dict[str, float] = {}
-            for prefix, parts in results.items():
-                loss, scores = together(parts)
-                if not math.isfinite(loss):
-                    # An average changes nothing, so it ends nothing either.
-                    if prefix in OF_AVERAGE.values():
-                        continue
-                    raise self._diverged(round, f"the {prefix.removesuffix('/')} loss")
-                split = SPLITS[prefix]
-                scored = self.federation.scoring.metrics(split, loss, scores)
-                scored |= self.federation.own_metrics.metrics(split, parts)
-                metrics |= {prefix + name: value for name, value in scored.items()}
-                if prefix == OF_MODEL["test"]:
-                    self.scores = scores
-                    metrics |= self.federation.breakdown.metrics(scores)
-            yield EvaluationMetrics(round, metrics)
-
     def final(self) -> Final:
         """The result of the rounds so far."""
         averaged = self.average.model() if self.average else None
         return Final(
             self.w.numpy(),
             self.buffers.numpy(),
-            self.scores,
+            self._evaluations.scores,
             None if averaged is None else (averaged[0].numpy(), averaged[1].numpy()),
             self.personal,
         )
-
-
-def evaluation(pool: Pool, round: int, broadcast: Any, split: Split, samples: int) -> list[Future]:
-    """Queue the evaluation of so many samples of a split at the start of a broadcast."""
-    return [
-        pool.evaluate(round, broadcast, split, first, min(first + EVALUATION_UNIT, samples))
-        for first in range(0, samples, EVALUATION_UNIT)
-    ]
-
-
-def together(parts: list[EvaluationResult]) -> tuple[float, np.ndarray]:
-    """Return the mean loss of an evaluation, and each sample's score, `[n]`."""
-    scores = np.concatenate([part.scores for part in parts])
-    return sum(part.loss for part in parts) / len(scores), scores
 
 
 def _is_finite(vector: torch.Tensor) -> bool:

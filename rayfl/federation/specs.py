@@ -9,7 +9,7 @@ from rayfl.algorithms.base import Algorithm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.federation.averaging import Rule
-from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.breakdown import Breakdown
 from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.sampling import (

@@ -11,9 +11,10 @@ from rayfl.config.schema import load_config
 from rayfl.data.datasets import Dataset
 from rayfl.diagnostics.subjects import LAST, find
 from rayfl.errors import ConfigError
-from rayfl.federation.server import evaluation, together
+from rayfl.federation.evaluation import evaluation, together
 from rayfl.launch import in_this_process
-from rayfl.prepare import client_accuracies, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import client_accuracies
 from rayfl.storage.checkpoint import before_the_run
 from rayfl.text import shown
 from rayfl.training.flat import sha256

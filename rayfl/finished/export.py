@@ -11,9 +11,11 @@ from rayfl.diagnostics.subjects import LAST, find
 from rayfl.errors import ConfigError
 from rayfl.federation.averaging import Average
 from rayfl.models.files import SUFFIXES
-from rayfl.prepare import averaging, built
+from rayfl.prepare import built
+from rayfl.prepared import averaging
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import Snapshot, before_the_run
+from rayfl.storage.checkpoint import before_the_run
+from rayfl.storage.snapshot import Snapshot
 from rayfl.weights import Weights
 
 

@@ -127,6 +127,8 @@ def client_starter(client: ClientSpec, placement: Placement, group: Any) -> Call
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)
             if has_bundle
             else "DEFAULT",
+            # Ray's head would keep a record of each work unit, 20 kB a round.
+            enable_task_events=False,
         )
         return options.remote(threads, placement.gpus, *client)
 

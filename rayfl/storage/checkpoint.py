@@ -17,9 +17,8 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
@@ -27,47 +26,8 @@ from safetensors.numpy import load
 from rayfl.errors import CheckpointError, ConfigError, first_line
 from rayfl.provenance import Provenance
 from rayfl.storage.manifest import FORMAT, Manifest, check_content, manifest_name, manifests
+from rayfl.storage.snapshot import Arrays, Memory, Snapshot
 from rayfl.storage.storage import Storage, below, split
-
-Arrays = dict[str, np.ndarray]
-
-
-class Memory(NamedTuple):
-    """Memory of one client."""
-
-    round: int
-    """Last round of the client."""
-    fetch: Callable[[], Arrays]
-    """Function that reads the arrays."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """State of a server after `round` rounds."""
-
-    round: int
-    tensors: Arrays
-    """Arrays `w`, `buffers`, `server/<name>`, `average/<name>` and, after a round, its mean update `[P]`,
-    `last_delta`."""
-    memories: dict[int, Memory]
-    """Client id -> memory."""
-
-    @property
-    def server(self) -> Arrays:
-        """The algorithm's server state, by its names."""
-        return self._under("server/")
-
-    @property
-    def average(self) -> Arrays:
-        """The kept state of the average of global models, by its names."""
-        return self._under("average/")
-
-    def _under(self, prefix: str) -> Arrays:
-        return {
-            name.removeprefix(prefix): array
-            for name, array in self.tensors.items()
-            if name.startswith(prefix)
-        }
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from rayfl.errors import CheckpointError, first_line
-from rayfl.storage.checkpoint import Arrays
 from rayfl.storage.manifest import WrittenFile, check_content, written_file
+from rayfl.storage.snapshot import Arrays
 from rayfl.storage.storage import Storage
 
 FOLDER = "memories"

@@ -4,12 +4,9 @@ The default store is an sqlite file in the working directory. Metrics are writte
 faster than `FLUSH_SECONDS` together), so a killed run keeps its finished rounds.
 """
 
-import importlib.metadata
 import io
 import json
 import logging
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +28,7 @@ from rayfl.text import redacted, written
 from rayfl.tracking.outages import LONGEST_PAUSE_SECONDS, is_outage, retry_during_outage
 from rayfl.tracking.run import MODEL, Status
 from rayfl.tracking.store import TrackingStore
+from rayfl.tracking.tags import tags_of
 
 FLUSH_SECONDS = 0.25
 _METRICS_PER_BATCH = 1000  # MLflow's limit
@@ -90,7 +88,7 @@ class RunTracker:
         run = self._client.create_run(
             store.experiment_id,
             run_name=name[:LONGEST_RUN_NAME],
-            tags=_tags(experiment) | dict(tags),
+            tags=tags_of(experiment) | dict(tags),
         )
         return run.info.run_id
 
@@ -277,31 +275,3 @@ class RunTracker:
             return self._client.get_run(self.run_id).info.lifecycle_stage == "deleted"
         except MlflowException as error:
             return error.error_code == "RESOURCE_DOES_NOT_EXIST"
-
-
-def _tags(experiment: Experiment) -> dict[str, str]:
-    versions = {
-        f"version.{package}": importlib.metadata.version(package)
-        for package in ("rayfl", "ray", "torch", "numpy", "mlflow")
-    }
-    commit = _git_commit()
-    return {
-        "rayfl.algorithm": experiment.algorithm_name,
-        "rayfl.seed": str(experiment.seed),
-        "rayfl.config_hash": experiment.hash,
-        "rayfl.kind": "experiment",
-        "version.python": platform.python_version(),
-        **versions,
-        **({"mlflow.source.git.commit": commit} if commit else {}),
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the git commit of the working directory, which has the user's own methods."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -5,7 +5,6 @@ unit gives the same bits in any process of one device type.
 """
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator
 
@@ -13,29 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rayfl import kernels, seeds
+from rayfl import kernels
 from rayfl.algorithms.base import Algorithm, Vectors
-from rayfl.algorithms.noise import ClientNoise
 from rayfl.algorithms.scheduled import Scheduled
 from rayfl.algorithms.vectors import precise_norm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import first_line
 from rayfl.training.batches import (
-    BatchSchedule,
     DeviceData,
     as_tensor,
-    batch_schedule,
-    client_steps,
-    steps_per_round,
 )
 from rayfl.training.evaluation import Evaluation
-from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
-from rayfl.training.lanes import Lane, in_turns, most_lanes, recording
-from rayfl.training.local import SGD, LocalStep, Trained
-from rayfl.training.precision import local_steps
-from rayfl.training.process import seed_layers
+from rayfl.training.lanes import Lane, most_lanes
 from rayfl.training.settings import LocalSettings, experiment_info
+from rayfl.training.stacks import Stacks
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories, to_host
 from rayfl.training.units import (
     Arrays,
@@ -47,9 +38,6 @@ from rayfl.training.units import (
 )
 from rayfl.training.weighting import weights
 
-# A stack of more parameters than this outgrows the processor's cache and loses what stacking gained;
-# a GPU has no such limit but its memory.
-STACK_PARAMETERS = {"cpu": 800_000, "cuda": 200_000_000}
 # Part of a GPU's memory for clients' memories, which it keeps from one round of a client to its next.
 KEPT_MEMORY = 0.15
 # What is done on a GPU before the first round: the first step, the second and another.
@@ -80,7 +68,7 @@ class Engine:
             model = kernels.with_group_norm(model)
         self.function = settings.shortcuts.function(model, settings.task)
         self.model, self.layout = self.function.model, self.function.layout
-        self.algorithm, self.partition, self.settings = algorithm, partition, settings
+        self.partition, self.settings = partition, settings
         self.remembers = bool(algorithm.init_client(torch.zeros(self.layout.size)))
         self.train_data = DeviceData(dataset, "train", self.device)
         self.test_data = DeviceData(dataset, "test", self.device)
@@ -100,19 +88,13 @@ class Engine:
         self._broadcast = DeviceBroadcast(self.device, keeps=on_gpu)
         total = torch.cuda.get_device_properties(self.device).total_memory if on_gpu else 0
         self._memories = DeviceMemories(self.device, int(share * KEPT_MEMORY * total))
-        self._lanes = [self._lane(recorded=False)]
-        self.lanes = 1  # stacks that train beside each other, at most
+        self.stacks = self._stacks_of(algorithm)
         if on_gpu:
             self._prepare_gpu()
 
     @property
-    def oracle(self) -> Oracle:
-        return self._lanes[0].oracle
-
-    @property
-    def recordings(self) -> int:
-        """Number of recorded steps."""
-        return sum(lane.graphed.recordings for lane in self._lanes if lane.graphed is not None)
+    def algorithm(self) -> Algorithm:
+        return self.stacks.algorithm
 
     @torch.no_grad()
     def train(
@@ -129,40 +111,36 @@ class Engine:
         began = time.perf_counter()
         self.model.train()
         self._broadcast.load(broadcast)
-        algorithm, size = self.algorithm.at(unit.round), self._stack_size(len(unit.clients))
-        firsts = range(0, len(unit.clients), size)
+        algorithm = self.algorithm.at(unit.round)
         sums: Vectors = {}
         losses, drifts, kept, weighed, counts = [], [], [], [], []
         passes, sent, clipped, private = 0, 0, 0, self._private
-        for wave in range(0, len(firsts), self.lanes):
-            stacks = [slice(first, first + size) for first in firsts[wave : wave + self.lanes]]
-            for stack, trained, buffers, taken in self._train_wave(unit, stacks, memories, steps):
-                uploads, method = trained.uploads, algorithm
-                if private is not None:
-                    uploads, outside = private.clipped(uploads)
-                    clipped += int(outside.sum())
-                    private.add_share_(uploads, unit.round, unit.clients[stack])
-                    if private.clients_add_noise:  # which leaves no entry 0
-                        method = Algorithm()
-                if algorithm.sends != "nothing":
-                    sent += int(method.upload_bytes(uploads, self.experiment).sum())
-                    sent += len(unit.clients[stack]) * buffers.nbytes
-                uploads = uploads | {"buffers": buffers.unsqueeze(0)}
-                own = self._weights(unit.clients[stack], taken)
-                if self.settings.weighting != "uniform":
-                    factor = as_tensor(own).to(buffers).unsqueeze(-1)
-                    uploads = {name: value * factor for name, value in uploads.items()}
-                for name, value in uploads.items():
-                    summed = value.sum(0) if len(value) > 1 else value[0]
-                    sums[name] = sums[name] + summed if name in sums else summed
-                losses.append(trained.losses)
-                drifts.append(
-                    _unless_broken(precise_norm(trained.uploads["delta"]), trained.memory)
-                )
-                kept += self._kept(unit, unit.clients[stack], trained.memory)
-                weighed.append(own)
-                counts += taken
-                passes += trained.backward_passes
+        given = unit, self._broadcast, self._memories, memories, steps
+        for stack, trained, buffers, taken in self.stacks.train(*given):
+            uploads, method = trained.uploads, algorithm
+            if private is not None:
+                uploads, outside = private.clipped(uploads)
+                clipped += int(outside.sum())
+                private.add_share_(uploads, unit.round, unit.clients[stack])
+                if private.clients_add_noise:  # which leaves no entry 0
+                    method = Algorithm()
+            if algorithm.sends != "nothing":
+                sent += int(method.upload_bytes(uploads, self.experiment).sum())
+                sent += len(unit.clients[stack]) * buffers.nbytes
+            uploads = uploads | {"buffers": buffers.unsqueeze(0)}
+            own = self._weights(unit.clients[stack], taken)
+            if self.settings.weighting != "uniform":
+                factor = as_tensor(own).to(buffers).unsqueeze(-1)
+                uploads = {name: value * factor for name, value in uploads.items()}
+            for name, value in uploads.items():
+                summed = value.sum(0) if len(value) > 1 else value[0]
+                sums[name] = sums[name] + summed if name in sums else summed
+            losses.append(trained.losses)
+            drifts.append(_unless_broken(precise_norm(trained.uploads["delta"]), trained.memory))
+            kept += self._kept(unit, unit.clients[stack], trained.memory)
+            weighed.append(own)
+            counts += taken
+            passes += trained.backward_passes
         result = UnitResult(
             sums=to_host(sums, self._pinned),
             **to_host({"losses": torch.cat(losses), "drifts": torch.cat(drifts)}, pinned=False),
@@ -195,38 +173,16 @@ class Engine:
 
         What they send is not clipped, and has no noise: nobody but whoever measures gets it.
         """
-        before = self.algorithm, self._private, self._lanes, self.lanes
-        lanes = [self._lane(recorded=False)]
-        self.algorithm, self._private, self._lanes, self.lanes = algorithm, None, lanes, 1
+        before = self._private, self.stacks
+        self._private, self.stacks = None, self._stacks_of(algorithm)
         try:
             yield
         finally:
-            self.algorithm, self._private, self._lanes, self.lanes = before
+            self._private, self.stacks = before
 
-    def _lane(self, recorded: bool) -> Lane:
-        """Another lane, with an oracle and buffers of its own."""
-        s = self.settings
-        # Autocast has no say over the hand-written backward pass.
-        if s.shortcuts.dense and s.precision != "bfloat16":
-            oracle: Oracle = BatchedMLP(self.function)
-        else:
-            kind = VmapGradient if (s.stack or 1) > 1 else PerClientGradient
-            oracle = kind(self.function, s.precision)
-        buffers = torch.zeros(sum(b.size for b in self.layout.buffers), device=self.device)
-        if not recorded:
-            return Lane(oracle, buffers)
-        return recording(self._step(oracle, lr=0.0, round=1), oracle, buffers)
-
-    def _step(self, oracle: Oracle, lr: float, round: int) -> LocalStep:
-        s = self.settings
-        sgd = SGD(
-            lr=lr,
-            weight_decay=s.weight_decay,
-            clip_norm=s.clip_norm,
-            momentum=s.momentum,
-            nesterov=s.nesterov,
-        )
-        return LocalStep(self.algorithm.at(round), oracle, sgd, self.experiment)
+    def _stacks_of(self, algorithm: Algorithm) -> Stacks:
+        data = self.train_data, self.partition
+        return Stacks(self.function, algorithm, *data, self.settings, self.experiment)
 
     @torch.no_grad()
     def _prepare_gpu(self) -> None:
@@ -239,10 +195,9 @@ class Engine:
         vectors = {name: v.cpu().numpy() for name, v in shared.items()}
         broadcast = Broadcast(start.cpu().numpy(), vectors, buffers.cpu().numpy())
         client = int(self.partition.sizes.argmax())
-        unit = WorkUnit(1, (client,) * (2 if self.oracle.stacks else 1), TRIAL_LR)
+        unit = WorkUnit(1, (client,) * (2 if self.stacks.oracle.stacks else 1), TRIAL_LR)
         before = torch.cuda.memory_reserved(self.device)
-        self._try(unit, broadcast)
-        graphed = self._lanes[0].graphed
+        graphed = self._try(unit, broadcast).graphed
         if graphed is None:
             self.refused = (
                 "hyper-parameters change over the rounds"
@@ -251,75 +206,53 @@ class Engine:
             )
             return
         self.refused = graphed.refused
-        if self.refused is None and not self.oracle.stacks:
+        if self.refused is None and not self.stacks.oracle.stacks:
             per_lane = torch.cuda.memory_reserved(self.device) - before
             fit = most_lanes(self.device, per_lane, self._share)
-            self.lanes = fit if self.settings.lanes is None else self.settings.lanes
+            self.stacks.lanes = fit if self.settings.lanes is None else self.settings.lanes
         elif graphed.draws:
             # Whoever draws from torch's generator must be alone: the clients' draws would mix.
-            self._lanes = [self._lane(recorded=False)]
+            self.stacks.use(recorded=False)
 
-    def _try(self, unit: WorkUnit, broadcast: Broadcast) -> None:
+    def _try(self, unit: WorkUnit, broadcast: Broadcast) -> Lane:
         """Train the unit's clients for a few steps and evaluate, by kernels that never vary if possible."""
         for warn_only in (False, True):
             torch.use_deterministic_algorithms(True, warn_only=warn_only)
             # A recording has the numbers of its round in it.
             recorded = self.settings.cuda_graphs and not isinstance(self.algorithm, Scheduled)
-            self._lanes = [self._lane(recorded)]
-            stack = slice(0, len(unit.clients))
+            lane = self.stacks.use(recorded)
             memories: list[Arrays | None] = [None] * len(unit.clients)
             try:
                 self.model.train()
                 self._broadcast.load(broadcast)
-                list(self._train_wave(unit, [stack], memories, TRIAL_STEPS))
+                list(
+                    self.stacks.train(unit, self._broadcast, self._memories, memories, TRIAL_STEPS)
+                )
                 self.evaluate(broadcast, "test", 0, 1)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
-                return
+                return lane
             except RuntimeError as error:
                 if warn_only or "deterministic" not in str(error):
                     raise
                 self.varies = first_line(error)
+        raise AssertionError("the second attempt returns or raises")
 
     def __str__(self) -> str:
         """Describe the local steps: "PerClientGradient, CUDA graphs, 10 lanes"."""
-        kind = type(self.oracle).__name__
-        size = f" of at most {self._most}" if self.oracle.stacks else ""
+        kind = type(self.stacks.oracle).__name__
+        size = f" of at most {self.stacks.most}" if self.stacks.oracle.stacks else ""
         if self.device.type != "cuda":
             return kind + size
         graphs = "CUDA graphs" if self.refused is None else f"no CUDA graphs: {self.refused}"
-        lanes = f", {self.lanes} lanes" if self.lanes > 1 else ""
+        lanes = f", {self.stacks.lanes} lanes" if self.stacks.lanes > 1 else ""
         varies = f", not the same every time: {self.varies}" if self.varies else ""
         fused = f", no fused kernels: {self.unfused}" if self.unfused else ""
         return f"{kind}{size}, {graphs}{lanes}{fused}{varies}"
 
-    @property
-    def _most(self) -> int:
-        """Clients that train at once, at most."""
-        if self.settings.stack is not None:
-            return self.settings.stack
-        if not self.oracle.stacks:
-            return 1
-        return max(1, STACK_PARAMETERS[self.device.type] // self.layout.size)
-
-    def _stack_size(self, clients: int) -> int:
-        """Clients that are trained at once, in stacks as equal as can be."""
-        return -(-clients // -(-clients // self._most))
-
     def _weights(self, clients: tuple[int, ...], steps: list[int]) -> np.ndarray:
         samples = self.partition.sizes_of(clients)
         return weights(self.settings.weighting, samples, np.array(steps))
-
-    def schedule(self, round: int, client: int, steps: int | None = None) -> BatchSchedule:
-        """The client's minibatches; `steps`: as many, None: as many as it takes in this round."""
-        samples, s = self.partition.client(client), self.settings
-        if steps is None:
-            whole = steps_per_round(len(samples), s.batch_size, s.local_epochs, s.local_steps)
-            steps = client_steps(whole, s.straggler_prob, s.seed, round, client)
-        padding = self.train_data.padding
-        return batch_schedule(
-            samples, s.batch_size, steps, s.seed, round, client, s.augment, padding
-        )
 
     def _kept(self, unit: WorkUnit, clients: tuple[int, ...], memory: Vectors) -> list[Arrays]:
         """Each client's new memory as arrays; on a GPU it stays there, too."""
@@ -334,56 +267,6 @@ class Engine:
                 }
                 self._memories.keep((unit.name, client), own)
         return arrays
-
-    def _train_wave(
-        self,
-        unit: WorkUnit,
-        stacks: list[slice],
-        memories: list[Arrays | None],
-        exactly: int | None = None,
-    ) -> Iterator[tuple[slice, Trained, Tensor, list[int]]]:
-        """Train stacks beside each other: each one's result, buffers `[Q]` and clients' steps, in order.
-
-        `exactly`: so many steps; None: as many as each client takes in this round.
-        """
-        s, here = self.settings, self._broadcast
-        while len(self._lanes) < len(stacks):
-            self._lanes.append(self._lane(recorded=True))
-        running: list[tuple[Lane, slice, list[int]]] = []
-        names: dict[int, set[str]] = {}
-
-        def begun(lane: Lane, stack: slice, steps: list[int]) -> Iterator[None]:
-            clients = unit.clients[stack]
-            first = {} if all(memories[stack]) else self.algorithm.init_client(here.start)
-            memory = self._memories.stacked(unit, stack, memories, first)
-            names[stack.start] = set(memory)
-            schedules = [self.schedule(unit.round, client, exactly) for client in clients]
-            steps += [len(p.sizes) for p in schedules]
-            if isinstance(lane.oracle, PerClientGradient):
-                # Layers that draw random numbers (dropout) use torch's global generator.
-                seed_layers(
-                    seeds.integer(s.seed, "model", unit.round, clients[0]), here.start.device
-                )
-            yield from lane.train(
-                self._step(lane.oracle, unit.lr, unit.round),
-                functools.partial(self.train_data.batches, schedules),
-                *(here.start, here.shared, memory, here.buffers, steps),
-                ClientNoise(s.seed, unit.round, clients, steps),
-                unit.round,
-            )
-
-        for lane, stack in zip(self._lanes, stacks, strict=False):
-            running.append((lane, stack, []))
-        with local_steps(s.precision):
-            in_turns(begun(*started) for started in running)
-        for lane, stack, steps in running:
-            trained, buffers = lane.finish()
-            if trained.memory.keys() != names[stack.start]:
-                raise ValueError(
-                    f"upload returned the memory {sorted(trained.memory)}, "
-                    f"but init_client names {sorted(names[stack.start])}: the names must stay the same"
-                )
-            yield stack, trained, buffers, steps
 
 
 def _unless_broken(drifts: Tensor, memory: Vectors) -> Tensor:

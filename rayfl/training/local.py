@@ -19,9 +19,8 @@ from rayfl.algorithms.base import (
     Loss,
     Penalty,
     Vectors,
-    unseeded,
 )
-from rayfl.algorithms.noise import ClientNoise
+from rayfl.algorithms.noise import ClientNoise, unseeded
 from rayfl.algorithms.step_number import StepNumber
 from rayfl.training.batches import Minibatch
 from rayfl.training.gradients import Oracle

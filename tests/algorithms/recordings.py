@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
+from rayfl.federation.breakdown import Breakdown
 from rayfl.federation.client import Client
-from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.scores import Scoring
 from rayfl.federation.server import Server

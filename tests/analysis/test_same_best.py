@@ -25,7 +25,7 @@ from tuning.papers.presets import Preset, Published
 from tuning.plan import SweepPlan, trials
 from tuning.results import summary
 from tuning.sweep import SweepResult, TrialResult
-from tuning.tracking import TrialRun
+from tuning.trial_run import TrialRun
 
 KEYS = ("partition.alpha", "algorithm.rho")
 SWEEP = {

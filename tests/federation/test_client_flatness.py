@@ -173,6 +173,6 @@ def test_the_engine_trains_as_before_afterwards(small):
     """The clients follow another algorithm only while they are asked."""
     _, ask, pooled = after(2, ALGORITHMS["fedwmsam"](), small)
     engine = ask.pool.client.engine
-    before = engine.algorithm, engine._lanes
+    before = engine.algorithm, engine.stacks
     measure_alignment(ask, pooled, ask.clients(1), ALL, EFFORT)
-    assert (engine.algorithm, engine._lanes) == before
+    assert (engine.algorithm, engine.stacks) == before

@@ -138,7 +138,7 @@ def test_stragglers_take_fewer_steps_of_the_same_batches(small):
     _, pool, metrics = here(prepared, ALGORITHMS["fedavg"]())
     engine = pool.client.engine
     steps = [
-        [len(engine.schedule(round, client).sizes) for client in clients_of(pool, round)]
+        [len(engine.stacks.schedule(round, client).sizes) for client in clients_of(pool, round)]
         for round in range(1, 9)
     ]
     for round, taken in enumerate(steps, start=1):
@@ -148,7 +148,7 @@ def test_stragglers_take_fewer_steps_of_the_same_batches(small):
     small["federation"]["straggler_prob"] = 0
     whole = a_server(prepare(load_config(small)), ALGORITHMS["fedavg"]()).pool.client.engine
     for client in range(10):
-        cut, full = engine.schedule(1, client), whole.schedule(1, client)
+        cut, full = engine.stacks.schedule(1, client), whole.stacks.schedule(1, client)
         assert len(full.sizes) == 6
         np.testing.assert_array_equal(cut.indices, full.indices[: len(cut.indices)])
 

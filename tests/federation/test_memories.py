@@ -15,8 +15,8 @@ from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
 from rayfl.federation.session import Session
 from rayfl.prepare import prepare
-from rayfl.storage.checkpoint import Memory
 from rayfl.storage.memory_files import FOLDER, MemoryFiles, memory_name
+from rayfl.storage.snapshot import Memory
 from rayfl.storage.storage import Storage
 from rayfl.training.flat import sha256
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import rayfl
 from rayfl.errors import ConfigError, DivergedError
-from rayfl.federation.evaluation import Breakdown
+from rayfl.federation.breakdown import Breakdown
 from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
 

@@ -21,8 +21,8 @@ from reusable import ReusableClient
 from rayfl.algorithms import ALGORITHMS, Algorithm
 from rayfl.config.schema import load_config
 from rayfl.errors import ClientError, DivergedError, RunError
+from rayfl.federation.breakdown import Breakdown
 from rayfl.federation.client import Client
-from rayfl.federation.evaluation import Breakdown
 from rayfl.federation.metrics import EvaluationMetrics, RoundMetrics
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.server import Server
@@ -212,7 +212,7 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
     with torch.no_grad():
         logits = prepared.model(torch.from_numpy(x.transpose(0, 3, 1, 2)).float()).numpy()
     right = logits.argmax(1) == data.y_test
-    np.testing.assert_array_equal(servers[0][0].scores, right)
+    np.testing.assert_array_equal(servers[0][0].final().scores, right)
 
     def accuracy(chosen):
         return right[chosen].mean()

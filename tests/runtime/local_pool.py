@@ -8,7 +8,8 @@ from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool, Pool
 from rayfl.federation.server import Server
 from rayfl.federation.specs import ClientSpec, ServerSpec
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.training.flat import sha256
 from rayfl.training.process import configure_process
 

@@ -111,7 +111,7 @@ def test_batch_statistics_of_resnet_are_those_of_the_first_passes_averaged(batch
 
     expected = []
     for client in server.federation.cohort(1):
-        plan = engine.schedule(1, client)
+        plan = engine.stacks.schedule(1, client)
         batches = engine.train_data.batches([plan])
         model, lr = prepared.model.train(), prepared.federation.lrs[0]
         layout.load(model, start, fresh)

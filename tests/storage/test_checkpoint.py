@@ -23,8 +23,9 @@ from rayfl.errors import CheckpointError, ConfigError
 from rayfl.federation.history import History
 from rayfl.prepare import prepare
 from rayfl.provenance import Provenance
-from rayfl.storage.checkpoint import Memory, Snapshot, find, saved_in
+from rayfl.storage.checkpoint import find, saved_in
 from rayfl.storage.checkpoint_writer import CheckpointWriter
+from rayfl.storage.snapshot import Memory, Snapshot
 from rayfl.storage.storage import Storage, below
 
 run = partial(run_on_actors, local=True)

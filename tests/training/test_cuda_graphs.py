@@ -412,7 +412,7 @@ def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypa
     def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
         return Lane(oracle, buffers, None, GraphedSteps(step, Tapes(), in_place=True))
 
-    monkeypatch.setattr("rayfl.training.engine.recording", recording)
+    monkeypatch.setattr("rayfl.training.stacks.recording", recording)
     small["algorithm"] = {"name": name}
     # In bfloat16 chains of linear layers train one client at a time, too.
     small["federation"] |= {
@@ -428,13 +428,14 @@ def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypa
         pool = LocalPool(Client(client))
         engine = pool.client.engine
         if lanes is not None:
-            engine.lanes, engine._lanes = lanes, [engine._lane(recorded=True)]
+            engine.stacks.use(recorded=True, lanes=lanes)
         server = Server(server, pool)
         metrics = [m.values for m in server.run()]
         w, buffers, *_ = server.final()
         losses = [m["train/loss"] for m in metrics if "train/loss" in m]
         found.append((w.tobytes(), buffers.tobytes(), losses))
-        assert engine.recordings == 0 if lanes is None else engine.recordings >= 2 * lanes
+        recordings = engine.stacks.recordings
+        assert recordings == 0 if lanes is None else recordings >= 2 * lanes
     assert all(f == found[0] for f in found)
 
 

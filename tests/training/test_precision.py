@@ -59,7 +59,7 @@ def test_a_bfloat16_gradient_is_that_of_an_autocast_forward_pass_in_float32_vect
 def test_bfloat16_changes_local_steps_by_little_and_vectors_not_at_all(small):
     engine, low = trained(small, "bfloat16")
     other, full = trained(small, "float32")
-    assert (type(engine.oracle).__name__, type(other.oracle).__name__) == (
+    assert (type(engine.stacks.oracle).__name__, type(other.stacks.oracle).__name__) == (
         "PerClientGradient",
         "BatchedMLP",
     )

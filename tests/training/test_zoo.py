@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from rayfl import load_config, seeds
 from rayfl.data.federated import federate
 from rayfl.errors import ConfigError
-from rayfl.prepare import Prepared, prepare
+from rayfl.prepare import prepare
+from rayfl.prepared import Prepared
 from rayfl.training.batches import DeviceData, batch_schedule
 from rayfl.training.flat import Layout
 from rayfl.training.function import channels_first

@@ -8,7 +8,7 @@ import pytest
 
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
-from rayfl.federation.evaluation import NAMED_DOMAINS, Breakdown, client_statistics, metric_names
+from rayfl.federation.breakdown import NAMED_DOMAINS, Breakdown, client_statistics, metric_names
 
 CLASSES, GROUPS, CLIENTS = ("cat", "dog", "eel"), ("art", "photo"), 7
 
