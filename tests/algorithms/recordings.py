@@ -28,6 +28,7 @@ from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout
 from rayfl.training.settings import LocalSettings
 from rayfl.training.shortcuts import Shortcuts
+from rayfl.training.stacks import Stacks
 
 FOLDER = Path(__file__).parent / "released"
 # The recordings name the paper's method, with a switch for each difference.
@@ -204,6 +205,13 @@ class DoubleBatches(StackBatches):
         return batch._replace(weights=1 / (1 / batch.weights.double()).round())
 
 
+class ReplayingStacks(Stacks):
+    trace: Trace
+
+    def schedule(self, round: int, client: int, steps: int | None = None) -> BatchSchedule:
+        return self.trace.schedules[round, client]
+
+
 class ReplayingEngine(Engine):
     """Takes the recorded minibatches."""
 
@@ -222,11 +230,12 @@ class ReplayingEngine(Engine):
         model = trace.model()
         partition = Partition(np.arange(len(trace.y)), offsets)
         super().__init__(model, algorithm, trace.dataset(), partition, settings, "cpu")
-        self.trace, self.train_data = trace, Doubles(trace.dataset(), "train", self.device)
-        assert type(self.oracle).__name__ == way.oracle
-
-    def schedule(self, round: int, client: int, steps: int | None = None) -> BatchSchedule:
-        return self.trace.schedules[round, client]
+        data = Doubles(trace.dataset(), "train", self.device)
+        self.stacks = ReplayingStacks(
+            self.function, algorithm, data, partition, settings, self.experiment
+        )
+        self.stacks.trace = trace
+        assert type(self.stacks.oracle).__name__ == way.oracle
 
 
 class ReplayingClient(Client):

@@ -182,14 +182,14 @@ def digits() -> Engine:
 def network(algorithm: Algorithm, cohorts=((0, 3, 4), (1, 3, 5), (0, 1, 2)), N: int = 6) -> Tensor:
     """w after these rounds of the engine."""
     engine, memories = digits(), {}
-    engine.algorithm, engine.remembers = algorithm, bool(algorithm.init_client(torch.zeros(1)))
     w, buffers = Layout(engine.model).flatten(engine.model)
     server = algorithm.init_server(w)
     for r, cohort in enumerate(cohorts):
         start, shared = algorithm.broadcast(w, server)
         sent = Broadcast(start.numpy(), {n: v.numpy() for n, v in shared.items()}, buffers.numpy())
         unit, lr = WorkUnit(r + 1, cohort, 0.2), 0.2
-        result, kept = engine.train(unit, sent, [memories.get(i) for i in cohort])
+        with engine.following(algorithm):
+            result, kept = engine.train(unit, sent, [memories.get(i) for i in cohort])
         memories |= dict(zip(cohort, kept, strict=True))
         mean = {n: torch.from_numpy(v) / len(cohort) for n, v in result.sums.items()}
         steps = float(result.steps.mean())

@@ -103,7 +103,8 @@ def test_inner_products(size):
     pairs = [(a, b), (a, a), (b, a)]
     for (u, v), found in zip(pairs, inner_products(pairs), strict=True):
         scale = float(u.double().norm() * v.double().norm())
-        assert abs(found - float(u.double() @ v.double())) < 1e-7 * scale
+        # A row is added up in float32, in an order that is the processor's.
+        assert abs(found - float(u.double() @ v.double())) < 5e-7 * scale
 
 
 @each(size=[1, 1023, 1024, 300_000, 3_000_001])

@@ -19,7 +19,7 @@ def asked(small, **functions):
 
 
 def test_they_are_of_both_splits_and_of_the_average(small, monkeypatch):
-    monkeypatch.setattr("rayfl.federation.server.EVALUATION_UNIT", 100)  # four of them
+    monkeypatch.setattr("rayfl.federation.evaluation.EVALUATION_UNIT", 100)  # four of them
     config = asked(small, right="right", greedy="greedy", total="total")
     config["evaluation"]["average"] = {"ema": 0.5}
     config["data"]["validation"] = 0.2

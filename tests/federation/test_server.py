@@ -163,7 +163,7 @@ def test_the_same_bits_whoever_takes_part(options, small, actors):
 
 
 def test_what_is_held_out_is_evaluated_the_same_by_any_number_of_actors(small, actors, monkeypatch):
-    monkeypatch.setattr("rayfl.federation.server.EVALUATION_UNIT", 100)  # five of them
+    monkeypatch.setattr("rayfl.federation.evaluation.EVALUATION_UNIT", 100)  # five of them
     prepared = prepare(load_config(small, ["data.validation=0.3"]))
     reference, records = here(prepared, prepared.config.algorithm)
     assert_same_on_any_number(prepared, actors, reference, records)
@@ -188,7 +188,7 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
     small, actors, monkeypatch
 ):
     """On data with two domains, by plain sums over single predictions; for any number of actors."""
-    monkeypatch.setattr("rayfl.federation.server.EVALUATION_UNIT", 100)  # four of them
+    monkeypatch.setattr("rayfl.federation.evaluation.EVALUATION_UNIT", 100)  # four of them
     prepared = prepare(load_config(small))
     groups = {
         "groups": ("left", "right"),

@@ -39,7 +39,7 @@ def of_numpy(server, prepared, x, y):
 
 
 def test_accuracy_and_loss_are_those_of_numpy(small, monkeypatch):
-    monkeypatch.setattr("rayfl.federation.server.EVALUATION_UNIT", 100)  # three of them
+    monkeypatch.setattr("rayfl.federation.evaluation.EVALUATION_UNIT", 100)  # three of them
     prepared = prepare(load_config(small, HELD_OUT))
     assert 200 < len(prepared.partition.validation) < 300
     server = a_server(prepared)
