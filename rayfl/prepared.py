@@ -91,7 +91,9 @@ class Prepared:
         memory = {name: value[None] for name, value in method.init_client(w).items()}
         info = experiment_info(Layout(self.model), self.partition, self.settings)
         try:
-            method.personal(memory, ClientContext(w[None], {}, 0.0, w[:1][None], 0, 1, info))
+            method.personal(
+                memory, ClientContext(w[None], {}, 0.0, w[:1][None], 0, 1, info, w[:1][None])
+            )
         except ValueError as error:
             raise ConfigError(
                 f"{error}", key="algorithm.name", value=self.config.algorithm_name

@@ -7,6 +7,7 @@ trial. One background thread writes everything in order.
 
 import functools
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from rayfl.analysis.store import search_runs
 from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import RunError
+from rayfl.federation.likeness import unlike
 from rayfl.provenance import ANSWERED_TAG
 from rayfl.text import redacted, written
 from rayfl.tracking.mlflow import RunTracker
@@ -32,6 +34,8 @@ from tuning.trial_run import TrialRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
 
 _TOLD = "told.json"  # an artifact of the sweep's run
 _LONGEST_TAG = 5000  # characters; MLflow's limit with a margin
@@ -55,6 +59,7 @@ class SweepTracker:
         self._live: dict[str, RunTracker] = {}
         self._lost: list[str] = []
         """Runs of trials that were deleted while they ran."""
+        self._warned = ""
         self._writer = BackgroundWriter(store.uri)
 
     def ended(self, trial: PlannedTrial) -> TrialRun | None:
@@ -98,6 +103,9 @@ class SweepTracker:
             live = self._live[hash]
             if "actors" in result:
                 live.describe_actors(result["actors"])
+                if (warning := unlike(result["actors"])) and warning != self._warned:
+                    self._warned = warning
+                    logger.warning("%s", warning)
             for round, metrics in result["records"]:
                 live.log(round, metrics)
             if result.get("clients") is not None:

@@ -125,6 +125,8 @@ class ClientContext(NamedTuple):
     round: int | Tensor
     """Number of the round, from 1; the local loop has it as a tensor `[]`, as `lr`."""
     experiment: ExperimentInfo
+    samples: Tensor
+    """n_i, training samples of the client, `[..., 1]`."""
     random: Random = unseeded
     """Seeded random numbers; `upload` has others than any step."""
 

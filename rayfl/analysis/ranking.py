@@ -83,6 +83,8 @@ def chosen_by(runs: pd.DataFrame, m: Metric) -> tuple[Metric, list[str]]:
     test data has a test accuracy that is too good.
     """
     done = runs.loc[runs["state"] == "finished"]
+    if m.target is not None and done.filter(like="validation").notna().any(axis=None):
+        return m, [f"best by {m.name} itself, on test data: targets have no validation counterpart"]
     if not m.validation or m.validation not in done or done[m.validation].isna().all():
         return m, []
     words = "validation accuracy" if "accuracy" in m.validation else "validation loss"

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from rayfl.cli.terminal import Display, console, duration, this_command
+from rayfl.federation.likeness import unlike
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,10 +79,12 @@ class RunDisplay(Display):
         self.phase("starting the actors")
 
     def actors(self, actors: list[dict[str, Any]]) -> None:
-        """Show what GPUs make of the local steps, which no config tells."""
+        """Show what GPUs make of the local steps, which no config tells, and whether actors are unlike."""
         engines = Counter(f"{a['device']}: {a['engine']}" for a in actors if a["device"] != "cpu")
         for engine, count in engines.items():
             self._console.print(f"{count} x {engine}" if count > 1 else engine, markup=False)
+        if warning := unlike(actors):
+            self._console.print(f"warning: {warning}", markup=False)
 
     def metrics(self, metrics: "Metrics") -> None:
         """Show a round, or an evaluation that has come in."""

@@ -1,5 +1,6 @@
 """Subjects of a measurement: the checkpoints of a run, named by its id, as the latest, or by a path."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 LATEST, LAST = "latest", "last"
+_BEGINNING = re.compile(r"[0-9a-f]{1,31}")  # of a run's id, which has 32
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,17 @@ def _latest(client: "MlflowClient", address: str) -> "Run":
 
 
 def _named(client: "MlflowClient", address: str, run_id: str) -> "Run":
+    """The run of this id, or the only one whose id begins so, as tables show it."""
     from mlflow.exceptions import MlflowException
 
+    if _BEGINNING.fullmatch(run_id):
+        begins = f"tags.`rayfl.kind` = 'experiment' and attributes.run_id LIKE '{run_id}%'"
+        found = list(search_store(client, begins, "attributes.start_time DESC"))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(run.info.run_id for run in found)
+            raise ConfigError(f"'{run_id}': several runs in {address} begin so: {ids}")
     try:
         return client.get_run(run_id)
     except MlflowException as error:

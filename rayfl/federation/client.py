@@ -54,11 +54,16 @@ class Client:
         )
 
     def describe(self) -> dict[str, Any]:
-        """The process, device, engine and arithmetic that compute; `kernels`: why none are fused."""
+        """The process, device, engine and arithmetic that compute; `kernels`: why none are fused.
+
+        `processor`: what the last bits depend on, the GPU's name or a CPU's vector instructions.
+        """
         device = self.engine.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return {
             "pid": os.getpid(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": name,
+            "processor": torch.backends.cpu.get_cpu_capability() if name == "cpu" else name,
             "engine": str(self.engine),
             "kernels": self.engine.unfused or "",
             "precision": in_effect(self.engine.settings.precision, device),

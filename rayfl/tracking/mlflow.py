@@ -139,6 +139,7 @@ class RunTracker:
     def describe_actors(self, actors: list[dict[str, Any]]) -> None:
         """Record the nodes, engine and precision of the client actors."""
         self.tag("rayfl.device", actors[0]["device"])
+        self.tag("rayfl.processor", ", ".join(sorted({actor["processor"] for actor in actors})))
         self.tag("rayfl.engine", actors[0]["engine"])
         self.tag("rayfl.precision", actors[0]["precision"])
         self._write(self._client.log_dict, {"client actors": actors}, "actors.json")

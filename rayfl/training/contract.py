@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from rayfl.algorithms.base import (
@@ -23,7 +24,7 @@ from rayfl.algorithms.base import (
 from rayfl.errors import ConfigError
 from rayfl.training.local import SGD, LocalStep, Training
 from rayfl.training.quadratics import Quadratics
-from rayfl.training.watched import STEPS, Watched
+from rayfl.training.watched import SAMPLES, STEPS, Watched
 from rayfl.training.watching import Broken, Watch
 
 # In the first one memories and server state may be zero, and a server may act from a later one only.
@@ -41,6 +42,9 @@ def check(
     lrs: Sequence[float],
 ) -> None:
     """ConfigError for the first rule that the method breaks; `lrs` has the rounds' learning rates."""
+    # Unlike each other: else a method could take one client's number for all.
+    sizes = np.asarray(info.samples)
+    info = replace(info, samples=sizes + np.arange(len(sizes)) % 3)
     shorter = _shorter(info)
     rates = [min(lr, LARGEST_LR) for lr in [*lrs, *[lrs[-1]] * ROUNDS][:ROUNDS]]
 
@@ -104,7 +108,9 @@ def _train(
         step = LocalStep(method, problem, SGD(lr=lr, weight_decay=0.0, clip_norm=None), info)
         method.batches[:] = [problem.batch() for _ in range(max(STEPS))]
         trained = Training(
-            step, method.batches.__getitem__, start, shared, memory, list(STEPS), round=round
+            *(step, method.batches.__getitem__, start, shared, memory, [*STEPS]),
+            round=round,
+            samples=SAMPLES,
         ).run()
         method.must_keep("upload", "memory", trained.memory, memory, "init_client")
         memory = trained.memory

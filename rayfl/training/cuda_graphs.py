@@ -273,7 +273,7 @@ class GraphedSteps:
 def _fixed(stack: Stack) -> Vectors:
     """Tensors that stay as they are in a round."""
     own = {"/start": stack.start, "/lr": stack.lr, "/counts": stack.counts, "/round": stack.round}
-    return own | stack.shared
+    return own | {"/samples": stack.samples} | stack.shared
 
 
 def _progress(stack: Stack) -> Vectors:

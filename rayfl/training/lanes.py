@@ -9,7 +9,7 @@ Shapes: P parameters, Q entries of float buffers.
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +55,7 @@ class Lane:
         steps: list[int],
         noise: ClientNoise,
         round: int,
+        samples: Sequence[int],
     ) -> Iterator[None]:
         """Train a stack, whose vectors must be ready; each item is a step that the device was given."""
         if self.stream is not None:
@@ -67,7 +68,18 @@ class Lane:
             if isinstance(self.oracle, PerClientGradient):
                 self.oracle.begin_client(self.buffers)
             self._training = training = Training(
-                step, minibatches(), start, shared, memory, steps, self.graphed, noise, round
+                *(
+                    step,
+                    minibatches(),
+                    start,
+                    shared,
+                    memory,
+                    steps,
+                    self.graphed,
+                    noise,
+                    round,
+                    samples,
+                )
             )
         for k in range(max(steps)):
             with self.on():

@@ -4,7 +4,7 @@ Shapes: C clients of a stack, P parameters, K_i local steps of client i.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,7 @@ class Stack:
     memory: Vectors
     lr: Tensor  # `[]`
     counts: Tensor  # K_i, int64 `[C, 1]`
+    samples: Tensor  # n_i `[C, 1]`
     round: Tensor  # `[]`
     noise: ClientNoise | None  # None: whoever draws random numbers raises
     # The iterates `[C, P]`: the loop's own, for a new vector every step would double the traffic.
@@ -93,7 +94,7 @@ class Stack:
         """A stack whose iterates, memory and losses are copies; what stays in a round is the same."""
         own = copy.copy(self)
         own.x, own.total, own.memory = self.x.clone(), self.total.clone(), cloned(self.memory)
-        own.counts = self.counts.clone()
+        own.counts, own.samples = self.counts.clone(), self.samples.clone()
         own.velocity = None if self.velocity is None else self.velocity.clone()
         return own
 
@@ -109,6 +110,7 @@ class Stack:
             step=k if number is None else number,  # pyright: ignore[reportArgumentType]
             round=self.round,
             experiment=info,
+            samples=self.samples,
             random=self.noise.at(k) if self.noise else unseeded,
         )
 
@@ -202,13 +204,16 @@ class Training:
         graphed: "GraphedSteps | None" = None,
         noise: ClientNoise | None = None,
         round: int = 1,
+        samples: Sequence[int] = (1,),
     ):
-        lr, number = (
+        """`samples`: n_i of each client, or one number for all."""
+        lr, number, own = (
             torch.as_tensor(value, dtype=start.dtype, device=start.device)
-            for value in (step.sgd.lr, round)
+            for value in (step.sgd.lr, round, samples)
         )
         counts = torch.tensor(steps, device=start.device).unsqueeze(-1)
-        stack = Stack(start, shared, memory, lr, counts, number, noise)
+        own = own.expand(len(steps)).unsqueeze(-1)
+        stack = Stack(start, shared, memory, lr, counts, own, number, noise)
         stack.begin(step)
         self._step, self._minibatch, self._steps = step, minibatch, steps
         self._graphed, self._passes = graphed, 0

@@ -56,5 +56,6 @@ def _own_model(
         step=0,
         round=asked.round,
         experiment=engine.experiment,
+        samples=torch.tensor([[float(engine.partition.sizes[asked.client])]]),
     )
     return algorithm.personal({n: v[None] for n, v in kept.items()}, ctx)[0].numpy()

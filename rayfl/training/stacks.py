@@ -120,6 +120,7 @@ class Stacks:
                 *(here.start, here.shared, memory, here.buffers, steps),
                 ClientNoise(s.seed, unit.round, clients, steps),
                 unit.round,
+                self._partition.sizes_of(clients).tolist(),
             )
 
         for lane, stack in zip(self._lanes, stacks, strict=False):

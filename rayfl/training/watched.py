@@ -26,6 +26,7 @@ from rayfl.training.watching import Given, Watch, kind, same
 
 # K_i of the stack's clients: one finishes before the other. Some methods act from a later step only.
 STEPS = (7, 5)
+SAMPLES = (61, 47)  # n_i, unlike each other, too
 # Between a client's row of the stack and the client alone, relative: sums may be rounded differently.
 TOLERANCE = 1e-4
 
@@ -182,7 +183,8 @@ class Watched(Algorithm):
             for name, value in stack.items():
                 if name in single and _close(_row(value, i), single[name]):
                     continue
-                advice = ", and take K_i from ctx.steps, not ctx.step" * (function == "upload")
+                facts = ", and take K_i from ctx.steps, not ctx.step, and n_i from ctx.samples"
+                advice = facts if function == "upload" else ""
                 self.watch.refuse(
                     function,
                     f"mixes clients: a client's {name} depends on who is trained beside it; reduce over the "
@@ -194,6 +196,7 @@ class Watched(Algorithm):
 
 def _given(ctx: ClientContext) -> Given:
     own: Given = {"ctx.start": ctx.start, "ctx.shared": ctx.shared, "ctx.steps": ctx.steps}
+    own["ctx.samples"] = ctx.samples
     return own | {"ctx.lr": torch.as_tensor(ctx.lr), "ctx.round": torch.as_tensor(ctx.round)}
 
 
@@ -206,8 +209,8 @@ def _seeded(ctx: ClientContext, clients: Sequence[int] = range(len(STEPS))) -> C
 def _alone(ctx: ClientContext, i: int) -> ClientContext:
     """The context of one client, who takes no step after its last."""
     step = min(ctx.step, STEPS[i])
-    own = ctx._replace(start=_row(ctx.start, i), steps=_row(ctx.steps, i), step=step)
-    return _seeded(own, [i])
+    rows = {name: _row(getattr(ctx, name), i) for name in ("start", "steps", "samples")}
+    return _seeded(ctx._replace(**rows, step=step), [i])
 
 
 def _row(value: Tensor, i: int) -> Tensor:

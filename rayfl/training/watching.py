@@ -34,9 +34,9 @@ RETURNS = {
 VECTORS = ("start", "first", "direction", "bytes", "w", "momentum")
 # What they are given with a row for each client.
 ROWS = {
-    "client_start": ("memory", "ctx.start", "ctx.steps"),
-    "local_step": ("x", "memory", "ctx.start", "ctx.steps"),
-    "upload": ("delta", "memory", "ctx.start", "ctx.steps"),
+    "client_start": ("memory", "ctx.start", "ctx.steps", "ctx.samples"),
+    "local_step": ("x", "memory", "ctx.start", "ctx.steps", "ctx.samples"),
+    "upload": ("delta", "memory", "ctx.start", "ctx.steps", "ctx.samples"),
     "upload_bytes": ("uploads",),
 }
 # A run stops where these are not finite, or lacks a metric.

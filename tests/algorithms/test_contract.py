@@ -164,7 +164,14 @@ def test_no_method_changes_an_input_in_place(algorithm):
     x = start + torch.linspace(0.1, 0.3, 3, dtype=start.dtype).unsqueeze(1)
     steps = torch.full((3, 1), 4.0, dtype=start.dtype)
     ctx = ClientContext(
-        start.expand(3, -1), shared, lr=0.1, steps=steps, step=0, round=1, experiment=info(f)
+        start.expand(3, -1),
+        shared,
+        lr=0.1,
+        steps=steps,
+        step=0,
+        round=1,
+        experiment=info(f),
+        samples=torch.ones(1, 1),
     )
     watched: list[Vectors] = [{"w": state.w, "start": start, "x": x}, state.server, shared, memory]
     kept = [copied(group) for group in watched]

@@ -85,6 +85,7 @@ def test_a_step_is_that_of_plain_tensors_in_torchs_layout():
         step=0,
         round=1,
         experiment=info,
+        samples=torch.ones(1, 1),
     )
     memory = {}
     for k, gradient in enumerate(gradients):

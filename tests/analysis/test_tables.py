@@ -138,6 +138,17 @@ def test_validation_chooses_and_the_test_set_is_shown():
     )
 
 
+def test_a_target_has_no_validation_counterpart_and_says_so():
+    found = {"validation_accuracy_last10": {("a", 0.1): [0.6], ("b", 0.1): [0.7]}}
+    every = runs(("a", 0.1, 0.9), ("b", 0.1, 0.8), **found)
+    every["rounds_to_0.7"] = [3.0, 4.0]
+    summary = summarize(every, BY, ["rounds_to_0.7"])
+    assert list(summary.rows["is_best"]) == [True, False]
+    assert "best by rounds_to_0.7 itself, on test data" in summary.notes[0]
+    del every["validation_accuracy_last10"]
+    assert not summarize(every, BY, ["rounds_to_0.7"]).notes
+
+
 def test_seeds_of_different_code_are_named():
     mixed = runs(
         ("a", 0.1, 0.9, 0.9), ("b", 0.1, 0.8, 0.8), code_digest={("a", 0.1): "xy", ("b", 0.1): "yy"}

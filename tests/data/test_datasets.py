@@ -598,6 +598,42 @@ def test_what_was_read_is_said(tmp_path):
     )
 
 
+def test_npz_with_groups(tmp_path):
+    arrays = four_arrays(np.linspace(0, 8, 40).reshape(8, 5), np.arange(8) % 4)
+    train, test = (len(arrays[f"y_{split}"]) for split in ("train", "test"))
+    clinics = np.array(["south", "north"])
+    data = npz(
+        tmp_path,
+        **arrays,
+        group_train=clinics[np.arange(train) % 2],
+        group_test=clinics[[0] * test],
+    ).load()
+    assert data.groups == ("north", "south")
+    assert data.group_train is not None
+    assert data.group_train.tolist() == [(i + 1) % 2 for i in range(train)]
+    assert data.group_test is not None
+    assert data.group_test.tolist() == [1] * test
+    assert not data.left_out
+    numbered = npz(tmp_path, **arrays, group_train=10 * np.arange(train)).load()
+    assert numbered.groups == tuple(str(10 * i) for i in range(train))
+    assert numbered.group_test is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ({"group_train": np.arange(3)}, r"group_train is int64 \[3\]; it must have .*, \[8\]"),
+        ({"group_train": np.linspace(0, 1, 8)}, r"group_train is float64 \[8\]"),
+        ({"group_train": np.arange(8), "group_test": np.arange(8)}, r"group_test is int64 \[8\]"),
+        ({"group_test": np.arange(4)}, "group_test is there without group_train"),
+    ],
+)
+def test_npz_with_groups_that_are_none(tmp_path, groups, words):
+    arrays = four_arrays(np.linspace(0, 8, 40).reshape(8, 5), np.arange(8) % 4)
+    with pytest.raises(ConfigError, match=rf"data\.path = .*: {words}"):
+        npz(tmp_path, **arrays, **groups).load()
+
+
 def test_npz_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rayfl.config.schema import load_config
 from rayfl.diagnostics import Question, flatness, interpolate, measuring
+from rayfl.diagnostics.subjects import find
 from rayfl.errors import ConfigError
 from rayfl.experiment import run
 from rayfl.flatness.measures import Effort
@@ -132,8 +133,22 @@ def test_another_experiment_is_refused(finished):
 
 def test_an_unknown_run_is_refused(finished):
     experiment, *_ = finished
-    with pytest.raises(ConfigError, match="'nobody': is no run in"):
-        flatness("nobody", uri=experiment.tracking.uri, local=True)
+    for unknown in ("nobody", "00000000"):
+        with pytest.raises(ConfigError, match=f"'{unknown}': is no run in"):
+            flatness(unknown, uri=experiment.tracking.uri, local=True)
+
+
+def test_the_beginning_of_an_id_names_the_only_run_that_has_it(finished, tmp_path):
+    experiment, result, _ = finished
+    found = find(result.run_id[:8], ["last"], uri=experiment.tracking.uri)
+    assert found.records is not None
+    assert found.records.run_id == result.run_id
+    client = MlflowClient(uri := f"sqlite:///{tmp_path}/other.db")
+    tags = {"rayfl.kind": "experiment"}
+    ids = [client.create_run("0", tags=tags).info.run_id for _ in range(17)]
+    first = next(one for one in "0123456789abcdef" if sum(i[0] == one for i in ids) > 1)
+    with pytest.raises(ConfigError, match=f"'{first}': several runs in .* begin so: {first}"):
+        find(first, ["last"], uri=uri)
 
 
 def test_a_landscape_has_the_loss_of_w_in_its_middle(finished):

@@ -174,6 +174,17 @@ class LooksAtOneClient(Algorithm):
         return w + mean["delta"], {"round": server["round"] + 1}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountsBySize(Algorithm):
+    """Each client by its own number of samples, in its steps and in what it sends."""
+
+    def local_step(self, x, memory, grad, ctx):
+        return grad(x) * (ctx.experiment.mean_samples / ctx.samples), memory
+
+    def upload(self, delta, memory, ctx):
+        return {"delta": delta * (ctx.samples / ctx.experiment.mean_samples).sqrt()}, memory
+
+
 RIGHT = [
     *(
         NormalisedGradient,
@@ -184,7 +195,7 @@ RIGHT = [
         HugeValues,
         SamPlusScaffold,
     ),
-    *(Penalised, TopTenth, RoundsOff, LooksAtOneClient, LeastUpdate),
+    *(Penalised, TopTenth, RoundsOff, LooksAtOneClient, LeastUpdate, CountsBySize),
 ]
 
 
@@ -360,6 +371,17 @@ WRONG = {
     "steps_of_others": (
         method(**uploads(lambda delta, m, ctx: {"delta": delta / ctx.steps.max()})),
         r"mixes clients: a client's uploads\['delta'\]",
+    ),
+    "sizes_of_others": (
+        method(
+            **uploads(
+                lambda delta, m, ctx: {
+                    "delta": delta
+                    * torch.as_tensor(ctx.experiment.samples[: len(delta)]).to(delta)[:, None]
+                }
+            )
+        ),
+        r"mixes clients: a client's uploads\['delta'\] .* n_i from ctx.samples",
     ),
     "randn": (method(**step(lambda g, x, m, ctx: g + torch.randn_like(g))), PROCESS),
     "numpy": (

@@ -405,7 +405,7 @@ def test_a_model_that_draws_from_torchs_generator_is_not_recorded():
     assert same(trained, expected)
 
 
-@pytest.mark.parametrize("name", ["fedwmsam", "local_adamw"])
+@pytest.mark.parametrize("name", ["fedwmsam", "local_adamw", "own_methods:CountsBySize"])
 def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypatch):
     """Six clients of unequal sizes, several rounds, their memories kept."""
 

@@ -230,8 +230,14 @@ def test_client_actors_with_different_kernels_are_an_error(ray_session):
 def test_a_run_says_what_a_gpu_makes_of_its_steps(capsys):
     display = RunDisplay(Console(file=sys.stdout, width=200), live=False)
     graphs = "PerClientGradient, no CUDA graphs: step 0 draws random numbers"
-    display.actors([{"device": "NVIDIA H100", "engine": graphs}] * 2 + [{"device": "cpu"}])
-    assert capsys.readouterr().out == f"2 x NVIDIA H100: {graphs}\n"
+    gpu, cpu = (
+        {"device": "NVIDIA H100", "processor": "NVIDIA H100"},
+        {"device": "cpu", "processor": "AVX2"},
+    )
+    display.actors([gpu | {"engine": graphs}] * 2 + [cpu])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"2 x NVIDIA H100: {graphs}"
+    assert "unlike processors (1 with AVX2, 2 with NVIDIA H100)" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ class ByGroup(Scheme):
         """Client ids ascend with the groups; a group has clients in proportion to its samples."""
         if groups is None:
             raise ConfigError(
-                "the data have no groups; use data.name=domain_folder, or "
-                "data.name=parquet with data.group_column, or another partition",
+                "the data have no groups; use data.name=domain_folder, data.name=hf or parquet with "
+                "data.group_column, a .npz file with group_train, or another partition",
                 key="partition.name",
                 value="by_group",
                 keys=("data.name", "data.group_column"),
