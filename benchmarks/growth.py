@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     # A short path: Ray's sockets are in it.
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/rayfl-growth"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     shutil.rmtree(arguments.scratch, ignore_errors=True)
     temporary, here = arguments.scratch / "tmp", arguments.scratch / "here"
     temporary.mkdir(parents=True)
