@@ -16,5 +16,7 @@ if ! grep -q '# rayfl$' ~/.bashrc; then
   cat >> ~/.bashrc <<'BASHRC'
 export PATH="$HOME/venv/bin:$PATH" # rayfl
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+# A node that waits for an object asks again after 10 s, and gets all of it once more, which makes a slow link slower.
+export RAY_object_manager_pull_timeout_ms=300000
 BASHRC
 fi
