@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import ROOT, rarely
+from conftest import ROOT, each, rarely
 from own_methods import RIGHT, WRONG
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
@@ -15,6 +15,8 @@ from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.prepare import prepare
 from rayfl.training import contract
+from rayfl.training.engine import Engine
+from rayfl.training.units import Broadcast, WorkUnit
 
 
 def info(*shapes: tuple[int, ...], clients: int = 10) -> ExperimentInfo:
@@ -124,6 +126,28 @@ def test_the_experiment_of_a_shorter_vector_holds_together():
         assert info.clients == LARGE.clients
         assert info.samples[0] != info.samples[1]
         assert replace(info, tensors=()) == replace(LARGE, tensors=())
+
+
+@each(precision=["float32", "bfloat16"])  # in stacks, and client by client
+def test_a_client_knows_its_number_of_samples(precision, small):
+    @dataclass(frozen=True, kw_only=True)
+    class Sends(Algorithm):
+        def upload(self, delta, memory, ctx):
+            return {"delta": delta, "n": ctx.samples, "squares": ctx.samples**2}, memory
+
+    config = {**small, "algorithm": {"name": "fedavg"}}
+    config["partition"] = {"name": "quantity"}
+    config["federation"] = {**small["federation"], "precision": precision}
+    prepared = prepare(load_config(config))
+    sizes = prepared.partition.sizes[[0, 2, 3]]
+    assert len({*sizes}) > 1
+    engine = Engine(
+        *(prepared.model, Sends(), prepared.data, prepared.partition, prepared.settings), "cpu"
+    )
+    w, buffers = (value.numpy() for value in engine.layout.flatten(engine.model))
+    result, _ = engine.train(WorkUnit(1, (0, 2, 3), 0.1), Broadcast(w, {}, buffers), [None] * 3)
+    assert result.sums["n"].tolist() == [sizes.sum()]
+    assert result.sums["squares"].tolist() == [(sizes**2).sum()]
 
 
 def test_nothing_of_the_process_is_changed():
