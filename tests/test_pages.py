@@ -6,6 +6,7 @@ A page with a test module of its own, `test_page_NAME.py`, is left to that. READ
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,10 @@ def test_a_running_cluster_gives_the_same_bits(folder):
     """`ray start --head` was run before; what the run leaves is what a run of its own leaves."""
     own = shell("rayfl run quickstart --json federation.rounds=10", folder)
     with head(*ON_A_CLUSTER[0].split()[2:], "--num-cpus=2") as address:
-        assert "Active" in shell(f"RAY_ADDRESS={address} {STATUS}", folder)
+        said = ""
+        while "Active" not in said:  # the test's time ends it: "No cluster status" for some seconds
+            time.sleep(1)
+            said = shell(f"RAY_ADDRESS={address} {STATUS}", folder)
         command = LONGER.replace("auto", address)
         joined = shell(f"{command} --json federation.rounds=10", folder)
         again = shell(f"{command} --json federation.rounds=10", folder)  # the first left no actor
