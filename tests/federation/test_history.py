@@ -30,6 +30,15 @@ def test_frame_has_a_row_for_each_round_in_order():
     assert math.isnan(frame["test/accuracy"][3])
 
 
+def test_what_a_round_has_stays_as_it_is():
+    """A server that went on from a checkpoint sends some rounds again."""
+    run = History()
+    run.add(3, {"a": 1.0, "b": 2.0})
+    assert run.add(3, {"b": 5.0, "c": 3.0}) == {"c": 3.0}
+    assert run.add(3, {"a": 5.0}) == {}
+    assert dict(run.rows[3]) == {"a": 1.0, "b": 2.0, "c": 3.0}
+
+
 def test_frame_of_nothing():
     assert len(History().frame()) == 0
 

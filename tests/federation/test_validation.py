@@ -13,11 +13,15 @@ from rayfl.data.heterogeneity import Heterogeneity
 from rayfl.data.partition import Partition
 from rayfl.data.schemes import Dirichlet
 from rayfl.data.sources import Digits
-from rayfl.errors import ConfigError
+from rayfl.errors import ConfigError, DivergedError
+from rayfl.federation.client import Client
+from rayfl.federation.evaluation import OF_AVERAGE, OF_MODEL, Evaluations
 from rayfl.federation.metrics import EvaluationMetrics
+from rayfl.federation.pool import LocalPool
 from rayfl.federation.session import Session
 from rayfl.prepare import prepare
 from rayfl.training.flat import Layout
+from rayfl.training.units import Broadcast
 
 HELD_OUT = ["data.validation=0.2"]
 
@@ -170,3 +174,22 @@ def test_without_it_nothing_has_changed():
     prepared = prepare(config)
     assert prepared.partition.digest()[:16] == "008c821060a1de62"
     assert prepared.federation.validation_samples == 0
+
+
+def test_an_average_that_is_not_finite_ends_nothing_and_the_model_does(small):
+    prepared = prepare(load_config(small))
+    server, client = prepared.specs()
+    pool = LocalPool(Client(client))
+    both = Evaluations(
+        pool, server.federation, lambda round, what: DivergedError(f"round {round}: {what}")
+    )
+    good = pool.put(Broadcast(server.w, {}, server.buffers))
+    broken = pool.put(Broadcast(server.w * np.nan, {}, server.buffers))
+    both.begin(4, [(good, OF_MODEL), (broken, OF_AVERAGE)])
+    (found,) = both.ended(wait=True)
+    assert found.round == 4
+    assert "test/accuracy" in found.values
+    assert not any(name.startswith("average/") for name in found.values)
+    both.begin(5, [(broken, OF_MODEL), (good, OF_AVERAGE)])
+    with pytest.raises(DivergedError, match="round 5: the test loss"):
+        list(both.ended(wait=True))
