@@ -23,7 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.memory import shared_files
+from benchmarks.memory import file_sizes, shared_files
 from rayfl import load_config, run
 from rayfl.federation.metrics import Metrics, RoundMetrics
 
@@ -80,11 +80,8 @@ def measure(temporary: Path, here: Path) -> dict[str, float]:
             stores |= dict(shared_files(process.pid))
     found["object store, MB"] = sum(stores.values())
     for name, folder in (("temporary files", temporary), ("files of the run", here)):
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):
-                if path.is_file():
-                    found[name] += 1
-                    found[f"{name}, MB"] += path.stat().st_size
+        sizes = [*file_sizes(folder)]
+        found[name], found[f"{name}, MB"] = len(sizes), sum(sizes)
     return {key: n / 1e6 if key.endswith("MB") else float(n) for key, n in found.items()}
 
 

@@ -145,11 +145,16 @@ def _resident_gb() -> dict[str, float]:
 
 def _files_gb(scratch: Path) -> float:
     """Return the bytes of all files of clients' memories and checkpoints."""
-    found = 0
-    for path in [*(scratch / "temporary").rglob("*"), *(scratch / "checkpoints").rglob("*")]:
+    folders = scratch / "temporary", scratch / "checkpoints"
+    return sum(size for folder in folders for size in file_sizes(folder)) / 1e9
+
+
+def file_sizes(folder: Path) -> Iterator[int]:
+    """Yield the bytes of each file below a folder."""
+    for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # it has gone
-            found += path.stat().st_size if path.is_file() else 0
-    return found / 1e9
+            if path.is_file():
+                yield path.stat().st_size
 
 
 def shared_files(pid: int) -> Iterator[tuple[int, int]]:

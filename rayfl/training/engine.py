@@ -24,7 +24,7 @@ from rayfl.training.batches import (
     as_tensor,
 )
 from rayfl.training.evaluation import Evaluation
-from rayfl.training.lanes import Lane, most_lanes
+from rayfl.training.lanes import most_lanes
 from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.stacks import Stacks
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories, to_host
@@ -197,7 +197,8 @@ class Engine:
         client = int(self.partition.sizes.argmax())
         unit = WorkUnit(1, (client,) * (2 if self.stacks.oracle.stacks else 1), TRIAL_LR)
         before = torch.cuda.memory_reserved(self.device)
-        graphed = self._try(unit, broadcast).graphed
+        self._try(unit, broadcast)
+        graphed = self.stacks.graphed
         if graphed is None:
             self.refused = (
                 "hyper-parameters change over the rounds"
@@ -214,13 +215,13 @@ class Engine:
             # Whoever draws from torch's generator must be alone: the clients' draws would mix.
             self.stacks.use(recorded=False)
 
-    def _try(self, unit: WorkUnit, broadcast: Broadcast) -> Lane:
+    def _try(self, unit: WorkUnit, broadcast: Broadcast) -> None:
         """Train the unit's clients for a few steps and evaluate, by kernels that never vary if possible."""
         for warn_only in (False, True):
             torch.use_deterministic_algorithms(True, warn_only=warn_only)
             # A recording has the numbers of its round in it.
             recorded = self.settings.cuda_graphs and not isinstance(self.algorithm, Scheduled)
-            lane = self.stacks.use(recorded)
+            self.stacks.use(recorded)
             memories: list[Arrays | None] = [None] * len(unit.clients)
             try:
                 self.model.train()
@@ -231,12 +232,11 @@ class Engine:
                 self.evaluate(broadcast, "test", 0, 1)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
-                return lane
+                return
             except RuntimeError as error:
                 if warn_only or "deterministic" not in str(error):
                     raise
                 self.varies = first_line(error)
-        raise AssertionError("the second attempt returns or raises")
 
     def __str__(self) -> str:
         """Describe the local steps: "PerClientGradient, CUDA graphs, 10 lanes"."""

@@ -21,6 +21,7 @@ from rayfl.training.batches import (
     client_steps,
     steps_per_round,
 )
+from rayfl.training.cuda_graphs import GraphedSteps
 from rayfl.training.function import Function
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
 from rayfl.training.lanes import Lane, in_turns, recording
@@ -63,10 +64,14 @@ class Stacks:
         """Number of recorded steps."""
         return sum(lane.graphed.recordings for lane in self._lanes if lane.graphed is not None)
 
-    def use(self, recorded: bool, lanes: int = 1) -> Lane:
-        """Begin anew with one lane, and at most so many once they are needed; return the first."""
+    @property
+    def graphed(self) -> GraphedSteps | None:
+        """The first lane's recorded steps; None: steps are not recorded."""
+        return self._lanes[0].graphed
+
+    def use(self, recorded: bool, lanes: int = 1) -> None:
+        """Begin anew with one lane, and at most so many once they are needed."""
         self._lanes, self.lanes = [self._lane(recorded)], lanes
-        return self._lanes[0]
 
     def train(
         self,

@@ -3,6 +3,7 @@
 Shapes: C clients of a stack, P parameters.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,12 +14,23 @@ from numpy_reference import Federation
 from torch import Tensor
 
 from rayfl.algorithms import Algorithm
-from rayfl.algorithms.base import Batch, ExperimentInfo, Loss, ServerContext, TensorInfo, Vectors
+from rayfl.algorithms.base import (
+    Batch,
+    ClientContext,
+    ExperimentInfo,
+    Loss,
+    ServerContext,
+    TensorInfo,
+    Vectors,
+)
 from rayfl.training.gradients.oracle import CROSS_ENTROPY
 from rayfl.training.local import SGD, LocalStep, Trained, Training
 
 # For methods that treat matrices otherwise than vectors: a wide one, a tall one and a vector.
 SHAPES = dict.fromkeys(("fedmuon", "fedsol"), ((2, 2, 1, 2), (3, 2), (2,)))
+
+# A context for methods that do not look at the clients' numbers of samples.
+client_context = functools.partial(ClientContext, samples=torch.ones(1, 1))
 
 
 class Minibatch(NamedTuple):

@@ -22,6 +22,7 @@ from quadratics import (
     State,
     aggregate,
     begin,
+    client_context,
     federation,
     info,
     last,
@@ -31,7 +32,7 @@ from quadratics import (
 )
 
 from rayfl.algorithms import ALGORITHMS, Algorithm
-from rayfl.algorithms.base import ClientContext, Loss, ServerContext, Vectors
+from rayfl.algorithms.base import Loss, ServerContext, Vectors
 from rayfl.algorithms.scheduled import Ramp, Scheduled
 
 INSTANCES = {name: method() for name, method in ALGORITHMS.items()} | {
@@ -163,15 +164,8 @@ def test_no_method_changes_an_input_in_place(algorithm):
     }
     x = start + torch.linspace(0.1, 0.3, 3, dtype=start.dtype).unsqueeze(1)
     steps = torch.full((3, 1), 4.0, dtype=start.dtype)
-    ctx = ClientContext(
-        start.expand(3, -1),
-        shared,
-        lr=0.1,
-        steps=steps,
-        step=0,
-        round=1,
-        experiment=info(f),
-        samples=torch.ones(1, 1),
+    ctx = client_context(
+        start.expand(3, -1), shared, lr=0.1, steps=steps, step=0, round=1, experiment=info(f)
     )
     watched: list[Vectors] = [{"w": state.w, "start": start, "x": x}, state.server, shared, memory]
     kept = [copied(group) for group in watched]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from quadratics import federation, last, states
+from quadratics import client_context, federation, last, states
 from torch import nn
 
 from rayfl.algorithms import ALGORITHMS
-from rayfl.algorithms.base import ClientContext, ExperimentInfo
+from rayfl.algorithms.base import ExperimentInfo
 from rayfl.algorithms.fedmuon import orthogonal
 from rayfl.training.flat import Layout, as_part
 
@@ -77,7 +77,7 @@ def test_a_step_is_that_of_plain_tensors_in_torchs_layout():
     momenta, Delta = drawn(300), drawn(400)
     info = ExperimentInfo((4,), 2, 1, None, tuple(layout.parameters))
     x = torch.zeros(2, P, dtype=torch.float64)
-    ctx = ClientContext(
+    ctx = client_context(
         start=x,
         shared={"M": flat(momenta), "Delta": flat(Delta)},
         lr=0.1,
@@ -85,7 +85,6 @@ def test_a_step_is_that_of_plain_tensors_in_torchs_layout():
         step=0,
         round=1,
         experiment=info,
-        samples=torch.ones(1, 1),
     )
     memory = {}
     for k, gradient in enumerate(gradients):

@@ -5,9 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from quadratics import client_context
 from torch import Tensor
 
-from rayfl.algorithms.base import ClientContext, ServerContext
+from rayfl.algorithms.base import ServerContext
 from rayfl.algorithms.noise import ClientNoise, server_noise
 
 FILLS = [
@@ -121,7 +122,7 @@ def test_a_fill_that_leaves_its_row_as_it_is_is_refused():
 def test_a_context_without_a_seed_says_so():
     like = torch.zeros(3)
     contexts = (
-        ClientContext(like, {}, 0.1, like, 0, 1, experiment=None, samples=torch.ones(1, 1)),  # pyright: ignore
+        client_context(like, {}, 0.1, like, 0, 1, experiment=None),  # pyright: ignore
         ServerContext(0.1, 1.0, 1.0, 1),
     )
     for ctx in contexts:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from quadratics import Minibatch, Quadratic, federation, info, last, states
+from quadratics import Minibatch, Quadratic, client_context, federation, info, last, states
 from torch import Tensor
 
 from rayfl import models
@@ -256,7 +256,7 @@ def test_fednova_uploads_updates_of_one_length():
     """4 steps are those of `local_steps`: nothing is scaled. One step counts as four of its kind."""
     fixed = replace(INFO, local_epochs=None, local_steps=4)
     start, steps = torch.zeros(2, 3), torch.tensor([[4.0], [1.0]])
-    ctx = ClientContext(start, {}, 0.1, steps, 4, 1, fixed, samples=torch.ones(1, 1))
+    ctx = client_context(start, {}, 0.1, steps, 4, 1, fixed)
     delta = torch.tensor([[0.1, -0.7, 0.3], [0.2, 0.3, -0.4]])
     uploads, _ = method("fednova").upload(delta, {}, ctx)
     assert torch.equal(uploads["delta"], torch.stack([delta[0], 4 * delta[1]]))
@@ -285,16 +285,7 @@ def test_fedexp_of_clients_at_right_angles_steps_by_half_of_their_number(clients
     """S equally long D_i: ||D||^2 is ||D_i||^2 / S."""
     fedexp, w = method("fedexp", epsilon=1e-12), torch.zeros(8, dtype=torch.float64)
     deltas = 3 * torch.eye(8, dtype=torch.float64)[:clients]
-    ctx = ClientContext(
-        torch.zeros_like(deltas),
-        {},
-        0.1,
-        torch.ones(clients, 1),
-        1,
-        1,
-        INFO,
-        samples=torch.ones(1, 1),
-    )
+    ctx = client_context(torch.zeros_like(deltas), {}, 0.1, torch.ones(clients, 1), 1, 1, INFO)
     uploads, _ = fedexp.upload(deltas, {}, ctx)
     mean = {name: value.mean(0) for name, value in uploads.items()}
     end, server = fedexp.server_step(
@@ -308,9 +299,7 @@ def test_fedexp_of_clients_at_right_angles_steps_by_half_of_their_number(clients
 def test_fedwsam_weighs_the_sharpness_by_kappa(decoupled, weight):
     """gamma = 0.8, so kappa = 4. The gradient is 2 at the start and rho / sqrt(3) more at y + e."""
     start = torch.zeros(1, 3, dtype=torch.float64)
-    ctx = ClientContext(
-        start, {"Delta": ZEROS}, 0.1, torch.tensor([[2.0]]), 0, 1, INFO, samples=torch.ones(1, 1)
-    )
+    ctx = client_context(start, {"Delta": ZEROS}, 0.1, torch.tensor([[2.0]]), 0, 1, INFO)
     wsam = method("fedwsam", alpha=0.25, gamma=0.8, rho=0.3 * 3**0.5, decoupled=decoupled)
     direction, _ = wsam.local_step(start, {}, lambda x: x + 2, ctx)
     torch.testing.assert_close(direction, torch.full_like(start, 0.25 * 2 + weight * 0.3))
@@ -380,9 +369,7 @@ def test_the_pull_of_fedgmt_is_the_slope_of_its_divergence():
     A = torch.zeros(1, 5, 5, dtype=torch.float64)
     batch = Minibatch(A, torch.tensor(b[None]), torch.zeros(1, 5, dtype=torch.float64))
     x, shared = torch.tensor(y[None]), {"e": torch.tensor(e)}
-    ctx = ClientContext(
-        x, shared, 0.1, torch.tensor([[1.0]]), 0, 1, info(f), samples=torch.ones(1, 1)
-    )
+    ctx = client_context(x, shared, 0.1, torch.tensor([[1.0]]), 0, 1, info(f))
     pull, _ = method("fedgmt", gamma=gamma, tau=tau).local_step(
         x, {"h_i": torch.zeros_like(x)}, lambda at, p: Quadratic()(at, batch, Loss(p))[0], ctx
     )
@@ -445,15 +432,8 @@ def test_igfl_of_one_client_is_fedavg():
 def test_igfl_among_many_clients_takes_the_direction_of_fedcm():
     """A client's own part of c is then nothing."""
     many, start = replace(INFO, samples=range(10**18)), torch.zeros(2, 3, dtype=torch.float64)
-    ctx = ClientContext(
-        start,
-        {},
-        lr=0.1,
-        steps=torch.tensor([[2.0]] * 2),
-        step=0,
-        round=1,
-        experiment=many,
-        samples=torch.ones(1, 1),
+    ctx = client_context(
+        start, {}, lr=0.1, steps=torch.tensor([[2.0]] * 2), step=0, round=1, experiment=many
     )
     c = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     igfl, fedcm = method("igfl", gamma=0.75), method("fedcm", alpha=0.25)
@@ -533,16 +513,7 @@ def test_asyncsam_takes_a_step_of_sam_first():
 def test_asyncsam_perturbs_along_the_gradient_of_tau_steps_before():
     """Gradients at the iterates are the number of the step; each call tells where it is."""
     x, points = torch.zeros(1, 3), []
-    ctx = ClientContext(
-        x,
-        {},
-        0.1,
-        torch.tensor([[6.0]]),
-        step=0,
-        round=1,
-        experiment=INFO,
-        samples=torch.ones(1, 1),
-    )
+    ctx = client_context(x, {}, 0.1, torch.tensor([[6.0]]), step=0, round=1, experiment=INFO)
     memory = {}
     for k in range(6):
 
@@ -588,15 +559,8 @@ def test_fedsol_perturbs_away_from_the_start_points_outputs():
     start = torch.randn(2, 19, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     away = torch.linspace(-1, 2, 38, dtype=torch.float64).view(2, 19)
     away[:, 3] = away[:, 12] = away[:, 14] = 0  # a parameter; a column
-    ctx = ClientContext(
-        start,
-        {},
-        0.1,
-        torch.full((2, 1), 2.0),
-        step=1,
-        round=1,
-        experiment=info(f),
-        samples=torch.ones(1, 1),
+    ctx = client_context(
+        start, {}, 0.1, torch.full((2, 1), 2.0), step=1, round=1, experiment=info(f)
     )
     fixed = perturbation(method("fedsol", rho=0.3, strength="fixed"), start + away, ctx)
     torch.testing.assert_close(fixed.norm(dim=-1), torch.full((2,), 0.3, dtype=torch.float64))
@@ -818,16 +782,7 @@ def test_alpha_falls_where_clients_agree_with_the_momentum_and_rises_where_not(a
     server = adaptive.init_server(w) | {"Delta": torch.tensor([3.0, 0.0], dtype=torch.float64)}
     g_i = torch.tensor([[agreement, (1 - agreement**2) ** 0.5]], dtype=torch.float64)
     steps, lr = torch.tensor([[4.0]]), 0.1
-    ctx = ClientContext(
-        w.expand(1, -1),
-        adaptive.broadcast(w, server)[1],
-        lr,
-        steps,
-        4,
-        1,
-        INFO,
-        samples=torch.ones(1, 1),
-    )
+    ctx = client_context(w.expand(1, -1), adaptive.broadcast(w, server)[1], lr, steps, 4, 1, INFO)
     uploads, _ = adaptive.upload(-4 * lr * g_i, {}, ctx)
     mean = {name: value.mean(0) for name, value in uploads.items()}
     _, after = adaptive.server_step(w, server, mean, ServerContext(lr, 4.0, 1.0, 1))
@@ -942,15 +897,8 @@ def test_a_correction_changes_the_direction(case):
     """Direction where the gradient is 2: released code adds corrections to the loss, to no effect."""
     algorithm, shared, memory, expected = CORRECTIONS[case]
     start = torch.zeros(1, 3)
-    ctx = ClientContext(
-        start,
-        shared,
-        lr=0.1,
-        steps=torch.tensor([[2.0]]),
-        step=0,
-        round=1,
-        experiment=INFO,
-        samples=torch.ones(1, 1),
+    ctx = client_context(
+        start, shared, lr=0.1, steps=torch.tensor([[2.0]]), step=0, round=1, experiment=INFO
     )
     stack = {name: value.unsqueeze(0) for name, value in memory.items()}
     direction, _ = algorithm.local_step(start, stack, lambda x, *_, **options: x + 2, ctx)
@@ -969,15 +917,8 @@ def test_a_correction_changes_the_direction(case):
 def test_a_proximal_term_pulls_back_to_the_start(algorithm):
     """Direction where the gradient is 2, at 3 from the start."""
     start, memory = torch.ones(1, 3), algorithm.init_client(torch.ones(1, 3))
-    ctx = ClientContext(
-        start,
-        {},
-        lr=0.1,
-        steps=torch.tensor([[2.0]]),
-        step=1,
-        round=1,
-        experiment=INFO,
-        samples=torch.ones(1, 1),
+    ctx = client_context(
+        start, {}, lr=0.1, steps=torch.tensor([[2.0]]), step=1, round=1, experiment=INFO
     )
     direction, _ = algorithm.local_step(start + 3, memory, lambda x: 2 + 0 * x, ctx)
     torch.testing.assert_close(direction, torch.full((1, 3), 2 + 0.5 * 3))
@@ -986,15 +927,8 @@ def test_a_proximal_term_pulls_back_to_the_start(algorithm):
 def test_the_learning_rate_of_fedswa_falls_by_the_same_amount_in_every_step():
     """From 1 towards rho, over each client's own number of steps."""
     steps = torch.tensor([[4.0], [2.0]])
-    ctx = ClientContext(
-        torch.zeros(2, 3),
-        {},
-        lr=0.1,
-        steps=steps,
-        step=0,
-        round=1,
-        experiment=INFO,
-        samples=torch.ones(1, 1),
+    ctx = client_context(
+        torch.zeros(2, 3), {}, lr=0.1, steps=steps, step=0, round=1, experiment=INFO
     )
     falling = method("fedswa", rho=0.2).local_step
     directions = [falling(ctx.start, {}, torch.ones_like, ctx._replace(step=k))[0] for k in (0, 1)]

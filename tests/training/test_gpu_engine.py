@@ -235,9 +235,9 @@ def test_a_run_says_what_a_gpu_makes_of_its_steps(capsys):
         {"device": "cpu", "processor": "AVX2"},
     )
     display.actors([gpu | {"engine": graphs}] * 2 + [cpu])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"2 x NVIDIA H100: {graphs}"
-    assert "unlike processors (1 with AVX2, 2 with NVIDIA H100)" in said[1]
+    engine, warning = capsys.readouterr().out.splitlines()
+    assert engine == f"2 x NVIDIA H100: {graphs}"
+    assert "unlike processors (1 with AVX2, 2 with NVIDIA H100)" in warning
 
 
 @pytest.mark.parametrize(
