@@ -72,19 +72,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+# Fixtures that take seconds to make.
+COSTLY = ("ray_session", "stored", "finished", "study", "interrupted")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use the session's Ray: `-m "not ray"` leaves them out.
 
-    With `-n 2 --dist loadgroup` one process has all of them, and one has those that ask the store `stored`.
+    With `-n 2 --dist loadgroup` one process has all of them, and one has all tests of a costly fixture.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "ray_session" in fixtures:
             item.add_marker("ray")
-        for shared in ("ray_session", "stored"):
+        for shared in COSTLY:
             if shared in fixtures:
                 item.add_marker(pytest.mark.xdist_group(shared))
+                break
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -170,7 +170,7 @@ def test_a_failed_run_keeps_its_rounds(tracked, client, name, error, message, ro
         ("nonsense://x", "tracking.uri = 'nonsense://x': MLflow cannot use it"),
     ],
 )
-def test_a_store_that_is_not_there_is_an_error_before_any_actor(uri, message, tracked):
+def test_a_store_that_is_not_there_is_an_error_before_any_actor(uri, message, tracked, ray_session):
     tracked["tracking"] = {"uri": uri}
     started = []
     with pytest.raises(ConfigError, match=message):

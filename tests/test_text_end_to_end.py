@@ -32,6 +32,7 @@ def test_the_shipped_config_learns():
     assert result.summary["perplexity_final"] < 12
 
 
+@pytest.mark.slow
 def test_a_pretrained_classifier_with_adapters_and_its_tokenizer(small, tmp_path):
     """Texts of three groups, good or bad, by a BERT of a few thousand parameters."""
     texts = tmp_path / "texts.jsonl"

@@ -105,7 +105,7 @@ class Lease:
             return claim.pid != os.getpid() and _exists(claim.pid)
         until = time.monotonic() + LOST_SECONDS
         while time.monotonic() < until:
-            time.sleep(1.0)
+            time.sleep(min(1.0, RENEWED_SECONDS))
             now = self._others().get(key)
             if now is None:
                 return False

@@ -41,7 +41,7 @@ def is_outage(error: Exception) -> bool:
 
 def retry_during_outage(uri: str, call: Callable[[], Any]) -> Any:
     """Call until the store is available, and return the result. Raises OutageError after some minutes."""
-    began, pause = time.monotonic(), 1.0
+    began, pause = time.monotonic(), min(1.0, LONGEST_PAUSE_SECONDS)
     while True:
         try:
             return call()

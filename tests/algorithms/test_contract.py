@@ -358,6 +358,7 @@ def test_every_hyper_parameter_is_bounded(method):
             adapter.validate_python({field.name: value})
 
 
+@pytest.mark.slow
 @each(which=HYPER_PARAMETERS)
 def test_every_hyper_parameter_counts(which):
     """Another value of it leads elsewhere: none is read by nobody, or overwritten in the code."""
@@ -391,6 +392,7 @@ BESIDE_A_RAMP = {("fedgf", "rho"): {"threshold": 1e9}}
 ENDS = {("fedgf", "threshold"): 1e9}
 
 
+@pytest.mark.slow
 @each(case=FLOATS)
 def test_every_ramp_shows(case):
     """Each number by itself: none is read before the first round alone, but for those that say so."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import rarely
 from quadratics import Minibatch, Quadratic, client_context, federation, info, last, states
 from torch import Tensor
 
@@ -611,8 +612,7 @@ def test_fedadam_without_memory_moves_every_parameter_by_its_learning_rate():
     "corrected",
     [
         method("scaffold"),
-        method("feddyn", lam=0.5),
-        method("fedgmt", lam=0.5, alpha=0.6, duals="all"),
+        *rarely([method("feddyn", lam=0.5), method("fedgmt", lam=0.5, alpha=0.6, duals="all")]),
     ],
 )
 def test_corrected_clients_agree_at_the_optimum_of_the_mean_loss(corrected):
@@ -623,6 +623,7 @@ def test_corrected_clients_agree_at_the_optimum_of_the_mean_loss(corrected):
     assert np.abs(last(method("fedavg"), f).w.numpy() - best).max() > 0.1
 
 
+@pytest.mark.slow
 def test_fedgmt_rests_with_the_duals_of_all_clients_alone():
     """Without noise, under partial participation."""
     f = federation(rounds=300, noise=0.0)._replace(eta=(0.1,) * 300)

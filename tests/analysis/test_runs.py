@@ -11,6 +11,7 @@ from rayfl.analysis import runs as store
 from rayfl.analysis.metrics import COSTS, metric
 from rayfl.analysis.store import address_of
 from rayfl.errors import ConfigError
+from rayfl.tracking.defaults import default_uri
 from rayfl.tracking.store import TrackingStore
 
 BY = ["algorithm.name", "algorithm.rho", "partition.alpha"]
@@ -231,8 +232,8 @@ def test_what_is_not_there_is_named(stored, arguments, message):
 
 
 @pytest.mark.parametrize("old", ["federation.cohort_size", "federation.dropout"])
-def test_runs_of_an_earlier_version_are_refused(tmp_path, old):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_runs_of_an_earlier_version_are_refused(store_here, old):
+    uri = default_uri()
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("rayfl"), tags={"rayfl.config_hash": "0"})
     client.log_param(run.info.run_id, old, "0.1")
@@ -241,8 +242,8 @@ def test_runs_of_an_earlier_version_are_refused(tmp_path, old):
     assert "\n" not in str(raised.value)
 
 
-def test_the_newest_version_counts_and_a_run_without_one_is_none(tmp_path):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_the_newest_version_counts_and_a_run_without_one_is_none(tmp_path, store_here):
+    uri = default_uri()
     MlflowClient(uri).create_experiment("rayfl", (tmp_path / "artifacts").as_uri())
     kept, run = TrackingStore(uri, "rayfl"), config("fedavg", None, 0.1, 0)
 

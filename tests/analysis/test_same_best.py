@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from typing import NamedTuple
 
 import pytest
@@ -64,8 +65,9 @@ class Study(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, empty_store):
     folder = tmp_path_factory.mktemp("study")
+    shutil.copy(empty_store, folder)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(uri)
     client.create_experiment("rayfl", artifact_location=(folder / "artifacts").as_uri())

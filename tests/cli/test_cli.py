@@ -112,6 +112,7 @@ def test_bad_input_is_one_line_and_code_2(rayfl, arguments, message):
     assert all(re.search(r" \(\d+ s\)$", phase) for phase in phases)
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-c", "from rayfl.cli.main import main; main()", "run", QUICKSTART]
     done = subprocess.run(
@@ -492,6 +493,7 @@ def test_the_partition_counts_what_clients_train_on(rayfl):
     assert sum(int(row[1]) for row in table_rows(out)) == int(total)
 
 
+@pytest.mark.slow
 def test_the_partition_table_of_very_many_clients_shows_a_thousand(rayfl, tmp_path):
     iid = ("partition.name=iid", "federation.clients=1200")
     code, out, _ = rayfl("partition", QUICKSTART, *iid, "--plot", "some.svg")

@@ -37,6 +37,7 @@ def finished(rayfl, empty_store, tmp_path):
 FEW = ("--local", "--rho", "0.05", "--scale-free-rho", "0.5", "--draws", 2, "--lanczos", 10)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_then_known(rayfl, finished):
     code, out, err = rayfl("flatness", "latest", *FEW, "--clients", 2)
     assert code == 0

@@ -22,6 +22,7 @@ def test_every_config_has_a_name_and_says_what_it_is():
         assert shipped.about(file), name
 
 
+@pytest.mark.slow
 def test_a_printed_config_means_the_same_in_any_directory(tmp_path):
     for name, file in shipped.names().items():
         mine = tmp_path / "mine.yaml"

@@ -729,8 +729,9 @@ def test_importing_the_sources_is_cheap():
     assert result.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("clients", "classes"), [(1, 2), (10, 10), (300, 47)])
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize(
+    ("clients", "classes", "suffix"), [(1, 2, "png"), (10, 10, "svg"), (300, 47, "png")]
+)
 def test_heatmap_is_written(tmp_path, clients, classes, suffix):
     file = tmp_path / f"partition.{suffix}"
     heatmap(RNG.integers(0, 9, (clients, classes)), tuple(map(str, range(classes))), file)

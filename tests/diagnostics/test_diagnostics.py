@@ -15,9 +15,12 @@ from rayfl.errors import ConfigError
 from rayfl.experiment import run
 from rayfl.flatness.measures import Effort
 from rayfl.prepare import prepare
+from rayfl.tracking.defaults import default_uri
 from rayfl.training.flat import Layout
 
-QUICK = Question(effort=Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=3, lanczos_steps=12))
+QUICK = Question(
+    effort=Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=3, lanczos_steps=12, grid=7)
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,7 @@ def test_what_was_measured_is_in_mlflow_and_not_measured_again(finished):
     assert started
 
 
+@pytest.mark.slow
 def test_any_number_of_actors_gives_the_same_bits(finished, ray_session):
     """Without MLflow nothing is known before: each of these is computed."""
     experiment, _, folder = finished
@@ -138,12 +142,12 @@ def test_an_unknown_run_is_refused(finished):
             flatness(unknown, uri=experiment.tracking.uri, local=True)
 
 
-def test_the_beginning_of_an_id_names_the_only_run_that_has_it(finished, tmp_path):
+def test_the_beginning_of_an_id_names_the_only_run_that_has_it(finished, store_here):
     experiment, result, _ = finished
     found = find(result.run_id[:8], ["last"], uri=experiment.tracking.uri)
     assert found.records is not None
     assert found.records.run_id == result.run_id
-    client = MlflowClient(uri := f"sqlite:///{tmp_path}/other.db")
+    client = MlflowClient(uri := default_uri())
     tags = {"rayfl.kind": "experiment"}
     ids = [client.create_run("0", tags=tags).info.run_id for _ in range(17)]
     first = next(one for one in "0123456789abcdef" if sum(i[0] == one for i in ids) > 1)
@@ -230,7 +234,11 @@ def test_a_line_needs_one_model(finished, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "limit", "here"),
-    [([], 20.0, True), ([], 0.0, False), (["ray.address=auto"], 20.0, False)],
+    [
+        ([], 20.0, True),
+        pytest.param([], 0.0, False, marks=pytest.mark.slow),
+        pytest.param(["ray.address=auto"], 20.0, False, marks=pytest.mark.slow),
+    ],
     ids=["few seconds", "many seconds", "a cluster"],
 )
 def test_few_seconds_of_work_start_no_ray(finished, monkeypatch, ray_session, given, limit, here):

@@ -28,6 +28,8 @@ from rayfl.flatness.measures import Effort
 from tuning.config import load_sweep
 from tuning.sweep import run
 
+pytestmark = pytest.mark.slow  # two sweeps, and the flatness of their trials
+
 EFFORT = Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=2, lanczos_steps=10, grid=5)
 QUESTION = Question(measures=("gap", "hessian", "landscape"), splits=("train",), effort=EFFORT)
 

@@ -135,6 +135,7 @@ def test_the_last_model_alone_is_the_model_itself(small):
     assert np.array_equal(server.final().average[0], server.final().w)
 
 
+@pytest.mark.slow
 @each(name=ALGORITHMS.keys())
 def test_every_methods_global_models_are_averaged(name, ready):
     server, models = a_server(ready, ALGORITHMS[name]()), []

@@ -59,6 +59,7 @@ class UploadsTwice(Algorithm):
 METHODS = {name: ALGORITHMS[name]() for name in ("fedavg", "scaffold", "fedwmsam", "fednsam")}
 
 
+@pytest.mark.slow
 @each(algorithm=METHODS | {"uploads twice": UploadsTwice()})
 def test_the_clients_end_where_the_next_round_ends(algorithm, small):
     """From the state after round 2, with its memories: the mean of the ends is round 3's."""
@@ -139,6 +140,7 @@ def largest(objective):
     return float(v @ objective.products(v[None])[0])
 
 
+@pytest.mark.slow
 def test_sam_perturbs_by_rho_along_its_own_gradient(small):
     _, ask, pooled = after(2, ALGORITHMS["fedsam"](rho=0.07), small)
     found = measure_variance(ask, ask.clients(2), ALL, EFFORT)

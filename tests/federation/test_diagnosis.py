@@ -38,6 +38,7 @@ def test_it_is_measured_when_due_and_after_the_last_round(diagnosed, small):
     assert run(without, local=True).model_sha256 == result.model_sha256
 
 
+@pytest.mark.slow
 def test_it_is_what_the_command_measures_of_the_checkpoint(diagnosed):
     config = load_config(diagnosed)
     result = run(config, local=True)
@@ -53,6 +54,7 @@ def test_it_is_what_the_command_measures_of_the_checkpoint(diagnosed):
         np.testing.assert_allclose(part["value"], found.astype(float), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_same_numbers(diagnosed):
     config = load_config(diagnosed)
     whole = run(config, local=True)
@@ -63,6 +65,7 @@ def test_a_run_that_goes_on_has_the_same_numbers(diagnosed):
     pd.testing.assert_frame_equal(again.history[columns], whole.history[columns])
 
 
+@pytest.mark.slow
 def test_actors_measure_the_same(diagnosed, ray_session):
     config = load_config(diagnosed, ["tracking.enabled=false", "checkpoint.every=null"])
     here = run(config, local=True)

@@ -17,6 +17,7 @@ def test_poisson_sampling_is_what_the_library_says():
         assert found[rounds - 1] == pytest.approx(accountant.get_epsilon(0.01), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_published_value_of_the_moments_accountant():
     """Abadi et al. 2016, arXiv:1607.00133, section 3.2: 1.26; later bounds of the same noise are lower."""
     last = epsilons(4.0, "bernoulli", 0.01, 600, 60_000, 10_000, 1e-5)[-1]
@@ -45,6 +46,7 @@ def test_sampling_never_costs(cohort):
         assert found[-1] == pytest.approx(plain.get_epsilon(0.1), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_epsilon_grows_with_the_rounds_and_falls_with_the_noise():
     for sampling in ("bernoulli", "uniform"):
         little, much = (epsilons(z, sampling, 0.1, 10, 100, 20, 0.01) for z in (1.0, 2.0))

@@ -63,6 +63,7 @@ def test_server_and_clients_are_sent_no_object_for_each_client():
     assert abs(in_objects(50_000) - in_objects(100)) < 1000
 
 
+@pytest.mark.slow
 def test_a_run_of_200_000_clients_and_what_it_leaves(store_here, tmp_path):
     clients = 200_000
     result = run(config(clients, tracking={}), local=True)

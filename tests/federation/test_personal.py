@@ -88,6 +88,7 @@ def test_drawn_samples_and_clients_come_near_the_exact_numbers(small):
     assert 0 < apart.max() < 0.12  # a standard deviation is at most 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @each(method=["fedavg", "ditto"])
 def test_actors_and_resumed_runs_give_the_same_numbers(method, tmp_path):
@@ -108,6 +109,7 @@ def test_actors_and_resumed_runs_give_the_same_numbers(method, tmp_path):
     assert again.model_sha256 == here.model_sha256
 
 
+@pytest.mark.slow
 @each(method=["local", "ditto", "fedper", "fedrep"])
 def test_own_models_are_better_than_a_global_one_where_clients_differ(method):
     """Two classes a client: a client's own model need not tell the others apart."""

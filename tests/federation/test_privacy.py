@@ -107,6 +107,7 @@ def test_the_noise_reaches_the_mean(at):
     assert metrics[0]["cost/bytes_up"] == 5 * 4 * len(SEEN[0][0])
 
 
+@pytest.mark.slow
 @each(name=[name for name, method in ALGORITHMS.items() if method.sends == "all"])
 def test_every_method_trains_with_finite_numbers(name):
     private = {"clip": 1.0, "noise": 0.3}
@@ -126,6 +127,7 @@ def test_noise_does_not_depend_on_the_units(at):
     assert (ends[0] - ends[2]).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_any_number_of_actors_has_the_same_bits(ray_session):
     prepared = experiment("scaffold", PRIVATE | {"at": "clients"})
     expected, _ = trained(prepared)

@@ -29,6 +29,7 @@ def ready():
     return prepare(load_config(config))
 
 
+@pytest.mark.slow
 @each(name=[name for name in ALGORITHMS if name != "local"])  # whose global model stays
 def test_every_method_trains_in_each_round_with_that_rounds_numbers(name, ready):
     """All its numbers fall at once; the other run changes the method by hand between its rounds."""

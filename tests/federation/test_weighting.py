@@ -121,6 +121,7 @@ def equal():
     return [prepared(config, partition, weighting=w) for w in ("uniform", "samples", "steps")]
 
 
+@pytest.mark.slow
 @each(name=ALGORITHMS.keys())
 def test_on_equal_clients_every_method_is_the_same_under_all_weightings(name, equal):
     """To rounding: a mean of equal weights is the plain one, in every upload and in ctx.participation."""

@@ -24,6 +24,7 @@ def config(small, store_here):
     return load
 
 
+@pytest.mark.slow
 def test_finished_runs_keep_their_model_and_all_others_what_they_have(config, small, tmp_path):
     finished = run(config(1), local=True)
     stopped(config(2))

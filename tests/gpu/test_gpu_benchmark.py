@@ -109,6 +109,7 @@ def faulty(tmp_path_factory):
     return out, start(HERE / "faulty_parts.py", out=out, device="cuda").wait(120)
 
 
+@pytest.mark.slow
 def test_parts_that_go_wrong_leave_the_others_and_what_they_had(faulty):
     out, code = faulty
     assert code == 1
@@ -133,6 +134,7 @@ def test_parts_that_go_wrong_leave_the_others_and_what_they_had(faulty):
     ]
 
 
+@pytest.mark.slow
 def test_the_last_table_has_everything(faulty):
     out, _ = faulty
     shown = subprocess.run(
@@ -150,6 +152,7 @@ def test_a_driver_that_passes_says_so(tmp_path):
     assert start(HERE / "faulty_parts.py", "--parts", "fine,last", out=out).wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_part_without_time_is_skipped(tmp_path):
     out = tmp_path / "out"
     arguments = ["--parts", "hangs,last", "--limit", "8", out]
@@ -158,6 +161,7 @@ def test_a_part_without_time_is_skipped(tmp_path):
     assert (skipped.what, skipped.ok) == ("skipped", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_is_killed_leaves_its_results_and_no_process(tmp_path, with_signal):
     out = tmp_path / "out"

@@ -30,6 +30,7 @@ def interpreted() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_group_norm_is_that_of_float64(interpreted, subtests):
     for name, found in interpreted["group_norms"].items():
         with subtests.test(name):
@@ -38,14 +39,17 @@ def test_group_norm_is_that_of_float64(interpreted, subtests):
             assert found["error"] < max(BOUND, 2 * found["plain"])
 
 
+@pytest.mark.slow
 def test_group_norm_stays_channels_last(interpreted):
     assert interpreted["memory_formats"] == {"y": True, "dx": True}
 
 
+@pytest.mark.slow
 def test_what_the_kernels_do_not_take_is_pytorchs(interpreted):
     assert all(interpreted["fallbacks"].values()), interpreted["fallbacks"]
 
 
+@pytest.mark.slow
 @each(kernel=["difference_plus", "sgd", "norms"])
 def test_flat_arithmetic_is_that_of_float64(interpreted, kernel):
     for name, of_case in interpreted[kernel].items():
@@ -56,18 +60,21 @@ def test_flat_arithmetic_is_that_of_float64(interpreted, kernel):
         assert of_case["error"] < BOUND, name
 
 
+@pytest.mark.slow
 def test_local_steps_use_the_kernels(interpreted):
     found = interpreted["local_steps"]
     assert found["ran"] == {"difference_plus": 2, "of_norm": 7, "sgd_step_": 3}  # 2 cosines
     assert found["error"] < BOUND
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_model_use_the_kernels(interpreted):
     found = interpreted["models"]
     assert found["ran"] == {"forward": 1, "backward": 1, "summed": 1}
     assert found["error"] < BOUND
 
 
+@pytest.mark.slow
 def test_kernels_that_are_wrong_stay_off_and_the_check_says_why(interpreted):
     found = interpreted["broken"]
     assert found["as they are"] is None
@@ -95,6 +102,7 @@ def test_a_cpu_computes_as_pytorch_does():
     assert torch.equal(moved, torch.addcmul(u * (1 - rate * 0.1), v, -rate))
 
 
+@pytest.mark.slow
 def test_triton_is_not_imported_where_it_is_not_used():
     code = (
         "import sys, torch, rayfl.training.engine; from rayfl import kernels; "

@@ -15,6 +15,7 @@ from rayfl.runtime import actors, cluster
 from rayfl.runtime.placement import ResourceRequest, place
 
 
+@pytest.mark.slow
 def test_resources_in_use_are_an_error_within_the_time_out(ray_session, monkeypatch):
     monkeypatch.setattr(actors, "PLACEMENT_TIMEOUT_S", 1)
     group = ray.util.placement_group([{"CPU": 3}])

@@ -1,5 +1,6 @@
 """Client actors that compute on unlike processors."""
 
+import pytest
 import ray
 
 from rayfl.config.schema import load_config
@@ -10,6 +11,7 @@ from rayfl.runtime.client import ClientActor
 from rayfl.runtime.pool import ActorPool
 
 
+@pytest.mark.slow
 def test_actors_with_other_vector_instructions_are_told_apart(ray_session, small):
     _, client = prepare(load_config(small)).specs()
     spec, capabilities = stored(client), ("default", "default", "avx2")

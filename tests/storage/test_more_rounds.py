@@ -36,6 +36,7 @@ def same(result, whole):
     assert result.history[timeless].equals(whole.history[timeless])
 
 
+@pytest.mark.slow
 def test_more_rounds_give_what_they_would_have_given_from_the_start(config, store_here):
     recorded = "tracking.enabled=true"
     whole = run(config(5, "checkpoint.dir=elsewhere"), local=True)

@@ -32,6 +32,7 @@ def without_tracking(config):
     return config.model_copy(update={"tracking": tracking})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_experiment", [False, True])
 def test_a_run_that_is_deleted_while_it_runs_ends_after_the_next_checkpoint(
     config, whole_experiment, monkeypatch

@@ -17,7 +17,8 @@ NAMES = ["plain", "a b", "50%", "c%20d", "a?b", "e#f", "it's", 'x?y%25z#w ü&="@
 
 
 @pytest.mark.parametrize(
-    ("name", "made_here"), [*((name, False) for name in NAMES), (NAMES[-2], True)]
+    ("name", "made_here"),
+    [*((name, False) for name in NAMES), pytest.param(NAMES[-2], True, marks=pytest.mark.slow)],
 )
 def test_records_are_in_the_working_directory_whatever_its_name(
     name, made_here, tmp_path, monkeypatch, empty_store

@@ -123,6 +123,7 @@ def test_looking_leaves_statistics_and_mode_alone():
         assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_the_gradient_and_the_statistics_are_those_of_the_whole_model(norm):
     torch.manual_seed(0)

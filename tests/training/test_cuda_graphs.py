@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import rarely
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -167,7 +168,7 @@ def same(left: Trained, right: Trained) -> bool:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *((name, "dense") for name in ALGORITHMS),
+        *(pytest.param(name, "dense", marks=pytest.mark.slow) for name in ALGORITHMS),
         *((name, kind) for name in ("fedwmsam", "moon") for kind in ("module", "client")),
         ("fedsam with momentum", "dense"),
     ],
@@ -405,7 +406,7 @@ def test_a_model_that_draws_from_torchs_generator_is_not_recorded():
     assert same(trained, expected)
 
 
-@pytest.mark.parametrize("name", ["fedwmsam", "local_adamw", "own_methods:CountsBySize"])
+@pytest.mark.parametrize("name", ["fedwmsam", *rarely(["local_adamw", "own_methods:CountsBySize"])])
 def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypatch):
     """Six clients of unequal sizes, several rounds, their memories kept."""
 

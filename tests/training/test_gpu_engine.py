@@ -64,6 +64,7 @@ def test_a_kernel_that_may_differ_every_time_is_named(small, varies, monkeypatch
         assert engine.varies.startswith("put_ does not have a deterministic implementation")
 
 
+@pytest.mark.slow
 def test_a_process_whose_gpu_is_of_no_use_ends():
     """As one that has died: its work unit runs again elsewhere. Here no GPU answers at all."""
     if torch.cuda.is_available():
@@ -209,6 +210,7 @@ def test_a_device_that_keeps_memories_has_the_bits_of_one_that_does_not(small, m
     assert taken[0] > 0
 
 
+@pytest.mark.slow
 def test_client_actors_with_different_kernels_are_an_error(ray_session):
     """Those of a node without a C compiler would round differently."""
 

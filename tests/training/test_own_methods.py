@@ -38,7 +38,9 @@ def check(algorithm: Algorithm, info: ExperimentInfo = SMALL, lrs=EXPONENTIAL) -
 
 
 @pytest.mark.parametrize("info", [LARGE, *rarely([info((1,), (1,), clients=2)])])
-@pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), *RIGHT], ids=lambda a: a.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [*rarely(ALGORITHMS.values()), *RIGHT], ids=lambda a: a.__name__
+)
 def test_a_method_that_keeps_the_rules_passes(algorithm, info):
     check(algorithm(), info)
 

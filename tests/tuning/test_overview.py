@@ -62,6 +62,7 @@ def test_the_page_of_a_sweep_has_its_settings_and_results(sweep_of, tmp_path):
     assert "rho=0.05 local_epochs=2 seed=1" in names
 
 
+@pytest.mark.slow
 def test_a_setting_that_changed_is_a_tag(sweep_of):
     sweep_of()
     store, parent = sweep_of("seeds=[0,1,2]")
@@ -69,6 +70,7 @@ def test_a_setting_that_changed_is_a_tag(sweep_of):
     assert (run.data.params["seeds"], run.data.tags["now.seeds"]) == ("[0, 1]", "[0, 1, 2]")
 
 
+@pytest.mark.slow
 def test_pictures_that_fail_are_a_warning(sweep_of, monkeypatch, caplog):
     def fail(*_):
         raise OSError("no space left")

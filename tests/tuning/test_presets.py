@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ TINY = ["base.federation.rounds=2", "base.federation.clients=20", "seeds=[20,0]"
 TINY += ["base.federation.local_epochs=1", "space.algorithm.rho.grid=[0.01,0.5]"]
 
 
+load = cache(presets.load)
+
+
 def row(point, seed, state="finished", **summary):
     trial = PlannedTrial(point, seed, f"{point}{seed}", None)
     summary = {name: float(value) for name, value in summary.items()}
@@ -42,7 +46,7 @@ def row(point, seed, state="finished", **summary):
 
 def preset_of(values, space, metric="best", scale="full"):
     """A preset with these published values over these axes of table 6's base."""
-    found = presets.load("fedwmsam/table6", scale)
+    found = load("fedwmsam/table6", scale)
     sweep = found.sweep.model_dump(mode="json") | {"space": space}
     numbers = {"about": "a", "source": "s", "metric": metric, "values": values}
     return presets.Preset(
@@ -53,9 +57,12 @@ def preset_of(values, space, metric="best", scale="full"):
     )
 
 
-@pytest.mark.parametrize(("name", "scale"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [pytest.param(*one, marks=[] if one[1] == "full" else pytest.mark.slow) for one in EVERY],
+)
 def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale):
-    preset = presets.load(name, scale)
+    preset = load(name, scale)
     planned = trials(preset.sweep, points(preset.sweep.space, None, 0))
     assert [t.problem for t in planned if t.problem] == []
     count, rounds, updates = presets.size(preset.sweep)
@@ -83,15 +90,15 @@ def test_every_preset_gives_experiments_and_each_number_is_about_one(name, scale
 
 def test_the_names_of_sweeps_are_their_own():
     """They name directories and MLflow runs."""
-    found = [presets.load(name, scale).sweep.name for name, scale in EVERY]
+    found = [load(name, scale).sweep.name for name, scale in EVERY]
     assert len(set(found)) == len(found) == len(EVERY)
 
 
 def test_small_differs_from_full_in_name_and_base_alone():
     for name in presets.names():
         if "small" in presets.scales(name):
-            small = presets.load(name, "small").sweep
-            full = presets.load(name, "full").sweep
+            small = load(name, "small").sweep
+            full = load(name, "full").sweep
             same = {"name", "base"}
             assert small.model_dump(exclude=same) == full.model_dump(exclude=same)
             assert {"augment": "none"} | small.base["data"] == {"name": "digits", "augment": "none"}
@@ -100,7 +107,7 @@ def test_small_differs_from_full_in_name_and_base_alone():
 def test_released_differs_from_full_in_name_base_and_algorithms_alone():
     for name in presets.names():
         if "released" in presets.scales(name):
-            of_scale = [presets.load(name, scale).sweep for scale in ("full", "released")]
+            of_scale = [load(name, scale).sweep for scale in ("full", "released")]
             full, released = (s.model_dump_json(exclude={"name", "base"}) for s in of_scale)
             assert full.replace('"fedwmsam"', '"fedwmsam_released"') == released
 
@@ -116,7 +123,7 @@ def test_every_sweep_and_number_belongs_to_a_preset():
 
 
 def test_a_preset_is_a_file_of_rayfl_sweep():
-    preset = presets.load("fedwmsam/table6", "small")
+    preset = load("fedwmsam/table6", "small")
     assert preset.sweep == load_sweep(ROOT / "configs/small/fedwmsam/table6.yaml")
 
 
@@ -160,12 +167,12 @@ def test_a_preset_is_a_file_of_rayfl_sweep():
     ],
 )
 def test_published_numbers_are_the_paper_s(name, at, value):
-    values = presets.load(f"fedwmsam/{name}", "full").published.values
+    values = load(f"fedwmsam/{name}", "full").published.values
     assert [v.value for v in values if v.covers(at)][:1] == ([value] if value else [])
 
 
 def test_published_numbers_of_domains_and_of_what_was_not_reached():
-    values = presets.load("fedwmsam/table2", "full").published.values
+    values = load("fedwmsam/table2", "full").published.values
     scaffold = {v.metric: v.value for v in values if v.covers({"algorithm.name": "scaffold"})}
     assert scaffold == {
         "test/domain/Art": 0.9934,
@@ -173,12 +180,12 @@ def test_published_numbers_of_domains_and_of_what_was_not_reached():
         "test/domain/Product": 0.9745,
         "test/domain/Real World": 0.9749,
     }
-    values = presets.load("fedwmsam/table9", "full").published.values
+    values = load("fedwmsam/table9", "full").published.values
     assert [v.value for v in values] == [None] * 4 + [356, 382]
 
 
 def test_the_paper_s_setting_is_the_paper_s():
-    e = presets.load("fedwmsam/table6", "full").sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
+    e = load("fedwmsam/table6", "full").sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
     f = e.federation
     assert (f.clients, f.participation, f.rounds, f.local_epochs) == (100, 0.1, 500, 5)
     assert (f.batch_size, f.lr, f.lr_decay, f.weight_decay, f.clip_norm) == (
@@ -188,7 +195,7 @@ def test_the_paper_s_setting_is_the_paper_s():
         1e-3,
         10,
     )
-    assert presets.load("fedwmsam/table6", "full").sweep.seeds == (20, 0, 10)
+    assert load("fedwmsam/table6", "full").sweep.seeds == (20, 0, 10)
 
 
 TEXTS_RHO = {"mofedsam": 0.1, "fedsmoo": 0.1} | dict.fromkeys(
@@ -198,7 +205,7 @@ TEXTS_RHO = {"mofedsam": 0.1, "fedsmoo": 0.1} | dict.fromkeys(
 
 @pytest.mark.parametrize(("name", "scale"), [e for e in EVERY if e[0].startswith("fedwmsam/")])
 def test_rho_is_that_of_the_text_or_of_the_released_scripts(name, scale):
-    sweep = presets.load(name, scale).sweep
+    sweep = load(name, scale).sweep
     for point in points(sweep.space, None, 0):
         method = sweep.experiment(point, 0).algorithm
         rho = getattr(method, "rho", None)
@@ -222,13 +229,13 @@ def test_models_are_those_of_the_text_or_of_the_released_scripts(name, model, re
         if expected is None:
             assert scale not in presets.scales(f"fedwmsam/{name}")
             continue
-        sweep = presets.load(f"fedwmsam/{name}", scale).sweep
+        sweep = load(f"fedwmsam/{name}", scale).sweep
         found = {sweep.experiment(point, 0).model for point in points(sweep.space, None, 0)}
         assert found == {expected}
 
 
 def test_a_domain_is_a_client_and_all_take_part():
-    sweep = presets.load("fedwmsam/table2", "full").sweep
+    sweep = load("fedwmsam/table2", "full").sweep
     e = sweep.experiment({"algorithm.name": "fedwmsam"}, 20)
     assert (e.federation.clients, e.federation.cohort_size, e.partition) == (4, 4, ByGroup())
     assert (e.data.test_fraction, e.federation.rounds, e.federation.local_epochs) == (0.9, 500, 5)
@@ -236,13 +243,13 @@ def test_a_domain_is_a_client_and_all_take_part():
 
 def test_what_a_preset_follows_is_said():
     for scale, words in (("full", "Section 5.1"), ("released", "not the text"), ("small", "5.1")):
-        said = compare.setting(presets.load("fedwmsam/table3", scale), ["seeds=[1]"])
+        said = compare.setting(load("fedwmsam/table3", scale), ["seeds=[1]"])
         assert said[0].startswith("published: FedWMSAM")
         assert any(s.startswith(f"scale {scale}: follows ") and words in s for s in said)
         assert "with seeds=[1]: not the preset's own setting" in said
         assert ("cannot be run" in " ".join(said)) == (scale != "released")
-    assert len(compare.setting(presets.load("fednsam/log", "full"))) == 1 + len(
-        presets.load("fednsam/log", "full").published.notes
+    assert len(compare.setting(load("fednsam/log", "full"))) == 1 + len(
+        load("fednsam/log", "full").published.notes
     )
 
 
@@ -257,7 +264,7 @@ def test_presets_keep_the_papers_protocol():
     """The papers hold nothing out and choose by the test set; their numbers are to be compared with."""
     for name in presets.names():
         for scale in presets.scales(name):
-            sweep = presets.load(name, scale).sweep
+            sweep = load(name, scale).sweep
             (first, *_) = points(sweep.space, None, 0)
             assert sweep.metric.startswith("test/")
             assert sweep.experiment(first, 0).data.validation is None

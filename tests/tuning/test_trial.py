@@ -212,6 +212,7 @@ def test_a_stop_rule_ends_a_trial_at_the_first_round_that_has_it(execution, smal
     assert report["stopped"].startswith(f"round {first}: test/accuracy ")
 
 
+@pytest.mark.slow
 def test_a_metric_that_begins_with_the_second_round_may_be_the_sweep_s(execution, small, tmp_path):
     experiment = load_config(small)
     trials = execution(experiment, metric="update/cos_previous")
@@ -223,6 +224,7 @@ def test_a_metric_that_begins_with_the_second_round_may_be_the_sweep_s(execution
     assert report["update/cos_previous"] == found[3]
 
 
+@pytest.mark.slow
 def test_a_method_without_momentum_fails_alone_where_the_sweep_is_about_it(
     execution, small, tmp_path
 ):
