@@ -92,7 +92,8 @@ def run(
     if saved is not None:
         prepared.check_provenance(saved)
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
-        on_phase(f"{'' if local else 'starting Ray and '}opening MLflow")
+        if opened := ["starting Ray"] * (not local) + ["opening MLflow"] * config.tracking.enabled:
+            on_phase(" and ".join(opened))
         opening = aside.submit(open_store, config)  # takes seconds, as Ray's start does
         place = stack.enter_context((in_this_process if local else on_cluster)(prepared))
         prepared = place.prepared

@@ -118,8 +118,10 @@ def _rows(found: "Evaluated") -> dict[str, str]:
         "model": f"round {found.round} {of}",
         "test set": f"{found.data}, {found.samples:,} samples",
     }
-    for name in ("accuracy", "perplexity", "r2", "loss"):
-        if f"test/{name}" in m:
+    names = [name.removeprefix("test/") for name in m if name.startswith("test/")]
+    first = ("accuracy", "perplexity", "r2", "loss")
+    for name in (*first, *names):
+        if name in names and "/" not in name:  # those have rows of their own
             rows[name] = f"{m[f'test/{name}']:.4f}"
     if "client/accuracy_mean" in m:
         rows["of the clients"] = of_clients(m)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rayfl.diagnostics import Interpolation, Report, SweepReport
 
 _HOW = (
-    "mean cross-entropy on fixed samples without augmentation, model in evaluation mode, no weight decay "
-    "and no term of the method; train: of all clients together"
+    "mean of the run's loss on fixed samples without augmentation, model in evaluation mode, no weight "
+    "decay and no term of the method; train: of all clients together"
 )
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import rayfl
+from rayfl.cli.main import app
 from rayfl.config.schema import load_config
 from rayfl.errors import ConfigError
 from rayfl.finished import evaluate
@@ -64,6 +66,16 @@ def test_another_test_set_is_normalised_as_the_runs_own(finished, other):
     pd.testing.assert_frame_equal(found.clients, result.clients)
     shifted = evaluate(folder, other(lambda x: 255 - x))
     assert shifted.metrics["test/loss"] > found.metrics["test/loss"]
+
+
+def test_the_command_shows_every_number_of_the_whole_test_set(finished):
+    asked = ["evaluation.metrics.right=own_parts:right", "evaluation.per_class=true"]
+    ended = CliRunner().invoke(app, ["evaluate", finished[2], *asked])
+    rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines() if "  " in line)
+    values = [value.strip() for value in rows.values()]
+    assert [*rows][2:6] == ["accuracy", "loss", "right", "of the clients"]
+    assert values[2] == values[4]
+    assert [*rows][6:] == [f"class {c}" for c in range(10)]
 
 
 def test_clients_of_another_partition_have_other_accuracies_of_the_same_model(finished):
