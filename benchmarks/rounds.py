@@ -21,7 +21,7 @@ from benchmarks.serving import placed, served
 from benchmarks.workloads import Workload
 from rayfl.algorithms.base import Vectors
 from rayfl.federation.metrics import RoundMetrics
-from rayfl.federation.pool import Future, Pool, Training
+from rayfl.federation.pool import Future, Pool, RoundTraining
 from rayfl.prepare import prepare
 from rayfl.prepared import Prepared
 from rayfl.runtime import cluster
@@ -73,10 +73,10 @@ class CountingPool:
         samples: list[int],
         broadcast: Any,
         memories: list[list[Any]] | None,
-    ) -> Training:
+    ) -> RoundTraining:
         return self._pool.train(units, samples, broadcast, memories)
 
-    def total(self, training: Training) -> Vectors:
+    def total(self, training: RoundTraining) -> Vectors:
         sums = self._pool.total(training)
         self.bytes += len(training.futures) * sum(value.nbytes for value in sums.values())
         return sums

@@ -33,7 +33,7 @@ class Inputs:
         used = {"data", "partition", "heterogeneity", "model", "federation", "privacy", "seed"}
         used |= {"algorithm", "evaluation"}
         content = experiment.model_dump(mode="json", include=used)
-        # Of a method its name counts, and words such as that of a head; numbers do not.
+        # A method counts by its name and by words, such as that of a head; numbers do not.
         method = content["algorithm"]
         content["algorithm"] = {key: word for key, word in method.items() if isinstance(word, str)}
         for key in ("lr", "lr_schedule", "lr_decay", "weight_decay", "clip_norm"):

@@ -85,7 +85,7 @@ def on_cluster(prepared: Prepared) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def in_this_process(prepared: Prepared) -> Iterator[Place]:
-    """As `on_cluster`, without Ray: every work unit runs in this process, on the GPU if there is one."""
+    """The place of a run without Ray: every work unit runs in this process, on the GPU if there is one."""
     resources = prepared.config.resources
     cpus = 1 if resources.cpus_per_actor == "auto" else resources.cpus_per_actor
     on_gpu = torch.cuda.is_available() and resources.gpus_per_actor != 0
@@ -94,7 +94,7 @@ def in_this_process(prepared: Prepared) -> Iterator[Place]:
 
     def local_pool() -> LocalPool:
         _, client = prepared.specs()
-        # What a client leaves is as large in either memory, and a GPU fills pinned memory five times as fast.
+        # A GPU fills pinned memory five times as fast, and what a client leaves needs no more room in it.
         return LocalPool(Client(client, "cuda" if on_gpu else "cpu", pinned=on_gpu))
 
     @contextlib.contextmanager

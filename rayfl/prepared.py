@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from rayfl.federation.averaging import Rule
 from rayfl.federation.breakdown import Breakdown
 from rayfl.federation.callbacks import Callbacks
 from rayfl.federation.measurer import Measurer
+from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.scores import Scoring
 from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
@@ -54,19 +55,34 @@ class Prepared:
         """Everything that the server and the clients need."""
         w, buffers = Layout(self.model).flatten(self.model)
         algorithm, name = self.config.algorithm, self.config.algorithm_name
-        asked = self.config.diagnostics
-        diagnosis = asked.every and Diagnosis(asked.every, self.measurer(asked.question))
-        arrays, model = (w.numpy(), buffers.numpy()), packed(self.model)
+        asked, called = self.config.diagnostics, own_parts.callbacks(self.config)
+        model = packed(self.model)
         server = ServerSpec(
-            *(algorithm, name, *arrays, self.federation, diagnosis or None),
-            *(averaging(self.config), self.personalisation),
-            Callbacks(called, model) if (called := own_parts.callbacks(self.config)) else None,
+            algorithm=algorithm,
+            name=name,
+            w=w.numpy(),
+            buffers=buffers.numpy(),
+            federation=self.federation,
+            diagnosis=Diagnosis(asked.every, self.measurer(asked.question))
+            if asked.every
+            else None,
+            average=averaging(self.config),
+            personalisation=self.personalisation,
+            callbacks=Callbacks(called, model) if called else None,
         )
-        return server, ClientSpec(algorithm, name, model, self.data, self.partition, self.settings)
+        client = ClientSpec(
+            algorithm=algorithm,
+            name=name,
+            model=model,
+            dataset=self.data,
+            partition=self.partition,
+            settings=self.settings,
+        )
+        return server, client
 
     @functools.cached_property
     def personalisation(self) -> Personalisation | None:
-        """Which of the clients' own models are evaluated, if any. Raises ConfigError if they cannot be."""
+        """How clients' own models are evaluated; None: they are not. Raises ConfigError if they cannot be."""
         config, method = self.config, self.config.algorithm.at(1)
         asked = config.evaluation.personalised
         known = self.federation.breakdown.holdings is not None
@@ -101,8 +117,14 @@ class Prepared:
 
     def on_test_set(self, data: Dataset) -> "Prepared":
         """The same experiment, to be evaluated on the test set of these data."""
-        of_data = evaluations(self.config, data, self.partition, self.holders)
-        federation = replace(self.federation, test_samples=len(data.y_test), **of_data)
+        measured = measurements(self.config, data, self.partition, self.holders)
+        federation = replace(
+            self.federation,
+            test_samples=len(data.y_test),
+            scoring=measured.scoring,
+            breakdown=measured.breakdown,
+            own_metrics=measured.own_metrics,
+        )
         return replace(self, data=data, federation=federation)
 
     def checkpoint_writer(self, location: str, run_id: str | None = None) -> CheckpointWriter:
@@ -151,19 +173,27 @@ def client_accuracies(
     return frame
 
 
-def evaluations(
+class Measurements(NamedTuple):
+    """Fields of a `FederationSpec` that follow from the test set."""
+
+    scoring: Scoring
+    breakdown: Breakdown
+    own_metrics: OwnMetrics
+
+
+def measurements(
     config: Experiment, data: Dataset, partition: Partition, holders: Partition
-) -> dict[str, Any]:
-    """A `FederationSpec`'s fields of the evaluations: they follow from the test set."""
+) -> Measurements:
+    """Return what evaluations make of a model's outputs on the test set of these data."""
     asked = config.evaluation
-    return {
-        "scoring": Scoring.of(data, partition, own_loss=config.federation.loss is not None),
-        "breakdown": Breakdown.of(data, holders, asked.per_class, asked.per_client),
-        "own_metrics": own_parts.metrics(config, data, partition),
-    }
+    return Measurements(
+        scoring=Scoring.of(data, partition, own_loss=config.federation.loss is not None),
+        breakdown=Breakdown.of(data, holders, asked.per_class, asked.per_client),
+        own_metrics=own_parts.metrics(config, data, partition),
+    )
 
 
 def averaging(config: Experiment) -> Rule | None:
-    """Which average of the global models is evaluated beside them."""
+    """Return the rule of the average that is evaluated beside the global models; None: of none."""
     asked = config.evaluation.average
     return None if asked is None else asked.rule(config.federation.rounds)

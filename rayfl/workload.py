@@ -9,8 +9,8 @@ from rayfl.data.partition import Partition
 from rayfl.training.batches import steps_per_round
 from rayfl.training.weighting import weights
 
-# What outweighs a quarter of a millisecond (a step's kernels), and a unit's messages and sums, which the
-# server handles on the cores that train.
+# Arithmetic that takes longer than a quarter of a millisecond (a step's kernels), and longer than a unit's
+# messages and sums, which the server handles on the cores that train.
 STEP_FLOP = 12.5e6
 UNIT_FLOP = 2e9
 

@@ -42,6 +42,14 @@ def test_the_map_names_each_package_and_each_module_at_its_top():
     assert named == found - {"__init__.py", "__pycache__"}
 
 
+def test_the_modules_that_the_page_on_the_architecture_names_are_there():
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"`([a-z_]+/(?:[a-z_]+/)?[a-z_]+\.py)`", text)
+    assert len(named) > 60
+    places = (ROOT, ROOT / "rayfl")
+    assert [name for name in named if not any((p / name).is_file() for p in places)] == []
+
+
 def test_the_interface_of_a_method_is_on_its_page():
     """Every function with its arguments, every field of both contexts, and the class variables."""
     page = (ROOT / "docs/own_method.md").read_text()

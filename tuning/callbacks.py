@@ -61,7 +61,7 @@ class ReportingCallback(tune.Callback):
         return {}  # Tune pickles it for its own restore, which rayfl does not use
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-        """Raise the error of a trial that all others would have too, or that the sweep is another's now."""
+        """Raise if another process has taken the sweep over, or if a trial failed as all others would."""
         self._tracker.lease.check()
         if self._error is not None:
             raise self._error
@@ -121,7 +121,7 @@ class ReportingCallback(tune.Callback):
             self._tracker.attach_model(hash, lambda: self._model(hash))
         self._tracker.end(hash, state, reason, text, tags)
         if state in SUCCEEDED and not self._sweep.keep_checkpoints:
-            # Not before its end is written down: what a population has decided it cannot do again alone.
+            # Not before its end is recorded: started again, a trial cannot repeat its population's decisions.
             self._tracker.afterwards(lambda: self._delete_checkpoints(hash))
         self._announce(trial, state, reason)
 

@@ -8,7 +8,7 @@ from rayfl.analysis.naming import shown
 from rayfl.errors import ConfigError, reason
 from rayfl.text import redacted, written
 from tuning.config import Sweep
-from tuning.results import Row, summary
+from tuning.results import TrialRow, summary
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -40,7 +40,9 @@ def record_settings(client: "MlflowClient", run_id: str, sweep: Sweep) -> None:
             client.set_tag(run_id, f"now.{key}", value)
 
 
-def record_results(store: "TrackingStore", run_id: str, sweep: Sweep, rows: Iterable[Row]) -> None:
+def record_results(
+    store: "TrackingStore", run_id: str, sweep: Sweep, rows: Iterable[TrialRow]
+) -> None:
     """Record a sweep's results in its run.
 
     The best row's mean is a metric where there is one task; of several, tags have the best of each in order.

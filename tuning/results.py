@@ -21,7 +21,7 @@ _SUMMARIES = {_TEST: "accuracy_final", "validation/accuracy": "validation_accura
 """Summaries that are the last value of a round's metric."""
 
 
-class Row(Protocol):
+class TrialRow(Protocol):
     """All that is known of a trial."""
 
     @property
@@ -36,12 +36,12 @@ class Row(Protocol):
     def summary(self) -> Mapping[str, float]: ...
 
 
-def frame(rows: Iterable[Row], sweep: "Sweep") -> pd.DataFrame:
+def frame(rows: Iterable[TrialRow], sweep: "Sweep") -> pd.DataFrame:
     """Return one row per trial: its point, `seed`, `state`, `rounds`, the sweep's metric, and summaries."""
     return pd.DataFrame([_columns(row, sweep) for row in rows], dtype=object)
 
 
-def summary(rows: Iterable[Row], sweep: "Sweep") -> Summary:
+def summary(rows: Iterable[TrialRow], sweep: "Sweep") -> Summary:
     """Summarize the points of the sweep by its metric; beside one of validation, the test accuracy."""
     runs = frame(rows, sweep)
     chosen: list[Metric] = [replace(metric(sweep.metric), higher=sweep.mode == "max")]
@@ -50,7 +50,7 @@ def summary(rows: Iterable[Row], sweep: "Sweep") -> Summary:
     return summarize(runs, [key for key in sweep.space if key in runs], chosen)
 
 
-def _columns(row: Row, sweep: "Sweep") -> dict[str, Any]:
+def _columns(row: TrialRow, sweep: "Sweep") -> dict[str, Any]:
     trial = row.trial
     last = trial.experiment.federation.rounds if trial.experiment else None
     # As MLflow has the values, so that rows are grouped as `rayfl results` does.

@@ -18,7 +18,9 @@ from rayfl.text import nearest
 from tuning.searchers import Optuna, Search, domain
 from tuning.space import Point, Space, task
 
-_MOST_ROUNDS = 10**6  # `ASHA.rounds` says which of the rungs below trials of fewer rounds have
+_MOST_ROUNDS = (
+    10**6
+)  # Ray's `max_t`: above the rounds of any trial; `ASHA.rounds` lists a trial's rungs
 
 Rounds = Annotated[int, Field(gt=0, description="rounds")]
 
@@ -120,7 +122,8 @@ class PBT(Scheduler):
         float, Field(gt=0, le=0.5, description="share of the trials that are replaced")
     ] = 0.25
     resample_probability: Annotated[
-        float, Field(ge=0, le=1, description="of a new draw instead of a factor 0.8 or 1.2")
+        float,
+        Field(ge=0, le=1, description="probability of a new draw; else the value times 0.8 or 1.2"),
     ] = 0.25
 
     def rounds(self, last: int) -> Sequence[int]:

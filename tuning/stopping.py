@@ -6,7 +6,7 @@ from tuning.config import Plateau, Stop
 
 Rows = Mapping[int, Mapping[str, float]]
 
-# Of which `stop.accuracy` is, the first that there is.
+# `stop.accuracy` is about the first of these that there is.
 _ACCURACIES = ("validation/accuracy", "test/accuracy")
 
 

@@ -56,7 +56,7 @@ class SweepResult:
     rows: tuple[TrialResult, ...]
     parent_id: str
     ray_logs: str | None = None
-    """Where the logs of this command's own Ray are, if trials failed on it."""
+    """Folder with the logs of this command's own Ray, if trials failed on it."""
 
     @property
     def succeeded(self) -> bool:
@@ -94,7 +94,7 @@ def run(
     with (
         _rekeyed(sweep),
         ThreadPoolExecutor(1) as aside,
-        cluster.connected(**base.ray.model_dump()) as session,
+        cluster.connected(**base.ray.model_dump()) as folder,
     ):
         opening = aside.submit(TrackingStore, base.tracking.uri, base.tracking.experiment)
         planned = planning.allocate(sweep, found, inputs)
@@ -108,7 +108,7 @@ def run(
             runner.run()
         rows = tuple(_rows(sweep, runner.trials, tracker))
         failed = any(row.state == "failed" for row in rows)
-        logs = session.keep() if failed else None
+        logs = folder.keep() if failed else None
     record_results(store, tracker.parent_id, sweep, rows)
     return SweepResult(rows, tracker.parent_id, logs)
 

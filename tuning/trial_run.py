@@ -25,7 +25,7 @@ class TrialRun:
     rules: str
     """Rules that could end the trial early, as JSON."""
     identity: tuple[str, str, str]
-    """As `PlannedTrial.identity`; empty digests in runs of earlier versions."""
+    """The identity of its `PlannedTrial`; empty digests in runs of earlier versions."""
     answered: int
     """Time of its start, or when a sweep last answered with it, in milliseconds since 1970."""
     summary: dict[str, float]

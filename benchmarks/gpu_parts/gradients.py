@@ -21,7 +21,7 @@ from rayfl.training.batches import Minibatch
 from rayfl.training.flat import Layout
 from rayfl.training.function import Function
 from rayfl.training.gradients import BatchedMLP, PerClientGradient, mlp_layers
-from rayfl.training.precision import Precision, local_steps
+from rayfl.training.precision import Precision, local_arithmetic
 from rayfl.training.process import configure_process
 
 SAMPLES, SIZE, CLASSES = 16, 16, 10
@@ -122,5 +122,5 @@ def gradient(
     else:
         oracle = PerClientGradient(function, precision)
         oracle.begin_client(buffers.to(device, dtype))
-    with local_steps(precision):
+    with local_arithmetic(precision):
         return oracle(x, inputs)[0][0]

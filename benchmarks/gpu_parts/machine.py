@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu_parts.engines import synchronize
 from benchmarks.gpu_parts.log import Log
 from benchmarks.gpu_parts.setup import Setup
-from rayfl.training.precision import local_steps
+from rayfl.training.precision import local_arithmetic
 from rayfl.training.process import configure_process
 
 VECTOR = 11_181_642  # parameters of ResNet-18, 45 MB
@@ -35,7 +35,7 @@ def run(setup: Setup, log: Log) -> None:
     size = 256 if setup.small else 4096
     a, b = (torch.randn(size, size, device=setup.device) for _ in range(2))
     for precision in ("float32", "tf32"):
-        with local_steps(precision):
+        with local_arithmetic(precision):
             seconds = _timed(setup.device, lambda: a @ b, 10)
         log.value(f"matrix product, {precision}", 2 * size**3 / seconds / 1e12, "TFLOP/s")
 

@@ -17,7 +17,7 @@ from rayfl.algorithms import ALGORITHMS
 from rayfl.prepare import prepare
 from rayfl.prepared import Prepared
 from rayfl.training.local import SGD
-from rayfl.training.precision import Precision, local_steps
+from rayfl.training.precision import Precision, local_arithmetic
 from rayfl.training.process import configure_process
 from rayfl.training.units import WorkUnit
 
@@ -131,7 +131,7 @@ def _over_bare(
     make = partial(BareClient, prepared.model, trainer, sent, sgd)
     _same_steps(log, case.method, make(0), prepared, setup, algorithm)
     wait = partial(synchronize, setup.device)
-    with local_steps(case.precision):
+    with local_arithmetic(case.precision):
         clients = [make(i) for i in range(2 if setup.small else CLIENTS)]
         for client in clients:
             client.capture()

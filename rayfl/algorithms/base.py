@@ -168,7 +168,7 @@ class Algorithm:
     pools_data: ClassVar[bool] = False
     """True if one client has the data of all, and takes a round's local steps: no federation."""
     sends: ClassVar[Literal["all", "part", "nothing"]] = "all"
-    """How much of the model travels: a part, where clients keep the rest for themselves, or nothing."""
+    """The part of the model that travels: all, a part (clients keep the rest for themselves), or nothing."""
     server_lr: ServerLR = 1.0
 
     @property

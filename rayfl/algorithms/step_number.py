@@ -78,7 +78,7 @@ class StepNumber:
         self._number, self._places = number, places
 
     def on(self, like: Tensor) -> Tensor:
-        """As a scalar tensor of the type of `like`."""
+        """Return it as a scalar tensor of the type of `like`."""
         placed = self._places.place(self._number, like.dtype)
         return placed if isinstance(placed, Tensor) else like.new_full((), placed)
 
@@ -86,7 +86,7 @@ class StepNumber:
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """As a scalar tensor, in functions of tensors."""
+        """Let functions of tensors take it as a scalar tensor."""
         if function in DIVISIONS and len(args) == 2 and isinstance(args[1], StepNumber):
             return args[1]._combine(operator.truediv, args[0], swapped=True)
         like = next(value for value in args if isinstance(value, Tensor))

@@ -10,7 +10,7 @@ class TensorInfo(NamedTuple):
     """One tensor of the model and its place in the flat vector."""
 
     name: str
-    """As PyTorch names it, such as "0.weight"."""
+    """PyTorch's name of it, such as "0.weight"."""
     shape: torch.Size
     offset: int
     """Position of its first entry in the flat vector."""
@@ -36,7 +36,9 @@ class TensorInfo(NamedTuple):
         return part.view((*stack, *self.shape))
 
     def matrix(self, flat: Tensor) -> Tensor:
-        """As a view of `flat`, its first dimension by all others, `[..., P] -> [..., rows, columns]`.
+        """The tensor as a matrix, a view of `flat`: its first dimension by all others.
+
+        `[..., P] -> [..., rows, columns]`.
 
         The columns of a kernel come as they lie in memory, channels last, and not in PyTorch's order. A
         vector has one column, a scalar one entry.

@@ -33,7 +33,7 @@ class Summary:
     groups: list[tuple[Key, pd.DataFrame]]
     """The values of `by` and the runs of each row."""
     aggregates: list[list[Aggregate]]
-    """Of each row, one for each metric."""
+    """By row, then by metric."""
     ranking: tuple[int, ...]
     """Rows with a mean of the first metric: the best of each task, then the second ones, and so on."""
     best: tuple[tuple[int, ...], ...]
@@ -128,7 +128,7 @@ def summarize(
     wanted = tuple(metric(m) if isinstance(m, str) else m for m in metrics)
     grouped = groups(runs, by)
     names = [row_name(by, key) for key, _ in grouped]
-    # Where the seed makes the rows, none of them lacks seeds.
+    # Where the seed is a key of the rows, each has one: none is to be reported as lacking seeds.
     members = [m.drop(columns="seed") if "seed" in by else m for _, m in grouped]
     tasks = [task(by, key) for key, _ in grouped]
     chosen = [chosen_by(runs, m) for m in wanted]

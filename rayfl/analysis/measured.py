@@ -14,7 +14,7 @@ from rayfl.analysis.store import of_sweep, open_store, sweeps_own_runs
 from rayfl.analysis.tables import Table, table_of
 
 FOLDER = "flatness"
-"""Of the artifacts of a run, and of a sweep."""
+"""Folder of the artifacts of a run, or of a sweep, that has its pictures."""
 _SHOWN = re.compile(
     r"flatness/(loss|gap_[\d.e-]+|lambda1|trace|scale_free/lambda1|clients/lambda1_end|"
     r"distance/discrepancy|alignment/gradient|variance/ratio)"

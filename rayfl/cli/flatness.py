@@ -123,7 +123,7 @@ def flatness(
     with showing(progress, redirect=not local) as on_start:
         places: Any = {
             "uri": uri,
-            # What is asked of several runs is left to Ray, unless told otherwise.
+            # A question about several runs is left to Ray, unless told otherwise.
             "local": local if sweep is None and towards is None else bool(local),
             "on_start": lambda start, placement: on_start((start, placement)),
             "on_work": progress.work,

@@ -11,7 +11,7 @@ from rayfl.cli.terminal import Display
 
 if TYPE_CHECKING:
     from rayfl.diagnostics.subjects import Subject
-    from rayfl.diagnostics.sweeps import SweepStart
+    from rayfl.diagnostics.sweeps import MeasurementStart
 
 _PLAIN_SECONDS = 10.0
 
@@ -50,10 +50,10 @@ class FlatnessDisplay(Display):
         self._console.print("interrupted; what is measured is kept, the same command goes on")
 
 
-def _heading(start: "Subject | SweepStart") -> str:
-    from rayfl.diagnostics.sweeps import SweepStart
+def _heading(start: "Subject | MeasurementStart") -> str:
+    from rayfl.diagnostics.sweeps import MeasurementStart
 
-    if isinstance(start, SweepStart):
+    if isinstance(start, MeasurementStart):
         return f"flatness of sweep {start.sweep}: {start.trials} trials, {start.missing} of them to measure"
     config = start.config
     rounds = ", ".join(str(saved.round) for saved in start.checkpoints)

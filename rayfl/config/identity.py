@@ -1,6 +1,6 @@
 """The identity of an experiment: the keys of its config that its result depends on.
 
-The only place that says so: the config's hash, the axes of a sweep and the tables of results ask here.
+The only place that says which: the config's hash, the axes of a sweep and the tables of results ask here.
 It imports nothing that takes time, for `rayfl results` starts with it.
 """
 

@@ -111,19 +111,19 @@ class Diagnostics(Section):
     measures: tuple[Literal["gap", "hessian", "alignment", "variance"], ...] = ("gap",)
     """what is measured"""
     splits: tuple[Literal["train", "test"], ...] = ("train",)
-    """samples that gap and hessian are of"""
+    """splits whose loss gap and hessian are about"""
     samples: int = Field(default=_ASKED.samples, gt=0)
-    """of each split and of each client, at most"""
+    """most samples of each split and of each client"""
     clients: int = Field(default=_ASKED.clients, gt=0)
-    """of the next round, trained again for alignment and variance, at most"""
+    """most clients of the next round that are trained again for alignment and variance"""
     rho: tuple[Distance, ...] = _ASKED.effort.rhos
     """distances of the gaps"""
     scale_free_rho: tuple[Distance, ...] = _ASKED.effort.scale_free_rhos
-    """those in parts of |w|"""
+    """distances of the scale-free gaps, in parts of |w|"""
     draws: int = Field(default=_ASKED.effort.draws, ge=2)
-    """of noise, and vectors for the trace"""
+    """number of random draws: of noise, and of vectors for the trace"""
     lanczos: int = Field(default=_ASKED.effort.lanczos_steps, gt=0)
-    """steps for the eigenvalues, at most"""
+    """most steps for the eigenvalues"""
 
     @property
     def question(self) -> Question:

@@ -17,7 +17,7 @@ from rayfl.text import one_line, printable, shown
 Schema = Mapping[str, Any]
 
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
-# What broke is a type, a bound or a choice: `allowed` says it all. Otherwise pydantic's words stand.
+# Kinds of errors about a type, a bound or a choice: `allowed` says it all. Else pydantic's words stand.
 _DESCRIBED = (
     *("_type", "greater_than", "greater_than_equal", "less_than", "less_than_equal"),
     *("literal_error", "int_from_float", "none_required", "string_too_short", "too_short"),

@@ -41,7 +41,7 @@ from rayfl.models.pretrained import FromFiles
 from rayfl.provenance import code_of
 from rayfl.text import one_line
 
-# What local steps multiply vectors with, or compare their norm to.
+# Local steps multiply vectors with these, or compare their norm to them.
 _COMPUTED_WITH = ("lr", "weight_decay", "clip_norm")
 
 

@@ -11,7 +11,7 @@ from rayfl.data.images import Encoded, decode, suffixes
 from rayfl.errors import ConfigError, Refuse, reason
 from rayfl.text import absolute, printable
 
-# What systems and editors leave in folders of files, beside names that start with a dot.
+# Systems and editors leave these in folders of files, beside names that start with a dot.
 _HIDDEN = {"@eaDir", "__MACOSX", "__pycache__"}
 
 
@@ -81,7 +81,7 @@ class Tree:
             self._left_out.add((is_hidden(entry.name), name))
 
     def name(self, entry: Path) -> str:
-        """As messages name it: from the root of the tree."""
+        """Return its name for messages: from the root of the tree."""
         inside = entry.is_relative_to(self.root)
         return printable(str(entry.relative_to(self.root) if inside else entry))
 

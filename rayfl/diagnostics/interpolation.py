@@ -39,7 +39,7 @@ class Interpolation:
     """`position`, and the loss on each split."""
     barriers: dict[Split, float]
     run_id: str | None
-    """Where it is kept in MLflow, if anywhere."""
+    """MLflow run that keeps it; None: none does."""
 
     def table(self) -> Table:
         """Every fifth position."""

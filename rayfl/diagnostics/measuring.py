@@ -24,7 +24,7 @@ from rayfl.training.flat import sha256
 from rayfl.training.function import channels_first
 from rayfl.training.plain import restored
 
-# What takes less in this process than Ray takes to start, measure and stop on two cores.
+# Work that takes less is done in this process: Ray takes as long to start, measure and stop on two cores.
 FEW_SECONDS = 20.0
 TIMED_SAMPLES = 256
 
@@ -70,7 +70,7 @@ class Report:
     """By round and plane (`random`, `clients`): `x`, `y`, `losses` and the clients' `points`."""
     notes: tuple[str, ...]
     seconds: float
-    """Of what was computed now; 0 if all was known."""
+    """Time of what was computed now; 0 if all was known."""
 
 
 def flatness(

@@ -99,7 +99,7 @@ class Sides:
     point: tuple[str, ...]
     """Keys that may differ."""
     rest: tuple[str, ...]
-    """Those whose values both sides share."""
+    """Keys whose values both sides share."""
     base: pd.DataFrame
     others: pd.DataFrame
 

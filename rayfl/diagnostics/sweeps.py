@@ -42,9 +42,9 @@ class SweepReport:
     """By run id."""
     notes: tuple[str, ...]
     seconds: float
-    """Of what was computed now; 0 if all was known."""
+    """Time of what was computed now; 0 if all was known."""
     records: Records
-    """Those of the sweep's own run, for its pictures."""
+    """Records of the sweep's own run, for its pictures."""
 
     @property
     def metrics(self) -> list[str]:
@@ -58,7 +58,7 @@ class SweepReport:
 
 
 @dataclass(frozen=True)
-class SweepStart:
+class MeasurementStart:
     """A measurement of a sweep that is about to begin."""
 
     sweep: str
@@ -68,7 +68,7 @@ class SweepStart:
 
 
 def sweep_named(what: str, uri: str | None = None) -> str | None:
-    """The name of the sweep that this is the name of, or the MLflow run of; None if it is neither."""
+    """Name of the sweep that `what` names, or whose MLflow run it is; None if there is no such sweep."""
     if what == "latest" or "/" in what or what.endswith(".json"):
         return None
     client, _ = open_store(uri)
@@ -88,7 +88,7 @@ def flatness_of_sweep(
     against: str | None = None,
     uri: str | None = None,
     local: bool = False,
-    on_start: Callable[[SweepStart, Any], None] = lambda start, placement: None,
+    on_start: Callable[[MeasurementStart, Any], None] = lambda start, placement: None,
     on_work: Callable[[float], None] = lambda share: None,
 ) -> SweepReport:
     """Measure the finished trials of a sweep whose file says `keep_checkpoints: true`.
@@ -122,7 +122,10 @@ def flatness_of_sweep(
         connection = launch.connection(next(iter(missing.values())).config)
     with connection:
         for number, (i, subject) in enumerate(missing.items()):
-            start, began_trial = SweepStart(sweep, len(subjects), len(missing)), time.monotonic()
+            start, began_trial = (
+                MeasurementStart(sweep, len(subjects), len(missing)),
+                time.monotonic(),
+            )
 
             def started(_: Subject, placement: Any, number: int = number, start=start) -> None:
                 if number == 0:

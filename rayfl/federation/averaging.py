@@ -23,17 +23,17 @@ from rayfl.storage.snapshot import Arrays
 
 @dataclass(frozen=True)
 class Rule:
-    """Which models are averaged."""
+    """Rule that says which global models are averaged, and how."""
 
     kind: Literal["last", "swa", "ema"]
     window: int = 1
     """W, of `last`: the mean of the last W global models, of fewer before there are so many."""
     first: int = 1
-    """Of `swa`: the round whose model is the first, from 1."""
+    """Round whose model is the first of `swa`, from 1."""
     every: int = 1
-    """Of `swa`: rounds between two models."""
+    """Rounds between two models of `swa`."""
     decay: float = 0.0
-    """Of `ema`: e <- decay e + (1 - decay) w after each round; e begins at the first global model."""
+    """`ema`: e <- decay e + (1 - decay) w after each round; e begins at the first global model."""
 
     def takes(self, round: int) -> bool:
         """True if the model after this round is one of those that are averaged."""

@@ -36,7 +36,7 @@ from rayfl.data.datasets import Dataset
 from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
 
-# Of more domains than this (the writers of handwriting, say) no curves by name are kept.
+# With more domains than this (the writers of handwriting, say) no curves by name are kept.
 NAMED_DOMAINS = 20
 
 
@@ -212,7 +212,7 @@ def client_statistics(accuracies: np.ndarray, clients: np.ndarray) -> dict[str, 
     until = np.cumsum(counts)  # clients up to and with each value
 
     def quantile(q: float) -> float:
-        """As np.quantile gives it for the values of all clients."""
+        """Return what np.quantile gives for the values of all clients."""
         place = q * (until[-1] - 1)
         below, above = np.searchsorted(until, [int(place), int(np.ceil(place))], side="right")
         return values[below] + (place - int(place)) * (values[above] - values[below])

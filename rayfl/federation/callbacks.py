@@ -61,7 +61,7 @@ class Callbacks:
     functions: tuple[tuple[str, Callback], ...]
     """Each with its import path, in the order of their calls."""
     model: bytes
-    """As `packed`."""
+    """The model, as `packed` has it."""
 
     def call(
         self, number: int, metrics: Mapping[str, float], flat: tuple[Tensor, Tensor]

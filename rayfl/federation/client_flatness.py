@@ -66,7 +66,7 @@ class Clients:
     metrics: dict[str, float]
     by_client: dict[str, list[float]]
     cosines: np.ndarray
-    """Of each two clients' gradients at w, `[K, K]`; empty for the variance."""
+    """Cosines of each two clients' gradients at w, `[K, K]`; empty for the variance."""
 
 
 @dataclass(frozen=True)

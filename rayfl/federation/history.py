@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Row(Mapping[str, float]):
+class CompactMetrics(Mapping[str, float]):
     """The metrics of a round, in a tenth of a dictionary's memory: long runs keep many."""
 
     __slots__ = ("_positions", "_values")
@@ -34,7 +34,7 @@ class History:
     """Collects records; a round's evaluation may arrive after later rounds."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, CompactMetrics] = {}
         self._positions: dict[tuple[str, ...], dict[str, int]] = {}
 
     def add(self, round: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -43,7 +43,7 @@ class History:
         new = {key: value for key, value in metrics.items() if key not in row}
         names = (*row, *new)
         positions = self._positions.setdefault(names, {name: i for i, name in enumerate(names)})
-        self._rows[round] = Row(positions, array("d", [*row.values(), *new.values()]))
+        self._rows[round] = CompactMetrics(positions, array("d", [*row.values(), *new.values()]))
         return new
 
     @property

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rayfl.federation.pool import Training
+from rayfl.federation.pool import RoundTraining
 from rayfl.training.units import UnitResult, WorkUnit
 
 
@@ -35,7 +35,7 @@ class PendingRound(NamedTuple):
     clients: int  # clients that come back
     bytes_down: int  # for one client
     units: list[WorkUnit]
-    training: Training
+    training: RoundTraining
 
     def metrics(self, results: list[UnitResult], weights: np.ndarray) -> dict[str, float]:
         """The round's metrics. Clients that were lost cost bytes down, nothing else.

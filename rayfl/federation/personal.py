@@ -33,7 +33,7 @@ class Personalisation:
     def of(
         cls, seed: int, sizes: int, clients: int, steps: int, every: int | None, samples: int
     ) -> "Personalisation":
-        """Those of at most `clients` of the `sizes` clients, drawn once."""
+        """Choose at most `clients` of the `sizes` clients, once for the whole run."""
         chosen = generator(seed, "personal").permutation(sizes)[:clients]
         ids = tuple(sorted(chosen.tolist()))
         return cls(seed=seed, steps=steps, every=every, clients=ids, samples=samples)

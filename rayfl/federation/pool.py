@@ -31,7 +31,7 @@ class Future:
 
 
 @dataclass(eq=False)
-class Training:
+class RoundTraining:
     """The work units of a round, under way: futures of `UnitResult`, whose `sums` are in the tree."""
 
     futures: Sequence[Future]
@@ -65,14 +65,14 @@ class Pool(Protocol):
         samples: list[int],
         broadcast: Any,
         memories: list[list[Any]] | None,
-    ) -> Training:
+    ) -> RoundTraining:
         """Queue the work units of a round, each with so many training samples.
 
         `memories`: of each unit a handle or None for each client; None: the algorithm has none.
         """
         ...
 
-    def total(self, training: Training) -> Vectors:
+    def total(self, training: RoundTraining) -> Vectors:
         """The units' sums, added along the tree; the caller may write to them. Raises as `wait`."""
         ...
 
@@ -128,16 +128,16 @@ class LocalPool:
         samples: list[int],
         broadcast: Any,
         memories: list[list[Any]] | None,
-    ) -> Training:
+    ) -> RoundTraining:
         sums, futures = SumTree(len(units), lambda span, left, right: left.plus(right)), []
         for i, unit in enumerate(units):
             given: list[Arrays | None] = memories[i] if memories else [None] * len(unit.clients)
             result, new = self.client.train(unit, broadcast, given)
             sums.arrive(Span(0, i), Sum.of(result.sums))
             futures.append(Future(result=without_sums(result), memories=new, done=True))
-        return Training(futures, sums)
+        return RoundTraining(futures, sums)
 
-    def total(self, training: Training) -> Vectors:
+    def total(self, training: RoundTraining) -> Vectors:
         return training.sums.total.owned()
 
     def evaluate(self, round: int, broadcast: Any, split: Split, first: int, last: int) -> Future:

@@ -50,18 +50,18 @@ class Server:
     """Holds w and the server state, and runs rounds on a pool of clients."""
 
     def __init__(self, spec: ServerSpec, pool: Pool, tier: Tier | None = None):
-        algorithm, self.name, w, buffers, self.federation, self._diagnosis, rule, own, called = spec
-        self._personalisation, self.personal = own, dict[int, PersonalResult]()
-        self._callbacks = called
-        self.algorithm, self.pool = algorithm, pool
-        self.w, self.buffers = torch.tensor(w), torch.tensor(buffers)
-        self.state = algorithm.init_server(self.w)
+        self.algorithm, self.name, self.pool = spec.algorithm, spec.name, pool
+        self.federation, self._diagnosis = spec.federation, spec.diagnosis
+        self._personalisation, self.personal = spec.personalisation, dict[int, PersonalResult]()
+        self._callbacks = spec.callbacks
+        self.w, self.buffers = torch.tensor(spec.w), torch.tensor(spec.buffers)
+        self.state = self.algorithm.init_server(self.w)
         # Server state that begins at infinity, as a running minimum does, and may stay there.
         self._infinite = {name for name, value in self.state.items() if value.isinf().any()}
         self.round = 0  # rounds that are done
         self._movement = Movement()
-        self.average = Average(rule, self.w, self.buffers) if rule else None
-        first = algorithm.init_client(self.w)
+        self.average = Average(spec.average, self.w, self.buffers) if spec.average else None
+        first = self.algorithm.init_client(self.w)
         self.memories = Memories(pool, sum(v.nbytes for v in first.values()), tier)
         self._remembers = bool(first)
         self._evaluations = Evaluations(pool, self.federation, self._diverged)

@@ -33,7 +33,7 @@ class Span(NamedTuple):
         return Span(self.level - 1, 2 * self.index), Span(self.level - 1, 2 * self.index + 1)
 
     def units(self, count: int) -> range:
-        """Those that there are of `count` in all."""
+        """Units of the span, if there are `count` in all."""
         first = self.index << self.level
         return range(first, min(first + (1 << self.level), count))
 

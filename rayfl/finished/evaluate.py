@@ -32,7 +32,7 @@ class Evaluated:
     """Name of the data whose test set it is."""
     samples: int
     metrics: dict[str, float]
-    """As a round has them: `test/loss`, `test/accuracy`, `test/class/...`, `client/accuracy_...`."""
+    """Named as those of a round: `test/loss`, `test/accuracy`, `test/class/...`, `client/accuracy_...`."""
     clients: pd.DataFrame | None
     """Samples and accuracy of each client; None without `evaluation.per_client`."""
     round: int

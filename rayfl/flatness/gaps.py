@@ -20,7 +20,7 @@ from rayfl.algorithms.base import TensorInfo
 from rayfl.flatness.objective import Objective
 
 ASCENT_STEPS = 10
-# Of each step of the ascent, as a part of rho: four steps cross the ball's radius, the others turn.
+# Length of a step of the ascent, in parts of rho: four steps cross the ball's radius, the others turn.
 ASCENT_STEP = 0.25
 # Vectors that go into one call: they share what it costs.
 AT_ONCE = 4
@@ -34,7 +34,7 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, draws: Sequence[float]) -> "Mean":
-        """That of these draws, two at least."""
+        """Return the mean of these draws, two at least."""
         return cls(statistics.fmean(draws), statistics.stdev(draws) / len(draws) ** 0.5)
 
 

@@ -25,7 +25,7 @@ class Landscape(NamedTuple):
     x: np.ndarray
     """Coordinates along the first direction, `[n]`."""
     y: np.ndarray
-    """Those along the second, `[n]`."""
+    """Coordinates along the second direction, `[n]`."""
     losses: np.ndarray
     """`[n, n]`, a row for each y."""
     points: np.ndarray

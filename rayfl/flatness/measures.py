@@ -19,7 +19,7 @@ TOPS = 5  # eigenvalues
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """Which measures are taken, and with how much effort."""
+    """The measures that are taken, and with how much effort."""
 
     rhos: tuple[float, ...] = (0.01, 0.05, 0.1)
     scale_free_rhos: tuple[float, ...] = (0.1, 0.5, 1.0)

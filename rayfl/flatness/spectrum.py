@@ -14,7 +14,7 @@ from rayfl.flatness.gaps import AT_ONCE, Mean
 
 # Residuals above this make a note. An eigenvalue apart from others is off by the square of its residual.
 TOLERANCE = 0.05
-# What rounding leaves of a vector once the space is exhausted, in units of the last place.
+# A vector below this, in units of the last place, is what rounding leaves once the space is exhausted.
 EXHAUSTED = 10
 
 Products = Callable[[Tensor], Tensor]

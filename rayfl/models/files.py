@@ -12,7 +12,7 @@ from torch import Tensor
 from rayfl.errors import Refuse, first_line
 
 SUFFIXES = (".safetensors", ".pt")
-"""Of the files that are written."""
+"""Suffixes of the files that are written."""
 
 
 def read_state_dict(path: Path, refuse: Refuse, other: str) -> dict[str, Tensor]:

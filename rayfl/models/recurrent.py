@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rayfl.models.tokens import Padding, TokenModel, Tokens, counts, mean_of
+from rayfl.models.tokens import Padding, TokenModel, Tokens, counted_tokens, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,10 @@ class _Network(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, L]` to `[B, L, classes]` for each token, or to `[B, classes]`."""
-        # cuDNN's cells want weights in memory of their own, not in a flat vector, and have no gradient in
-        # evaluation mode and no second one.
+        # cuDNN's cells need weights in memory of their own, not views of a flat vector, and have neither
+        # gradients in evaluation mode nor second derivatives.
         with torch.backends.cudnn.flags(enabled=False):
             features, _ = self.recurrent(self.embedding(tokens))  # [B, L, H]
         if not self.each:
-            features = mean_of(features, counts(tokens, self.padding))
+            features = mean_of(features, counted_tokens(tokens, self.padding))
         return self.head(features)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayfl.errors import ConfigError
-from rayfl.models.tokens import Padding, TokenModel, Tokens, counts, mean_of
+from rayfl.models.tokens import Padding, TokenModel, Tokens, counted_tokens, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class _Network(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, L]` to `[B, L, classes]` for each token, or to `[B, classes]`."""
-        counted = counts(tokens, self.padding)
+        counted = counted_tokens(tokens, self.padding)
         features = self.embedding(tokens) + self.positions
         mask = later = None
         if self.each:

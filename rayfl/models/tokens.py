@@ -45,7 +45,7 @@ class TokenModel(Model):
         )
 
 
-def counts(tokens: Tensor, padding: int | None) -> Tensor | None:
+def counted_tokens(tokens: Tensor, padding: int | None) -> Tensor | None:
     """True for the tokens `[B, L]` that are no padding; None: all of them."""
     return None if padding is None else tokens != padding
 

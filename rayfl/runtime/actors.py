@@ -58,7 +58,7 @@ class ServerActor(Session):
         super().__init__(made, checkpoints)
 
     def bundles(self) -> Iterator[list[Metrics]]:
-        """As `run`, with the metrics of fast rounds together: a message costs the driver a millisecond."""
+        """Run, and yield the metrics of fast rounds together: a message costs the driver a millisecond."""
         bundle: list[Metrics] = []
         sent = time.monotonic()
         try:
@@ -171,7 +171,7 @@ class RemoteServer:
                 self._actor = self._start()
 
     def final(self) -> Final:
-        """As `Session.final`."""
+        """Return what `Session.final` does."""
         with _errors_unwrapped():
             return ray.get(self._actor.final.remote())
 

@@ -27,7 +27,7 @@ from rayfl.training.units import (
     WorkUnit,
 )
 
-# Of a process's context, libraries and recordings on a GPU, about.
+# About what a process's context, libraries and recordings take of a GPU.
 CONTEXT_BYTES = 1 << 30
 
 
@@ -49,7 +49,7 @@ class ClientActor:
     def begin(self, *spec: Any) -> None:
         """Make the client of an experiment, in place of the one before; `spec`: fields of `ClientSpec`."""
         with ended_if_broken(self.device):
-            # What a client returns is copied to the object store before it is called again.
+            # Pinned: Ray copies what a client returns to the object store before it calls it again.
             self.client = Client(ClientSpec(*spec), self.device, self.share, pinned=True)
 
     def describe(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class ClientActor:
         return (result, *new) if self.client.engine.remembers else result
 
     def train_apart(self, unit: WorkUnit, broadcast: Broadcast, *memories: Arrays | None) -> Any:
-        """As `train`, but the sums are an object of their own, the second one, which stays on this node."""
+        """Do as `train`, but return the sums apart, as the second object, which stays on this node."""
         with ended_if_broken(self.device):
             result, new = self.client.train(unit, broadcast, list(memories))
         kept = new if self.client.engine.remembers else ()

@@ -18,7 +18,7 @@ from rayfl.errors import ConfigError, first_line
 from rayfl.training.process import machine_memory
 
 
-class Session:
+class RayFolder:
     """The directory that Ray makes for a cluster; nobody needs it once that has ended, but for its logs."""
 
     def __init__(self, directory: str | None = None):
@@ -42,7 +42,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[Session]:
+def connected(address: str | None, object_store_gb: float | None = None) -> Iterator[RayFolder]:
     """Connection to the running cluster at `address`, or to a fresh one on this machine for None.
 
     `object_store_gb` is the memory of the fresh one's object store; None: Ray chooses. A fresh one leaves
@@ -51,7 +51,7 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
     if (
         ray.is_initialized()
     ):  # a notebook, or the tests: the caller's connection, and theirs to close
-        yield Session()
+        yield RayFolder()
         return
     try:
         _check_reachable(address)
@@ -73,22 +73,22 @@ def connected(address: str | None, object_store_gb: float | None = None) -> Iter
             key="ray.address",
             value=address,
         ) from error
-    session = Session(context.address_info["session_dir"] if address is None else None)
+    folder = RayFolder(context.address_info["session_dir"] if address is None else None)
     try:
-        yield session
+        yield folder
     except ConfigError:
         raise
     except Exception as error:
-        if logs := session.keep():
+        if logs := folder.keep():
             error.add_note(f"Ray's logs are in {logs}")
         raise
     finally:
         ray.shutdown()
-        session.delete()
+        folder.delete()
 
 
 def _not_started(object_store_gb: float | None, error: Exception) -> ConfigError:
-    """Why no cluster of this run's own could be started."""
+    """Describe why no cluster of this run's own could be started."""
     if object_store_gb is not None and isinstance(error, ValueError):
         return ConfigError(
             "must leave room for the processes in the "

@@ -1,4 +1,4 @@
-"""Which client actors fit on the connected cluster, or are to make it grow."""
+"""Room for client actors on the connected cluster, and how many are to make it grow."""
 
 import math
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def place(request: ResourceRequest, units_per_round: UnitsPerRound) -> Placement
         gpus = 1.0 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
     units = units_per_round.on_gpus if gpus else units_per_round.on_cpus
     waits = request.autoscale_timeout_s > 0 and request.num_actors is not None
-    # Rather a new node than a part of a CPU.
+    # A cluster that may grow gets a new node before actors share a CPU.
     shares = [request.cpus_per_actor or 1.0]
     if request.cpus_per_actor is None and not waits:
         shares += [0.5, 0.25]

@@ -16,7 +16,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from rayfl.algorithms.base import Vectors
 from rayfl.errors import ClientError, RunError, StateLostError, first_line
-from rayfl.federation.pool import Future, Training, without_sums
+from rayfl.federation.pool import Future, RoundTraining, without_sums
 from rayfl.federation.sums import Span, Sum
 from rayfl.runtime.queue import ActorFuture, UnitQueue
 from rayfl.runtime.sums import Apart, SpreadSums
@@ -29,14 +29,15 @@ SHORT_UNIT_SECONDS = 0.1
 # A broadcast of no more bytes than this travels in the calls themselves, as Ray sends small arguments anyway:
 # to take it from the object store costs an actor more.
 SMALL_BYTES = 64 * 1024
-# Of a link: an idle actor takes another node's unit only if that takes longer than its sum's way there.
+# Assumed speed of a link: an idle actor takes another node's unit only if the unit takes longer than its
+# sum's way there.
 LINK_BYTES_PER_S = 125e6
 # A unit that has outlived this many of its actors probably killed them (out of memory, say).
 RETRIES = 3
 
 
 @dataclass(eq=False, kw_only=True)
-class ActorTraining(Training):
+class ActorTraining(RoundTraining):
     """The work units of a round on client actors."""
 
     spread: SpreadSums
@@ -68,7 +69,7 @@ class ActorPool:
         self._workers = Workers(size, spawn, another_fits, time_limit)
         self._queue = UnitQueue()
         self._running: dict[Any, tuple[ActorFuture, Worker, Any]] = {}
-        # What comes here from another node, and who is told: its value, or None if it is lost.
+        # Objects on their way here from another node, and who is told: the value, or None if it is lost.
         self._coming: dict[Any, Callable[[Any], None]] = {}
         self._here = ray.get_runtime_context().get_node_id()
         self._depth, self._unit_s, self._way_s = 1, 0.0, 0.0
@@ -132,7 +133,7 @@ class ActorPool:
         self._dispatch()
         return ActorTraining(futures, spread.tree, spread=spread)
 
-    def total(self, training: Training) -> Vectors:
+    def total(self, training: RoundTraining) -> Vectors:
         assert isinstance(training, ActorTraining)
         while not isinstance(training.sums.total, Sum):
             training.spread.bring_total()

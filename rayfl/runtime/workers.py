@@ -10,7 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rayfl.errors import RunError
 
-# How often a pool looks for room and for units that take too long.
+# Time between two looks for room and for units that take too long.
 LOOK_SECONDS = 1.0
 # Without a single ready actor for so long, a run ends: new machines take minutes, not more.
 START_SECONDS = 900.0
@@ -64,7 +64,7 @@ class Workers:
         return [worker for worker in self._all if worker.starting is None]
 
     def starting(self) -> dict[Any, Worker]:
-        """Those that are not ready, by the reference that tells when they are."""
+        """Workers that are not ready, by the reference that tells when they are."""
         return {worker.starting: worker for worker in self._all if worker.starting is not None}
 
     def homes(self, here: str, units: int) -> list[str | None]:

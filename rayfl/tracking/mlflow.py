@@ -56,7 +56,7 @@ class RunTracker:
         Raises ConfigError if the store has no such run, or it was deleted.
         """
         self.lost: RunError | None = None
-        """What to tell the user once the run was deleted; nothing is written any more."""
+        """Error to raise once the run was deleted, after which nothing is written; None before."""
         self._params: set[str] = set()
         """Params that a resumed run already has, which MLflow does not let change."""
         self._client, self._experiment, self._store = store.client, experiment, store
@@ -255,7 +255,7 @@ class RunTracker:
         self._unless_lost(lambda: retry_during_outage(self._store.uri, write))
 
     def _unless_lost(self, write: Callable[[], None]) -> None:
-        """Write, unless the run was deleted: training must not end by that, so `lost` says it."""
+        """Write, unless the run was deleted: that sets `lost`, which is raised later, after a checkpoint."""
         if self.lost:
             return
         try:

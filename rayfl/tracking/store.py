@@ -57,7 +57,7 @@ class TrackingStore:
                 value=experiment,
             )
         if not found or found.tags.get(_KIND, "no_inferred_type").endswith(_INFERRED):
-            # A view is not worth a run: servers may refuse it, and an outage may end.
+            # The tag only chooses MLflow's page: no run ends where a server refuses it or is away.
             with contextlib.suppress(MlflowException):
                 self.client.set_experiment_tag(self.experiment_id, _KIND, _TRAINING)
 
@@ -100,8 +100,8 @@ def opened(uri: str, refuse: Refuse, either: str, writes: bool) -> Iterator[Mlfl
     """Open the store; in this context no other process of rayfl opens it, where it is a file.
 
     A sqlite file that is not there is made, and one of an older MLflow is migrated. `writes`: it must be
-    possible to write to it. Raises what `refuse` makes of a message if MLflow cannot use the store, or the
-    context raises; `either`: the end of such a message.
+    possible to write to it. If MLflow cannot use the store, or the context raises, raises `refuse(message)`,
+    whose message ends with `either`.
     """
     file = database_file(uri)
     try:

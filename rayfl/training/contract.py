@@ -65,7 +65,7 @@ def check(
 
 
 def _shorter(info: ExperimentInfo) -> ExperimentInfo:
-    """As many tensors with about `MOST_PARAMETERS` in all; `info` itself if it has no more."""
+    """Return as many tensors with about `MOST_PARAMETERS` in all, or `info` itself if it has no more."""
     size = sum(t.size for t in info.tensors)
     if size <= MOST_PARAMETERS:
         return info

@@ -122,7 +122,7 @@ class GraphedSteps:
         return held.stack
 
     def __call__(self, stack: Stack, batch: Minibatch, k: int, all_active: bool) -> int:
-        """As `LocalStep`, on a stack that `hold` returned."""
+        """Take a local step, as `LocalStep` does, on a stack that `hold` returned."""
         held = next(held for held in self._held.values() if held.stack is stack)
         shape = id(stack), all_active, tuple(stack.memory), *_shapes(batch._asdict())
         together = 0 < k < MOST_STEPS and shape not in self._apart
@@ -143,7 +143,7 @@ class GraphedSteps:
         shape: object,
     ) -> int:
         slots = self._slot(batch)
-        # Of the steps that one recording serves, two are compared: numbers may follow from k unnoticed.
+        # Two of the steps that one recording serves are compared: numbers may follow from k unnoticed.
         compare = recording.places is not None and len(recording.seen) < 2
         compare = compare and k not in recording.seen
         before, names = (held.values(), tuple(held.stack.memory)) if compare else ({}, ())

@@ -23,7 +23,7 @@ from rayfl.training.batches import (
     DeviceData,
     as_tensor,
 )
-from rayfl.training.evaluation import Evaluation
+from rayfl.training.evaluation import Evaluator
 from rayfl.training.lanes import most_lanes
 from rayfl.training.settings import LocalSettings, experiment_info
 from rayfl.training.stacks import Stacks
@@ -40,7 +40,7 @@ from rayfl.training.weighting import weights
 
 # Part of a GPU's memory for clients' memories, which it keeps from one round of a client to its next.
 KEPT_MEMORY = 0.15
-# What is done on a GPU before the first round: the first step, the second and another.
+# Steps on a GPU before the first round: the first one, the second and another.
 TRIAL_STEPS, TRIAL_LR = 3, 1e-3
 
 
@@ -61,7 +61,7 @@ class Engine:
         """`share`: of the device's memory. `pinned`: whoever gets results copies them at once."""
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
-        # Why kernels are not fused; None: they are, or this is no GPU.
+        # The reason why kernels are not fused; None: they are, or this is no GPU.
         self.unfused = kernels.use(self.device) if on_gpu else None
         model = model.to(self.device)
         if on_gpu and self.unfused is None:
@@ -78,7 +78,7 @@ class Engine:
             "test": (self.test_data, samples),
             "validation": (self.train_data, held_out.to(self.device)),
         }
-        self._evaluation = Evaluation(self.function, splits, settings.seed, settings.keeps_outputs)
+        self._evaluate = Evaluator(self.function, splits, settings.seed, settings.keeps_outputs)
         self.experiment = experiment_info(self.layout, partition, settings)
         self._private = settings.privacy
         self.refused: str | None = None  # why steps are not recorded; None: they are
@@ -158,14 +158,14 @@ class Engine:
     ) -> EvaluationResult:
         """Loss of the split's samples `first` to `last` at `broadcast.start`, and each one's score."""
         self._broadcast.load(broadcast)
-        return self._evaluation(self._broadcast, split, first, last)
+        return self._evaluate(self._broadcast, split, first, last)
 
     def scores(
         self, start: np.ndarray, buffers: np.ndarray, samples: np.ndarray, key: int
     ) -> np.ndarray:
         """Score of these test samples at any parameters; `key` seeds random layers."""
         w, own, indices = (as_tensor(v).to(self.device) for v in (start, buffers, samples))
-        return self._evaluation.on(w, own.clone(), "test", indices, key).scores
+        return self._evaluate.on(w, own.clone(), "test", indices, key).scores
 
     @contextlib.contextmanager
     def following(self, algorithm: Algorithm) -> Iterator[None]:

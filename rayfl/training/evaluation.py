@@ -18,7 +18,7 @@ EVALUATION_BATCH = {"cpu": 125, "cuda": 500}
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluator:
     """Loss and scores of a model on samples of its splits."""
 
     function: Function

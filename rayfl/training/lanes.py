@@ -61,7 +61,7 @@ class Lane:
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
             for vector in memory.values():
-                # It may be let go of before it is read here, and its place given to another's work.
+                # Tells the allocator of this reader: else its memory may be given away before it is read.
                 vector.record_stream(self.stream)
         with self.on():
             self.buffers.copy_(buffers)
@@ -137,7 +137,7 @@ class CudaGraphs:
 
 
 def in_turns(lanes: Iterable[Iterator[None]]) -> None:
-    """Advance all by one item at a time, and begin the next one each time.
+    """Run all, in turns: each turn begins one more, and takes one item of each that has begun.
 
     A stream holds a limited number of kernels that wait: to give it all steps of a client at once would make
     the others wait until it has taken them. And while one is prepared the others are at work.
@@ -149,7 +149,7 @@ def in_turns(lanes: Iterable[Iterator[None]]) -> None:
         running = [lane for lane in running if next(lane, DONE) is not DONE]
 
 
-def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
+def recording_lane(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
     """A lane with a stream, whose steps are recorded."""
     stream = torch.cuda.Stream(buffers.device)
     graphed = GraphedSteps(step, CudaGraphs(stream), in_place=True)

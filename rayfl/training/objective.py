@@ -66,7 +66,7 @@ class SampleObjective:
 
         def add(objective: Tensor, leaves: list[Tensor]) -> None:
             first = _derivative(objective, leaves, create_graph=True)
-            # What does not depend on w by a second derivative has no graph.
+            # A gradient without a graph does not depend on w: its second derivative is 0.
             curved = [i for i, g in enumerate(first) if g.requires_grad]
             for product, v in zip(products, parts, strict=True):
                 if curved:

@@ -20,7 +20,7 @@ def forward_pass(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def local_steps(precision: Precision) -> Iterator[None]:
+def local_arithmetic(precision: Precision) -> Iterator[None]:
     """Context of local steps: with TF32 if that was asked for, as it is not elsewhere."""
     if precision != "tf32":
         yield

@@ -53,7 +53,9 @@ class _Watched:
         def noted(at: Tensor, *penalty: Any, **options: Any) -> Tensor:
             nonlocal farthest
             e = at - x
-            if self._algorithm.keeps_models:  # of which it may be: no perturbation of x
+            if (
+                self._algorithm.keeps_models
+            ):  # `at` may be such a model: `e` is no perturbation of x
                 return grad(at, *penalty, **options)
             farthest = e if e.norm() > farthest.norm() else farthest
             return grad(at, *penalty, **options)

@@ -119,7 +119,7 @@ class Comparison:
     def _why_not(self, shortcuts: Shortcuts, twice: bool = False) -> str | None:
         """Describe how the model as a function of a flat vector differs from plain PyTorch, or None.
 
-        `twice`: not even when the same process takes the same step again.
+        `twice`: also if the same process takes the same step again.
         """
         try:
             function = shortcuts.function(self._arrived(), self.plain.task)
@@ -145,7 +145,7 @@ class Comparison:
         gradient, loss = oracle(w[None], Minibatch(x.clone()[None], y[None], None))
         changed = changed_parameters(plain.shaped(w), plain.shaped(plain.w))
         function.model.eval()
-        with torch.no_grad():  # elsewhere first: what is computed from other weights must not stay
+        with torch.no_grad():  # at other weights first: nothing computed from them may stay
             elsewhere = function.parameters(1.1 * plain.w) | function.buffers(plain.buffers.clone())
             function(elsewhere, function.inputs(x.clone()))
         seed()

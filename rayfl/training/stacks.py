@@ -24,9 +24,9 @@ from rayfl.training.batches import (
 from rayfl.training.cuda_graphs import GraphedSteps
 from rayfl.training.function import Function
 from rayfl.training.gradients import BatchedMLP, Oracle, PerClientGradient, VmapGradient
-from rayfl.training.lanes import Lane, in_turns, recording
+from rayfl.training.lanes import Lane, in_turns, recording_lane
 from rayfl.training.local import SGD, LocalStep, Trained
-from rayfl.training.precision import local_steps
+from rayfl.training.precision import local_arithmetic
 from rayfl.training.process import seed_layers
 from rayfl.training.settings import LocalSettings
 from rayfl.training.transfers import DeviceBroadcast, DeviceMemories
@@ -130,7 +130,7 @@ class Stacks:
 
         for lane, stack in zip(self._lanes, stacks, strict=False):
             running.append((lane, stack, []))
-        with local_steps(s.precision):
+        with local_arithmetic(s.precision):
             in_turns(begun(*started) for started in running)
         for lane, stack, steps in running:
             trained, buffers = lane.finish()
@@ -166,7 +166,7 @@ class Stacks:
         )
         if not recorded:
             return Lane(oracle, buffers)
-        return recording(self._step(oracle, lr=0.0, round=1), oracle, buffers)
+        return recording_lane(self._step(oracle, lr=0.0, round=1), oracle, buffers)
 
     def _step(self, oracle: Oracle, lr: float, round: int) -> LocalStep:
         s = self._settings

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-# What a model is evaluated on: the test set, or the training samples that are held out.
+# A model is evaluated on the test set, or on the training samples that are held out.
 Split = Literal["test", "validation"]
 
 
@@ -58,7 +58,7 @@ class ProbeResult(NamedTuple):
     vectors: np.ndarray  # the gradient `[1, P]` or the products `[j, P]`; empty for losses
 
 
-# What is measured of one client; end: where its training ends, alone.
+# A measure of one client; end: no more than where its training ends.
 ClientMeasure = Literal["alignment", "variance", "end"]
 
 
@@ -122,7 +122,7 @@ class EvaluationResult(NamedTuple):
     """Loss and scores of the model on a piece of a split."""
 
     loss: float  # summed over the samples
-    # Of each sample `[m]`: bool, true where the class was right; or float32, the share of tokens that were,
-    # or the squared error of numbers.
+    # By sample `[m]`: bool, true where the class was right; or float32, the share of right tokens, or the
+    # squared error of numbers.
     scores: np.ndarray
     outputs: np.ndarray | None = None  # float32 `[m, ...]`; None: nobody asked for them

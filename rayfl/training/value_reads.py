@@ -52,7 +52,7 @@ def _takes_a_row(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Those in `values`, and in lists and tuples there."""
+    """Return the tensors in `values`, and in lists and tuples there."""
     found = []
     for value in values:
         if isinstance(value, Tensor):

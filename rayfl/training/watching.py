@@ -19,7 +19,7 @@ from rayfl.training.value_reads import ValueReads
 Doubt = Literal["size", "rounding"]
 Given = dict[str, Tensor | Vectors]  # arguments of a function, by name
 
-# What each function returns: vectors are tensors, the rest are dicts of them.
+# Names of what each function returns: vectors are tensors, the rest are dicts of them.
 RETURNS = {
     "init_server": ("server",),
     "init_client": ("memory",),
@@ -32,7 +32,7 @@ RETURNS = {
     "global_momentum": ("momentum",),
 }
 VECTORS = ("start", "first", "direction", "bytes", "w", "momentum")
-# What they are given with a row for each client.
+# Arguments of each function that have a row for each client.
 ROWS = {
     "client_start": ("memory", "ctx.start", "ctx.steps", "ctx.samples"),
     "local_step": ("x", "memory", "ctx.start", "ctx.steps", "ctx.samples"),

@@ -410,10 +410,10 @@ def test_a_model_that_draws_from_torchs_generator_is_not_recorded():
 def test_lanes_have_the_bits_of_one_client_after_the_other(name, small, monkeypatch):
     """Six clients of unequal sizes, several rounds, their memories kept."""
 
-    def recording(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
+    def recording_lane(step: LocalStep, oracle: Oracle, buffers: Tensor) -> Lane:
         return Lane(oracle, buffers, None, GraphedSteps(step, Tapes(), in_place=True))
 
-    monkeypatch.setattr("rayfl.training.stacks.recording", recording)
+    monkeypatch.setattr("rayfl.training.stacks.recording_lane", recording_lane)
     small["algorithm"] = {"name": name}
     # In bfloat16 chains of linear layers train one client at a time, too.
     small["federation"] |= {

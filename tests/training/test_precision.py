@@ -14,7 +14,7 @@ from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout, views
 from rayfl.training.function import Function
 from rayfl.training.gradients import PerClientGradient
-from rayfl.training.precision import allow_tf32, in_effect, local_steps
+from rayfl.training.precision import allow_tf32, in_effect, local_arithmetic
 from rayfl.training.process import configure_process
 from rayfl.training.units import Broadcast, WorkUnit
 
@@ -96,7 +96,7 @@ def test_tf32_is_allowed_during_local_steps_only(precision):
 
     allow_tf32(False, False)
     before = flags()
-    with local_steps(precision):
+    with local_arithmetic(precision):
         assert (flags() == (True, True)) == (precision == "tf32")
     assert flags() == before
 
@@ -104,7 +104,7 @@ def test_tf32_is_allowed_during_local_steps_only(precision):
 def test_a_process_that_trains_can_compile():
     """torch.compile refuses to work where the newer settings of float32's precision have been used."""
     configure_process(torch.get_num_threads())
-    with local_steps("tf32"):
+    with local_arithmetic("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == "highest"
 

@@ -35,7 +35,7 @@ class Line:
     chooser: Aggregate
     """The numbers that lines are ranked by: ours, or those on validation data."""
     rounds: int | str | None
-    """Of the trials in the mean."""
+    """Rounds of the trials in the mean."""
     seeds: int
     states: str
     """Trials without a number, such as `1 failed`."""
@@ -70,7 +70,7 @@ class Replication:
     best: tuple[int, ...]
     """Lines that are the best of their metric and task."""
     notes: tuple[str, ...]
-    """What is known of their choice."""
+    """Remarks on how the best lines were chosen."""
 
     @property
     def keys(self) -> list[str]:

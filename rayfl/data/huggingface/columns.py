@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # datasets and pyarrow are slow to import: only the functions
     import pyarrow
 
 Kind = Literal["image", "numbers", "text", "classes", "integers", "floats", "other"]
-"""Of a column: numbers are lists or arrays of numbers, all of one shape; classes are named integers."""
+"""Kind of a column: numbers are lists or arrays of numbers of one shape; classes are named integers."""
 
 _ROWS = 400  # read at once
 

@@ -14,7 +14,7 @@ from rayfl.text import absolute
 CHARACTERS = "characters"
 
 
-class Tokens(NamedTuple):
+class TokenisedTexts(NamedTuple):
     """Texts as tokens."""
 
     texts: list[np.ndarray]  # int64, of each text
@@ -29,7 +29,9 @@ class _Tokenizer(NamedTuple):
     padding: int | None
 
 
-def tokenise(batches: Iterable[list[str]], tokens: str, length: int | None = None) -> Tokens:
+def tokenise(
+    batches: Iterable[list[str]], tokens: str, length: int | None = None
+) -> TokenisedTexts:
     """The tokens of texts, which come in batches, by the option `data.tokens`.
 
     `length`: the texts are samples, of so many tokens at most; None: they are parts of longer texts.
@@ -38,11 +40,11 @@ def tokenise(batches: Iterable[list[str]], tokens: str, length: int | None = Non
     if tokens == CHARACTERS:
         found, vocabulary = characters(chain.from_iterable(batches))
         if length is None:
-            return Tokens(found, vocabulary, None)
-        return Tokens([text[:length] + 1 for text in found], ("", *vocabulary), 0)
+            return TokenisedTexts(found, vocabulary, None)
+        return TokenisedTexts([text[:length] + 1 for text in found], ("", *vocabulary), 0)
     tokenizer = _tokenizer(tokens)
     names = {number: name for name, number in tokenizer.vocabulary.items()}
-    return Tokens(
+    return TokenisedTexts(
         [np.array(text, np.int64) for text in _encoded(tokenizer, batches, length)],
         tuple(names.get(number, f"<{number}>") for number in range(max(names) + 1)),
         tokenizer.padding,

@@ -20,8 +20,8 @@ from rayfl.errors import ConfigError
 
 _CHUNK = 2048  # samples drawn in one vectorised step of `dirichlet`
 _ATTEMPTS = 200  # draws of `dirichlet_per_class` before it gives up
-# Clients with too few samples in a draw, from which on no other is tried: where so many are to be expected,
-# none at all never comes (e^-100 or less).
+# It gives up at once after a draw with more clients than this short of samples: where so many are to be
+# expected, a draw with none has a chance of e^-100 or less.
 _HOPELESS = 200
 # From here on, NumPy's own Dirichlet is one of these gammas too, and they cannot underflow.
 _SMALLEST_SHAPE = 0.1
@@ -57,8 +57,8 @@ class Dirichlet(Scheme):
             classes = draw_classes(priors[slots[part]], left > 0, uniforms[part])
             taken = np.bincount(classes, minlength=len(left))
             if ((taken >= left) & (left > 0)).any():
-                # Which classes are masked changes only where a class runs out: keep the draws up to
-                # there, and draw the others again.
+                # Classes are masked once they run out: keep the draws up to there, and draw the others
+                # again.
                 running = (classes[:, None] == np.arange(len(left))).cumsum(axis=0)
                 emptied = ((running == left) & (left > 0)).any(axis=1)
                 classes = classes[: int(emptied.argmax()) + 1]

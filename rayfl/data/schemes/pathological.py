@@ -108,8 +108,8 @@ def draw_class_sets(
         race, drawn = races[first : first + _CHUNK], holds[first : first + _CHUNK]
         left = clients - first - np.arange(len(race))[:, None]  # rows
         while True:
-            # Of all rows at once, from what was found for those above: row k is right after k + 1 passes,
-            # and, as a row hardly changes what the next ones lack, all of them after a few.
+            # All rows choose at once, from what the last pass chose for the rows above. Row k is final after
+            # k + 1 passes; a row hardly changes what the next ones lack, so a few passes settle all.
             lacks = lacking - (np.cumsum(drawn, axis=0) - drawn)
             times = np.divide(race, lacks, where=lacks > 0, out=np.full(race.shape, np.inf))
             times[lacks == left] = -1.0

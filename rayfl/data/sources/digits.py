@@ -12,7 +12,7 @@ from rayfl.data.datasets import Dataset, Source, from_arrays
 @cache
 def _rows() -> np.ndarray:
     """Read the pixels and the class of every image, `[1797, 65]`; to be left as they are."""
-    # What sklearn.datasets.load_digits reads; to import scikit-learn for it takes a second.
+    # The file of sklearn.datasets.load_digits; to import scikit-learn for it takes a second.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     return np.loadtxt(str(file), delimiter=",")
 

@@ -1,7 +1,7 @@
-"""Which Parquet files make a split.
+"""The Parquet files that make a split.
 
-As Hugging Face and others name them: train.parquet, train-00000-of-00002.parquet (older ones with a hash
-at the end), train_0.parquet, or any names in a folder train/, at any depth below it.
+Their names are those of Hugging Face and others: train.parquet, train-00000-of-00002.parquet (older ones with
+a hash at the end), train_0.parquet, or any names in a folder train/, at any depth below it.
 """
 
 import re
