@@ -6,10 +6,8 @@
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
 import torch
 
 from rayfl.config.schema import Experiment
@@ -18,52 +16,12 @@ from rayfl.federation.metrics import Metrics
 from rayfl.federation.own_metrics import warn_of_missing
 from rayfl.launch import in_this_process, on_cluster
 from rayfl.prepare import prepare
-from rayfl.prepared import Prepared, client_accuracies
+from rayfl.prepared import client_accuracies
+from rayfl.result import Result, Start
 from rayfl.resume import CONTINUES, checkpoints_of, find_saved, is_of
-from rayfl.storage.checkpoint_writer import CheckpointWriter
 from rayfl.tracking.run import check_store, open_store, tracked
 from rayfl.training.flat import sha256
 from rayfl.weights import Weights
-
-if TYPE_CHECKING:
-    from rayfl.runtime.placement import Placement
-
-
-@dataclass(frozen=True)
-class Result:
-    """History, summary and final model of a run."""
-
-    history: pd.DataFrame
-    """One row a round; see `History.frame`."""
-    summary: dict[str, float]
-    """Numbers of the whole run; see `History.summary`."""
-    clients: pd.DataFrame | None
-    """Each client's `samples` and the `accuracy` of the final model on its own distribution (index
-    `client`); None if `evaluation.per_client` is off, or if no round was left to go on with."""
-    state_dict: dict[str, torch.Tensor] = field(repr=False)
-    """Final parameters, for `load_state_dict` of the plain model."""
-    model_sha256: str
-    """Digest of the final w."""
-    run_id: str | None
-    """MLflow run; None if tracking is off."""
-    average_state_dict: dict[str, torch.Tensor] | None = field(default=None, repr=False)
-    """Final average of the global models; None without `evaluation.average`, or before its first model."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """Everything that is known before the actors start."""
-
-    prepared: Prepared
-    placement: "Placement | str"
-    run_id: str | None
-    ui_command: str | None
-    page: str | None
-    """Address of the run's page, once `ui_command` runs."""
-    resumed_round: int
-    """Round of the checkpoint that it goes on from, or 0."""
-    checkpoints: CheckpointWriter | None
-    """Writer of its checkpoints; None: it writes none."""
 
 
 def run(

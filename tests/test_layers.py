@@ -15,7 +15,7 @@ LAYERS = [
     {"finished"},
     {"diagnostics"},
     {"experiment", "analysis"},
-    {"launch", "inputs", "resume"},
+    {"launch", "inputs", "resume", "result"},
     {"prepare", "tracking", "weights"},
     {"prepared"},
     {"workload", "own_parts"},

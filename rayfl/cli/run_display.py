@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rayfl.config.schema import Experiment
-    from rayfl.experiment import Result, Start
     from rayfl.federation.metrics import Metrics
+    from rayfl.result import Result, Start
 
 _PLAIN_SECONDS = 5.0
 _SCALARS = {"server/alpha": "adaptive alpha"}  # others have the names of their metrics

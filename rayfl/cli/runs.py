@@ -10,7 +10,7 @@ from rayfl.cli.terminal import console, showing, write_utf8
 
 if TYPE_CHECKING:
     from rayfl.config.schema import Experiment
-    from rayfl.experiment import Result
+    from rayfl.result import Result
 
 
 def run(

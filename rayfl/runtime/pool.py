@@ -29,8 +29,7 @@ SHORT_UNIT_SECONDS = 0.1
 # A broadcast of no more bytes than this travels in the calls themselves, as Ray sends small arguments anyway:
 # to take it from the object store costs an actor more.
 SMALL_BYTES = 64 * 1024
-# Assumed speed of a link: an idle actor takes another node's unit only if the unit takes longer than its
-# sum's way there.
+# Speed of a link: an idle actor takes another node's unit only if that takes longer than its sum's way there.
 LINK_BYTES_PER_S = 125e6
 # A unit that has outlived this many of its actors probably killed them (out of memory, say).
 RETRIES = 3

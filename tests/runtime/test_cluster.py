@@ -78,17 +78,17 @@ def test_the_directory_of_ones_own_cluster_goes_and_no_other(tmp_path):
     own, other, latest = tmp_path / "session_1", tmp_path / "session_2", tmp_path / "session_latest"
     (own / "logs").mkdir(parents=True)
     other.mkdir()
-    cluster.Session().delete()
-    kept = cluster.Session(str(own))
+    cluster.RayFolder().delete()
+    kept = cluster.RayFolder(str(own))
     assert kept.keep() == f"{own}/logs"
     kept.delete()
     assert own.exists()
     latest.symlink_to(other)  # a cluster that was started later
-    cluster.Session(str(own)).delete()
+    cluster.RayFolder(str(own)).delete()
     assert {*tmp_path.iterdir()} == {other, latest}
     latest.unlink()
     latest.symlink_to(other)
-    cluster.Session(str(other)).delete()
+    cluster.RayFolder(str(other)).delete()
     assert not [*tmp_path.iterdir()]
 
 
