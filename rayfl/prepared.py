@@ -82,7 +82,7 @@ class Prepared:
 
     @functools.cached_property
     def personalisation(self) -> Personalisation | None:
-        """The evaluation of clients' own models; None: there is none. Raises ConfigError if they cannot be."""
+        """The evaluation of clients' own models, if any. Raises ConfigError if they cannot be evaluated."""
         config, method = self.config, self.config.algorithm.at(1)
         asked = config.evaluation.personalised
         known = self.federation.breakdown.holdings is not None

@@ -13,6 +13,7 @@ from rayfl.config.schema import load_config
 WORDS = ["[PAD]", "good", "bad", "day", "night", "a", "the", "very"]
 
 
+@pytest.mark.slow
 def test_roles_of_shakespeare_bring_the_perplexity_down(small):
     small |= {
         "data": {"name": "shakespeare", "min_windows": 30},

@@ -155,6 +155,7 @@ def check_arrays(found: dict[str, np.ndarray], layout: str | None) -> None:
 LAYOUTS = st.sampled_from([None, "channels_last", "channels_first"])
 
 
+@pytest.mark.slow
 @few
 @given(arrays(), LAYOUTS)
 def test_any_arrays(found, layout):
@@ -286,6 +287,7 @@ TREES = st.dictionaries(NAMES, folders(), min_size=2, max_size=3)
 MAYBE_SPOILT = st.none() | st.none() | st.sampled_from(SPOILT)
 
 
+@pytest.mark.slow
 @few
 @given(TREES, st.booleans(), MAYBE_SPOILT)
 def test_any_tree(tree, domains, spoilt):
@@ -387,6 +389,7 @@ PARQUET = (
 )
 
 
+@pytest.mark.slow
 @few
 @given(*PARQUET)
 def test_any_parquet_files(train, test, layout, unused, cut):

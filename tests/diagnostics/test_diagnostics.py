@@ -45,6 +45,7 @@ def numbers(report):
     return report.frame.set_index(keys)["value"].sort_index()
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_final_model(finished):
     """Loss, gradient and largest eigenvalue against PyTorch's dense Hessian of the returned state_dict."""
     experiment, result, _ = finished
@@ -155,6 +156,7 @@ def test_the_beginning_of_an_id_names_the_only_run_that_has_it(finished, store_h
         find(first, ["last"], uri=uri)
 
 
+@pytest.mark.slow
 def test_a_landscape_has_the_loss_of_w_in_its_middle(finished):
     experiment, result, _ = finished
     effort = Effort(rhos=(0.05,), scale_free_rhos=(0.5,), draws=2, lanczos_steps=5, grid=5)
@@ -171,6 +173,7 @@ def test_a_landscape_has_the_loss_of_w_in_its_middle(finished):
     assert 0 < reached.max() < extent
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_last_checkpoints_is_measured_beside_them(finished):
     """Against the plain measures at a checkpoint whose w is that mean."""
     from rayfl.diagnostics.subjects import find

@@ -186,6 +186,7 @@ def files_in(folder):
     return {str(path.relative_to(folder)): path for path in Path(folder, FOLDER).iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(10_000, 10_000), (0, None), (None, 0)])
 def test_a_run_goes_on_whatever_was_in_files(before, after, scaffold, whole, tmp_path):
     scaffold["checkpoint"]["every"] = 2

@@ -114,9 +114,9 @@ def test_dense_stack_changes_neither_parameters_nor_minibatch(name):
     [
         (LeNet5(), torch.float64, 1e-10),
         (LeNet5(), torch.float32, 1e-4),
-        (ResNet18(), torch.float64, 1e-10),
+        pytest.param(ResNet18(), torch.float64, 1e-10, marks=pytest.mark.slow),
         # Channels-last kernels add in another order, through 18 layers.
-        (ResNet18(), torch.float32, 1e-3),
+        pytest.param(ResNet18(), torch.float32, 1e-3, marks=pytest.mark.slow),
     ],
     ids=str,
 )
