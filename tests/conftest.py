@@ -98,6 +98,13 @@ def own_cache(tmp_path_factory):
     os.environ["RAYFL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def environment_of_a_command():
+    """Forget what a command in this process has set for a Ray of its own: with it none joins a cluster."""
+    yield
+    os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """A Ray instance with room for three client actors, whatever the machine has."""
