@@ -113,9 +113,9 @@ class Diagnostics(Section):
     splits: tuple[Literal["train", "test"], ...] = ("train",)
     """splits whose loss gap and hessian are about"""
     samples: int = Field(default=_ASKED.samples, gt=0)
-    """most samples of each split and of each client"""
+    """samples of each split and of each client, at most"""
     clients: int = Field(default=_ASKED.clients, gt=0)
-    """most clients of the next round that are trained again for alignment and variance"""
+    """clients of the next round that are trained again for alignment and variance, at most"""
     rho: tuple[Distance, ...] = _ASKED.effort.rhos
     """distances of the gaps"""
     scale_free_rho: tuple[Distance, ...] = _ASKED.effort.scale_free_rhos
@@ -123,7 +123,7 @@ class Diagnostics(Section):
     draws: int = Field(default=_ASKED.effort.draws, ge=2)
     """number of random draws: of noise, and of vectors for the trace"""
     lanczos: int = Field(default=_ASKED.effort.lanczos_steps, gt=0)
-    """most steps for the eigenvalues"""
+    """steps for the eigenvalues, at most"""
 
     @property
     def question(self) -> Question:

@@ -122,10 +122,8 @@ def flatness_of_sweep(
         connection = launch.connection(next(iter(missing.values())).config)
     with connection:
         for number, (i, subject) in enumerate(missing.items()):
-            start, began_trial = (
-                MeasurementStart(sweep, len(subjects), len(missing)),
-                time.monotonic(),
-            )
+            start = MeasurementStart(sweep, len(subjects), len(missing))
+            began_trial = time.monotonic()
 
             def started(_: Subject, placement: Any, number: int = number, start=start) -> None:
                 if number == 0:
