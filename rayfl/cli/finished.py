@@ -120,9 +120,10 @@ def _rows(found: "Evaluated") -> dict[str, str]:
     }
     names = [name.removeprefix("test/") for name in m if name.startswith("test/")]
     first = ("accuracy", "perplexity", "r2", "loss")
-    for name in (*first, *names):
-        if name in names and "/" not in name:  # those have rows of their own
-            rows[name] = f"{m[f'test/{name}']:.4f}"
+    for name in dict.fromkeys((*first, *names)):
+        if name in names and "/" not in name:  # classes and domains have rows below
+            label = f"test/{name}" if name in rows else name  # an own metric may be called `model`
+            rows[label] = f"{m[f'test/{name}']:.4f}"
     if "client/accuracy_mean" in m:
         rows["of the clients"] = of_clients(m)
     for kind in ("class", "domain"):

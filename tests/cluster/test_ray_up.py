@@ -9,6 +9,7 @@ from conftest import ROOT
 from local_pool import undisturbed
 
 from rayfl import load_config
+from tuning.config import load_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -47,10 +48,9 @@ def test_a_run_and_a_sweep_on_a_cluster_of_three_machines(script):
 
     trials = last_object(done.stdout, "sweep")["trials"]
     assert len(trials) == 4
+    sweep = load_sweep(ROOT / "configs/sweeps/rho_beta_alpha.yaml", ["base.federation.rounds=5"])
     for trial in trials:
         assert (trial["run_id"], "FINISHED", trial["model_sha256"]) in recorded
-        overrides = ["federation.rounds=5", f"seed={trial['seed']}"]
-        overrides += [f"{key}={value}" for key, value in trial["point"].items()]
-        one = load_config(ROOT / "configs/quickstart.yaml", overrides)
+        one = sweep.experiment(trial["point"], trial["seed"])
         assert trial["model_sha256"] == undisturbed(one)
     assert len(recorded) == 5

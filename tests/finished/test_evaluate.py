@@ -1,5 +1,7 @@
 """The model of a run on its own test set, and on others."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,13 +71,15 @@ def test_another_test_set_is_normalised_as_the_runs_own(finished, other):
 
 
 def test_the_command_shows_every_number_of_the_whole_test_set(finished):
-    asked = ["evaluation.metrics.right=own_parts:right", "evaluation.per_class=true"]
+    functions = {"right": "own_parts:right", "model": "own_parts:right"}
+    asked = [f"evaluation.metrics={json.dumps(functions)}", "evaluation.per_class=true"]
     ended = CliRunner().invoke(app, ["evaluate", finished[2], *asked])
     rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines() if "  " in line)
-    values = [value.strip() for value in rows.values()]
-    assert [*rows][2:6] == ["accuracy", "loss", "right", "of the clients"]
-    assert values[2] == values[4]
-    assert [*rows][6:] == [f"class {c}" for c in range(10)]
+    assert rows["model"].strip().startswith("round 2 of ")
+    assert [*rows][2:7] == ["accuracy", "loss", "right", "test/model", "of the clients"]
+    numbers = {label: value.strip() for label, value in rows.items()}
+    assert numbers["accuracy"] == numbers["right"] == numbers["test/model"]
+    assert [*rows][7:] == [f"class {c}" for c in range(10)]
 
 
 def test_clients_of_another_partition_have_other_accuracies_of_the_same_model(finished):
