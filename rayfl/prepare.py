@@ -16,7 +16,7 @@ from rayfl.data.partition import Partition
 from rayfl.errors import ConfigError
 from rayfl.federation.privacy import PrivateRounds
 from rayfl.federation.specs import FederationSpec
-from rayfl.prepared import Prepared, measurements
+from rayfl.prepared import Prepared, evaluation
 from rayfl.storage.checkpoint import before_the_run
 from rayfl.storage.storage import Storage
 from rayfl.training import contract
@@ -94,7 +94,6 @@ def prepare(
     # A GPU trains many clients at once; no more than it has lanes, or stacks, for.
     units = -(-fed.cohort_size // max(MOST_LANES, fed.stack or 1))
     on_gpus = on_cpus if shortcuts.dense else -(-fed.cohort_size // units)
-    measured = measurements(config, data, partition, holders)
     federation = FederationSpec(
         seed=config.seed,
         clients=fed.clients,
@@ -110,9 +109,7 @@ def prepare(
         test_samples=len(data.y_test),
         validation_samples=len(partition.validation),
         total_weight=total_weight(fed, partition),
-        scoring=measured.scoring,
-        breakdown=measured.breakdown,
-        own_metrics=measured.own_metrics,
+        evaluation=evaluation(config, data, partition, holders),
         privacy=privacy,
     )
     settings = LocalSettings(

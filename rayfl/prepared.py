@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,10 +19,9 @@ from rayfl.federation.averaging import Rule
 from rayfl.federation.breakdown import Breakdown
 from rayfl.federation.callbacks import Callbacks
 from rayfl.federation.measurer import Measurer
-from rayfl.federation.own_metrics import OwnMetrics
 from rayfl.federation.personal import Personalisation
 from rayfl.federation.scores import Scoring
-from rayfl.federation.specs import ClientSpec, Diagnosis, FederationSpec, ServerSpec
+from rayfl.federation.specs import ClientSpec, Diagnosis, EvaluationSpec, FederationSpec, ServerSpec
 from rayfl.flatness.question import Question
 from rayfl.provenance import Provenance
 from rayfl.storage.checkpoint import SavedCheckpoint, before_the_run
@@ -85,7 +83,7 @@ class Prepared:
         """The evaluation of clients' own models, if any. Raises ConfigError if they cannot be evaluated."""
         config, method = self.config, self.config.algorithm.at(1)
         asked = config.evaluation.personalised
-        known = self.federation.breakdown.holdings is not None
+        known = self.federation.evaluation.breakdown.holdings is not None
         if asked is not None and not known:
             raise ConfigError(
                 key="evaluation.personalised",
@@ -117,14 +115,8 @@ class Prepared:
 
     def on_test_set(self, data: Dataset) -> "Prepared":
         """The same experiment, to be evaluated on the test set of these data."""
-        measured = measurements(self.config, data, self.partition, self.holders)
-        federation = replace(
-            self.federation,
-            test_samples=len(data.y_test),
-            scoring=measured.scoring,
-            breakdown=measured.breakdown,
-            own_metrics=measured.own_metrics,
-        )
+        asked = evaluation(self.config, data, self.partition, self.holders)
+        federation = replace(self.federation, test_samples=len(data.y_test), evaluation=asked)
         return replace(self, data=data, federation=federation)
 
     def checkpoint_writer(self, location: str, run_id: str | None = None) -> CheckpointWriter:
@@ -161,7 +153,7 @@ def client_accuracies(
 
     `scores`: of the test samples, `[n]`.
     """
-    breakdown = prepared.federation.breakdown
+    breakdown = prepared.federation.evaluation.breakdown
     if scores is None or breakdown.holdings is None or not breakdown.per_client:
         return None
     columns = {"samples": prepared.holders.sizes, "accuracy": breakdown.clients(scores)}
@@ -173,20 +165,12 @@ def client_accuracies(
     return frame
 
 
-class Measurements(NamedTuple):
-    """Fields of a `FederationSpec` that follow from the test set."""
-
-    scoring: Scoring
-    breakdown: Breakdown
-    own_metrics: OwnMetrics
-
-
-def measurements(
+def evaluation(
     config: Experiment, data: Dataset, partition: Partition, holders: Partition
-) -> Measurements:
+) -> EvaluationSpec:
     """Return what evaluations make of a model's outputs on the test set of these data."""
     asked = config.evaluation
-    return Measurements(
+    return EvaluationSpec(
         scoring=Scoring.of(data, partition, own_loss=config.federation.loss is not None),
         breakdown=Breakdown.of(data, holders, asked.per_class, asked.per_client),
         own_metrics=own_parts.metrics(config, data, partition),

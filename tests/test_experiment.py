@@ -112,7 +112,7 @@ def test_what_is_evaluated_is_the_configs_to_say_and_not_part_of_its_hash(small)
     bare = load_config(small, ["federation.rounds=1", "evaluation.per_client=false"])
     detailed = load_config(small, ["federation.rounds=1", "evaluation.per_class=true"])
     assert bare.hash == detailed.hash
-    assert prepare(detailed).federation.breakdown.per_class
+    assert prepare(detailed).federation.evaluation.breakdown.per_class
     result = run(bare, local=True)
     assert result.clients is None
     assert not [name for name in result.history if name.startswith(("client/", "test/class/"))]

@@ -110,6 +110,11 @@ def _as_json(found: "Evaluated") -> dict[str, Any]:
     }
 
 
+def _is_of_all(name: str) -> bool:
+    """Return whether a metric is of the whole test set, and not of a class or a domain."""
+    return name.startswith("test/") and name.count("/") == 1
+
+
 def _rows(found: "Evaluated") -> dict[str, str]:
     """Return the lines for people, by their labels."""
     m = found.metrics
@@ -118,12 +123,11 @@ def _rows(found: "Evaluated") -> dict[str, str]:
         "model": f"round {found.round} {of}",
         "test set": f"{found.data}, {found.samples:,} samples",
     }
-    names = [name.removeprefix("test/") for name in m if name.startswith("test/")]
-    first = ("accuracy", "perplexity", "r2", "loss")
-    for name in dict.fromkeys((*first, *names)):
-        if name in names and "/" not in name:  # classes and domains have rows below
-            label = f"test/{name}" if name in rows else name  # an own metric may be called `model`
-            rows[label] = f"{m[f'test/{name}']:.4f}"
+    whole = {name.removeprefix("test/"): value for name, value in m.items() if _is_of_all(name)}
+    first = [name for name in ("accuracy", "perplexity", "r2", "loss") if name in whole]
+    for name in dict.fromkeys((*first, *whole)):
+        label = f"test/{name}" if name in rows else name  # an own metric may be called `model`
+        rows[label] = f"{whole[name]:.4f}"
     if "client/accuracy_mean" in m:
         rows["of the clients"] = of_clients(m)
     for kind in ("class", "domain"):

@@ -71,12 +71,11 @@ class Evaluations:
                     continue
                 raise self._diverged(round, f"the {prefix.removesuffix('/')} loss")
             split = SPLITS[prefix]
-            scored = self._federation.scoring.metrics(split, loss, scores)
-            scored |= self._federation.own_metrics.metrics(split, parts)
+            scored = self._federation.evaluation.of_split(split, loss, scores, parts)
             metrics |= {prefix + name: value for name, value in scored.items()}
             if prefix == OF_MODEL["test"]:
                 self.scores = scores
-                metrics |= self._federation.breakdown.metrics(scores)
+                metrics |= self._federation.evaluation.breakdown.metrics(scores)
         return metrics
 
 

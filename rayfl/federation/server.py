@@ -119,7 +119,9 @@ class Server:
             return None
         point = self._put(self.w, self.buffers)
         lr = f.lrs[min(self.round, f.rounds - 1)]
-        self.personal = asked.measure(self.pool, f.breakdown, self.round, lr, point, self.memories)
+        self.personal = asked.measure(
+            self.pool, f.evaluation.breakdown, self.round, lr, point, self.memories
+        )
         return EvaluationMetrics(self.round, personal.metrics(self.personal))
 
     def call_back(self, metrics: Mapping[str, float]) -> EvaluationMetrics | None:

@@ -21,6 +21,7 @@ from rayfl.federation.sampling import (
 )
 from rayfl.federation.scores import Scoring
 from rayfl.training.settings import LocalSettings
+from rayfl.training.units import EvaluationResult, Split
 
 if TYPE_CHECKING:
     from rayfl.federation.callbacks import Callbacks
@@ -33,6 +34,21 @@ class UnitsPerRound(NamedTuple):
 
     on_cpus: int
     on_gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """What evaluations make of a model's outputs on the data's own test set, and on held-out samples."""
+
+    scoring: Scoring
+    breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
+    own_metrics: OwnMetrics = field(default_factory=OwnMetrics)
+
+    def of_split(
+        self, split: Split, loss: float, scores: np.ndarray, parts: list[EvaluationResult]
+    ) -> dict[str, float]:
+        """Metrics of a whole split; `loss`: its mean, `scores [n]`; `parts`: results of its units."""
+        return self.scoring.metrics(split, loss, scores) | self.own_metrics.metrics(split, parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +69,7 @@ class FederationSpec:
     test_samples: int
     validation_samples: int  # 0: none are held out
     total_weight: float  # of all N clients in a cohort's mean
-    scoring: Scoring
-    breakdown: Breakdown  # metrics that follow from the correct predictions, beside their share
-    own_metrics: OwnMetrics = field(default_factory=OwnMetrics)
+    evaluation: EvaluationSpec
     privacy: PrivateRounds | None = None  # None: sums are released as they are
 
     @property

@@ -72,12 +72,12 @@ def evaluate(what: str, overrides: Sequence[str] = (), *, uri: str | None = None
         futures = evaluation(pool, saved.round, handle, "test", n)
         parts = [pool.wait(future) for future in futures]
     loss, scores = together(parts)
-    scored = federation.scoring.metrics("test", loss, scores)
-    scored |= federation.own_metrics.metrics("test", parts)
+    asked = federation.evaluation
+    scored = asked.of_split("test", loss, scores, parts)
     return Evaluated(
         data.name,
         n,
-        {f"test/{name}": v for name, v in scored.items()} | federation.breakdown.metrics(scores),
+        {f"test/{name}": v for name, v in scored.items()} | asked.breakdown.metrics(scores),
         client_accuracies(prepared, scores),
         saved.round,
         saved.run_id,

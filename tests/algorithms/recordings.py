@@ -22,7 +22,7 @@ from rayfl.federation.client import Client
 from rayfl.federation.pool import LocalPool
 from rayfl.federation.scores import Scoring
 from rayfl.federation.server import Server
-from rayfl.federation.specs import FederationSpec, ServerSpec
+from rayfl.federation.specs import EvaluationSpec, FederationSpec, ServerSpec
 from rayfl.training.batches import BatchSchedule, DeviceData, Minibatch, StackBatches
 from rayfl.training.engine import Engine
 from rayfl.training.flat import Layout
@@ -272,8 +272,10 @@ def replay(trace: Trace, way: Way, **options: Any) -> Iterator[tuple[Server, flo
         test_samples=1,
         validation_samples=0,
         total_weight=float(len(trace.sizes)),
-        scoring=Scoring("classes", False, {}),
-        breakdown=Breakdown.of(trace.dataset(), engine.partition, False, False),
+        evaluation=EvaluationSpec(
+            scoring=Scoring("classes", False, {}),
+            breakdown=Breakdown.of(trace.dataset(), engine.partition, False, False),
+        ),
     )
     w0 = in_our_order(engine.layout, trace.w0)
     pool = LocalPool(ReplayingClient(engine))

@@ -197,7 +197,8 @@ def test_accuracies_of_classes_domains_and_clients_are_those_of_the_final_logits
     }
     data = replace(prepared.data, **groups)
     breakdown = Breakdown.of(data, prepared.partition, per_class=True, per_client=True)
-    federation = replace(prepared.federation, breakdown=breakdown)
+    evaluation = replace(prepared.federation.evaluation, breakdown=breakdown)
+    federation = replace(prepared.federation, evaluation=evaluation)
     prepared = replace(prepared, data=data, federation=federation)
 
     servers = [here(prepared, prepared.config.algorithm)]

@@ -91,7 +91,7 @@ def test_sizes_units_and_weights_are_of_what_is_trained_on(small):
     # A unit has as much to do: of a tenth of the samples, more clients.
     whole = prepare(load_config(small)).federation.clients_per_unit
     assert prepared.federation.clients_per_unit > 2 * whole
-    held = prepared.federation.breakdown.holdings
+    held = prepared.federation.evaluation.breakdown.holdings
     shares = np.bincount(held.cell, held.clients[held.known][held.row] * held.share)
     of_clients = prepared.partition.histogram(prepared.data.y_train, 10) / sizes[:, None]
     assert shares == pytest.approx(of_clients.sum(axis=0))
